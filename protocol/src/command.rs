@@ -1,0 +1,90 @@
+//! What a client may ask for, whatever the dialect.
+
+use std::borrow::Cow;
+
+use crate::error::ErrorCode;
+use crate::event::Position;
+
+/// How published bytes are to be understood. Decides the frame's opcode and how a JSON dialect
+/// embeds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadKind {
+    /// Valid JSON text.
+    Json,
+    /// UTF-8 text that is not JSON.
+    Text,
+    /// Any bytes.
+    Binary,
+}
+
+/// What is published: bytes and their kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload<'a> {
+    /// How to understand the bytes.
+    pub kind: PayloadKind,
+    /// The bytes, exactly as delivered to a `raw.v1` subscriber.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// One command. `id` is the JSON text of the client's id (a number or a string), returned in the
+/// one reply.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Command<'a> {
+    /// The client's id, where it gave one.
+    pub id: Option<&'a str>,
+    /// What is asked.
+    pub action: Action<'a>,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action<'a> {
+    /// Receive a channel from now on, or from `recover` if its log still reaches back that far.
+    Subscribe {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+        /// The last position the client has seen.
+        recover: Option<Position>,
+    },
+    /// Receive a channel no more.
+    Unsubscribe {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+    },
+    /// Publish to a channel.
+    Publish {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+        /// What to publish.
+        payload: Payload<'a>,
+    },
+    /// Read a channel's log.
+    History {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+        /// Return publications behind this offset; from the oldest where absent.
+        after: Option<u64>,
+        /// Return at most so many.
+        limit: Option<u32>,
+    },
+    /// Asks for a `pong`.
+    Ping,
+    /// For the echo dialect: send this back.
+    Echo {
+        /// Whether it came as text.
+        text: bool,
+        /// The message.
+        bytes: &'a [u8],
+    },
+}
+
+/// A refused command: what the error reply says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandError<'a> {
+    /// The client's id, where it could be read.
+    pub id: Option<&'a str>,
+    /// The typed reason.
+    pub code: ErrorCode,
+    /// What was wrong and what is allowed.
+    pub message: String,
+}

@@ -1,0 +1,110 @@
+//! Dialects: each one file that turns messages into commands and events into frames.
+//!
+//! A dialect is fixed before the upgrade and never guessed from what a client sends. To add one:
+//! a file here, a variant of [`Dialect`], and a [`Lane`] if its publications look different from
+//! those of every other dialect.
+
+mod echo;
+mod raw;
+mod ringfeed;
+
+use crate::command::{Command, CommandError};
+use crate::connection::Incoming;
+use crate::event::{Event, Publication};
+
+/// The languages spoken inside WebSocket messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `ringfeed.v1`: JSON commands, replies by id, events with channel and offset.
+    Ringfeed,
+    /// `raw.v1`: JSON subscribe and unsubscribe; the payload itself is delivered.
+    Raw,
+    /// Sends every message back. For conformance tests.
+    Echo,
+}
+
+/// An encoding of publications. Subscribers on one lane of a channel receive identical bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Lane {
+    /// As `ringfeed.v1` delivers.
+    Ringfeed = 0,
+    /// As `raw.v1` delivers.
+    Raw = 1,
+}
+
+impl Lane {
+    /// Every lane, in the order of [`Lane::index`].
+    pub const ALL: [Lane; 2] = [Lane::Ringfeed, Lane::Raw];
+    /// How many there are.
+    pub const COUNT: usize = Lane::ALL.len();
+
+    /// Dense, from 0.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Appends one publication as a whole frame.
+    pub fn write_publication(self, out: &mut Vec<u8>, channel: &str, publication: &Publication) {
+        match self {
+            Lane::Ringfeed => ringfeed::write_publication(out, channel, publication),
+            Lane::Raw => raw::write_publication(out, publication),
+        }
+    }
+}
+
+impl Dialect {
+    /// Every dialect.
+    pub const ALL: [Dialect; 3] = [Dialect::Ringfeed, Dialect::Raw, Dialect::Echo];
+
+    /// The name in configuration, in `?protocol=` and as a WebSocket subprotocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dialect::Ringfeed => "ringfeed.v1",
+            Dialect::Raw => "raw.v1",
+            Dialect::Echo => "echo",
+        }
+    }
+
+    /// Finds a dialect by [`Dialect::name`].
+    pub fn from_name(name: &str) -> Option<Dialect> {
+        Dialect::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// The lane on which this dialect's subscribers sit; `None` where it has no subscriptions.
+    pub fn lane(self) -> Option<Lane> {
+        match self {
+            Dialect::Ringfeed => Some(Lane::Ringfeed),
+            Dialect::Raw => Some(Lane::Raw),
+            Dialect::Echo => None,
+        }
+    }
+
+    /// Whether replies, errors and gaps can be told inside the dialect. Where not, an error and a
+    /// gap close the connection with a code and a reason.
+    pub fn answers_in_band(self) -> bool {
+        matches!(self, Dialect::Ringfeed)
+    }
+
+    /// Reads one data message.
+    pub fn parse<'a>(self, message: &Incoming<'a>) -> Result<Command<'a>, CommandError<'a>> {
+        match (self, message) {
+            (Dialect::Echo, Incoming::Binary(bytes)) => Ok(echo::command(false, bytes)),
+            (Dialect::Echo, Incoming::Text(text)) => Ok(echo::command(true, text.as_bytes())),
+            (Dialect::Ringfeed, Incoming::Text(text)) => ringfeed::parse(text),
+            (Dialect::Raw, Incoming::Text(text)) => raw::parse(text),
+            (dialect, _) => Err(CommandError {
+                id: None,
+                code: crate::ErrorCode::BadJson,
+                message: format!("commands of {} are JSON in text messages", dialect.name()),
+            }),
+        }
+    }
+
+    /// Appends an event as a whole frame; nothing where the dialect has no form for it.
+    pub fn write_event(self, out: &mut Vec<u8>, event: &Event) {
+        if self == Dialect::Ringfeed {
+            ringfeed::write_event(out, event);
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! `ringfeed.v1`: JSON text both ways. `docs/PROTOCOL.md` shows every command and event; its
+//! examples are test vectors (`tests/vectors.rs`).
+
+use std::borrow::Cow;
+use std::io::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::command::{Action, Command, CommandError, Payload, PayloadKind};
+use crate::error::ErrorCode;
+use crate::event::{Epoch, Event, Position, Publication};
+use crate::frame::{self, Opcode};
+
+/// Longest JSON text of an id.
+const ID_BYTES_MAX: usize = 64;
+
+const COMMANDS: &str = "subscribe, unsubscribe, publish, history, ping";
+
+/// Every field that any command has. `data` is validated but kept as it came. Unknown fields are
+/// ignored, so that a newer client can speak to an older server.
+#[derive(Deserialize)]
+pub(super) struct Fields<'a> {
+    #[serde(rename = "type", alias = "action", borrow, default)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    channel: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    base64: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    recover: Option<Recover<'a>>,
+    #[serde(default)]
+    after: Option<u64>,
+    #[serde(default)]
+    limit: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct Recover<'a> {
+    #[serde(borrow)]
+    epoch: Cow<'a, str>,
+    offset: u64,
+}
+
+#[derive(Deserialize)]
+struct IdOnly<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+}
+
+/// `null` is a value that can be published; only an absent field is `None`.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn parse(text: &'a str) -> Result<Fields<'a>, CommandError<'a>> {
+        if !text.trim_start().starts_with('{') {
+            return Err(CommandError {
+                id: None,
+                code: ErrorCode::BadJson,
+                message: "a command is a JSON object and begins with '{'".into(),
+            });
+        }
+        let fields: Fields<'a> = serde_json::from_str(text).map_err(|e| {
+            let code = match e.classify() {
+                serde_json::error::Category::Data => ErrorCode::BadCommand,
+                _ => ErrorCode::BadJson,
+            };
+            let id = serde_json::from_str::<IdOnly>(text).ok().and_then(|only| only.id);
+            CommandError { id: id.and_then(valid_id), code, message: e.to_string() }
+        })?;
+        if fields.id.is_some_and(|id| valid_id(id).is_none()) {
+            return Err(CommandError {
+                id: None,
+                code: ErrorCode::BadCommand,
+                message: format!(
+                    "'id' must be a number or a string of at most {ID_BYTES_MAX} bytes"
+                ),
+            });
+        }
+        Ok(fields)
+    }
+
+    /// The command's name.
+    pub(super) fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
+    pub(super) fn subscribe(self) -> Result<Command<'a>, CommandError<'a>> {
+        let recover = match &self.recover {
+            None => None,
+            Some(Recover { epoch, offset }) => match epoch.parse::<Epoch>() {
+                Ok(epoch) => Some(Position { epoch, offset: *offset }),
+                Err(()) => {
+                    return Err(self.bad("'recover.epoch' must be 16 hexadecimal digits"));
+                }
+            },
+        };
+        self.with_channel(|channel| Action::Subscribe { channel, recover })
+    }
+
+    pub(super) fn unsubscribe(self) -> Result<Command<'a>, CommandError<'a>> {
+        self.with_channel(|channel| Action::Unsubscribe { channel })
+    }
+
+    fn publish(mut self) -> Result<Command<'a>, CommandError<'a>> {
+        let payload = match (self.data, self.text.take(), self.base64.take()) {
+            (Some(data), None, None) => {
+                Payload { kind: PayloadKind::Json, bytes: Cow::Borrowed(data.get().as_bytes()) }
+            }
+            (None, Some(text), None) => {
+                let bytes = match text {
+                    Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                    Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+                };
+                Payload { kind: PayloadKind::Text, bytes }
+            }
+            (None, None, Some(encoded)) => match BASE64.decode(encoded.as_bytes()) {
+                Ok(bytes) => Payload { kind: PayloadKind::Binary, bytes: Cow::Owned(bytes) },
+                Err(e) => return Err(self.bad(&format!("'base64' is not padded base64: {e}"))),
+            },
+            _ => return Err(self.bad("exactly one of 'data', 'text' and 'base64' is needed")),
+        };
+        self.with_channel(|channel| Action::Publish { channel, payload })
+    }
+
+    fn history(self) -> Result<Command<'a>, CommandError<'a>> {
+        let (after, limit) = (self.after, self.limit);
+        self.with_channel(|channel| Action::History { channel, after, limit })
+    }
+
+    pub(super) fn unknown(&self, dialect: &str, allowed: &str) -> CommandError<'a> {
+        let (code, message) = match self.kind() {
+            None => (ErrorCode::BadCommand, format!("'type' is missing; allowed are {allowed}")),
+            Some(kind) => {
+                let kind: String = kind.chars().take(40).flat_map(char::escape_default).collect();
+                let message = format!("{dialect} has no command '{kind}'; allowed are {allowed}");
+                (ErrorCode::UnknownCommand, message)
+            }
+        };
+        CommandError { id: self.id(), code, message }
+    }
+
+    fn with_channel(
+        mut self,
+        action: impl FnOnce(Cow<'a, str>) -> Action<'a>,
+    ) -> Result<Command<'a>, CommandError<'a>> {
+        match self.channel.take() {
+            Some(channel) => Ok(Command { id: self.id(), action: action(channel) }),
+            None => Err(self.bad("'channel' is missing")),
+        }
+    }
+
+    fn id(&self) -> Option<&'a str> {
+        self.id.and_then(valid_id)
+    }
+
+    fn bad(&self, message: &str) -> CommandError<'a> {
+        CommandError { id: self.id(), code: ErrorCode::BadCommand, message: message.into() }
+    }
+}
+
+/// A number or a string, short enough to be kept with a pending request.
+fn valid_id(id: &RawValue) -> Option<&str> {
+    let text = id.get();
+    let kind = text.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit());
+    (kind && text.len() <= ID_BYTES_MAX).then_some(text)
+}
+
+pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
+    let fields = Fields::parse(text)?;
+    match fields.kind() {
+        Some("subscribe") => fields.subscribe(),
+        Some("unsubscribe") => fields.unsubscribe(),
+        Some("publish") => fields.publish(),
+        Some("history") => fields.history(),
+        Some("ping") => Ok(Command { id: fields.id(), action: Action::Ping }),
+        _ => Err(fields.unknown("ringfeed.v1", COMMANDS)),
+    }
+}
+
+/// `{"type":"message","channel":C,"offset":N,"data":D}`; a payload that is not JSON is embedded as
+/// a string, bytes as base64 with `"encoding":"base64"`.
+pub(super) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &Publication) {
+    const HEAD: &str = "{\"type\":\"message\",\"channel\":\"";
+    const OFFSET: &str = "\",\"offset\":";
+    const DATA: &str = ",\"data\":";
+    if publication.kind == PayloadKind::Json {
+        // The hot path: the length is known beforehand, so the payload is copied once.
+        let mut digits = Decimal::default();
+        let offset = digits.format(publication.offset);
+        let len = HEAD.len()
+            + channel.len()
+            + OFFSET.len()
+            + offset.len()
+            + DATA.len()
+            + publication.bytes.len()
+            + 1;
+        out.reserve(len + frame::HEADER_BYTES_MAX);
+        frame::write_server_header(out, Opcode::Text, len);
+        out.extend_from_slice(HEAD.as_bytes());
+        out.extend_from_slice(channel.as_bytes());
+        out.extend_from_slice(OFFSET.as_bytes());
+        out.extend_from_slice(offset);
+        out.extend_from_slice(DATA.as_bytes());
+        out.extend_from_slice(publication.bytes);
+        out.push(b'}');
+        return;
+    }
+    let mut body = format!("{HEAD}{channel}{OFFSET}{}", publication.offset).into_bytes();
+    write_data(&mut body, publication);
+    body.push(b'}');
+    frame::write_server(out, Opcode::Text, &body);
+}
+
+/// Appends `,"data":…` and, for bytes, `,"encoding":"base64"`.
+fn write_data(body: &mut Vec<u8>, publication: &Publication) {
+    body.extend_from_slice(b",\"data\":");
+    match publication.kind {
+        PayloadKind::Json => body.extend_from_slice(publication.bytes),
+        PayloadKind::Text => write_string(body, &String::from_utf8_lossy(publication.bytes)),
+        PayloadKind::Binary => {
+            body.push(b'"');
+            body.extend_from_slice(BASE64.encode(publication.bytes).as_bytes());
+            body.extend_from_slice(b"\",\"encoding\":\"base64\"");
+        }
+    }
+}
+
+/// A JSON string, escaped.
+fn write_string(body: &mut Vec<u8>, text: &str) {
+    // Writing to a Vec cannot fail, and a str is always serializable.
+    let _ = serde_json::to_writer(body, text);
+}
+
+/// A number in decimal without an allocation.
+#[derive(Default)]
+struct Decimal([u8; 20]);
+
+impl Decimal {
+    fn format(&mut self, mut number: u64) -> &[u8] {
+        let mut start = self.0.len();
+        for (at, place) in self.0.iter_mut().enumerate().rev() {
+            // A single digit fits any integer type.
+            *place = b'0' + (number % 10) as u8;
+            number /= 10;
+            start = at;
+            if number == 0 {
+                break;
+            }
+        }
+        self.0.get(start..).unwrap_or_default()
+    }
+}
+
+pub(super) fn write_event(out: &mut Vec<u8>, event: &Event) {
+    let mut body = Vec::with_capacity(128);
+    write_body(&mut body, event);
+    frame::write_server(out, Opcode::Text, &body);
+}
+
+/// Channel names need no escaping: see [`crate::ChannelName`]. Writing to a `Vec` cannot fail.
+fn write_body(body: &mut Vec<u8>, event: &Event) {
+    let head = |body: &mut Vec<u8>, kind: &str, id: &Option<&str>| {
+        let _ = write!(body, "{{\"type\":\"{kind}\"");
+        if let Some(id) = id {
+            let _ = write!(body, ",\"id\":{id}");
+        }
+    };
+    let _ = match event {
+        Event::Subscribed { id, channel, position: Position { epoch, offset }, recovered } => {
+            head(body, "subscribed", id);
+            let _ = write!(
+                body,
+                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset}"
+            );
+            if let Some(recovered) = recovered {
+                let _ = write!(body, ",\"recovered\":{recovered}");
+            }
+            write!(body, "}}")
+        }
+        Event::Unsubscribed { id, channel } => {
+            head(body, "unsubscribed", id);
+            write!(body, ",\"channel\":\"{channel}\"}}")
+        }
+        Event::Published { id, channel, position: Position { epoch, offset } } => {
+            head(body, "published", id);
+            write!(
+                body,
+                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset},\
+                 \"ack\":\"accepted\"}}"
+            )
+        }
+        Event::History { id, channel, position: Position { epoch, offset }, publications } => {
+            head(body, "history", id);
+            let _ = write!(
+                body,
+                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset},\
+                 \"publications\":["
+            );
+            for (i, publication) in publications.iter().enumerate() {
+                let comma = if i > 0 { "," } else { "" };
+                let _ = write!(body, "{comma}{{\"offset\":{}", publication.offset);
+                write_data(body, publication);
+                body.push(b'}');
+            }
+            write!(body, "]}}")
+        }
+        Event::Pong { id } => {
+            head(body, "pong", id);
+            write!(body, "}}")
+        }
+        Event::Error { id, code, message } => {
+            head(body, "error", id);
+            let _ = write!(body, ",\"code\":\"{}\",\"message\":", code.as_str());
+            write_string(body, message);
+            write!(body, "}}")
+        }
+        Event::Gap { channel, epoch, from, to } => write!(
+            body,
+            "{{\"type\":\"gap\",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"from\":{from},\
+             \"to\":{to}}}"
+        ),
+        Event::Drain { reconnect_ms } => {
+            write!(body, "{{\"type\":\"drain\",\"reconnect_ms\":{reconnect_ms}}}")
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn refused(text: &str) -> (ErrorCode, Option<&str>) {
+        match parse(text) {
+            Err(e) => (e.code, e.id),
+            Ok(command) => panic!("{text} was accepted as {command:?}"),
+        }
+    }
+
+    #[test]
+    fn broken_json_anywhere_is_refused() {
+        for text in [
+            "",
+            "{",
+            "nonsense",
+            "[\"subscribe\"]",
+            r#"{"type":"publish","channel":"a","data":{"a":}}"#,
+            r#"{"type":"publish","channel":"a","data":[1,2}"#,
+            r#"{"type":"publish","channel":"a","data":tru}"#,
+            r#"{"type":"publish","channel":"a","data":"\x"}"#,
+            r#"{"type":"publish","channel":"a","data":1} trailing"#,
+        ] {
+            assert_eq!(refused(text).0, ErrorCode::BadJson, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bad_field_is_told_with_the_id() {
+        for (text, code) in [
+            (r#"{"type":"subscribe","id":7}"#, ErrorCode::BadCommand),
+            (r#"{"type":"subscribe","id":7,"channel":5}"#, ErrorCode::BadCommand),
+            (
+                r#"{"id":7,"type":"subscribe","channel":"a","recover":{"epoch":"x","offset":1}}"#,
+                ErrorCode::BadCommand,
+            ),
+            (
+                r#"{"id":7,"type":"subscribe","channel":"a","recover":{"offset":-1}}"#,
+                ErrorCode::BadCommand,
+            ),
+            (r#"{"id":7,"type":"publish","channel":"a"}"#, ErrorCode::BadCommand),
+            (
+                r#"{"id":7,"type":"publish","channel":"a","data":1,"text":""}"#,
+                ErrorCode::BadCommand,
+            ),
+            (r#"{"id":7,"type":"publish","channel":"a","base64":"%%"}"#, ErrorCode::BadCommand),
+            (r#"{"id":7,"type":"fly"}"#, ErrorCode::UnknownCommand),
+            (r#"{"id":7}"#, ErrorCode::BadCommand),
+        ] {
+            assert_eq!(refused(text), (code, Some("7")), "{text}");
+        }
+        assert_eq!(refused(r#"{"id":[1],"type":"ping"}"#).0, ErrorCode::BadCommand);
+    }
+
+    #[test]
+    fn deep_nesting_does_not_recurse() {
+        let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
+        let text = format!(r#"{{"type":"publish","channel":"a","data":{deep}}}"#);
+        assert!(parse(&text).is_ok());
+    }
+
+    #[test]
+    fn null_is_data() {
+        let command = parse(r#"{"type":"publish","channel":"a","data":null}"#).unwrap();
+        let Action::Publish { payload, .. } = command.action else { panic!() };
+        assert_eq!(&*payload.bytes, b"null");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered_and_never_panics(text in ".{0,80}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn every_kind_of_payload_is_embedded_as_valid_json(
+            text in ".{0,40}",
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+            offset in any::<u64>(),
+        ) {
+            let json = serde_json::to_string(&text).unwrap();
+            for (kind, payload) in [
+                (PayloadKind::Json, json.as_bytes()),
+                (PayloadKind::Text, text.as_bytes()),
+                (PayloadKind::Binary, &bytes),
+            ] {
+                let mut out = Vec::new();
+                let publication = Publication { offset, kind, bytes: payload };
+                write_publication(&mut out, "ch", &publication);
+                let (header, len) = frame::Header::parse(&out).unwrap().unwrap();
+                prop_assert_eq!(header.len as usize, out.len() - len);
+                let value: serde_json::Value = serde_json::from_slice(&out[len..]).unwrap();
+                prop_assert_eq!(&value["offset"], offset);
+                match kind {
+                    PayloadKind::Binary => {
+                        let data = BASE64.decode(value["data"].as_str().unwrap()).unwrap();
+                        prop_assert_eq!(&data, &bytes);
+                        prop_assert_eq!(&value["encoding"], "base64");
+                    }
+                    _ => prop_assert_eq!(&value["data"], &text),
+                }
+            }
+        }
+    }
+}

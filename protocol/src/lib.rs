@@ -1,0 +1,28 @@
+//! The bytes of ringfeed, and nothing but the bytes.
+//!
+//! Owns RFC 6455 framing and handshake ([`frame`], [`connection`], [`handshake`]), the dialects
+//! spoken inside the frames ([`dialect`]), and the commands and events that every dialect is
+//! translated to and from ([`command`], [`event`]). It refuses sockets, clocks and threads: the
+//! caller owns every buffer, hands bytes in and takes bytes out.
+#![forbid(unsafe_code)]
+
+pub mod channel_name;
+pub mod close;
+pub mod command;
+pub mod connection;
+pub mod dialect;
+pub mod error;
+pub mod event;
+pub mod frame;
+pub mod handshake;
+pub mod mask;
+pub mod utf8;
+
+pub use channel_name::ChannelName;
+pub use close::CloseCode;
+pub use command::Command;
+pub use connection::{Connection, Incoming, Role};
+pub use dialect::{Dialect, Lane};
+pub use error::{ErrorCode, ProtocolError};
+pub use event::{Event, Position};
+pub use frame::Opcode;
