@@ -1,0 +1,51 @@
+//! Limits and figures of this process, as the kernel knows them.
+
+use std::io;
+use std::time::Duration;
+
+/// Soft and hard `RLIMIT_NOFILE`.
+pub fn open_files_limit() -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for one rlimit.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => Ok((limit.rlim_cur, limit.rlim_max)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Raises the soft `RLIMIT_NOFILE` to the hard one and returns it.
+pub fn raise_open_files_limit() -> io::Result<u64> {
+    let (soft, hard) = open_files_limit()?;
+    if soft < hard {
+        let limit = libc::rlimit { rlim_cur: hard, rlim_max: hard };
+        // SAFETY: `limit` is a valid rlimit.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(hard)
+}
+
+/// CPU time of this process: user, system.
+pub fn process_cpu_time() -> (Duration, Duration) {
+    // SAFETY: an all-zero rusage is valid, and getrusage fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let time = |t: libc::timeval| {
+        Duration::from_secs(t.tv_sec.unsigned_abs())
+            + Duration::from_micros(t.tv_usec.unsigned_abs())
+    };
+    (time(usage.ru_utime), time(usage.ru_stime))
+}
+
+/// Resident memory of this process in bytes, from `/proc/self/statm`.
+pub fn resident_bytes() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: Option<u64> = statm.split(' ').nth(1).and_then(|field| field.parse().ok());
+    // SAFETY: sysconf has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.unsigned_abs();
+    pages.map(|pages| pages * page).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
