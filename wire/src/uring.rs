@@ -282,7 +282,7 @@ impl Wire for UringWire {
             ring.fetch()?;
         }
         self.reap();
-        let waiting = self.rings.iter().any(Ring::has_waiting);
+        let waiting = self.rings.iter_mut().any(Ring::has_waiting);
         Ok(self.ready.is_empty() && self.short.is_empty() && !waiting)
     }
 
