@@ -1,1 +1,11 @@
-//! x
+//! The ringfeed server.
+//!
+//! [`config`] says what is to run, [`server`] starts it: N pinned [`shard`]s that own connections
+//! and channels, and one [`control`] thread for the HTTP API and metrics.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod control;
+pub mod counters;
+pub mod server;
+pub mod shard;

@@ -10,11 +10,14 @@ mod uring;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
 
-pub use limits::{open_files_limit, process_cpu_time, raise_open_files_limit, resident_bytes};
+pub use limits::{
+    drain_event_fd, into_owned_fd, open_files_limit, process_cpu_time, raise_open_files_limit,
+    resident_bytes,
+};
 pub use segment::Segment;
 pub use uring::{UringWire, probe};
 
@@ -160,7 +163,7 @@ pub trait Wire {
     fn arm(&mut self) -> io::Result<bool>;
     /// A descriptor that becomes readable when an armed wire has something to do. Anybody may
     /// write to it (an eventfd) to wake the owner.
-    fn event_fd(&self) -> RawFd;
+    fn event_fd(&self) -> BorrowedFd<'_>;
     /// Counters and what is held.
     fn usage(&self) -> Usage;
 }

@@ -1,6 +1,7 @@
-//! Limits and figures of this process, as the kernel knows them.
+//! Small things asked of the kernel: limits and figures of this process, descriptors.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Soft and hard `RLIMIT_NOFILE`.
@@ -48,4 +49,17 @@ pub fn resident_bytes() -> io::Result<u64> {
     // SAFETY: sysconf has no preconditions.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.unsigned_abs();
     pages.map(|pages| pages * page).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Reads a non-blocking eventfd empty.
+pub fn drain_event_fd(fd: BorrowedFd<'_>) {
+    let mut count = 0u64;
+    // SAFETY: eight writable bytes.
+    unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+}
+
+/// The descriptor of a socket of another library, which gives it up.
+pub fn into_owned_fd(socket: impl IntoRawFd) -> OwnedFd {
+    // SAFETY: `IntoRawFd` hands over the ownership of an open descriptor.
+    unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) }
 }

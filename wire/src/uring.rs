@@ -12,10 +12,11 @@ mod ring;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use bytes::Bytes;
 
+use crate::limits::drain_event_fd;
 use crate::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireConfig, WireError};
 use op::SLOT_BITS;
 use ring::{Outcome, Ring};
@@ -81,7 +82,7 @@ impl UringWire {
             };
             // SAFETY: one valid pollfd and a valid timespec.
             unsafe { libc::ppoll(&mut poll, 1, &time, std::ptr::null()) };
-            drain_event_fd(self.event_fd.as_raw_fd());
+            drain_event_fd(self.event_fd.as_fd());
         }
         Ok(())
     }
@@ -286,8 +287,8 @@ impl Wire for UringWire {
         Ok(self.ready.is_empty() && self.short.is_empty() && !waiting)
     }
 
-    fn event_fd(&self) -> RawFd {
-        self.event_fd.as_raw_fd()
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.event_fd.as_fd()
     }
 
     fn usage(&self) -> Usage {
@@ -303,13 +304,6 @@ impl Wire for UringWire {
             completion_overflows: a.completion_overflows + b.completion_overflows,
         })
     }
-}
-
-/// Reads a non-blocking eventfd empty.
-fn drain_event_fd(fd: RawFd) {
-    let mut count = 0u64;
-    // SAFETY: eight writable bytes.
-    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
 }
 
 /// Tries every feature the wire needs on a socket pair, and says which one is missing.

@@ -328,16 +328,10 @@ fn random_churn_leaks_no_slot_and_mixes_up_no_socket() {
 #[test]
 fn an_eventfd_write_by_anybody_wakes_the_owner() {
     let mut wire = UringWire::new(small()).unwrap();
-    let fd = wire.event_fd();
+    let fd = wire.event_fd().try_clone_to_owned().unwrap();
     assert!(wire.arm().unwrap());
     let one = 1u64.to_ne_bytes();
-    // SAFETY of the test: the wire outlives the thread, so the descriptor is open.
-    let writer = std::thread::spawn(move || {
-        use std::os::fd::BorrowedFd;
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        let mut file = std::fs::File::from(fd.try_clone_to_owned().unwrap());
-        file.write_all(&one).unwrap();
-    });
+    let writer = std::thread::spawn(move || std::fs::File::from(fd).write_all(&one).unwrap());
     let start = Instant::now();
     wire.wait(PATIENCE).unwrap();
     assert!(start.elapsed() < PATIENCE);

@@ -1,0 +1,79 @@
+//! One wheel of timers for all connections of a shard.
+
+use super::sessions::SessionId;
+
+/// Milliseconds per bucket.
+pub(super) const TICK_MS: u64 = 100;
+/// Buckets; what lies further ahead than `BUCKETS * TICK_MS` is looked at early and put back.
+const BUCKETS: u64 = 1024;
+
+/// What a due timer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// See whether the peer is still there.
+    Heartbeat,
+    /// Cut the connection if its closing handshake has not ended.
+    Close,
+}
+
+/// A timer of a session that may be gone by then: the session's generation tells.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timer {
+    pub(super) due_ms: u64,
+    pub(super) session: SessionId,
+    pub(super) purpose: Purpose,
+}
+
+/// Timers by due time, coarse.
+#[derive(Debug)]
+pub(super) struct Wheel {
+    buckets: Vec<Vec<Timer>>,
+    /// The next bucket to be looked at, counted since the start.
+    next: u64,
+}
+
+impl Wheel {
+    pub(super) fn new() -> Wheel {
+        Wheel { buckets: (0..BUCKETS).map(|_| Vec::new()).collect(), next: 0 }
+    }
+
+    pub(super) fn add(&mut self, timer: Timer) {
+        let bucket = (timer.due_ms / TICK_MS + 1).clamp(self.next, self.next + BUCKETS - 1);
+        self.buckets[(bucket % BUCKETS) as usize].push(timer);
+    }
+
+    /// Takes what is due at `now_ms` out of the wheel.
+    pub(super) fn due(&mut self, now_ms: u64) -> Vec<Timer> {
+        let mut due = Vec::new();
+        while self.next <= now_ms / TICK_MS {
+            let bucket = std::mem::take(&mut self.buckets[(self.next % BUCKETS) as usize]);
+            self.next += 1;
+            for timer in bucket {
+                if timer.due_ms <= now_ms { due.push(timer) } else { self.add(timer) }
+            }
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_come_once_and_not_early_however_far_ahead() {
+        let mut wheel = Wheel::new();
+        let session = SessionId { slot: 0, generation: 0 };
+        for due_ms in [0, 50, 99, 100, 5_000, 102_400, 500_000] {
+            wheel.add(Timer { due_ms, session, purpose: Purpose::Close });
+        }
+        let mut seen = Vec::new();
+        for now_ms in (0..600_000).step_by(70) {
+            for timer in wheel.due(now_ms) {
+                assert!(timer.due_ms <= now_ms && now_ms < timer.due_ms + 3 * TICK_MS);
+                seen.push(timer.due_ms);
+            }
+        }
+        assert_eq!(seen, [0, 50, 99, 100, 5_000, 102_400, 500_000]);
+    }
+}

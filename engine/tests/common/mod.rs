@@ -1,0 +1,233 @@
+//! A server of its own for each test, and clients for it.
+#![allow(dead_code, unreachable_pub)] // each test file uses a part of it
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use ringfeed_engine::config::{Config, Sources};
+use ringfeed_engine::server::{self, Server};
+use serde_json::{Value, json};
+use tungstenite::client::IntoClientRequest;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Message, WebSocket};
+
+/// How long a test waits for what must come. Never a measure of how fast it has to come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server, drained when dropped.
+pub struct TestServer {
+    server: Option<Server>,
+    pub public: SocketAddr,
+    pub internal: SocketAddr,
+}
+
+/// Channels `open.*` may be published to by anybody and keep 10,000 publications.
+pub const CHANNELS: &str = r#"
+[[channels]]
+pattern = "open.*"
+publish = "anyone"
+history_size = 10000
+[[channels]]
+pattern = "closed.*"
+subscribe = "nobody"
+[[channels]]
+pattern = "*"
+"#;
+
+impl TestServer {
+    /// With this TOML, and these flags on top.
+    pub fn start(toml: &str, flags: &[&str]) -> TestServer {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("test.toml");
+        std::fs::write(&file, toml).unwrap();
+        let mut all: Vec<String> = vec![
+            "server.listen=127.0.0.1:0".into(),
+            "api.listen=127.0.0.1:0".into(),
+            "server.pin=false".into(),
+            "server.shards=2".into(),
+            "server.drain_timeout_ms=2000".into(),
+            "limits.messages_per_second_max=0".into(),
+        ];
+        all.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let sources = Sources { file: Some(&file), environment: Vec::new(), flags: all };
+        let server = server::start(Config::load(&sources).unwrap()).unwrap();
+        let (public, internal) = (server.public, server.internal);
+        TestServer { server: Some(server), public, internal }
+    }
+
+    /// With [`CHANNELS`].
+    pub fn open(flags: &[&str]) -> TestServer {
+        TestServer::start(CHANNELS, flags)
+    }
+
+    pub fn client(&self) -> Client {
+        self.client_of("ringfeed.v1")
+    }
+
+    pub fn client_of(&self, dialect: &str) -> Client {
+        Client::connect(self.public, &format!("/ws?protocol={dialect}"))
+    }
+
+    /// Status and body of a request to the internal port.
+    pub fn http(&self, method: &str, target: &str, body: &str) -> (u16, String) {
+        http(self.internal, method, target, "", body)
+    }
+
+    pub fn get(&self, target: &str) -> Value {
+        let (status, body) = self.http("GET", target, "");
+        assert_eq!(status, 200, "{target}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    pub fn publish(&self, channel: &str, data: Value) -> Value {
+        let body = json!({"channel": channel, "data": data}).to_string();
+        let (status, body) = self.http("POST", "/api/publish", &body);
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// One of the totals in `/api/stats`.
+    pub fn total(&self, name: &str) -> u64 {
+        self.get("/api/stats")["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// Waits until a total satisfies a condition.
+    pub fn wait_total(&self, name: &str, what: impl Fn(u64) -> bool) -> u64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let total = self.total(name);
+            if what(total) {
+                return total;
+            }
+            assert!(Instant::now() < deadline, "{name} stays at {total}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn drain(&self) {
+        self.server.as_ref().unwrap().drain();
+    }
+
+    pub fn wait(mut self) {
+        self.server.take().unwrap().wait().unwrap();
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.drain();
+            let ended = server.wait();
+            if !std::thread::panicking() {
+                ended.unwrap();
+            }
+        }
+    }
+}
+
+/// One HTTP request over a connection of its own.
+pub fn http(
+    to: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String) {
+    let mut stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n{headers}\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let body = if head.to_lowercase().contains("transfer-encoding: chunked") {
+        dechunk(body)
+    } else {
+        body.to_owned()
+    };
+    (status, body)
+}
+
+fn dechunk(mut body: &str) -> String {
+    let mut out = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap_or(0);
+        out.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    out
+}
+
+/// A WebSocket client made of tungstenite: independent of ringfeed's own protocol code.
+pub struct Client {
+    pub socket: WebSocket<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(to: SocketAddr, target: &str) -> Client {
+        let stream = TcpStream::connect(to).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!("ws://{to}{target}").into_client_request().unwrap();
+        let (socket, _) = tungstenite::client(request, stream).unwrap();
+        Client { socket }
+    }
+
+    pub fn send(&mut self, command: Value) {
+        self.send_text(&command.to_string());
+    }
+
+    pub fn send_text(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).unwrap();
+    }
+
+    /// The next data message.
+    pub fn message(&mut self) -> Message {
+        loop {
+            match self.socket.read().unwrap() {
+                Message::Ping(_) | Message::Pong(_) => {}
+                message => return message,
+            }
+        }
+    }
+
+    /// The next message as JSON.
+    pub fn receive(&mut self) -> Value {
+        match self.message() {
+            Message::Text(text) => serde_json::from_str(&text).unwrap(),
+            other => panic!("expected text, got {other:?}"),
+        }
+    }
+
+    pub fn ask(&mut self, command: Value) -> Value {
+        self.send(command);
+        self.receive()
+    }
+
+    pub fn subscribe(&mut self, channel: &str) -> Value {
+        let reply = self.ask(json!({"type": "subscribe", "id": 1, "channel": channel}));
+        assert_eq!(reply["type"], "subscribed", "{reply}");
+        reply
+    }
+
+    /// Reads up to the close frame; its code and reason.
+    pub fn closed(&mut self) -> (u16, String) {
+        loop {
+            match self.socket.read() {
+                Ok(Message::Close(Some(frame))) => {
+                    return (CloseCode::into(frame.code), frame.reason.to_string());
+                }
+                Ok(_) => {}
+                other => panic!("expected a close frame, got {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The common path, in both dialects, over WebSocket and HTTP.
+
+mod common;
+
+use common::TestServer;
+use serde_json::json;
+use tungstenite::Message;
+
+#[test]
+fn a_publication_reaches_every_subscriber_in_its_dialect() {
+    let server = TestServer::open(&[]);
+    let mut plain = server.client();
+    let first = plain.subscribe("open.a");
+    assert_eq!(first["offset"], 0);
+    let mut raw = server.client_of("raw.v1");
+    raw.send_text(r#"{"action":"subscribe","channel":"open.a"}"#);
+    server.wait_total("subscriptions", |n| n == 2);
+
+    let mut publisher = server.client();
+    let reply = publisher.ask(json!({"type":"publish","id":"p","channel":"open.a","data":{"x":1}}));
+    assert_eq!(reply["type"], "published");
+    assert_eq!(reply["ack"], "accepted");
+    assert_eq!((&reply["id"], &reply["offset"]), (&json!("p"), &json!(1)));
+    assert_eq!(reply["epoch"], first["epoch"]);
+    let event = plain.receive();
+    let expected = json!({"type":"message","channel":"open.a","offset":1,"data":{"x":1}});
+    assert_eq!(event, expected);
+    assert_eq!(raw.message(), Message::text(r#"{"x":1}"#));
+
+    publisher.send(json!({"type":"publish","channel":"open.a","text":"not json"}));
+    publisher.send(json!({"type":"publish","channel":"open.a","base64":"AAEC"}));
+    assert_eq!(plain.receive()["data"], "not json");
+    let binary = plain.receive();
+    assert_eq!((&binary["data"], &binary["encoding"]), (&json!("AAEC"), &json!("base64")));
+    assert_eq!(raw.message(), Message::text("not json"));
+    assert_eq!(raw.message(), Message::binary(vec![0, 1, 2]));
+}
+
+#[test]
+fn unsubscribing_ends_delivery_and_every_command_has_one_reply() {
+    let server = TestServer::open(&[]);
+    let mut client = server.client();
+    client.subscribe("open.a");
+    client.subscribe("open.b");
+    let reply = client.ask(json!({"type":"unsubscribe","id":2,"channel":"open.a"}));
+    assert_eq!(reply, json!({"type":"unsubscribed","id":2,"channel":"open.a"}));
+    server.publish("open.a", json!(1));
+    server.publish("open.b", json!(2));
+    assert_eq!(client.receive()["channel"], "open.b");
+    assert_eq!(client.ask(json!({"type":"ping","id":3})), json!({"type":"pong","id":3}));
+    for (command, code) in [
+        (json!({"type":"subscribe","id":4,"channel":"open.b"}), "already_subscribed"),
+        (json!({"type":"unsubscribe","id":4,"channel":"open.a"}), "not_subscribed"),
+        (json!({"type":"subscribe","id":4,"channel":"closed.x"}), "forbidden"),
+        (json!({"type":"publish","id":4,"channel":"other","data":1}), "forbidden"),
+        (json!({"type":"subscribe","id":4,"channel":"a b"}), "bad_channel"),
+        (json!({"type":"history","id":4,"channel":"open.never"}), "bad_channel"),
+        (json!({"type":"dance","id":4}), "unknown_command"),
+        (json!({"action":"subscribe","id":4}), "bad_command"),
+    ] {
+        let reply = client.ask(command.clone());
+        assert_eq!((&reply["type"], &reply["code"]), (&json!("error"), &json!(code)), "{command}");
+        assert_eq!(reply["id"], 4);
+    }
+    client.send_text("{broken");
+    assert_eq!(client.receive()["code"], "bad_json");
+}
+
+#[test]
+fn history_is_read_over_both_ways() {
+    let server = TestServer::open(&[]);
+    for i in 1..=5 {
+        server.publish("open.h", json!({"i": i}));
+    }
+    let mut client = server.client();
+    let page = client.ask(json!({"type":"history","id":1,"channel":"open.h","after":2,"limit":2}));
+    assert_eq!(page["type"], "history");
+    assert_eq!(page["offset"], 5);
+    let expected = json!([{"offset":3,"data":{"i":3}},{"offset":4,"data":{"i":4}}]);
+    assert_eq!(page["publications"], expected);
+    let page = server.get("/api/history?channel=open.h&after=2&limit=2");
+    assert_eq!(page["publications"], expected);
+}
+
+#[test]
+fn the_http_api_answers_every_case() {
+    let server = TestServer::open(&["api.keys=secret,other", "api.body_bytes_max=2000"]);
+    let auth = "Authorization: Bearer other\r\n";
+    let call = |method: &str, target: &str, headers: &str, body: &str| {
+        common::http(server.internal, method, target, headers, body)
+    };
+    assert_eq!(call("POST", "/api/publish", "", "{}").0, 401);
+    assert_eq!(call("POST", "/api/publish", "Authorization: Bearer secre\r\n", "{}").0, 401);
+    let good = r#"{"channel":"any","data":1}"#;
+    assert_eq!(call("POST", "/api/publish", auth, good).0, 200);
+    for (body, status) in [
+        ("{", 400),
+        (r#"{"channel":"a b","data":1}"#, 400),
+        (r#"{"channel":"a"}"#, 400),
+        (r#"{"channel":"a","data":1,"datum":2}"#, 400),
+        (&format!(r#"{{"channel":"a","data":"{}"}}"#, "x".repeat(3000)), 413),
+    ] {
+        let (got, answer) = call("POST", "/api/publish", auth, body);
+        assert_eq!(got, status, "{answer}");
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["error"].is_string() && answer["message"].is_string(), "{answer}");
+    }
+    let batch = r#"{"publications":[{"channel":"b","data":1},{"channel":"","data":1},
+                    {"channel":"b","text":"two"}]}"#;
+    let (status, answer) = call("POST", "/api/batch", auth, batch);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(answer["results"][0]["offset"], 1);
+    assert_eq!(answer["results"][1]["error"], "bad_channel");
+    assert_eq!(answer["results"][2]["offset"], 2);
+    let lines = "{\"channel\":\"i\",\"data\":1}\n\nnonsense\n{\"channel\":\"i\",\"data\":2}";
+    let (status, acks) = call("POST", "/api/ingest", auth, lines);
+    assert_eq!(status, 200);
+    let last: serde_json::Value = serde_json::from_str(acks.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["lines"], &last["accepted"], &last["refused"]),
+        (&json!(3), &json!(2), &json!(1))
+    );
+    assert!(acks.contains("\"line\":2"), "{acks}");
+
+    let (_, rows) = call("GET", "/api/channels?prefix=b", auth, "");
+    let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
+    assert_eq!((&rows["total"], &rows["channels"][0]["offset"]), (&json!(1), &json!(2)));
+    assert_eq!(call("GET", "/api/history?channel=none", auth, "").0, 404);
+    assert_eq!(call("GET", "/api/history", auth, "").0, 400);
+    assert_eq!(call("GET", "/api/stats", auth, "").0, 200);
+    assert_eq!(call("GET", "/nothing", auth, "").0, 404);
+    assert_eq!(call("DELETE", "/api/publish", auth, "").0, 405);
+    assert_eq!(call("GET", "/health", "", "").0, 200);
+    assert_eq!(call("GET", "/ready", "", "").0, 200);
+    let (status, metrics) = call("GET", "/metrics", "", "");
+    assert_eq!(status, 200);
+    assert!(metrics.contains("ringfeed_publications_total 5"), "{metrics}");
+    let (_, document) = call("GET", "/api/openapi.json", "", "");
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    for path in ["publish", "batch", "ingest", "channels", "history", "stats"] {
+        assert!(document["paths"][format!("/api/{path}")].is_object(), "{path}");
+    }
+}
+
+#[test]
+fn without_keys_browsers_are_refused() {
+    let server = TestServer::open(&[]);
+    let origin = "Origin: http://evil.example\r\n";
+    let body = r#"{"channel":"a","data":1}"#;
+    let (status, _) = common::http(server.internal, "POST", "/api/publish", origin, body);
+    assert_eq!(status, 403);
+}
