@@ -1,1 +1,36 @@
-fn main() {}
+//! The load generator of ringfeed: an independent client that opens connections, publishes, and
+//! checks on every subscriber that nothing is missing, doubled, out of order or changed.
+
+mod args;
+mod expect;
+mod feed;
+mod fleet;
+mod publisher;
+mod recorder;
+mod recording;
+mod report;
+mod run;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Something was lost, doubled, reordered or changed.
+const EXIT_LOSS: u8 = 1;
+/// The run could not be made.
+const EXIT_ERROR: u8 = 2;
+
+fn main() -> ExitCode {
+    match run::run(&args::Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_LOSS),
+        Err(e) => {
+            eprintln!("loadgen: {e:#}");
+            ExitCode::from(EXIT_ERROR)
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! The publishing thread: takes a feed, tells the fleet what is coming, then publishes it.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use crossbeam_channel::Sender;
+use ringfeed_protocol::frame::{Opcode, write_client};
+use ringfeed_protocol::handshake::ClientHandshake;
+use ringfeed_protocol::{Connection, Incoming, Role};
+
+use crate::args::PublishArg;
+use crate::feed::Feed;
+use crate::run::Control;
+use crate::target::Target;
+
+/// Messages handed over at once at most, so that a fast feed is still interleaved with receiving.
+const BATCH_MESSAGES: usize = 512;
+/// Bytes handed over at once at most.
+const BATCH_BYTES: usize = 128 * 1024;
+/// How long to wait for a server that does not take or acknowledge anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Messages under way without acknowledgement at most, in an unpaced run.
+const UNACKNOWLEDGED_MAX: u64 = 200_000;
+
+/// Messages about to be published, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) items: Vec<Item>,
+    text: Vec<u8>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Item {
+    pub(crate) channel: u32,
+    /// On the run's clock.
+    pub(crate) intended_ns: u64,
+    /// Whether it belongs to what is measured.
+    pub(crate) counts: bool,
+    start: u32,
+    end: u32,
+}
+
+impl Batch {
+    pub(crate) fn payload(&self, item: &Item) -> &[u8] {
+        &self.text[item.start as usize..item.end as usize]
+    }
+
+    fn push(&mut self, channel: u32, intended_ns: u64, counts: bool, payload: &[u8]) {
+        let start = self.text.len() as u32;
+        self.text.extend_from_slice(payload);
+        let end = self.text.len() as u32;
+        self.items.push(Item { channel, intended_ns, counts, start, end });
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH_MESSAGES || self.text.len() >= BATCH_BYTES
+    }
+}
+
+/// What became of a run's publications.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Published {
+    pub(crate) messages: u64,
+    /// By place in the list of channels.
+    pub(crate) by_channel: Vec<u64>,
+    pub(crate) seconds: f64,
+    /// How far publishing fell behind its schedule at worst.
+    pub(crate) late_max_ns: u64,
+}
+
+/// A connection that publishes.
+pub(crate) struct Publisher {
+    sink: Sink,
+    channels: Vec<String>,
+    fleet: Vec<Sender<Arc<Batch>>>,
+    control: Arc<Control>,
+    buffer: Vec<u8>,
+}
+
+enum Sink {
+    /// One long ingest request, acknowledged as it goes.
+    Api { stream: TcpStream, acks: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
+    /// Publish commands over a WebSocket.
+    Ws { stream: TcpStream, errors: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
+}
+
+/// What the server has said so far.
+#[derive(Debug, Default)]
+struct Acks {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    first_error: std::sync::Mutex<Option<String>>,
+}
+
+impl Acks {
+    fn refuse(&self, count: u64, error: String) {
+        self.refused.fetch_add(count, Ordering::Relaxed);
+        if let Ok(mut first) = self.first_error.lock() {
+            first.get_or_insert(error);
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.refused.load(Ordering::Relaxed) > 0 {
+            let error = self.first_error.lock().ok().and_then(|e| e.clone()).unwrap_or_default();
+            bail!("the server refuses to publish: {error}");
+        }
+        Ok(())
+    }
+}
+
+impl Publisher {
+    pub(crate) fn connect(
+        target: &Target,
+        how: PublishArg,
+        channels: Vec<String>,
+        fleet: Vec<Sender<Arc<Batch>>>,
+        control: Arc<Control>,
+    ) -> anyhow::Result<Publisher> {
+        let sink = match how {
+            PublishArg::Api => Sink::api(target)?,
+            PublishArg::Ws => Sink::ws(target)?,
+        };
+        Ok(Publisher { sink, channels, fleet, control, buffer: Vec::new() })
+    }
+
+    /// Publishes one message to each of some channels that does not count, to show where
+    /// subscriptions stand.
+    pub(crate) fn warm_up(&mut self, channels: &[u32], round: u32) -> anyhow::Result<()> {
+        let mut batch = Batch::default();
+        let now = self.control.now_ns();
+        for &channel in channels {
+            let payload = format!("{{\"warmup\":{round}}}");
+            batch.push(channel, now, false, payload.as_bytes());
+        }
+        self.publish(batch)
+    }
+
+    /// Publishes a feed to its end, or until the run is stopped.
+    pub(crate) fn run(
+        &mut self,
+        feed: &mut dyn Feed,
+        until_ns: Option<u64>,
+    ) -> anyhow::Result<Published> {
+        let by_channel = vec![0; self.channels.len()];
+        let mut published = Published { by_channel, ..Published::default() };
+        let start = self.control.now_ns();
+        let paced = feed.is_paced();
+        let mut payload = Vec::new();
+        let mut held: Option<(u32, u64)> = None;
+        loop {
+            let mut batch = Batch::default();
+            let now = self.control.now_ns();
+            let mut wait_until = None;
+            while !batch.is_full() {
+                let next = match held.take() {
+                    Some(next) => Some(next),
+                    None => {
+                        payload.clear();
+                        feed.next(&mut payload)
+                    }
+                };
+                let Some((channel, due_ns)) = next else { break };
+                let due = if paced { start + due_ns } else { now };
+                if due > now {
+                    held = next;
+                    wait_until = Some(due);
+                    break;
+                }
+                published.late_max_ns = published.late_max_ns.max(now - due);
+                batch.push(channel, due, true, &payload);
+            }
+            let over = until_ns.is_some_and(|until| now - start >= until);
+            if self.control.stopped() || over {
+                break;
+            }
+            if batch.items.is_empty() {
+                let Some(due) = wait_until else { break };
+                let wait = Duration::from_nanos(due.saturating_sub(self.control.now_ns()));
+                // Short sleeps: a stop is noticed, and a late timer is not late by much.
+                std::thread::sleep(wait.min(Duration::from_millis(50)));
+                continue;
+            }
+            published.messages += batch.items.len() as u64;
+            for item in &batch.items {
+                published.by_channel[item.channel as usize] += 1;
+            }
+            self.publish(batch)?;
+            if !paced {
+                self.wait_for_acks(published.messages)?;
+            }
+        }
+        published.seconds = (self.control.now_ns() - start) as f64 / 1e9;
+        Ok(published)
+    }
+
+    fn publish(&mut self, batch: Batch) -> anyhow::Result<()> {
+        let batch = Arc::new(batch);
+        // First the fleet: whoever receives a message must know what to expect.
+        for fleet in &self.fleet {
+            let _ = fleet.send(batch.clone());
+        }
+        self.control.published.fetch_add(batch.items.len() as u64, Ordering::Relaxed);
+        self.buffer.clear();
+        match &mut self.sink {
+            Sink::Api { stream, acks, .. } => {
+                acks.check()?;
+                let mut lines = Vec::with_capacity(batch.text.len() * 2);
+                for item in &batch.items {
+                    lines.extend_from_slice(b"{\"channel\":\"");
+                    lines.extend_from_slice(self.channels[item.channel as usize].as_bytes());
+                    lines.extend_from_slice(b"\",\"data\":");
+                    lines.extend_from_slice(batch.payload(item));
+                    lines.extend_from_slice(b"}\n");
+                }
+                write!(self.buffer, "{:x}\r\n", lines.len())?;
+                self.buffer.extend_from_slice(&lines);
+                self.buffer.extend_from_slice(b"\r\n");
+                stream.write_all(&self.buffer).context("publishing over the HTTP API")
+            }
+            Sink::Ws { stream, errors, .. } => {
+                errors.check()?;
+                let mut command = Vec::new();
+                for item in &batch.items {
+                    command.clear();
+                    command.extend_from_slice(b"{\"type\":\"publish\",\"channel\":\"");
+                    command.extend_from_slice(self.channels[item.channel as usize].as_bytes());
+                    command.extend_from_slice(b"\",\"data\":");
+                    command.extend_from_slice(batch.payload(item));
+                    command.push(b'}');
+                    write_client(&mut self.buffer, Opcode::Text, &command, rand::random());
+                }
+                stream.write_all(&self.buffer).context("publishing over a WebSocket")
+            }
+        }
+    }
+
+    /// Bounds what is under way in an unpaced run.
+    fn wait_for_acks(&self, sent: u64) -> anyhow::Result<()> {
+        let Sink::Api { acks, .. } = &self.sink else { return Ok(()) };
+        let deadline = Instant::now() + PATIENCE;
+        while sent.saturating_sub(acks.accepted.load(Ordering::Relaxed)) > UNACKNOWLEDGED_MAX {
+            acks.check()?;
+            if Instant::now() > deadline {
+                bail!("the server acknowledges nothing any more");
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    /// Ends the request and checks that everything was accepted.
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
+        match self.sink {
+            Sink::Api { mut stream, acks, reader } => {
+                stream.write_all(b"0\r\n\r\n").context("ending the ingest request")?;
+                match reader.join() {
+                    Ok(result) => result?,
+                    Err(_) => bail!("the thread that reads acknowledgements panicked"),
+                }
+                acks.check()?;
+                let accepted = acks.accepted.load(Ordering::Relaxed);
+                let sent = self.control.published.load(Ordering::Relaxed);
+                if accepted != sent {
+                    bail!("the server acknowledged {accepted} of {sent} publications");
+                }
+                Ok(())
+            }
+            Sink::Ws { stream, errors, reader } => {
+                stream.shutdown(std::net::Shutdown::Both)?;
+                let _ = reader.join();
+                errors.check()
+            }
+        }
+    }
+}
+
+impl Sink {
+    fn api(target: &Target) -> anyhow::Result<Sink> {
+        let api = target.api;
+        let mut stream = TcpStream::connect(api)
+            .with_context(|| format!("no HTTP API answers at {api}; --api says where it is"))?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "POST /api/ingest HTTP/1.1\r\nHost: {api}\r\nAuthorization: Bearer {}\r\n\
+             Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n",
+            target.api_key
+        )?;
+        let acks = Arc::new(Acks::default());
+        let (shared, input) = (acks.clone(), stream.try_clone()?);
+        let reader = std::thread::spawn(move || {
+            let read = read_acks(input, &shared);
+            if let Err(e) = &read {
+                shared.refuse(1, format!("{e:#}"));
+            }
+            read
+        });
+        Ok(Sink::Api { stream, acks, reader })
+    }
+
+    fn ws(target: &Target) -> anyhow::Result<Sink> {
+        let mut stream = TcpStream::connect(target.address)
+            .with_context(|| format!("no server answers at {}", target.address))?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let path = target.path_for("ringfeed.v1");
+        let handshake = ClientHandshake::new(&target.host, &path, None, rand::random());
+        stream.write_all(handshake.request())?;
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while handshake.receive(&head)?.is_none() {
+            stream.read_exact(&mut byte).context("the server's handshake")?;
+            head.push(byte[0]);
+        }
+        let errors = Arc::new(Acks::default());
+        let (shared, mut input) = (errors.clone(), stream.try_clone()?);
+        let reader = std::thread::spawn(move || {
+            let mut connection = Connection::new(Role::Client, 1 << 20);
+            let mut bytes = vec![0; 4096];
+            loop {
+                let count = input.read(&mut bytes)?;
+                if count == 0 {
+                    return Ok(());
+                }
+                let mut at = 0;
+                while at < count {
+                    let (used, incoming) = connection.receive(&mut bytes[at..count])?;
+                    at += used;
+                    match incoming {
+                        Some(Incoming::Text(text)) => shared.refuse(1, text.to_owned()),
+                        Some(Incoming::Close(code)) => {
+                            shared.refuse(1, format!("the connection was closed: {code:?}"));
+                        }
+                        Some(Incoming::Ping(_)) => {
+                            let mut pong = Vec::new();
+                            write_client(&mut pong, Opcode::Pong, b"", [0; 4]);
+                            input.write_all(&pong)?;
+                        }
+                        _ => {}
+                    }
+                }
+                connection.settle();
+            }
+        });
+        Ok(Sink::Ws { stream, errors, reader })
+    }
+}
+
+/// Reads the answer of an ingest request: chunks of JSON lines.
+fn read_acks(stream: TcpStream, acks: &Acks) -> anyhow::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Ack {
+        #[serde(default)]
+        accepted: u64,
+        #[serde(default)]
+        refused: u64,
+        #[serde(default)]
+        errors: Vec<serde_json::Value>,
+        error: Option<String>,
+        message: Option<String>,
+    }
+    let mut input = BufReader::new(stream);
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    if !line.starts_with("HTTP/1.1 200") {
+        bail!("the HTTP API answers: {}", line.trim());
+    }
+    while line != "\r\n" {
+        line.clear();
+        if input.read_line(&mut line)? == 0 {
+            bail!("the HTTP API's answer broke off");
+        }
+    }
+    let mut pending = Vec::new();
+    loop {
+        line.clear();
+        input.read_line(&mut line)?;
+        let size = usize::from_str_radix(line.trim(), 16).context("the answer is not chunked")?;
+        if size == 0 {
+            return Ok(());
+        }
+        let mut chunk = vec![0; size + 2];
+        input.read_exact(&mut chunk)?;
+        pending.extend_from_slice(&chunk[..size]);
+        while let Some(end) = pending.iter().position(|&b| b == b'\n') {
+            let ack: Ack = serde_json::from_slice(&pending[..end])?;
+            pending.drain(..=end);
+            if let Some(error) = ack.error {
+                bail!("{error}: {}", ack.message.unwrap_or_default());
+            }
+            acks.accepted.store(ack.accepted, Ordering::Relaxed);
+            if ack.refused > 0 {
+                let first = ack.errors.first().map(ToString::to_string).unwrap_or_default();
+                acks.refuse(ack.refused, first);
+            }
+        }
+    }
+}

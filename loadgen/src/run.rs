@@ -1,0 +1,601 @@
+//! One run from start to end: open, subscribe, publish, wait, report.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use ringfeed_protocol::{Dialect, Lane};
+use ringfeed_wire::{open_files_limit, process_cpu_time, raise_open_files_limit};
+
+use crate::args::{Args, Common, DialectArg, Scenario};
+use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
+use crate::fleet::{Findings, Fleet, Plan, Progress};
+use crate::publisher::{Published, Publisher};
+use crate::recorder::Recorder;
+use crate::recording::ReplayFeed;
+use crate::report::{LoadgenCost, Report, ServerCost};
+use crate::target::Target;
+
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often subscriptions that cannot be acknowledged are asked for a sign of life.
+const WARM_UP_EVERY: Duration = Duration::from_millis(300);
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Running = 0,
+    Stop = 1,
+}
+
+/// What all threads of a run share.
+#[derive(Debug)]
+pub(crate) struct Control {
+    start: Instant,
+    phase: AtomicU8,
+    stopped: AtomicBool,
+    /// Messages handed to the server, warm-up included.
+    pub(crate) published: AtomicU64,
+}
+
+impl Control {
+    fn new() -> Control {
+        Control {
+            start: Instant::now(),
+            phase: AtomicU8::new(Phase::Running as u8),
+            stopped: AtomicBool::new(false),
+            published: AtomicU64::new(0),
+        }
+    }
+
+    /// The run's clock.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        if self.phase.load(Ordering::Acquire) == Phase::Stop as u8 {
+            Phase::Stop
+        } else {
+            Phase::Running
+        }
+    }
+
+    /// Whether Ctrl-C was pressed or a thread has failed: publish no more.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+}
+
+/// A feed and how to run it.
+struct Plot {
+    name: String,
+    common: Common,
+    dialect: DialectArg,
+    feed: Box<dyn Feed>,
+    until_ns: Option<u64>,
+    /// Show rates as they are, not progress towards an end.
+    live: bool,
+}
+
+/// Runs what was asked for. `false` if something was lost.
+pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    let plot = match &args.scenario {
+        None => {
+            let constant = &args.constant;
+            let common = constant.common.clone();
+            let names = (0..constant.channels).map(|i| format!("{}c{i}", common.prefix)).collect();
+            let (size, rate, burst) = (constant.size, constant.rate, constant.burst);
+            let feed = ConstantFeed::new(names, size, rate, burst, constant.duration);
+            let until_ns = (rate == 0).then(|| feed.until_ns());
+            let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
+            let name = "constant rate".to_owned();
+            Plot { name, common, dialect, feed: Box::new(feed), until_ns, live: false }
+        }
+        Some(Scenario::Replay(replay)) => {
+            let common = replay.common.clone();
+            let (speed, clones) = (replay.speed, replay.clones);
+            if !(0.0..=1e6).contains(&speed) {
+                bail!("--speed {speed}: allowed are 0 to 1000000");
+            }
+            let feed =
+                ReplayFeed::load(&replay.files, &common.prefix, speed, clones, replay.seconds)?;
+            let name = match speed {
+                0.0 => "replay as fast as it goes".to_owned(),
+                speed => format!("replay at x{speed}"),
+            };
+            let dialect = common.dialect.unwrap_or(DialectArg::Both);
+            Plot { name, common, dialect, feed: Box::new(feed), until_ns: None, live: false }
+        }
+        Some(Scenario::Demo(demo)) => {
+            let common = demo.common.clone();
+            let prefix = format!("{}sim.", common.prefix);
+            let feed = SimulatedFeed::new(&prefix, demo.instruments, demo.rate, demo.duration);
+            let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
+            let name = "simulated feed".to_owned();
+            Plot { name, common, dialect, feed: Box::new(feed), until_ns: None, live: true }
+        }
+    };
+    play(plot)
+}
+
+fn play(mut plot: Plot) -> anyhow::Result<bool> {
+    let common = plot.common.clone();
+    let target = Target::new(&common)?;
+    check_limits(&common)?;
+    let control = Arc::new(Control::new());
+    let stop = control.clone();
+    // A second Ctrl-C ends the process at once.
+    ctrlc::set_handler(move || {
+        if stop.stopped.swap(true, Ordering::AcqRel) {
+            std::process::exit(130);
+        }
+    })?;
+
+    let channels = Arc::new(plot.feed.channels().to_vec());
+    let plans = plans(&common, plot.dialect, channels.len() as u32);
+    let subscriptions: u64 = plans.iter().map(|plan| plan.channels.len() as u64).sum();
+    let needs_warm_up = plans.iter().any(|plan| plan.dialect == Dialect::Raw);
+
+    let mut crew = Crew::muster(&common, &target, plans, &channels, &control)?;
+    let progress = |length: u64, what: &'static str| bar(&common, length, what);
+
+    let opening = progress(common.conns.into(), "opening");
+    let begun = Instant::now();
+    crew.wait_until(
+        &control,
+        &opening,
+        common.grace,
+        |p| &p.opened,
+        common.conns.into(),
+        || Ok(()),
+    )?;
+    let opening_seconds = begun.elapsed().as_secs_f64();
+    opening.finish_and_clear();
+
+    let mut publisher = Publisher::connect(
+        &target,
+        common.publish,
+        channels.to_vec(),
+        crew.fleet_senders(),
+        control.clone(),
+    )?;
+    let subscribing = progress(subscriptions, "subscribing");
+    let all: Vec<u32> = (0..channels.len() as u32).collect();
+    let (mut round, mut warmed) = (0, None::<Instant>);
+    crew.wait_until(
+        &control,
+        &subscribing,
+        common.grace,
+        |p| &p.standing,
+        subscriptions,
+        || {
+            if needs_warm_up && warmed.is_none_or(|at| at.elapsed() > WARM_UP_EVERY) {
+                warmed = Some(Instant::now());
+                round += 1;
+                publisher.warm_up(&all, round)?;
+            }
+            Ok(())
+        },
+    )?;
+    let subscribing_seconds = begun.elapsed().as_secs_f64() - opening_seconds;
+    subscribing.finish_and_clear();
+
+    let server_before = ServerStats::fetch(&target);
+    let cpu_before = process_cpu_time();
+    let started = Instant::now();
+    let (length, live) = (plot.feed.len(), plot.live);
+    let published_before = control.published.load(Ordering::Relaxed);
+    let feed = std::mem::replace(&mut plot.feed, Box::new(Nothing));
+    let until_ns = plot.until_ns;
+    let publishing = std::thread::Builder::new().name("publisher".into()).spawn(move || {
+        let mut feed = feed;
+        let published = publisher.run(&mut *feed, until_ns)?;
+        publisher.finish()?;
+        anyhow::Ok(published)
+    })?;
+    let shown = progress(length.unwrap_or(0), "publishing");
+    let published = crew.watch(&control, &shown, live, published_before, publishing)?;
+    let last = crew.wait_for_all(&control, &shown, &published, common.grace)?;
+    shown.finish_and_clear();
+    let delivering_seconds = last.duration_since(started).as_secs_f64();
+    let cpu_after = process_cpu_time();
+    let server_after = ServerStats::fetch(&target);
+
+    let bytes_received = crew.total(|p| &p.bytes);
+    let findings = crew.dismiss(&control)?;
+    let cpu = (cpu_after.0 - cpu_before.0, cpu_after.1 - cpu_before.1);
+    let report = Report {
+        scenario: plot.name,
+        url: common.url.clone(),
+        connections: common.conns,
+        subscriptions,
+        channels: channels.len(),
+        published: published.messages,
+        published_per_second: per_second(published.messages, published.seconds),
+        expected: findings.expected,
+        delivered: findings.delivered,
+        delivered_per_second: per_second(findings.delivered, delivering_seconds),
+        bytes_received,
+        lost: findings.lost,
+        duplicated: findings.duplicated,
+        reordered: findings.reordered,
+        corrupted: findings.corrupted,
+        gaps_told: findings.gaps_told,
+        disconnected: findings.disconnected,
+        latency_us: findings.latency.latency(),
+        opening_seconds,
+        subscribing_seconds,
+        publishing_seconds: published.seconds,
+        delivering_seconds,
+        publisher_late_max_us: published.late_max_ns as f64 / 1000.0,
+        loadgen: LoadgenCost {
+            cpu_user_seconds: cpu.0.as_secs_f64(),
+            cpu_system_seconds: cpu.1.as_secs_f64(),
+            cores: (cpu.0 + cpu.1).as_secs_f64() / started.elapsed().as_secs_f64(),
+        },
+        server: ServerStats::cost(server_before, server_after, findings.delivered),
+        first_problem: findings.first_problem,
+    };
+    print!("{}", report.text());
+    if let Some(path) = &common.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, json + "\n").with_context(|| path.display().to_string())?;
+    }
+    Ok(report.is_clean())
+}
+
+fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+/// Stands where a feed was that has gone to its thread.
+struct Nothing;
+
+impl Feed for Nothing {
+    fn channels(&self) -> &[String] {
+        &[]
+    }
+    fn next(&mut self, _: &mut Vec<u8>) -> Option<(u32, u64)> {
+        None
+    }
+    fn len(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Says before the start which limit of this machine is in the way.
+fn check_limits(common: &Common) -> anyhow::Result<()> {
+    raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
+    let (soft, _) = open_files_limit().context("reading RLIMIT_NOFILE")?;
+    if common.conns == 0 {
+        bail!("--conns 0: at least one connection is needed");
+    }
+    // Tables of direct descriptors are as large as the limit, and a thread has up to 4,096 of them.
+    let most = soft.saturating_mul(4096).min(u64::from(u32::MAX));
+    if u64::from(common.conns) > most {
+        bail!("--conns {}: with ulimit -n {soft} at most {most} are possible", common.conns);
+    }
+    Ok(())
+}
+
+/// Which connection speaks what and subscribes to which channels: in turn, so that every channel
+/// has as many subscribers as every other, in both dialects where both are wanted.
+fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
+    let each = match common.subscriptions {
+        0 => channels,
+        some => some.min(channels),
+    };
+    (0..common.conns)
+        .map(|number| {
+            let (dialect, turn) = match dialect {
+                DialectArg::Ringfeed => (Dialect::Ringfeed, number),
+                DialectArg::Raw => (Dialect::Raw, number),
+                DialectArg::Both if number % 2 == 0 => (Dialect::Ringfeed, number / 2),
+                DialectArg::Both => (Dialect::Raw, number / 2),
+            };
+            let lane = dialect.lane().unwrap_or(Lane::Ringfeed);
+            let first = u64::from(turn) * u64::from(each);
+            let channels =
+                (0..u64::from(each)).map(|i| ((first + i) % u64::from(channels)) as u32).collect();
+            Plan { dialect, lane, channels, number }
+        })
+        .collect()
+}
+
+fn bar(common: &Common, length: u64, what: &'static str) -> ProgressBar {
+    if common.quiet {
+        return ProgressBar::hidden();
+    }
+    let template =
+        if length > 0 { "{prefix:>12} [{bar:30}] {pos}/{len} {msg}" } else { "{prefix:>12} {msg}" };
+    let style = ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    ProgressBar::new(length).with_style(style).with_prefix(what)
+}
+
+/// One fleet and its thread.
+struct Member {
+    thread: JoinHandle<anyhow::Result<Findings>>,
+    progress: Arc<Progress>,
+    coming: crossbeam_channel::Sender<Arc<crate::publisher::Batch>>,
+    expected: Vec<(u32, u64)>,
+}
+
+/// All fleets of a run.
+struct Crew(Vec<Member>);
+
+impl Crew {
+    fn muster(
+        common: &Common,
+        target: &Target,
+        plans: Vec<Plan>,
+        channels: &Arc<Vec<String>>,
+        control: &Arc<Control>,
+    ) -> anyhow::Result<Crew> {
+        let threads = usize::from(common.threads);
+        let mut shares: Vec<Vec<Plan>> = (0..threads).map(|_| Vec::new()).collect();
+        for (i, plan) in plans.into_iter().enumerate() {
+            shares[i % threads].push(plan);
+        }
+        let mut members = Vec::new();
+        for (i, share) in shares.into_iter().enumerate() {
+            let (coming, receiver) = crossbeam_channel::unbounded();
+            let progress = Arc::new(Progress::default());
+            let mut expected = vec![0u64; channels.len()];
+            for plan in &share {
+                plan.channels.iter().for_each(|&channel| expected[channel as usize] += 1);
+            }
+            let expected = (0u32..).zip(expected).filter(|&(_, n)| n > 0).collect();
+            let (target, channels, control) = (target.clone(), channels.clone(), control.clone());
+            let (own, pace) = (progress.clone(), common.pace);
+            let core = common.core.map(|core| usize::from(core) + i);
+            let run = move || {
+                if let Some(core) = core {
+                    pin(core)?;
+                }
+                let fleet = Fleet::new(target, share, channels, receiver, control.clone(), own)?;
+                let found = fleet.run(pace);
+                if found.is_err() {
+                    control.stopped.store(true, Ordering::Release);
+                }
+                found
+            };
+            let thread = std::thread::Builder::new().name(format!("fleet-{i}")).spawn(run)?;
+            members.push(Member { thread, progress, coming, expected });
+        }
+        Ok(Crew(members))
+    }
+
+    fn fleet_senders(&self) -> Vec<crossbeam_channel::Sender<Arc<crate::publisher::Batch>>> {
+        self.0.iter().map(|member| member.coming.clone()).collect()
+    }
+
+    fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
+        self.0.iter().map(|member| figure(&member.progress).load(Ordering::Relaxed)).sum()
+    }
+
+    /// Waits until a figure of all fleets has reached a goal.
+    fn wait_until(
+        &mut self,
+        control: &Control,
+        bar: &ProgressBar,
+        grace: f64,
+        figure: impl Fn(&Progress) -> &AtomicU64,
+        goal: u64,
+        mut meanwhile: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut best = (0, Instant::now());
+        loop {
+            let total = self.total(&figure);
+            bar.set_position(total);
+            if total >= goal {
+                return Ok(());
+            }
+            if total > best.0 {
+                best = (total, Instant::now());
+            }
+            if control.stopped() {
+                return self.fail(control);
+            }
+            if best.1.elapsed().as_secs_f64() > grace {
+                bail!("only {total} of {goal} after {grace} seconds without progress");
+            }
+            meanwhile()?;
+            std::thread::sleep(LOOK.min(Duration::from_millis(5)));
+        }
+    }
+
+    /// The error of a fleet that has failed, or that of an interruption.
+    fn fail<T>(&mut self, control: &Control) -> anyhow::Result<T> {
+        control.phase.store(Phase::Stop as u8, Ordering::Release);
+        for member in self.0.drain(..) {
+            match member.thread.join() {
+                Ok(found) => found.map(|_| ())?,
+                Err(_) => bail!("a thread panicked"),
+            }
+        }
+        bail!("interrupted")
+    }
+
+    /// Shows how publishing goes until it has ended.
+    fn watch(
+        &mut self,
+        control: &Control,
+        bar: &ProgressBar,
+        live: bool,
+        before: u64,
+        publishing: JoinHandle<anyhow::Result<Published>>,
+    ) -> anyhow::Result<Published> {
+        let every = Duration::from_millis(if live { 1000 } else { 200 });
+        let mut seen = (Instant::now(), 0, 0);
+        while !publishing.is_finished() {
+            std::thread::sleep(LOOK);
+            let elapsed = seen.0.elapsed();
+            if elapsed < every {
+                continue;
+            }
+            let published = control.published.load(Ordering::Relaxed) - before;
+            let delivered = self.total(|p| &p.delivered);
+            let rate = |now: u64, then: u64| (now - then) as f64 / elapsed.as_secs_f64();
+            let text = format!(
+                "published {:>8.0}/s   delivered {:>10.0}/s   {} subscribers",
+                rate(published, seen.1),
+                rate(delivered, seen.2),
+                self.total(|p| &p.standing),
+            );
+            if live {
+                println!("{text}");
+            } else {
+                bar.set_position(published);
+                bar.set_message(text);
+            }
+            seen = (Instant::now(), published, delivered);
+        }
+        match publishing.join() {
+            // A fleet's failure explains that of the publisher better than its own words.
+            Ok(Err(e)) => match self.fail::<()>(control) {
+                Err(fleet) if fleet.to_string() != "interrupted" => Err(fleet),
+                _ => Err(e),
+            },
+            Ok(published) => published,
+            Err(_) => bail!("the publisher panicked"),
+        }
+    }
+
+    /// Waits until everything has arrived, or nothing arrives any more. Returns when the last
+    /// delivery was seen.
+    fn wait_for_all(
+        &mut self,
+        control: &Control,
+        bar: &ProgressBar,
+        published: &Published,
+        grace: f64,
+    ) -> anyhow::Result<Instant> {
+        let goal = self.goal(published);
+        let mut last = (self.total(|p| &p.delivered), Instant::now());
+        loop {
+            let delivered = self.total(|p| &p.delivered);
+            if delivered > last.0 {
+                last = (delivered, Instant::now());
+                bar.set_message(format!("{delivered} delivered"));
+            }
+            if delivered >= goal || last.1.elapsed().as_secs_f64() > grace {
+                return Ok(last.1);
+            }
+            if control.stopped() && self.0.iter().any(|member| member.thread.is_finished()) {
+                return self.fail(control);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Deliveries of what was published, over all fleets.
+    fn goal(&self, published: &Published) -> u64 {
+        let by_channel = &published.by_channel;
+        let of = |&(channel, n): &(u32, u64)| n * by_channel.get(channel as usize).unwrap_or(&0);
+        self.0.iter().flat_map(|member| &member.expected).map(of).sum()
+    }
+
+    fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
+        control.phase.store(Phase::Stop as u8, Ordering::Release);
+        let mut all = Findings {
+            expected: 0,
+            delivered: 0,
+            lost: 0,
+            duplicated: 0,
+            reordered: 0,
+            corrupted: 0,
+            gaps_told: 0,
+            disconnected: 0,
+            first_problem: None,
+            latency: Recorder::new(),
+        };
+        for member in self.0 {
+            let found =
+                member.thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+            all.expected += found.expected;
+            all.delivered += found.delivered;
+            all.lost += found.lost;
+            all.duplicated += found.duplicated;
+            all.reordered += found.reordered;
+            all.corrupted += found.corrupted;
+            all.gaps_told += found.gaps_told;
+            all.disconnected += found.disconnected;
+            all.first_problem = all.first_problem.or(found.first_problem);
+            all.latency.add(&found.latency);
+        }
+        Ok(all)
+    }
+}
+
+/// Keeps the calling thread on one core.
+fn pin(core: usize) -> anyhow::Result<()> {
+    let known = core_affinity::get_core_ids().unwrap_or_default();
+    let Some(id) = known.iter().find(|id| id.id == core) else {
+        bail!("--core: there is no core {core}; there are {}", known.len());
+    };
+    if !core_affinity::set_for_current(*id) {
+        bail!("--core: the thread could not be pinned to core {core}");
+    }
+    Ok(())
+}
+
+/// What `/api/stats` says.
+#[derive(Debug, Clone, serde::Deserialize)]
+struct ServerStats {
+    cpu_user_seconds: f64,
+    cpu_system_seconds: f64,
+    resident_bytes: u64,
+    totals: ServerTotals,
+}
+
+#[derive(Debug, Clone, serde::Deserialize)]
+struct ServerTotals {
+    sends: u64,
+    bytes_out: u64,
+}
+
+impl ServerStats {
+    /// `None` where the server has no such API.
+    fn fetch(target: &Target) -> Option<ServerStats> {
+        // Gauges are written every tenth of a second.
+        std::thread::sleep(Duration::from_millis(150));
+        let mut stream = TcpStream::connect_timeout(&target.api, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(
+            stream,
+            "GET /api/stats HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n\
+             Connection: close\r\n\r\n",
+            target.api, target.api_key
+        )
+        .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+    }
+
+    fn cost(before: Option<Self>, after: Option<Self>, delivered: u64) -> Option<ServerCost> {
+        let (before, after) = (before?, after?);
+        let user = after.cpu_user_seconds - before.cpu_user_seconds;
+        let system = after.cpu_system_seconds - before.cpu_system_seconds;
+        let sends = (after.totals.sends - before.totals.sends).max(1) as f64;
+        let each = delivered.max(1) as f64;
+        Some(ServerCost {
+            cpu_user_seconds: user,
+            cpu_system_seconds: system,
+            cpu_user_ns_per_delivery: user * 1e9 / each,
+            cpu_system_ns_per_delivery: system * 1e9 / each,
+            deliveries_per_send: delivered as f64 / sends,
+            bytes_per_send: (after.totals.bytes_out - before.totals.bytes_out) as f64 / sends,
+            resident_bytes: after.resident_bytes,
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! Where the server is.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+
+use anyhow::{Context as _, bail};
+
+use crate::args::Common;
+
+/// Connections from one local address to one destination before the kernel's search for a free port
+/// turns slow: half of its default port range, less some.
+const CONNECTIONS_PER_ADDRESS: u32 = 10_000;
+
+/// A server's addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// For the `Host` header.
+    pub(crate) host: String,
+    /// Path and query of the WebSocket.
+    pub(crate) path: String,
+    /// Where to connect.
+    pub(crate) address: SocketAddr,
+    /// The HTTP API.
+    pub(crate) api: SocketAddr,
+    pub(crate) api_key: String,
+    /// Local addresses to connect from, in turn; empty is the kernel's choice.
+    pub(crate) from: Vec<IpAddr>,
+}
+
+impl Target {
+    pub(crate) fn new(args: &Common) -> anyhow::Result<Target> {
+        let Some(rest) = args.url.strip_prefix("ws://") else {
+            bail!("--url {}: it must begin with ws://", args.url);
+        };
+        let (host, path) = match rest.split_once('/') {
+            Some((host, path)) => (host, format!("/{path}")),
+            None => (rest, "/ws".to_owned()),
+        };
+        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+        let address = resolve(&host).with_context(|| format!("--url {}", args.url))?;
+        let api = match &args.api {
+            Some(api) => {
+                let host = api.trim_start_matches("http://").trim_end_matches('/');
+                resolve(host).with_context(|| format!("--api {api}"))?
+            }
+            None => SocketAddr::new(address.ip(), address.port().wrapping_add(1)),
+        };
+        let from = if args.from.is_empty() && address.ip().is_loopback() && address.is_ipv4() {
+            let count = args.conns.div_ceil(CONNECTIONS_PER_ADDRESS);
+            // One address is what the kernel chooses itself.
+            let spread = (1..=count).filter(|_| count > 1);
+            spread
+                .map(|i| {
+                    let [_, b, c, d] = (i + 1).to_be_bytes();
+                    IpAddr::V4(Ipv4Addr::new(127, b, c, d))
+                })
+                .collect()
+        } else {
+            args.from.clone()
+        };
+        Ok(Target { host, path, address, api, api_key: args.api_key.clone(), from })
+    }
+
+    /// Path and query with a dialect chosen.
+    pub(crate) fn path_for(&self, dialect: &str) -> String {
+        let joint = if self.path.contains('?') { '&' } else { '?' };
+        format!("{}{joint}protocol={dialect}", self.path)
+    }
+}
+
+fn resolve(host: &str) -> anyhow::Result<SocketAddr> {
+    host.to_socket_addrs()?.next().context("the name has no address")
+}
