@@ -15,6 +15,7 @@ use ringfeed_protocol::{Connection, Incoming, Role};
 
 use crate::args::PublishArg;
 use crate::feed::Feed;
+use crate::fleet::Progress;
 use crate::run::Control;
 use crate::target::Target;
 
@@ -24,8 +25,9 @@ const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 128 * 1024;
 /// How long to wait for a server that does not take or acknowledge anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Messages under way without acknowledgement at most, in an unpaced run.
-const UNACKNOWLEDGED_MAX: u64 = 200_000;
+/// In an unpaced run: bytes published and not yet received at most, for each subscription on average.
+/// A server's window for slow readers must be a good deal larger, or the run measures its lag policy.
+const UNDELIVERED_BYTES_MAX: u64 = 128 * 1024;
 
 /// Messages about to be published, in order.
 #[derive(Debug, Default)]
@@ -80,7 +82,22 @@ pub(crate) struct Publisher {
     channels: Vec<String>,
     fleet: Vec<Sender<Arc<Batch>>>,
     control: Arc<Control>,
+    audience: Audience,
     buffer: Vec<u8>,
+}
+
+/// Who receives what is published.
+pub(crate) struct Audience {
+    /// Subscriptions of each channel.
+    pub(crate) subscribers: Vec<u64>,
+    pub(crate) fleets: Vec<Arc<Progress>>,
+}
+
+impl Audience {
+    /// Messages that count received so far, over all subscriptions.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.fleets.iter().map(|fleet| fleet.delivered.load(Ordering::Relaxed)).sum()
+    }
 }
 
 enum Sink {
@@ -122,12 +139,13 @@ impl Publisher {
         channels: Vec<String>,
         fleet: Vec<Sender<Arc<Batch>>>,
         control: Arc<Control>,
+        audience: Audience,
     ) -> anyhow::Result<Publisher> {
         let sink = match how {
             PublishArg::Api => Sink::api(target)?,
             PublishArg::Ws => Sink::ws(target)?,
         };
-        Ok(Publisher { sink, channels, fleet, control, buffer: Vec::new() })
+        Ok(Publisher { sink, channels, fleet, control, audience, buffer: Vec::new() })
     }
 
     /// Publishes one message to each of some channels that does not count, to show where
@@ -154,6 +172,7 @@ impl Publisher {
         let paced = feed.is_paced();
         let mut payload = Vec::new();
         let mut held: Option<(u32, u64)> = None;
+        let (mut goal, mut bytes) = (0u64, 0u64);
         loop {
             let mut batch = Batch::default();
             let now = self.control.now_ns();
@@ -188,12 +207,14 @@ impl Publisher {
                 continue;
             }
             published.messages += batch.items.len() as u64;
+            bytes += batch.text.len() as u64;
             for item in &batch.items {
                 published.by_channel[item.channel as usize] += 1;
+                goal += self.audience.subscribers[item.channel as usize];
             }
             self.publish(batch)?;
             if !paced {
-                self.wait_for_acks(published.messages)?;
+                self.wait_for_readers(goal, bytes / published.messages)?;
             }
         }
         published.seconds = (self.control.now_ns() - start) as f64 / 1e9;
@@ -241,16 +262,16 @@ impl Publisher {
         }
     }
 
-    /// Bounds what is under way in an unpaced run.
-    fn wait_for_acks(&self, sent: u64) -> anyhow::Result<()> {
-        let Sink::Api { acks, .. } = &self.sink else { return Ok(()) };
+    /// Bounds what is under way in an unpaced run: as fast as server and readers go, not faster.
+    fn wait_for_readers(&self, goal: u64, message_bytes: u64) -> anyhow::Result<()> {
+        let each = (UNDELIVERED_BYTES_MAX / message_bytes.max(1)).max(1);
+        let most = self.audience.subscribers.iter().sum::<u64>() * each;
         let deadline = Instant::now() + PATIENCE;
-        while sent.saturating_sub(acks.accepted.load(Ordering::Relaxed)) > UNACKNOWLEDGED_MAX {
-            acks.check()?;
+        while goal.saturating_sub(self.audience.delivered()) > most && !self.control.stopped() {
             if Instant::now() > deadline {
-                bail!("the server acknowledges nothing any more");
+                bail!("nothing is delivered any more");
             }
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_micros(100));
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use ringfeed_wire::{open_files_limit, process_cpu_time, raise_open_files_limit};
 use crate::args::{Args, Common, DialectArg, Scenario};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
 use crate::fleet::{Findings, Fleet, Plan, Progress};
-use crate::publisher::{Published, Publisher};
+use crate::publisher::{Audience, Published, Publisher};
 use crate::recorder::Recorder;
 use crate::recording::ReplayFeed;
 use crate::report::{LoadgenCost, Report, ServerCost};
@@ -165,6 +165,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         channels.to_vec(),
         crew.fleet_senders(),
         control.clone(),
+        crew.audience(channels.len()),
     )?;
     let subscribing = progress(subscriptions, "subscribing");
     let all: Vec<u32> = (0..channels.len() as u32).collect();
@@ -205,7 +206,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let last = crew.wait_for_all(&control, &shown, &published, common.grace)?;
     shown.finish_and_clear();
     let delivering_seconds = last.duration_since(started).as_secs_f64();
-    let cpu_after = process_cpu_time();
+    let (cpu_after, wall) = (process_cpu_time(), started.elapsed());
     let server_after = ServerStats::fetch(&target);
 
     let bytes_received = crew.total(|p| &p.bytes);
@@ -238,7 +239,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         loadgen: LoadgenCost {
             cpu_user_seconds: cpu.0.as_secs_f64(),
             cpu_system_seconds: cpu.1.as_secs_f64(),
-            cores: (cpu.0 + cpu.1).as_secs_f64() / started.elapsed().as_secs_f64(),
+            cores: (cpu.0 + cpu.1).as_secs_f64() / wall.as_secs_f64(),
         },
         server: ServerStats::cost(server_before, server_after, findings.delivered),
         first_problem: findings.first_problem,
@@ -376,6 +377,15 @@ impl Crew {
 
     fn fleet_senders(&self) -> Vec<crossbeam_channel::Sender<Arc<crate::publisher::Batch>>> {
         self.0.iter().map(|member| member.coming.clone()).collect()
+    }
+
+    fn audience(&self, channels: usize) -> Audience {
+        let mut subscribers = vec![0; channels];
+        for &(channel, count) in self.0.iter().flat_map(|member| &member.expected) {
+            subscribers[channel as usize] += count;
+        }
+        let fleets = self.0.iter().map(|member| member.progress.clone()).collect();
+        Audience { subscribers, fleets }
     }
 
     fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
