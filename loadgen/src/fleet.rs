@@ -44,13 +44,32 @@ pub(crate) struct Plan {
 }
 
 /// What a fleet counts while it runs, for all to see.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
     pub(crate) opened: AtomicU64,
     /// Subscriptions that are known to stand.
     pub(crate) standing: AtomicU64,
     pub(crate) delivered: AtomicU64,
+    /// By channel.
+    pub(crate) delivered_of: Vec<AtomicU64>,
     pub(crate) bytes: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn new(channels: usize) -> Progress {
+        Progress {
+            opened: AtomicU64::new(0),
+            standing: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            delivered_of: (0..channels).map(|_| AtomicU64::new(0)).collect(),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn delivered(&self, channel: u32, count: u64) {
+        self.delivered.fetch_add(count, Ordering::Relaxed);
+        self.delivered_of[channel as usize].fetch_add(count, Ordering::Relaxed);
+    }
 }
 
 /// What a fleet found.
@@ -356,7 +375,7 @@ impl Fleet {
                     subscription.cursor.next().saturating_sub(stream.counted_from().max(first));
                 let from = subscription.cursor.next() - counted;
                 self.latency.run(now_ns, counted, |i| stream.intended_ns(from + i));
-                self.progress.delivered.fetch_add(counted, Ordering::Relaxed);
+                self.progress.delivered(subscription.channel, counted);
             }
             if equal == rest.len() {
                 return Ok(());
@@ -462,7 +481,7 @@ impl Fleet {
                 conn.last = place;
                 if number >= stream.counted_from() {
                     self.latency.run(now_ns, 1, |_| stream.intended_ns(number));
-                    self.progress.delivered.fetch_add(1, Ordering::Relaxed);
+                    self.progress.delivered(subscription.channel, 1);
                 }
                 return Ok(());
             }
@@ -554,7 +573,7 @@ impl Fleet {
             Found::Next => {}
             Found::Ahead(missing) => {
                 self.skipped += missing;
-                self.progress.delivered.fetch_add(1, Ordering::Relaxed);
+                self.progress.delivered(subscription.channel, 1);
             }
             // Late, if it was skipped before; which one it was is not kept.
             Found::Behind if self.skipped > 0 => self.reordered += 1,

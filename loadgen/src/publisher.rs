@@ -25,7 +25,8 @@ const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 128 * 1024;
 /// How long to wait for a server that does not take or acknowledge anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// In an unpaced run: bytes published and not yet received at most, for each subscription on average.
+/// In an unpaced run: bytes published and not yet received at most, for each subscription, on
+/// average over those of one channel.
 /// A server's window for slow readers must be a good deal larger, or the run measures its lag policy.
 const UNDELIVERED_BYTES_MAX: u64 = 128 * 1024;
 
@@ -94,9 +95,9 @@ pub(crate) struct Audience {
 }
 
 impl Audience {
-    /// Messages that count received so far, over all subscriptions.
-    pub(crate) fn delivered(&self) -> u64 {
-        self.fleets.iter().map(|fleet| fleet.delivered.load(Ordering::Relaxed)).sum()
+    /// Messages of a channel that count received so far, over all its subscriptions.
+    fn delivered(&self, channel: usize) -> u64 {
+        self.fleets.iter().map(|f| f.delivered_of[channel].load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -172,7 +173,7 @@ impl Publisher {
         let paced = feed.is_paced();
         let mut payload = Vec::new();
         let mut held: Option<(u32, u64)> = None;
-        let (mut goal, mut bytes) = (0u64, 0u64);
+        let mut bytes = 0;
         loop {
             let mut batch = Batch::default();
             let now = self.control.now_ns();
@@ -210,11 +211,11 @@ impl Publisher {
             bytes += batch.text.len() as u64;
             for item in &batch.items {
                 published.by_channel[item.channel as usize] += 1;
-                goal += self.audience.subscribers[item.channel as usize];
             }
+            let last: Vec<u32> = batch.items.iter().map(|item| item.channel).collect();
             self.publish(batch)?;
             if !paced {
-                self.wait_for_readers(goal, bytes / published.messages)?;
+                self.wait_for_readers(&published, &last, bytes / published.messages)?;
             }
         }
         published.seconds = (self.control.now_ns() - start) as f64 / 1e9;
@@ -263,11 +264,20 @@ impl Publisher {
     }
 
     /// Bounds what is under way in an unpaced run: as fast as server and readers go, not faster.
-    fn wait_for_readers(&self, goal: u64, message_bytes: u64) -> anyhow::Result<()> {
+    fn wait_for_readers(
+        &self,
+        published: &Published,
+        channels: &[u32],
+        message_bytes: u64,
+    ) -> anyhow::Result<()> {
         let each = (UNDELIVERED_BYTES_MAX / message_bytes.max(1)).max(1);
-        let most = self.audience.subscribers.iter().sum::<u64>() * each;
         let deadline = Instant::now() + PATIENCE;
-        while goal.saturating_sub(self.audience.delivered()) > most && !self.control.stopped() {
+        let behind = |channel: usize| {
+            let subscribers = self.audience.subscribers[channel];
+            let goal = published.by_channel[channel] * subscribers;
+            goal.saturating_sub(self.audience.delivered(channel)) > subscribers * each
+        };
+        while channels.iter().any(|&c| behind(c as usize)) && !self.control.stopped() {
             if Instant::now() > deadline {
                 bail!("nothing is delivered any more");
             }

@@ -67,7 +67,7 @@ fn stream_of(json: &[u8], symbol: &str) -> anyhow::Result<String> {
 
 impl ReplayFeed {
     /// Reads all files into memory. Channels are `prefix` + stream; where two instruments have a
-    /// stream of the same name, `prefix` + market + `.` + stream.
+    /// stream of the same name, `prefix` + instrument + `.` + stream.
     pub(crate) fn load(
         files: &[PathBuf],
         prefix: &str,
@@ -85,7 +85,7 @@ impl ReplayFeed {
         let mut streams: Vec<(String, String)> = Vec::new();
         for (name, mut files) in instruments {
             files.sort();
-            let symbol = name.rsplit_once('_').map_or(name.as_str(), |(_, symbol)| symbol);
+            let symbol = name.split_once('_').map_or(name.as_str(), |(_, symbol)| symbol);
             let mut known: HashMap<String, u32> = HashMap::new();
             for file in files {
                 let shown = file.display();
@@ -140,9 +140,8 @@ fn channel_names(streams: &[(String, String)], prefix: &str) -> anyhow::Result<V
     let shared: HashSet<&str> =
         streams.iter().map(|(_, s)| s.as_str()).filter(|s| !seen.insert(*s)).collect();
     let name = |(instrument, stream): &(String, String)| {
-        let market = instrument.split('_').next().unwrap_or_default();
         let name = if shared.contains(stream.as_str()) {
-            format!("{prefix}{market}.{stream}")
+            format!("{prefix}{instrument}.{stream}")
         } else {
             format!("{prefix}{stream}")
         };
@@ -242,12 +241,12 @@ mod tests {
             [
                 "p.abc@snapshot",
                 "p.abc@snapshot#1",
-                "p.spot.abc@trade",
-                "p.spot.abc@trade#1",
-                "p.usdm.abc@trade",
-                "p.usdm.abc@trade#1",
-                "p.spot.abc@trade",
-                "p.spot.abc@trade#1",
+                "p.spot_abc.abc@trade",
+                "p.spot_abc.abc@trade#1",
+                "p.usdm_abc.abc@trade",
+                "p.usdm_abc.abc@trade#1",
+                "p.spot_abc.abc@trade",
+                "p.spot_abc.abc@trade#1",
                 "p.xyz@l2Book",
                 "p.xyz@l2Book#1",
             ]

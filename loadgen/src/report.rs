@@ -101,8 +101,14 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "lost {}   duplicated {}   reordered {}   corrupted {}   disconnected {}",
-            self.lost, self.duplicated, self.reordered, self.corrupted, self.disconnected
+            "lost {} ({} of them told as gaps)   duplicated {}   reordered {}   corrupted {}   \
+             disconnected {}",
+            self.lost,
+            self.gaps_told,
+            self.duplicated,
+            self.reordered,
+            self.corrupted,
+            self.disconnected
         );
         let _ = writeln!(
             out,

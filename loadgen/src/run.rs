@@ -349,7 +349,7 @@ impl Crew {
         let mut members = Vec::new();
         for (i, share) in shares.into_iter().enumerate() {
             let (coming, receiver) = crossbeam_channel::unbounded();
-            let progress = Arc::new(Progress::default());
+            let progress = Arc::new(Progress::new(channels.len()));
             let mut expected = vec![0u64; channels.len()];
             for plan in &share {
                 plan.channels.iter().for_each(|&channel| expected[channel as usize] += 1);
