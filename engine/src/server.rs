@@ -61,7 +61,11 @@ pub struct Server {
 
 /// Opens the ports, starts the threads and returns once everything runs.
 pub fn start(config: Config) -> Result<Server, ServeError> {
-    ringfeed_wire::probe()?;
+    // On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
+    match std::thread::spawn(ringfeed_wire::probe).join() {
+        Ok(probed) => probed?,
+        Err(_) => return Err(ServeError::Thread(io::Error::other("the probe panicked"))),
+    }
     let config = Arc::new(config);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {

@@ -241,7 +241,14 @@ impl<W: Wire> Shard<W> {
         if micros > self.counters.turn_max_us.read() {
             self.counters.turn_max_us.set(micros);
         }
-        Ok(busy || self.fanout.has_work() || self.links.waiting())
+        let resumable = !self.paused.is_empty() && !self.is_congested();
+        let busy = busy || resumable || self.fanout.has_work();
+        if !busy && self.links.waiting() {
+            // Nothing to do but to wait for another shard, which may need this core.
+            std::thread::yield_now();
+            return Ok(true);
+        }
+        Ok(busy)
     }
 
     /// Whether something waits that its sender may have announced while we were awake.
@@ -313,6 +320,8 @@ impl<W: Wire> Shard<W> {
             peer_closed: false,
             pinged: false,
             paused: false,
+            held: Vec::new(),
+            histories: 0,
             half_sent: None,
             subscriptions: Vec::new(),
             outbox: None,
@@ -438,9 +447,10 @@ impl<W: Wire> Shard<W> {
             }
             Request::History { origin, channel, after, limit } => {
                 let shard = origin.shard;
+                let page_bytes = config.limits.outbox_bytes_max as usize / 16;
                 deliver(
                     shard,
-                    match homes.history(&channel, after, limit, now_ms) {
+                    match homes.history(&channel, after, limit, page_bytes, now_ms) {
                         Some(page) => Delivery::History { origin, channel, page },
                         None => Delivery::Refused {
                             origin,
@@ -463,7 +473,8 @@ impl<W: Wire> Shard<W> {
                 let _ = reply.send(answers);
             }
             Request::ReadHistory { channel, after, limit, reply } => {
-                let _ = reply.send(homes.history(&channel, after, limit, now_ms));
+                let page_bytes = config.api.body_bytes_max as usize;
+                let _ = reply.send(homes.history(&channel, after, limit, page_bytes, now_ms));
             }
             Request::ListChannels { reply } => {
                 let _ = reply.send(homes.rows());

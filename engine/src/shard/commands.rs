@@ -16,18 +16,24 @@ use super::subscriptions::{LaneId, Window};
 use super::timers::{Purpose, Timer};
 use crate::config::{Publishers, Subscribers};
 
+/// History requests of one session under way. An answer has up to a sixteenth of what an outbox may
+/// hold, and reading pauses at a quarter, so that answers alone never fill it.
+const HISTORIES_MAX: u8 = 8;
 /// First byte of a whole pong frame.
 const PONG: u8 = 0x80 | Opcode::Pong as u8;
 
 impl<W: Wire> Shard<W> {
-    /// Feeds received bytes to a session.
+    /// Feeds received bytes to a session. While it is paused they are held.
     pub(super) fn received(&mut self, slot: u32, bytes: &mut [u8]) {
+        let id = self.sessions.id(slot);
         let now_ms = self.now_ms;
         let Some(session) = self.sessions.get_mut(slot) else { return };
         session.heard_ms = now_ms;
         session.pinged = false;
-        let id = self.sessions.id(slot);
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.paused {
+            session.held.extend_from_slice(bytes);
+            return;
+        }
         // Taken out, because what it hands out borrows from it.
         let idle = Connection::new(Role::Server, 0);
         let mut connection = std::mem::replace(&mut session.connection, idle);
@@ -46,8 +52,13 @@ impl<W: Wire> Shard<W> {
                     break;
                 }
             }
-            if self.sessions.current(id).is_none() {
-                return;
+            match self.sessions.current(id).and_then(|slot| self.sessions.get_mut(slot)) {
+                None => return,
+                Some(session) if session.paused => {
+                    session.held.extend_from_slice(bytes.get(at..).unwrap_or_default());
+                    break;
+                }
+                Some(_) => {}
             }
         }
         connection.settle();
@@ -135,6 +146,12 @@ impl<W: Wire> Shard<W> {
                 let most = self.config.limits.history_reply_max;
                 let limit = limit.unwrap_or(most).min(most);
                 let origin = self.origin(slot, id);
+                if let Some(session) = self.sessions.get_mut(slot) {
+                    session.histories += 1;
+                    if session.histories >= HISTORIES_MAX {
+                        self.pause(slot);
+                    }
+                }
                 self.request(Request::History { origin, channel: name, after, limit });
             }
         }
@@ -260,18 +277,23 @@ impl<W: Wire> Shard<W> {
         if self.paused.is_empty() || self.is_congested() {
             return;
         }
-        let low = self.config.limits.outbox_bytes_max as usize / 4;
+        let low = self.config.limits.outbox_bytes_max as usize / 8;
         for id in std::mem::take(&mut self.paused) {
             let Some(slot) = self.sessions.current(id) else { continue };
             let socket = self.sessions.hot(slot).socket;
             let Some(session) = self.sessions.get_mut(slot) else { continue };
-            if session.outbox.as_ref().is_some_and(|outbox| outbox.bytes() > low) {
+            let waiting = session.outbox.as_ref().is_some_and(|outbox| outbox.bytes() > low);
+            if waiting || session.histories >= HISTORIES_MAX {
                 self.paused.push(id);
                 continue;
             }
             session.paused = false;
-            session.heard_ms = self.now_ms;
-            self.wire.receive(socket, true);
+            let mut held = std::mem::take(&mut session.held);
+            self.received(slot, &mut held);
+            let again = self.sessions.get(slot).is_some_and(|session| !session.paused);
+            if again && self.sessions.current(id).is_some() {
+                self.wire.receive(socket, true);
+            }
         }
     }
 
@@ -327,6 +349,7 @@ impl<W: Wire> Shard<W> {
             }
             Delivery::History { origin, channel, page } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
+                self.history_answered(slot);
                 let publications = page
                     .publications
                     .iter()
@@ -341,6 +364,9 @@ impl<W: Wire> Shard<W> {
             }
             Delivery::Refused { origin, attempt, code, message } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
+                if attempt.is_none() && code == ErrorCode::BadChannel {
+                    self.history_answered(slot);
+                }
                 if let Some(session) = self.sessions.get_mut(slot)
                     && let Some(attempt) = attempt
                 {
@@ -353,6 +379,12 @@ impl<W: Wire> Shard<W> {
                 }
                 self.refuse(slot, origin.id.as_deref(), code, &message);
             }
+        }
+    }
+
+    fn history_answered(&mut self, slot: u32) {
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.histories = session.histories.saturating_sub(1);
         }
     }
 
@@ -427,7 +459,7 @@ impl<W: Wire> Shard<W> {
         let waiting = outbox.bytes();
         self.sessions.hot_mut(slot).flags |= OUTBOX;
         self.resume_session(slot);
-        if waiting > most / 2 {
+        if waiting > most / 4 {
             self.pause(slot);
         }
         // One large answer is fine; many small ones that nobody reads are not.

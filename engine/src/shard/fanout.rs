@@ -19,8 +19,10 @@ use super::sessions::{
 use super::subscriptions::{GAPPED, LaneId};
 use crate::config::LagPolicy;
 
-/// Most sends in one turn: bounds the turn to a few milliseconds.
-const SENDS_PER_TURN_MAX: usize = 1024;
+/// What one turn may send, in small sends: bounds the turn to a few milliseconds.
+const TURN_BUDGET: usize = 1024;
+/// A send costs one, and one more for each so many bytes, which take the kernel about as long.
+const BYTES_PER_COST: usize = 8 * 1024;
 /// Most bytes in one send to one connection.
 const SEND_BYTES_MAX: u64 = 64 * 1024;
 /// Tags with this bit are places in `staged`, others in `direct`.
@@ -121,7 +123,7 @@ impl<W: Wire> Shard<W> {
 
     /// Sends what there is to send, up to the turn's limit.
     pub(super) fn flush(&mut self) -> std::io::Result<()> {
-        let mut budget = SENDS_PER_TURN_MAX;
+        let mut budget = TURN_BUDGET;
         for id in std::mem::take(&mut self.fanout.resume) {
             let Some(slot) = self.sessions.current(id) else { continue };
             if budget == 0 {
@@ -132,8 +134,8 @@ impl<W: Wire> Shard<W> {
             hot.flags &= !BACKLOG;
             // A blocked one comes back when its socket takes bytes again.
             if hot.flags & BLOCKED == 0 {
-                budget -= 1;
-                self.stage_session(slot);
+                let bytes = self.stage_session(slot);
+                budget = budget.saturating_sub(send_cost(bytes));
             }
         }
         // Each lane at most once: a second walk could send to a socket twice.
@@ -218,16 +220,12 @@ impl<W: Wire> Shard<W> {
             let from = subscriber.sent;
             let Some(run) = lane.log.run(from, SEND_BYTES_MAX) else { break };
             if hot.flags & (MULTI | OUTBOX) == 0 {
-                // Fewer than SENDS_PER_TURN_MAX of them.
+                // Fewer than TURN_BUDGET of them.
                 let tag = fanout.direct.len() as u32;
                 wire.send(hot.socket, tag, &run.bytes);
                 let session = subscriber.session;
                 fanout.direct.push(Direct { lane: id, index, session, from, to: run.to });
-                *budget -= 1;
             } else {
-                if hot.staged == NOT_STAGED {
-                    *budget -= 1;
-                }
                 let staged = stage(fanout, &mut hot.staged, subscriber.session, hot.socket);
                 if staged.is_full() {
                     lane.lagging = true;
@@ -237,6 +235,7 @@ impl<W: Wire> Shard<W> {
                 }
                 staged.push(Part::Lane { lane: id, index, from }, run.bytes.clone());
             }
+            *budget = budget.saturating_sub(send_cost(run.bytes.len()));
             subscriber.sent = run.to;
             deliveries += run.publications;
             lane.again |= run.to < end;
@@ -256,15 +255,15 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Collects everything that one session has to send: the rest of a half-sent frame's lane, its
-    /// outbox, then its channels. What does not fit waits for the next turn.
-    fn stage_session(&mut self, slot: u32) {
+    /// outbox, then its channels. What does not fit waits for the next turn. Returns the bytes.
+    fn stage_session(&mut self, slot: u32) -> usize {
         self.tell_gaps(slot);
         let Shard { subscriptions, sessions, fanout, counters, .. } = self;
         let (mut place, socket) = (sessions.hot(slot).staged, sessions.hot(slot).socket);
         let staged = stage(fanout, &mut place, slot, socket);
         sessions.hot_mut(slot).staged = place;
         let closing = sessions.hot(slot).flags & CLOSING != 0;
-        let Some(session) = sessions.get_mut(slot) else { return };
+        let Some(session) = sessions.get_mut(slot) else { return 0 };
         let mut left_over = false;
         let mut add_lane = |staged: &mut Staged, lane: LaneId, index: u32| {
             let state = subscriptions.lane_mut(lane);
@@ -304,6 +303,7 @@ impl<W: Wire> Shard<W> {
         if left_over || staged.is_full() {
             resume(fanout, sessions, slot);
         }
+        fanout.staged[place as usize].bytes
     }
 
     /// Has the session looked at as a whole in the next flush.
@@ -517,6 +517,10 @@ impl<W: Wire> Shard<W> {
     }
 }
 
+fn send_cost(bytes: usize) -> usize {
+    1 + bytes / BYTES_PER_COST
+}
+
 /// Puts a session on the list for the next flush, once.
 fn resume(fanout: &mut Fanout, sessions: &mut Sessions, slot: u32) {
     let id = sessions.id(slot);
@@ -535,7 +539,7 @@ fn stage<'a>(
     socket: SocketId,
 ) -> &'a mut Staged {
     if *place == NOT_STAGED {
-        // At most SENDS_PER_TURN_MAX of them.
+        // At most TURN_BUDGET of them.
         *place = fanout.staged_used as u32;
         if fanout.staged_used == fanout.staged.len() {
             fanout.staged.push(Staged::default());

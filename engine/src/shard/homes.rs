@@ -250,12 +250,14 @@ impl Homes {
         home.quiet_ms = now_ms;
     }
 
-    /// A page of history; `None` for a channel that does not exist.
+    /// A page of history, at least one publication if there is any, else up to `limit` of them and
+    /// `bytes_max` of payload; `None` for a channel that does not exist.
     pub(super) fn history(
         &mut self,
         name: &str,
         after: Option<u64>,
         limit: u32,
+        bytes_max: usize,
         now_ms: u64,
     ) -> Option<HistoryPage> {
         let index = *self.by_name.get(name)?;
@@ -263,7 +265,12 @@ impl Homes {
         home.forget(now_ms);
         let after = after.unwrap_or(0);
         let start = home.history.partition_point(|(_, p)| p.offset <= after);
-        let page = home.history.iter().skip(start).take(limit as usize);
+        let mut bytes = 0;
+        let page = home.history.iter().skip(start).take(limit as usize).take_while(|(_, p)| {
+            let first = bytes == 0;
+            bytes += p.payload.bytes.len();
+            first || bytes <= bytes_max
+        });
         Some(HistoryPage {
             position: Position { epoch: home.epoch, offset: home.last_offset },
             publications: page.map(|(_, publication)| publication.clone()).collect(),
@@ -478,7 +485,7 @@ mod tests {
     #[test]
     fn the_limit_on_channels_is_an_error_not_a_loss() {
         let mut bench = Bench::new(10);
-        ["a", "b", "d"].map(|name| bench.publish(name, 0));
+        ["a", "b", "d"].iter().for_each(|name| assert_eq!(bench.publish(name, 0).offset, 1));
         bench.homes.seal_all(&mut |_, _| {});
         let error = bench.subscribe(0, None, 0).map(|_| ()).unwrap_err();
         assert_eq!(error.0, ErrorCode::LimitReached);

@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 
 use super::sessions::SessionId;
 
-/// Batches in each queue. With [`BATCH_BYTES_MAX`] it bounds a queue to 16 MiB of payload.
-const QUEUE_BATCHES: usize = 64;
+/// Batches in each queue. With [`BATCH_BYTES_MAX`] it bounds a queue to 64 MiB of payload.
+const QUEUE_BATCHES: usize = 256;
 /// A batch is closed at so many items …
 const BATCH_ITEMS_MAX: usize = 512;
 /// … or so many bytes of payload.

@@ -93,7 +93,11 @@ pub(super) struct Session {
     /// The peer has sent its close frame, or the handshake is over for another reason.
     pub(super) peer_closed: bool,
     pub(super) pinged: bool,
+    /// Not read from for now; what had arrived already waits in `held`.
     pub(super) paused: bool,
+    pub(super) held: Vec<u8>,
+    /// History requests that were not answered yet.
+    pub(super) histories: u8,
     /// The lane of which a frame is half sent: it goes on before anything else.
     pub(super) half_sent: Option<LaneId>,
     pub(super) subscriptions: Vec<Subscription>,

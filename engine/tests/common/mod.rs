@@ -192,9 +192,12 @@ impl Client {
     /// The next data message.
     pub fn message(&mut self) -> Message {
         loop {
-            match self.socket.read().unwrap() {
-                Message::Ping(_) | Message::Pong(_) => {}
-                message => return message,
+            match self.socket.read() {
+                Ok(Message::Ping(_) | Message::Pong(_)) => {}
+                Ok(message) => return message,
+                // A socket with a timeout is not restarted by the kernel after a signal.
+                Err(tungstenite::Error::Io(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => panic!("nothing was received: {e}"),
             }
         }
     }

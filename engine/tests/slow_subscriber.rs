@@ -1,0 +1,191 @@
+//! A reader that stalls costs nobody else anything, meets its policy and is told what it missed.
+
+mod common;
+
+use common::{Client, PATIENCE, TestServer};
+use serde_json::{Value, json};
+
+const WINDOW: &str = r#"
+[[channels]]
+pattern = "gap.*"
+window_bytes = 1048576
+window_age_ms = 600000
+[[channels]]
+pattern = "cut.*"
+lag_policy = "disconnect"
+window_bytes = 1048576
+window_age_ms = 600000
+[[channels]]
+pattern = "old.*"
+window_bytes = 1073741824
+window_age_ms = 300
+[[channels]]
+pattern = "*"
+"#;
+
+fn server() -> TestServer {
+    TestServer::start(WINDOW, &["server.send_buffer_bytes=8192", "heartbeat.interval_ms=0"])
+}
+
+/// Publishes more than socket buffers and window hold, in batches, while `healthy` reads along.
+fn flood(server: &TestServer, channel: &str, healthy: &mut Client, from: u64, count: u64) {
+    let pad = "x".repeat(2000);
+    for start in (0..count).step_by(20) {
+        let publications: Vec<Value> = (start..(start + 20).min(count))
+            .map(|i| json!({"channel": channel, "data": {"i": from + i, "pad": pad}}))
+            .collect();
+        let body = json!({"publications": publications}).to_string();
+        assert_eq!(server.http("POST", "/api/batch", &body).0, 200);
+        for i in start..(start + 20).min(count) {
+            let message = healthy.receive();
+            assert_eq!(message["offset"], from + i, "the healthy reader gets every one");
+            assert_eq!(message["data"]["i"], from + i);
+        }
+    }
+}
+
+#[test]
+fn a_stalled_reader_is_told_exactly_what_it_missed() {
+    let server = server();
+    let mut healthy = server.client();
+    healthy.subscribe("gap.a");
+    let mut stalled = server.client();
+    stalled.subscribe("gap.a");
+    flood(&server, "gap.a", &mut healthy, 1, 6000);
+    assert!(server.total("log_bytes") < 2 << 20, "the window bounds what is kept");
+    // It reads again: runs of messages and the gaps between them, without a hole. (There may be
+    // several: its socket takes a little more now and then, even while nobody reads.)
+    let (mut next, mut missed, mut gaps) = (1, 0, 0);
+    while next <= 6000 {
+        let event = stalled.receive();
+        if event["type"] == "gap" {
+            assert_eq!((&event["channel"], &event["from"]), (&json!("gap.a"), &json!(next)));
+            let to = event["to"].as_u64().unwrap();
+            assert!(to >= next && to <= 6000, "{event}");
+            missed += to + 1 - next;
+            gaps += 1;
+            next = to + 1;
+        } else {
+            assert_eq!(event["offset"], next);
+            next += 1;
+        }
+    }
+    assert!(gaps > 0);
+    server.publish("gap.a", json!("after"));
+    assert_eq!(stalled.receive()["offset"], 6001);
+    assert_eq!((server.total("gaps"), server.total("gap_publications")), (gaps, missed));
+}
+
+#[test]
+fn the_disconnect_policy_closes_with_the_code_to_resume() {
+    let server = server();
+    let mut healthy = server.client();
+    healthy.subscribe("cut.a");
+    let mut stalled = server.client();
+    stalled.subscribe("cut.a");
+    flood(&server, "cut.a", &mut healthy, 1, 6000);
+    server.wait_total("lag_disconnects", |n| n == 1);
+    let mut next = 1;
+    let closed = loop {
+        match stalled.socket.read() {
+            Ok(tungstenite::Message::Text(text)) => {
+                let event: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(event["offset"], next, "no message is skipped before the close");
+                next += 1;
+            }
+            Ok(tungstenite::Message::Close(frame)) => break frame,
+            // The closing handshake timed out before this reader woke up: it was cut.
+            Err(_) => break None,
+            other => panic!("{other:?}"),
+        }
+    };
+    if let Some(frame) = closed {
+        assert_eq!(u16::from(frame.code), 4000);
+        assert!(frame.reason.contains(&format!("from offset {next}")), "{}", frame.reason);
+    }
+    server.wait_total("sockets", |n| n == 1);
+}
+
+#[test]
+fn raw_readers_cannot_be_told_and_are_closed_instead() {
+    let server = server();
+    let mut healthy = server.client();
+    healthy.subscribe("gap.r");
+    let mut stalled = server.client_of("raw.v1");
+    stalled.send_text(r#"{"action":"subscribe","channel":"gap.r"}"#);
+    server.wait_total("subscriptions", |n| n == 2);
+    flood(&server, "gap.r", &mut healthy, 1, 6000);
+    server.wait_total("lag_disconnects", |n| n == 1);
+}
+
+#[test]
+fn what_is_too_old_is_a_gap_even_within_the_window() {
+    let server = server();
+    let mut healthy = server.client();
+    healthy.subscribe("old.a");
+    let mut stalled = server.client();
+    stalled.subscribe("old.a");
+    flood(&server, "old.a", &mut healthy, 1, 4000);
+    // The log grows while the reader is within its age, and shrinks once it fell.
+    server.wait_total("log_bytes", |n| n > 1 << 20);
+    server.wait_total("log_bytes", |n| n < 1 << 20);
+    let mut event = stalled.receive();
+    while event["type"] == "message" {
+        event = stalled.receive();
+    }
+    assert_eq!((&event["type"], &event["to"]), (&json!("gap"), &json!(4000)));
+}
+
+#[test]
+fn unsubscribing_a_stalled_channel_completes_the_frame_that_is_half_sent() {
+    let server = server();
+    let mut healthy = server.client();
+    healthy.subscribe("old.b");
+    let mut stalled = server.client();
+    stalled.subscribe("old.b");
+    stalled.subscribe("other");
+    flood(&server, "old.b", &mut healthy, 1, 1000);
+    stalled.send(json!({"type":"unsubscribe","id":"u","channel":"old.b"}));
+    let mut event = stalled.receive();
+    // Every message up to the reply is whole and in order: a torn frame would not parse.
+    let mut next = 1;
+    while event["type"] == "message" {
+        assert_eq!(event["offset"], next);
+        next += 1;
+        event = stalled.receive();
+    }
+    while event["type"] == "gap" {
+        event = stalled.receive();
+    }
+    assert_eq!(event, json!({"type":"unsubscribed","id":"u","channel":"old.b"}));
+    server.publish("other", json!(1));
+    assert_eq!(stalled.receive()["channel"], "other");
+}
+
+#[test]
+fn replies_that_nobody_reads_stop_the_reading_not_the_server() {
+    let server =
+        TestServer::open(&["limits.outbox_bytes_max=65536", "server.send_buffer_bytes=8192"]);
+    for _ in 0..20 {
+        server.publish("open.h", json!("x".repeat(2000)));
+    }
+    let mut greedy = server.client();
+    let asking = std::thread::spawn(move || {
+        for id in 0..500 {
+            greedy.send(json!({"type":"history","id":id,"channel":"open.h"}));
+        }
+        greedy
+    });
+    server.wait_total("publishers_paused", |_| true);
+    let mut other = server.client();
+    other.subscribe("open.x");
+    server.publish("open.x", json!(1));
+    assert_eq!(other.receive()["offset"], 1);
+    // Once it reads, every question has its answer.
+    let mut greedy = asking.join().unwrap();
+    greedy.socket.get_mut().set_read_timeout(Some(PATIENCE)).unwrap();
+    for id in 0..500 {
+        assert_eq!(greedy.receive()["id"], id);
+    }
+    assert_eq!(greedy.ask(json!({"type":"ping","id":"end"}))["type"], "pong");
+}
