@@ -1,1 +1,148 @@
-//! x
+//! What the micro-benchmarks share: a shard whose socket layer takes everything and does nothing,
+//! so that what is measured is ringfeed's own code.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ringfeed_engine::config::{Config, Sources};
+use ringfeed_engine::counters::Counters;
+use ringfeed_engine::shard::door::Admission;
+use ringfeed_engine::shard::inbox::{Request, Shards, StoredPayload, Waker, queues};
+use ringfeed_engine::shard::{Local, Promoted, Shard, Shared};
+use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::frame::{Opcode, write_client};
+use ringfeed_protocol::{ChannelName, Dialect};
+use ringfeed_wire::{Event, ShortSend, SocketId, Usage, Wire, WireError};
+
+/// A socket layer that takes every send whole and receives nothing.
+#[derive(Debug)]
+pub struct NullWire {
+    event_fd: File,
+    usage: Usage,
+}
+
+impl NullWire {
+    /// One with no sockets.
+    pub fn new() -> io::Result<NullWire> {
+        Ok(NullWire { event_fd: File::open("/dev/null")?, usage: Usage::default() })
+    }
+}
+
+impl Wire for NullWire {
+    fn adopt(&mut self, _: OwnedFd) -> Result<SocketId, WireError> {
+        self.usage.sockets += 1;
+        // Far fewer sockets than a slot number holds.
+        Ok(SocketId::new(self.usage.sockets as u32, 0))
+    }
+    fn connect(&mut self, _: SocketAddr, _: Option<IpAddr>) -> Result<SocketId, WireError> {
+        Err(WireError::Full(0))
+    }
+    fn send(&mut self, _: SocketId, _: u32, bytes: &Bytes) {
+        self.usage.sends += 1;
+        self.usage.bytes_out += bytes.len() as u64;
+    }
+    fn send_vectored(&mut self, _: SocketId, _: u32, runs: &[Bytes]) {
+        self.usage.sends += 1;
+        self.usage.bytes_out += runs.iter().map(|run| run.len() as u64).sum::<u64>();
+    }
+    fn submit(&mut self, _: &mut Vec<ShortSend>) -> io::Result<()> {
+        Ok(())
+    }
+    fn next_event(&mut self) -> Option<Event<'_>> {
+        None
+    }
+    fn watch_writable(&mut self, _: SocketId) {}
+    fn receive(&mut self, _: SocketId, _: bool) {}
+    fn close(&mut self, _: SocketId) {}
+    fn arm(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.event_fd.as_fd()
+    }
+    fn usage(&self) -> Usage {
+        self.usage
+    }
+}
+
+/// One shard with subscribers, driven turn by turn.
+pub struct Stage {
+    shard: Shard<NullWire>,
+    shared: Arc<Shared>,
+    channels: Vec<ChannelName>,
+}
+
+impl Stage {
+    /// `subscribers` connections, each on `each` of `channels` channels in turn.
+    ///
+    /// # Errors
+    /// When descriptors run out: each connection is promoted with one.
+    pub fn new(subscribers: u32, channels: u32, each: u32) -> io::Result<Stage> {
+        let flags = ["limits.subscriptions_per_connection_max=10000", "heartbeat.interval_ms=0"];
+        let sources = Sources { flags: flags.map(String::from).to_vec(), ..Sources::default() };
+        let config = Arc::new(Config::load(&sources).map_err(io::Error::other)?);
+        let wire = NullWire::new()?;
+        let (end, inbox) = queues(Waker::new(File::create("/dev/null")?));
+        let shared = Arc::new(Shared {
+            config,
+            shards: Shards::new(vec![end]),
+            counters: vec![Arc::new(Counters::default())],
+            admission: Arc::new(Admission::new(u32::MAX, 0)),
+        });
+        let local = Rc::new(Local::default());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let shard = Shard::new(0, wire, shared.clone(), inbox, local.clone(), listener.into());
+        let names = (0..channels).map(|i| ChannelName::new(&format!("bench.c{i}")));
+        let channels: Vec<ChannelName> =
+            names.collect::<Result<_, _>>().map_err(io::Error::other)?;
+        let mut stage = Stage { shard, shared: shared.clone(), channels };
+        let mut next = (0..stage.channels.len()).cycle();
+        for _ in 0..subscribers {
+            let mut rest = Vec::new();
+            for at in next.by_ref().take(each as usize) {
+                let command =
+                    format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", stage.channels[at]);
+                write_client(&mut rest, Opcode::Text, command.as_bytes(), [0; 4]);
+            }
+            let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            let permit = shared.admission.admit(address).map_err(io::Error::other)?;
+            let socket = File::open("/dev/null")?.into();
+            let dialect = Dialect::Ringfeed;
+            local.promote(Promoted { socket, endpoint: 0, dialect, rest, permit });
+            if stage.turn()? {
+                stage.settle()?;
+            }
+        }
+        stage.settle()?;
+        Ok(stage)
+    }
+
+    /// Hands the shard publications of one payload, to its channels in turn from `first` on.
+    pub fn publish(&mut self, first: usize, count: usize, payload: &Bytes) {
+        for i in first..first + count {
+            let payload = StoredPayload { kind: PayloadKind::Json, bytes: payload.clone() };
+            let channel = self.channels[i % self.channels.len()].clone();
+            let request = Request::Publish { origin: None, channel, payload };
+            assert!(self.shared.shards.request(0, request).is_ok(), "the queue has room");
+        }
+    }
+
+    fn turn(&mut self) -> io::Result<bool> {
+        self.shard.turn(Instant::now())
+    }
+
+    /// Turns until nothing is left to do.
+    ///
+    /// # Errors
+    /// Those of the socket layer: here none.
+    pub fn settle(&mut self) -> io::Result<()> {
+        while self.turn()? {}
+        Ok(())
+    }
+}

@@ -75,6 +75,11 @@ pub struct Local {
 }
 
 impl Local {
+    /// Hands over a connection whose handshake is done.
+    pub fn promote(&self, promoted: Promoted) {
+        self.promoted.borrow_mut().push_back(promoted);
+    }
+
     /// Ticks the shard for ever.
     pub async fn tick(self: Rc<Local>, shard: ShardId, shared: Arc<Shared>) {
         loop {
@@ -212,8 +217,9 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// One turn. Returns whether there is more to do at once.
-    fn turn(&mut self, began: Instant) -> std::io::Result<bool> {
+    /// One turn. Returns whether there is more to do at once. [`Shard::run`] calls it for ever; it is
+    /// public for benchmarks and simulations, which bring a wire and a clock of their own.
+    pub fn turn(&mut self, began: Instant) -> std::io::Result<bool> {
         // Milliseconds of a process that runs for less than 500 million years.
         self.now_ms = began.duration_since(self.start).as_millis() as u64;
         let mut busy = self.take_events();
@@ -318,6 +324,7 @@ impl<W: Wire> Shard<W> {
             dialect,
             endpoint,
             peer_closed: false,
+            failed: false,
             pinged: false,
             paused: false,
             held: Vec::new(),

@@ -113,6 +113,7 @@ enum Sink {
 struct Acks {
     accepted: AtomicU64,
     refused: AtomicU64,
+    #[allow(clippy::disallowed_types)] // written once, by a thread that has failed
     first_error: std::sync::Mutex<Option<String>>,
 }
 

@@ -348,6 +348,9 @@ impl Crew {
         }
         let mut members = Vec::new();
         for (i, share) in shares.into_iter().enumerate() {
+            // What is published must be known to the fleet before it arrives: the publisher never
+            // waits for a fleet. Runs are bounded by what the server takes.
+            #[allow(clippy::disallowed_methods)]
             let (coming, receiver) = crossbeam_channel::unbounded();
             let progress = Arc::new(Progress::new(channels.len()));
             let mut expected = vec![0u64; channels.len()];

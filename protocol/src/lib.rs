@@ -5,6 +5,11 @@
 //! translated to and from ([`command`], [`event`]). It refuses sockets, clocks and threads: the
 //! caller owns every buffer, hands bytes in and takes bytes out.
 #![forbid(unsafe_code)]
+// Bytes from outside pass through here: nothing may panic on them.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod channel_name;
 pub mod close;

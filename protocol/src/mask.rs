@@ -4,8 +4,8 @@
 /// were done before, so that a frame can be unmasked piece by piece.
 pub fn apply(bytes: &mut [u8], key: [u8; 4], offset: usize) {
     let mut turned = [0; 8];
-    for (i, byte) in turned.iter_mut().enumerate() {
-        *byte = key[(offset + i) & 3];
+    for (byte, key) in turned.iter_mut().zip(key.into_iter().cycle().skip(offset & 3)) {
+        *byte = key;
     }
     let wide = u64::from_ne_bytes(turned);
     let mut words = bytes.chunks_exact_mut(8);

@@ -31,6 +31,12 @@ pub struct SocketId {
 }
 
 impl SocketId {
+    /// For bodies of [`Wire`]: `index` is ring number × 2^20 + slot, `generation` how often that slot
+    /// was used before.
+    pub fn new(index: u32, generation: u32) -> SocketId {
+        SocketId { index, generation }
+    }
+
     /// Dense enough to index a table by: ring number × 2^20 + slot.
     pub fn index(self) -> u32 {
         self.index

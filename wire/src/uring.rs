@@ -30,6 +30,7 @@ pub struct UringWire {
     armed: bool,
     /// What staged sends point to, kept until they are submitted.
     held: Vec<Bytes>,
+    #[allow(clippy::vec_box)] // the kernel is given their addresses: they must not move
     vectors: Vec<Box<Vector>>,
     vectors_used: usize,
     ready: VecDeque<(u16, Outcome)>,

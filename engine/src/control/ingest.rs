@@ -98,9 +98,7 @@ impl Ingest {
             }
         };
         let mut run = lines.split(|&b| b == b'\n').peekable();
-        if run.peek().is_none() {
-            return None;
-        }
+        run.peek()?;
         self.ack.errors.clear();
         while run.peek().is_some() {
             let lines = run.by_ref().take(LINES_MAX);

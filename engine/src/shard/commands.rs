@@ -5,7 +5,7 @@ use ringfeed_protocol::command::{Action, Command, CommandError, Payload};
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::{
-    ChannelName, CloseCode, Connection, ErrorCode, Event, Incoming, Position, Role,
+    ChannelName, CloseCode, Connection, ErrorCode, Event, Incoming, Position, ProtocolError, Role,
 };
 use ringfeed_wire::Wire;
 
@@ -19,6 +19,10 @@ use crate::config::{Publishers, Subscribers};
 /// History requests of one session under way. An answer has up to a sixteenth of what an outbox may
 /// hold, and reading pauses at a quarter, so that answers alone never fill it.
 const HISTORIES_MAX: u8 = 8;
+/// How long the peer has to read the close frame after it broke the protocol.
+const FAIL_LINGER_MS: u64 = 100;
+/// Pongs may wait in an outbox of so many frames; beyond it only the newest does.
+const PONGS_BEHIND_MAX: usize = 16;
 /// First byte of a whole pong frame.
 const PONG: u8 = 0x80 | Opcode::Pong as u8;
 
@@ -30,6 +34,16 @@ impl<W: Wire> Shard<W> {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         session.heard_ms = now_ms;
         session.pinged = false;
+        if session.failed {
+            // Where a frame begins is not known any more, but an answer to our close frame mostly
+            // comes by itself; else the linger ends it.
+            let mut fresh = Connection::new(Role::Server, 0);
+            if let Ok((_, Some(Incoming::Close(_)))) = fresh.receive(bytes) {
+                session.peer_closed = true;
+                self.settle_outbox(slot);
+            }
+            return;
+        }
         if session.paused {
             session.held.extend_from_slice(bytes);
             return;
@@ -48,7 +62,7 @@ impl<W: Wire> Shard<W> {
                 }
                 Err(e) => {
                     self.counters.protocol_errors.add(1);
-                    self.close_session(slot, e.close_code(), &e.to_string());
+                    self.fail_session(slot, &e);
                     break;
                 }
             }
@@ -468,11 +482,11 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Queues a pong; one that still waits is replaced, so that at most one does.
+    /// Queues a pong. Behind a reader that does not read, one that still waits is replaced, as RFC 6455
+    /// section 5.5.3 allows, so that pings cannot fill an outbox.
     fn push_pong(&mut self, slot: u32, pong: Bytes) {
         let outbox = self.sessions.get_mut(slot).and_then(|session| session.outbox.as_mut());
-        // The first frame may be sent in part.
-        let waiting = outbox.filter(|outbox| outbox.frames().count() > 1);
+        let waiting = outbox.filter(|outbox| outbox.frames().count() > PONGS_BEHIND_MAX);
         match waiting {
             Some(outbox) if outbox.frames().last().is_some_and(|f| f.first() == Some(&PONG)) => {
                 outbox.replace_last(pong);
@@ -512,6 +526,19 @@ impl<W: Wire> Shard<W> {
         let due_ms = self.now_ms + u64::from(self.config.server.close_timeout_ms);
         let session = self.sessions.id(slot);
         self.wheel.add(Timer { due_ms, session, purpose: Purpose::Close });
+    }
+
+    /// Fails the connection (RFC 6455 section 7.1.7): tells the peer what it broke, listens to nothing
+    /// more, and ends it soon. Not at once: closing while the peer still sends would be a reset, which
+    /// may overtake the close frame.
+    fn fail_session(&mut self, slot: u32, error: &ProtocolError) {
+        self.close_session(slot, error.close_code(), &error.to_string());
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.failed = true;
+            let due_ms = self.now_ms + FAIL_LINGER_MS;
+            let session = self.sessions.id(slot);
+            self.wheel.add(Timer { due_ms, session, purpose: Purpose::Close });
+        }
     }
 
     /// Ends a session at once.

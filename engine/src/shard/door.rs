@@ -126,7 +126,7 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
             };
             match shaken {
                 Ok(Some(promoted)) => {
-                    local.promoted.borrow_mut().push_back(promoted);
+                    local.promote(promoted);
                     shared.shards.waker(shard).wake();
                 }
                 Ok(None) => {}

@@ -92,6 +92,8 @@ pub(super) struct Session {
     pub(super) endpoint: u8,
     /// The peer has sent its close frame, or the handshake is over for another reason.
     pub(super) peer_closed: bool,
+    /// The peer broke the protocol: nothing more of it is looked at.
+    pub(super) failed: bool,
     pub(super) pinged: bool,
     /// Not read from for now; what had arrived already waits in `held`.
     pub(super) paused: bool,

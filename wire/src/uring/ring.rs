@@ -61,6 +61,7 @@ pub(super) struct Ring {
     /// Receives to be armed again once buffers are back.
     starved: Vec<u32>,
     /// Socket addresses that staged submissions point to; the kernel copies them on submission.
+    #[allow(clippy::vec_box)] // the kernel is given their addresses: they must not move
     addresses: Vec<Box<Address>>,
     one: Box<libc::c_int>,
     /// Completions taken off the queue and not looked at yet.

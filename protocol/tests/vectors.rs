@@ -1,0 +1,116 @@
+//! The examples of `docs/PROTOCOL.md` against the code.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use ringfeed_protocol::command::{Action, PayloadKind};
+use ringfeed_protocol::event::{Epoch, Publication};
+use ringfeed_protocol::frame::Header;
+use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Position};
+
+const PAGE: &str = include_str!("../../docs/PROTOCOL.md");
+
+/// The lines of all blocks with this info string.
+fn lines(info: &str) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    let mut inside = false;
+    for line in PAGE.lines() {
+        match line.strip_prefix("```") {
+            Some(_) if inside => inside = false,
+            Some(rest) => inside = rest == info,
+            None if inside => found.push(line),
+            None => {}
+        }
+    }
+    assert!(!found.is_empty(), "docs/PROTOCOL.md has no block {info:?}");
+    found
+}
+
+#[test]
+fn every_command_shown_is_accepted() {
+    for line in lines("json command") {
+        Dialect::Ringfeed.parse(&Incoming::Text(line)).unwrap_or_else(|e| panic!("{line}: {e:?}"));
+    }
+    for line in lines("json raw-command") {
+        Dialect::Raw.parse(&Incoming::Text(line)).unwrap_or_else(|e| panic!("{line}: {e:?}"));
+    }
+    let recover = lines("json command")[1];
+    match Dialect::Ringfeed.parse(&Incoming::Text(recover)).unwrap().action {
+        Action::Subscribe { recover: Some(Position { epoch, offset }), .. } => {
+            assert_eq!((epoch, offset), (EPOCH, 41));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_refusal_shown_is_refused_with_its_code() {
+    for code in [ErrorCode::BadJson, ErrorCode::BadCommand, ErrorCode::UnknownCommand] {
+        for line in lines(&format!("json refused {}", code.as_str())) {
+            let refused = Dialect::Ringfeed.parse(&Incoming::Text(line));
+            assert_eq!(refused.unwrap_err().code, code, "{line}");
+        }
+    }
+}
+
+const EPOCH: Epoch = Epoch(0x00c0_ffee_00c0_ffee);
+
+#[test]
+fn every_event_is_shown_as_it_is_written() {
+    let at = |offset| Position { epoch: EPOCH, offset };
+    let id = Some;
+    let trade = "btcusdt@trade";
+    let kept = |offset, kind, bytes| Publication { offset, kind, bytes };
+    let publications = vec![
+        kept(11, PayloadKind::Json, &b"{\"a\":1}"[..]),
+        kept(12, PayloadKind::Text, b"not JSON"),
+    ];
+    let channel = "chat";
+    let events = [
+        Event::Subscribed { id: id("1"), channel: trade, position: at(41), recovered: None },
+        Event::Subscribed {
+            id: id("\"a\""),
+            channel: trade,
+            position: at(44),
+            recovered: Some(true),
+        },
+        Event::Unsubscribed { id: id("2"), channel: trade },
+        Event::Published { id: id("3"), channel, position: at(7) },
+        Event::History { id: id("4"), channel, position: at(12), publications },
+        Event::Pong { id: id("5") },
+        Event::Error {
+            id: id("6"),
+            code: ErrorCode::Forbidden,
+            message: "chat may be published to over the HTTP API only",
+        },
+        Event::Gap { channel: trade, epoch: EPOCH, from: 45, to: 99 },
+        Event::Drain { reconnect_ms: 1234 },
+    ];
+    let shown = lines("json event");
+    assert_eq!(shown.len(), events.len());
+    for (event, line) in events.iter().zip(shown) {
+        let mut frame = Vec::new();
+        Dialect::Ringfeed.write_event(&mut frame, event);
+        assert_eq!(body(&frame), line);
+    }
+}
+
+#[test]
+fn every_kind_of_message_is_shown_as_it_is_written() {
+    let shown = lines("json message");
+    let publications = [
+        (7, PayloadKind::Json, &b"{\"hello\":\"world\"}"[..]),
+        (8, PayloadKind::Text, b"not JSON"),
+        (9, PayloadKind::Binary, &[0, 1, 2]),
+    ];
+    for ((offset, kind, bytes), line) in publications.into_iter().zip(shown) {
+        let mut frame = Vec::new();
+        let publication = Publication { offset, kind, bytes };
+        Lane::Ringfeed.write_publication(&mut frame, "chat", &publication);
+        assert_eq!(body(&frame), line);
+    }
+}
+
+fn body(frame: &[u8]) -> &str {
+    let (header, len) = Header::parse(frame).unwrap().unwrap();
+    assert_eq!(header.len as usize, frame.len() - len);
+    std::str::from_utf8(&frame[len..]).unwrap()
+}

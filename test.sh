@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Runs every test. Installs what they need with apt-get where it may, else names the packages.
+#
+# usage: ./test.sh [arguments for the test runner]
+set -euo pipefail
+cd "$(dirname "$0")"
+
+need() { # command, Debian package
+  command -v "$1" >/dev/null && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing $2"
+    apt-get install -y -qq "$2" >/dev/null || { apt-get update -qq && apt-get install -y -qq "$2" >/dev/null; }
+  else
+    echo "test.sh: '$1' is missing; install the package $2" >&2
+    exit 2
+  fi
+}
+need cc gcc
+need python3 python3
+command -v cargo >/dev/null || { echo "test.sh: Rust is needed: https://rustup.rs" >&2; exit 2; }
+
+echo "== programs under test"
+cargo build --release --bin ringfeed --bin loadgen
+export RINGFEED_BIN_DIR=$PWD/target/release
+
+echo "== Autobahn conformance suite, sections 1 to 7 and 10"
+status=0
+scripts/autobahn.sh || status=$?
+# 77: skipped, and it has said why.
+[ "$status" = 0 ] || [ "$status" = 77 ] || exit "$status"
+
+echo "== documentation examples"
+cargo test --quiet --workspace --doc
+
+echo "== tests"
+if cargo nextest --version >/dev/null 2>&1; then
+  exec cargo nextest run --workspace "$@"
+fi
+exec cargo test --workspace --lib --bins --tests "$@"
