@@ -208,7 +208,13 @@ impl Config {
         for (name, value) in &sources.environment {
             if let Some(path) = name.strip_prefix("RINGFEED_") {
                 let Some((section, key)) = path.split_once("__") else {
-                    if !NOT_CONFIG.contains(&name.as_str()) {
+                    // Other programs have variables, too; but one that begins like a section is a
+                    // key with an underscore too few.
+                    let begins = |section: &String| {
+                        let rest = path.to_lowercase();
+                        rest.strip_prefix(section.as_str()).is_some_and(|r| r.starts_with('_'))
+                    };
+                    if defaults.keys().any(begins) && !NOT_CONFIG.contains(&name.as_str()) {
                         errors.push(format!(
                             "{name}: allowed are names of the form RINGFEED_SECTION__KEY"
                         ));
@@ -337,7 +343,7 @@ impl Config {
 }
 
 /// Environment names that begin with `RINGFEED_` and are read elsewhere.
-const NOT_CONFIG: [&str; 2] = ["RINGFEED_CONFIG", "RINGFEED_API_KEY"];
+const NOT_CONFIG: [&str; 1] = ["RINGFEED_API_KEY"];
 
 /// Whether `*` wildcards in `pattern` can be filled in to give `name`.
 fn matches(pattern: &str, name: &str) -> bool {
@@ -544,7 +550,11 @@ mod tests {
             "a.b",
             "channels.pattern=x",
         ];
-        let errors = load(file, &[("RINGFEED_SERVER__PIN", "maybe")], &flags).unwrap_err();
+        let environment =
+            [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_PORT", "1"), ("RINGFEED_X", "1")];
+        let errors = load(file, &environment, &flags).unwrap_err();
+        assert!(errors.contains("RINGFEED_SERVER_PORT: allowed are names of the form"));
+        assert!(!errors.contains("RINGFEED_X"));
         for part in [
             "server.shard = 1: no such key; known are backlog, ",
             "server.backlog = \"x\": invalid type",

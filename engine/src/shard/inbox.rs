@@ -4,7 +4,7 @@
 //! channel's home and may cause *deliveries*; deliveries (chunks, replies) are work for the shard
 //! of a subscriber and cause nothing further across shards. A shard that cannot get rid of its
 //! deliveries stops taking requests, but never the other way round, so two shards cannot wait for
-//! each other. Nothing is dropped: what does not fit waits in the sender's [`Links`], and publishers
+//! each other. Nothing is dropped: what does not fit waits in the sender's `Links`, and publishers
 //! are slowed down there.
 
 use std::collections::VecDeque;
