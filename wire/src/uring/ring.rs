@@ -355,13 +355,7 @@ impl Ring {
         if on && !receiving {
             self.start_receiving(slot);
         } else if !on && receiving {
-            let target = self.user_data(Op::Receive, slot, 0);
-            let entry = opcode::AsyncCancel::new(target).build().user_data(self.user_data(
-                Op::Other,
-                slot,
-                0,
-            ));
-            self.push(&entry);
+            self.push_cancel(slot, Op::Receive);
         }
     }
 
@@ -369,22 +363,30 @@ impl Ring {
         let before = self.slot(slot).state;
         self.slot(slot).state = State::Closing;
         let Slot { receiving, polling, .. } = *self.slot(slot);
-        if receiving || polling || before == State::Connecting {
-            // Closing does not cancel: pending operations hold the socket. Cancel, await, close.
-            let target = types::CancelBuilder::fd(types::Fixed(slot)).all();
-            let entry = opcode::AsyncCancel2::new(target).build().user_data(self.user_data(
-                Op::Other,
-                slot,
-                0,
-            ));
-            self.push(&entry);
-            if before == State::Connecting {
-                // Its completion arrives as Op::Connect; until then the slot counts as polled.
-                self.slot(slot).polling = true;
+        let connecting = before == State::Connecting;
+        // Closing does not cancel: pending operations hold the socket. Cancel, await, close. By user
+        // data, which the kernel finds by hash; by descriptor it would look at every pending operation
+        // of the ring.
+        for (pending, op) in
+            [(receiving, Op::Receive), (polling, Op::Poll), (connecting, Op::Connect)]
+        {
+            if pending {
+                self.push_cancel(slot, op);
             }
-        } else {
+        }
+        if connecting {
+            // Its completion arrives as Op::Connect; until then the slot counts as polled.
+            self.slot(slot).polling = true;
+        } else if !receiving && !polling {
             self.push_close(slot);
         }
+    }
+
+    fn push_cancel(&mut self, slot: u32, op: Op) {
+        let target = self.user_data(op, slot, 0);
+        let data = self.user_data(Op::Other, slot, 0);
+        let entry = opcode::AsyncCancel::new(target).build().user_data(data);
+        self.push(&entry);
     }
 
     fn push_close(&mut self, slot: u32) {
