@@ -153,6 +153,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
+        // A log that cannot be written (a closed pipe, a full disk) must not end the server.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .with_writer(std::io::stderr)

@@ -1,0 +1,159 @@
+//! The `ringfeed` binary as an operator meets it.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+fn ringfeed(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ringfeed")).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A server on free ports, and the addresses it logged: public, internal.
+fn serve(extra: &[&str]) -> (Child, String, String, BufReader<std::process::ChildStderr>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringfeed"))
+        .args(["serve", "--port", "0", "--set", "api.listen=127.0.0.1:0"])
+        .args(["--set", "server.shards=1", "--set", "server.pin=false"])
+        .args(extra)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let (mut public, mut internal) = (String::new(), String::new());
+    while internal.is_empty() {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).unwrap() > 0, "the server ended: {line}");
+        if let Some((_, address)) = line.trim().split_once("connect to ws://") {
+            public = address.trim_end_matches("/ws").to_owned();
+        }
+        if let Some((_, address)) = line.trim().split_once("metrics at http://") {
+            internal = address.to_owned();
+        }
+    }
+    (child, public, internal, log)
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn the_printed_defaults_are_a_valid_configuration() {
+    let defaults = ringfeed(&["default-config"]);
+    assert!(defaults.status.success());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    std::fs::write(&file, &defaults.stdout).unwrap();
+    let checked = ringfeed(&["check-config", "--config", file.to_str().unwrap()]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
+
+#[test]
+fn a_bad_configuration_is_refused_before_any_port_is_opened() {
+    let wrong = ["serve", "--set", "server.shards=x", "--set", "nothing.at=all"];
+    let refused = ringfeed(&wrong);
+    assert_eq!(refused.status.code(), Some(1));
+    let errors = text(&refused.stderr);
+    assert!(errors.contains("2 problem(s)"), "{errors}");
+    assert!(errors.contains("server.shards=x: allowed is a whole number"), "{errors}");
+    assert!(errors.contains("no such key; known are"), "{errors}");
+    let missing = ringfeed(&["check-config", "--config", "/does/not/exist"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("/does/not/exist"));
+}
+
+#[test]
+fn publish_reaches_a_running_server_and_sigterm_ends_it_with_0() {
+    let (mut child, _, internal, _log) = serve(&["--set", "api.keys=k"]);
+    let publish = |args: &[&str]| {
+        let mut all = vec!["publish", "--api", &internal];
+        all.extend(args);
+        ringfeed(&all)
+    };
+    let refused = publish(&["news", "1"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("401"), "{}", text(&refused.stderr));
+    let published = publish(&["--api-key", "k", "news", "{\"a\":1}"]);
+    assert!(published.status.success(), "{}", text(&published.stderr));
+    assert!(text(&published.stdout).contains("\"ack\":\"accepted\""));
+    let bad = publish(&["--api-key", "k", "a b", "plain text"]);
+    assert!(text(&bad.stderr).contains("bad_channel"), "{}", text(&bad.stderr));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let gone = publish(&["--api-key", "k", "news", "1"]);
+    assert!(text(&gone.stderr).contains("no server answers"), "{}", text(&gone.stderr));
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once() {
+    // A peer that never answers would hold the drain for a minute.
+    let flags =
+        ["--set", "server.close_timeout_ms=60000", "--set", "server.drain_timeout_ms=60000"];
+    let (mut child, public, _, mut log) = serve(&flags);
+    let mut deaf = std::net::TcpStream::connect(&public).unwrap();
+    let handshake =
+        ringfeed_protocol::handshake::ClientHandshake::new(&public, "/ws", None, [1; 16]);
+    std::io::Write::write_all(&mut deaf, handshake.request()).unwrap();
+    std::io::Read::read_exact(&mut deaf, &mut [0; 12]).unwrap();
+    signal(&child, "TERM");
+    let mut line = String::new();
+    while !line.contains("draining") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0);
+    }
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_server_whose_log_goes_nowhere_still_drains() {
+    let (mut child, _, _, log) = serve(&[]);
+    drop(log);
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Installs a seccomp filter as container runtimes do, then runs the server.
+const WITHOUT_IO_URING: &str = r#"
+import ctypes, os, struct, sys
+# load the syscall number; io_uring_setup, _enter and _register are 425 to 427; else allow
+EPERM, ALLOW = 0x00050001, 0x7fff0000
+code = [(0x20, 0, 0, 0), (0x35, 0, 2, 425), (0x25, 1, 0, 427), (0x06, 0, 0, EPERM),
+        (0x06, 0, 0, ALLOW)]
+program = b"".join(struct.pack("HBBI", *c) for c in code)
+class Filter(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Filter(len(code), program)), 0, 0) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_kernel_that_refuses_io_uring_is_named_as_the_reason() {
+    let output = Command::new("python3")
+        .args(["-c", WITHOUT_IO_URING, env!("CARGO_BIN_EXE_ringfeed"), "serve", "--port", "0"])
+        .args(["--set", "api.listen=127.0.0.1:0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let errors = text(&output.stderr);
+    assert!(errors.contains("io_uring is not usable here: io_uring_setup"), "{errors}");
+    assert!(errors.contains("seccomp"), "{errors}");
+}
+
+#[test]
+fn every_command_has_help_and_unknown_ones_are_refused() {
+    for command in ["serve", "check-config", "default-config", "publish", "version", "completions"]
+    {
+        let help = ringfeed(&[command, "--help"]);
+        assert!(help.status.success() && text(&help.stdout).contains("Usage:"), "{command}");
+    }
+    assert_eq!(ringfeed(&["dance"]).status.code(), Some(2));
+    assert!(text(&ringfeed(&["version"]).stdout).contains("everything needed is there"));
+    assert!(text(&ringfeed(&["openapi"]).stdout).contains("/api/publish"));
+}
