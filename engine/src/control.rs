@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::shard::Shared;
@@ -50,9 +50,14 @@ impl Control {
             stop: Notify::new(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Caught before anybody is told that the server runs.
+        let (term, int) = {
+            let _context = runtime.enter();
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        };
         let shared_state = state.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            if let Err(e) = runtime.block_on(serve(listener, shared_state)) {
+            if let Err(e) = runtime.block_on(serve(listener, shared_state, term, int)) {
                 tracing::error!("the control thread ended: {e}");
             }
         })?;
@@ -90,9 +95,14 @@ impl State {
     }
 }
 
-async fn serve(listener: TcpListener, state: Arc<State>) -> io::Result<()> {
+async fn serve(
+    listener: TcpListener,
+    state: Arc<State>,
+    term: Signal,
+    int: Signal,
+) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let signals = tokio::spawn(signals(state.clone()));
+    let signals = tokio::spawn(signals(state.clone(), term, int));
     let router = api::router(state.clone());
     tokio::select! {
         served = axum::serve(listener, router) => served?,
@@ -103,13 +113,7 @@ async fn serve(listener: TcpListener, state: Arc<State>) -> io::Result<()> {
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends the process at once.
-async fn signals(state: Arc<State>) {
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::warn!("signals cannot be caught; the process ends at once on SIGTERM");
-        return;
-    };
+async fn signals(state: Arc<State>, mut term: Signal, mut int: Signal) {
     loop {
         tokio::select! {
             _ = term.recv() => {}

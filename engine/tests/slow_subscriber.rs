@@ -108,6 +108,26 @@ fn the_disconnect_policy_closes_with_the_code_to_resume() {
 }
 
 #[test]
+fn many_that_fall_at_once_are_all_closed_and_nobody_else() {
+    let server = server();
+    let mut healthy = server.client();
+    healthy.subscribe("cut.m");
+    let mut stalled: Vec<_> = (0..10).map(|_| server.client()).collect();
+    for client in &mut stalled {
+        client.subscribe("cut.m");
+    }
+    let mut later = server.client();
+    later.subscribe("other");
+    flood(&server, "cut.m", &mut healthy, 1, 6000);
+    server.wait_total("lag_disconnects", |n| n == 10);
+    server.wait_total("sockets", |n| n == 2);
+    server.publish("cut.m", json!("on"));
+    assert_eq!(healthy.receive()["offset"], 6001);
+    server.publish("other", json!("on"));
+    assert_eq!(later.receive()["offset"], 1);
+}
+
+#[test]
 fn raw_readers_cannot_be_told_and_are_closed_instead() {
     let server = server();
     let mut healthy = server.client();

@@ -170,6 +170,30 @@ fn bytes_flow_through_a_pool_smaller_than_what_is_under_way() {
 }
 
 #[test]
+fn more_completions_at_once_than_the_queue_holds_all_arrive() {
+    let config = WireConfig { receive_buffers: 1024, ..small() };
+    let mut wire = UringWire::new(config).unwrap();
+    let mut far_ends = Vec::new();
+    for _ in 0..300 {
+        let (near, far) = pair();
+        far_ends.push((wire.adopt(near.into()).unwrap(), far));
+    }
+    wire.submit(&mut Vec::new()).unwrap();
+    // All at once, far more than the 64 entries of the queue.
+    for (id, far) in &mut far_ends {
+        far.write_all(&id.index().to_ne_bytes()).unwrap();
+    }
+    let mut seen = std::collections::HashSet::new();
+    drive(&mut wire, |_, what| {
+        if let What::Received(id, bytes) = what {
+            assert_eq!(bytes, id.index().to_ne_bytes());
+            seen.insert(id);
+        }
+        seen.len() == 300
+    });
+}
+
+#[test]
 fn a_paused_socket_stays_silent_and_loses_nothing() {
     let mut wire = UringWire::new(small()).unwrap();
     let (near, mut far) = pair();

@@ -111,13 +111,19 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
                 continue;
             }
         };
-        let permit = if local.handshakes.get() >= shared.config.server.handshakes_max {
+        let (under_way, most) = (local.handshakes.get(), shared.config.server.handshakes_max);
+        if under_way >= most.saturating_mul(2) {
+            // Even refusals take a descriptor and some time.
+            counters.refused.add(1);
+            continue;
+        }
+        let permit = if under_way >= most {
             Err("too many handshakes are under way\n")
         } else {
             shared.admission.admit(peer.ip())
         };
         let (shared, local, counters) = (shared.clone(), local.clone(), counters.clone());
-        local.handshakes.set(local.handshakes.get() + 1);
+        local.handshakes.set(under_way + 1);
         monoio::spawn(async move {
             let limit = Duration::from_millis(shared.config.server.handshake_timeout_ms.into());
             let shaken = match permit {

@@ -481,7 +481,9 @@ impl<W: Wire> Shard<W> {
                 }
             }
         }
-        for (index, slot) in fallen {
+        // From the last to the first: when one is closed, the last subscriber moves to its place, and
+        // that one has been seen to.
+        for (index, slot) in fallen.into_iter().rev() {
             self.fall_one(id, index, slot);
         }
     }
@@ -489,10 +491,7 @@ impl<W: Wire> Shard<W> {
     fn fall_one(&mut self, id: LaneId, index: u32, slot: u32) {
         let lane = self.subscriptions.lane_mut(id);
         let Some(subscriber) = lane.subscribers.get_mut(index as usize) else { return };
-        // An earlier one of the fallen may have been closed, and the last one moved to its place.
-        if subscriber.session != slot {
-            return;
-        }
+        assert_eq!(subscriber.session, slot, "no fallen subscriber has moved");
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let mut missed = lane.log.next_offset(subscriber.sent);
         if lane.window.policy == LagPolicy::Gap && session.dialect.answers_in_band() {

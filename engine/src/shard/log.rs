@@ -118,6 +118,7 @@ impl Log {
         if from >= self.end {
             return None;
         }
+        assert!(from >= self.base(), "who fell out of the log has met the lag policy");
         let placed = self.placed(from)?;
         let segment_end = placed.base + placed.segment.len() as u64;
         let target = (from + bytes_max).min(segment_end);
