@@ -18,6 +18,11 @@ fn churn_over_all_shards_loses_nothing_and_leaks_nothing() {
     let seconds = std::env::var("RINGFEED_CHURN_SECONDS").ok().and_then(|s| s.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(5));
     let server = TestServer::open(&["server.shards=3"]);
+    // Descriptors are counted once every shard has its rings and has served somebody.
+    let first: Vec<_> = (0..30).map(|_| server.client()).collect();
+    server.wait_total("connections", |n| n == 30);
+    drop(first);
+    server.wait_total("sockets", |n| n == 0);
     let files_before = server.get("/api/stats")["open_files"].as_u64().unwrap();
     // Subscribers end first: they wait for what publishers send.
     let stop = Arc::new(AtomicBool::new(false));

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::expect::{Cursor, Found, Stream};
 use crate::publisher::Batch;
 use crate::recorder::Recorder;
+use crate::report::Tally;
 use crate::run::{Control, Phase};
 use crate::target::Target;
 
@@ -75,16 +76,7 @@ impl Progress {
 /// What a fleet found.
 #[derive(Debug)]
 pub(crate) struct Findings {
-    pub(crate) expected: u64,
-    pub(crate) delivered: u64,
-    pub(crate) lost: u64,
-    pub(crate) duplicated: u64,
-    pub(crate) reordered: u64,
-    /// Frames that were never published.
-    pub(crate) corrupted: u64,
-    /// Publications that the server said it left out; they count as lost, too.
-    pub(crate) gaps_told: u64,
-    pub(crate) disconnected: u64,
+    pub(crate) tally: Tally,
     pub(crate) first_problem: Option<String>,
     pub(crate) latency: Recorder,
 }
@@ -132,12 +124,10 @@ pub(crate) struct Fleet {
     /// By channel × lane; only those that somebody here is subscribed to.
     streams: Vec<Option<Stream>>,
     latency: Recorder,
-    duplicated: u64,
-    reordered: u64,
-    corrupted: u64,
+    /// Kept while it runs; what only the end shows is filled in by `findings`.
+    tally: Tally,
+    /// Messages that a later one overtook.
     skipped: u64,
-    gaps_told: u64,
-    disconnected: u64,
     first_problem: Option<String>,
     opening: u32,
     queued: VecDeque<u32>,
@@ -186,12 +176,8 @@ impl Fleet {
             by_socket: Vec::new(),
             streams,
             latency: Recorder::new(),
-            duplicated: 0,
-            reordered: 0,
-            corrupted: 0,
+            tally: Tally::default(),
             skipped: 0,
-            gaps_told: 0,
-            disconnected: 0,
             first_problem: None,
             opening: 0,
             sends: Vec::new(),
@@ -329,7 +315,7 @@ impl Fleet {
         match before {
             State::Gone => {}
             State::Open => {
-                self.disconnected += 1;
+                self.tally.disconnected += 1;
                 let number = self.plans[conn.plan as usize].number;
                 let why = error.map_or("by the server".into(), |e| e.to_string());
                 self.problem(|| format!("connection {number} ended: {why}"));
@@ -515,7 +501,7 @@ impl Fleet {
             (Some("gap"), Some(_)) => {
                 let (from, to) = (event["from"].as_u64(), event["to"].as_u64());
                 if let (Some(from), Some(to)) = (from, to) {
-                    self.gaps_told += to + 1 - from;
+                    self.tally.gaps_told += to + 1 - from;
                 }
                 self.problem(|| format!("the server left publications out: {event}"));
             }
@@ -576,9 +562,9 @@ impl Fleet {
                 self.progress.delivered(subscription.channel, 1);
             }
             // Late, if it was skipped before; which one it was is not kept.
-            Found::Behind if self.skipped > 0 => self.reordered += 1,
-            Found::Behind => self.duplicated += 1,
-            Found::Nowhere => self.corrupted += 1,
+            Found::Behind if self.skipped > 0 => self.tally.reordered += 1,
+            Found::Behind => self.tally.duplicated += 1,
+            Found::Nowhere => self.tally.corrupted += 1,
         }
         let name = self.channels[subscription.channel as usize].clone();
         let connection = self.plans[conn.plan as usize].number;
@@ -658,14 +644,12 @@ impl Fleet {
             }
         }
         Findings {
-            expected,
-            delivered: self.progress.delivered.load(Ordering::Relaxed),
-            lost: (missing + self.skipped).saturating_sub(self.reordered),
-            duplicated: self.duplicated,
-            reordered: self.reordered,
-            corrupted: self.corrupted,
-            gaps_told: self.gaps_told,
-            disconnected: self.disconnected,
+            tally: Tally {
+                expected,
+                delivered: self.progress.delivered.load(Ordering::Relaxed),
+                lost: (missing + self.skipped).saturating_sub(self.tally.reordered),
+                ..self.tally
+            },
             first_problem: self.first_problem.clone(),
             latency: self.latency.clone(),
         }

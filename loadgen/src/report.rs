@@ -16,16 +16,10 @@ pub(crate) struct Report {
     pub(crate) channels: usize,
     pub(crate) published: u64,
     pub(crate) published_per_second: f64,
-    pub(crate) expected: u64,
-    pub(crate) delivered: u64,
+    #[serde(flatten)]
+    pub(crate) tally: Tally,
     pub(crate) delivered_per_second: f64,
     pub(crate) bytes_received: u64,
-    pub(crate) lost: u64,
-    pub(crate) duplicated: u64,
-    pub(crate) reordered: u64,
-    pub(crate) corrupted: u64,
-    pub(crate) gaps_told: u64,
-    pub(crate) disconnected: u64,
     /// Microseconds from the intended send time to the receipt.
     pub(crate) latency_us: Latency,
     /// Seconds from the first connect until all were upgraded.
@@ -42,6 +36,41 @@ pub(crate) struct Report {
     /// Absent where the server's API does not answer.
     pub(crate) server: Option<ServerCost>,
     pub(crate) first_problem: Option<String>,
+}
+
+/// What subscribers got of what they were to get.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Tally {
+    pub(crate) expected: u64,
+    pub(crate) delivered: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) reordered: u64,
+    /// Frames that were never published.
+    pub(crate) corrupted: u64,
+    /// Publications that the server said it left out; they count as lost, too.
+    pub(crate) gaps_told: u64,
+    /// Connections that ended early.
+    pub(crate) disconnected: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Tally) {
+        self.expected += other.expected;
+        self.delivered += other.delivered;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.reordered += other.reordered;
+        self.corrupted += other.corrupted;
+        self.gaps_told += other.gaps_told;
+        self.disconnected += other.disconnected;
+    }
+
+    /// Everything arrived, once, in order and unchanged.
+    pub(crate) fn is_clean(&self) -> bool {
+        let Tally { lost, duplicated, reordered, corrupted, disconnected, .. } = self;
+        [lost, duplicated, reordered, corrupted, disconnected].into_iter().all(|&n| n == 0)
+    }
 }
 
 /// What this process used while it published and received.
@@ -66,18 +95,9 @@ pub(crate) struct ServerCost {
 }
 
 impl Report {
-    /// Everything arrived, once, in order and unchanged.
-    pub(crate) fn is_clean(&self) -> bool {
-        self.lost == 0
-            && self.duplicated == 0
-            && self.reordered == 0
-            && self.corrupted == 0
-            && self.disconnected == 0
-    }
-
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
-        let Report { latency_us: latency, loadgen, .. } = self;
+        let Report { latency_us: latency, loadgen, tally, .. } = self;
         let _ = writeln!(
             out,
             "{}: {} connections, {} subscriptions, {} channels; opened in {:.2} s, subscribed in \
@@ -97,18 +117,18 @@ impl Report {
         let _ = writeln!(
             out,
             "delivered  {:>12}   {:>12.0} a second   of {} expected",
-            self.delivered, self.delivered_per_second, self.expected
+            tally.delivered, self.delivered_per_second, tally.expected
         );
         let _ = writeln!(
             out,
             "lost {} ({} of them told as gaps)   duplicated {}   reordered {}   corrupted {}   \
              disconnected {}",
-            self.lost,
-            self.gaps_told,
-            self.duplicated,
-            self.reordered,
-            self.corrupted,
-            self.disconnected
+            tally.lost,
+            tally.gaps_told,
+            tally.duplicated,
+            tally.reordered,
+            tally.corrupted,
+            tally.disconnected
         );
         let _ = writeln!(
             out,
@@ -145,7 +165,7 @@ impl Report {
         if let Some(problem) = &self.first_problem {
             let _ = writeln!(out, "first problem: {problem}");
         }
-        let verdict = if self.is_clean() {
+        let verdict = if tally.is_clean() {
             "every subscriber got every message, once, in order and unchanged"
         } else {
             "NOT every subscriber got every message, once, in order and unchanged"

@@ -18,7 +18,7 @@ use crate::fleet::{Findings, Fleet, Plan, Progress};
 use crate::publisher::{Audience, Published, Publisher};
 use crate::recorder::Recorder;
 use crate::recording::ReplayFeed;
-use crate::report::{LoadgenCost, Report, ServerCost};
+use crate::report::{LoadgenCost, Report, ServerCost, Tally};
 use crate::target::Target;
 
 /// How often progress is looked at.
@@ -220,16 +220,9 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         channels: channels.len(),
         published: published.messages,
         published_per_second: per_second(published.messages, published.seconds),
-        expected: findings.expected,
-        delivered: findings.delivered,
-        delivered_per_second: per_second(findings.delivered, delivering_seconds),
+        tally: findings.tally,
+        delivered_per_second: per_second(findings.tally.delivered, delivering_seconds),
         bytes_received,
-        lost: findings.lost,
-        duplicated: findings.duplicated,
-        reordered: findings.reordered,
-        corrupted: findings.corrupted,
-        gaps_told: findings.gaps_told,
-        disconnected: findings.disconnected,
         latency_us: findings.latency.latency(),
         opening_seconds,
         subscribing_seconds,
@@ -241,7 +234,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
             cpu_system_seconds: cpu.1.as_secs_f64(),
             cores: (cpu.0 + cpu.1).as_secs_f64() / wall.as_secs_f64(),
         },
-        server: ServerStats::cost(server_before, server_after, findings.delivered),
+        server: ServerStats::cost(server_before, server_after, findings.tally.delivered),
         first_problem: findings.first_problem,
     };
     print!("{}", report.text());
@@ -249,7 +242,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         let json = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, json + "\n").with_context(|| path.display().to_string())?;
     }
-    Ok(report.is_clean())
+    Ok(report.tally.is_clean())
 }
 
 fn per_second(count: u64, seconds: f64) -> f64 {
@@ -519,29 +512,12 @@ impl Crew {
 
     fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
         control.phase.store(Phase::Stop as u8, Ordering::Release);
-        let mut all = Findings {
-            expected: 0,
-            delivered: 0,
-            lost: 0,
-            duplicated: 0,
-            reordered: 0,
-            corrupted: 0,
-            gaps_told: 0,
-            disconnected: 0,
-            first_problem: None,
-            latency: Recorder::new(),
-        };
+        let mut all =
+            Findings { tally: Tally::default(), first_problem: None, latency: Recorder::new() };
         for member in self.0 {
             let found =
                 member.thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-            all.expected += found.expected;
-            all.delivered += found.delivered;
-            all.lost += found.lost;
-            all.duplicated += found.duplicated;
-            all.reordered += found.reordered;
-            all.corrupted += found.corrupted;
-            all.gaps_told += found.gaps_told;
-            all.disconnected += found.disconnected;
+            all.tally.add(&found.tally);
             all.first_problem = all.first_problem.or(found.first_problem);
             all.latency.add(&found.latency);
         }

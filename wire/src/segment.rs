@@ -43,8 +43,8 @@ impl Segment {
     /// An empty segment that holds up to `capacity` bytes.
     pub fn new(capacity: usize) -> Segment {
         let memory = Box::<[u8]>::new_uninit_slice(capacity);
-        // SAFETY: UnsafeCell<T> has the layout of T.
         let memory =
+            // SAFETY: UnsafeCell<T> has the layout of T, and the box is given up before it is made anew.
             unsafe { Box::from_raw(Box::into_raw(memory) as *mut [UnsafeCell<MaybeUninit<u8>>]) };
         Segment { memory: Arc::new(Memory(memory)), len: 0 }
     }
