@@ -100,6 +100,15 @@ fn raw_clients_are_told_by_the_close_reason() {
         assert_eq!(code, 4500);
         assert!(text.starts_with(reason), "{text}");
     }
+    // What is so already is no error.
+    let mut client = server.client_of("raw.v1");
+    for action in ["unsubscribe", "subscribe", "subscribe"] {
+        client.send_text(&format!("{{\"action\":\"{action}\",\"channel\":\"open.a\"}}"));
+    }
+    server.wait_total("subscriptions", |n| n == 1);
+    server.wait_total("messages_in", |n| n == 6);
+    server.publish("open.a", json!(1));
+    assert_eq!(client.message(), tungstenite::Message::text("1"));
 }
 
 #[test]

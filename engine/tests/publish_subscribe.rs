@@ -93,6 +93,7 @@ fn the_http_api_answers_every_case() {
     assert_eq!(call("POST", "/api/publish", "", "{}").0, 401);
     assert_eq!(call("POST", "/api/publish", "Authorization: Bearer secre\r\n", "{}").0, 401);
     let good = r#"{"channel":"any","data":1}"#;
+    assert_eq!(call("POST", "/api/publish", "X-API-Key: secret\r\n", good).0, 200);
     assert_eq!(call("POST", "/api/publish", auth, good).0, 200);
     for (body, status) in [
         ("{", 400),
@@ -136,7 +137,7 @@ fn the_http_api_answers_every_case() {
     assert_eq!(call("GET", "/ready", "", "").0, 200);
     let (status, metrics) = call("GET", "/metrics", "", "");
     assert_eq!(status, 200);
-    assert!(metrics.contains("ringfeed_publications_total 5"), "{metrics}");
+    assert!(metrics.contains("ringfeed_publications_total 6"), "{metrics}");
     let (_, document) = call("GET", "/api/openapi.json", "", "");
     let document: serde_json::Value = serde_json::from_str(&document).unwrap();
     for path in ["publish", "batch", "ingest", "channels", "history", "stats"] {

@@ -23,6 +23,7 @@ use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::publish::{self, ApiError, PublishBody, PublishResult};
 use super::{State, ingest, metrics};
+use crate::config::Secret;
 use crate::counters::Totals;
 use crate::shard::inbox::{Request, StoredPublication};
 
@@ -117,19 +118,24 @@ async fn guard(
         }
         return Ok(next.run(request).await);
     }
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    if !key_fits(keys, request.headers()) {
+        let message = "Authorization: Bearer KEY, or X-API-Key, is missing or wrong";
+        return Err(ApiError::new("unauthorized", message));
+    }
+    Ok(next.run(request).await)
+}
+
+fn key_fits(keys: &[Secret], headers: &HeaderMap) -> bool {
+    let value = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
+    let bearer = value("authorization").and_then(|v| v.strip_prefix("Bearer "));
+    let given = bearer.or_else(|| value("x-api-key")).unwrap_or_default();
     let given = Sha256::digest(given.trim());
     // Every key is looked at, whether or not an earlier one fits.
     let fits = keys
         .iter()
         .map(|key| Sha256::digest(&key.0).ct_eq(&given))
         .fold(subtle::Choice::from(0), |any, fits| any | fits);
-    if bool::from(fits) {
-        Ok(next.run(request).await)
-    } else {
-        Err(ApiError::new("unauthorized", "Authorization: Bearer KEY is missing or wrong"))
-    }
+    bool::from(fits)
 }
 
 fn body_of(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {

@@ -457,7 +457,8 @@ impl<W: Wire> Shard<W> {
         let Some(session) = self.sessions.get(slot) else { return };
         if session.dialect.answers_in_band() {
             self.reply(slot, &Event::Error { id, code, message });
-        } else {
+        } else if !matches!(code, ErrorCode::AlreadySubscribed | ErrorCode::NotSubscribed) {
+            // What is so already needs no telling; anything else cannot be told otherwise.
             let reason = format!("{}: {message}", code.as_str());
             self.close_session(slot, CloseCode::REFUSED, &reason);
         }
