@@ -113,7 +113,7 @@ fn raw_clients_are_told_by_the_close_reason() {
 
 #[test]
 fn the_door_answers_every_wrong_request_with_a_status() {
-    let flags = ["server.handshake_timeout_ms=300", "server.connections_per_address_max=3"];
+    let flags = ["server.handshake_timeout_ms=1500", "server.connections_per_address_max=3"];
     let server = TestServer::open(&flags);
     let to = server.public;
     let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -192,7 +192,7 @@ fn a_port_that_is_taken_is_named() {
 
 #[test]
 fn a_silent_peer_is_pinged_then_closed() {
-    let server = TestServer::open(&["heartbeat.interval_ms=200", "heartbeat.timeout_ms=200"]);
+    let server = TestServer::open(&["heartbeat.interval_ms=200", "heartbeat.timeout_ms=2000"]);
     let mut lively = server.client();
     let silent = raw_socket(&server);
     server.wait_total("connections", |n| n == 2);
