@@ -455,18 +455,8 @@ impl<W: Wire> Shard<W> {
             Request::History { origin, channel, after, limit } => {
                 let shard = origin.shard;
                 let page_bytes = config.limits.outbox_bytes_max as usize / 16;
-                deliver(
-                    shard,
-                    match homes.history(&channel, after, limit, page_bytes, now_ms) {
-                        Some(page) => Delivery::History { origin, channel, page },
-                        None => Delivery::Refused {
-                            origin,
-                            attempt: None,
-                            code: ringfeed_protocol::ErrorCode::BadChannel,
-                            message: format!("there is no channel {channel} at present"),
-                        },
-                    },
-                );
+                let page = homes.history(&channel, after, limit, page_bytes, now_ms);
+                deliver(shard, Delivery::History { origin, channel, page });
             }
             Request::PublishBatch { items, reply } => {
                 let mut answers = Vec::with_capacity(items.len());

@@ -12,7 +12,7 @@ use crossbeam_channel::Receiver;
 use ringfeed_protocol::frame::{Header, Opcode, write_client};
 use ringfeed_protocol::handshake::ClientHandshake;
 use ringfeed_protocol::{Dialect, Lane};
-use ringfeed_wire::{Event, ShortSend, SocketId, UringWire, Wire, WireConfig};
+use ringfeed_wire::{Event, ShortSend, SocketId, SocketOwners, UringWire, Wire, WireConfig};
 use serde_json::Value;
 
 use crate::expect::{Cursor, Found, Stream};
@@ -120,7 +120,7 @@ pub(crate) struct Fleet {
     control: Arc<Control>,
     progress: Arc<Progress>,
     conns: Vec<Conn>,
-    by_socket: Vec<Vec<u32>>,
+    owners: SocketOwners,
     /// By channel × lane; only those that somebody here is subscribed to.
     streams: Vec<Option<Stream>>,
     latency: Recorder,
@@ -173,7 +173,7 @@ impl Fleet {
             control,
             progress,
             conns: Vec::new(),
-            by_socket: Vec::new(),
+            owners: SocketOwners::default(),
             streams,
             latency: Recorder::new(),
             tally: Tally::default(),
@@ -281,22 +281,13 @@ impl Fleet {
             last: 0,
             stash: Vec::new(),
         });
-        let (ring, slot) = ((socket.index() >> 20) as usize, (socket.index() & 0xf_ffff) as usize);
-        if self.by_socket.len() <= ring {
-            self.by_socket.resize_with(ring + 1, Vec::new);
-        }
-        let ring = &mut self.by_socket[ring];
-        if ring.len() <= slot {
-            ring.resize(slot + 1, u32::MAX);
-        }
-        ring[slot] = at;
+        self.owners.set(socket, at);
         self.opening += 1;
         Ok(())
     }
 
     fn conn_of(&self, socket: SocketId) -> Option<usize> {
-        let (ring, slot) = ((socket.index() >> 20) as usize, (socket.index() & 0xf_ffff) as usize);
-        let at = *self.by_socket.get(ring)?.get(slot)? as usize;
+        let at = self.owners.get(socket)? as usize;
         self.conns.get(at).is_some_and(|conn| conn.socket == socket).then_some(at)
     }
 

@@ -2,6 +2,10 @@
 
 use std::borrow::Cow;
 
+use base64::Engine as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
 use crate::error::ErrorCode;
 use crate::event::Position;
 
@@ -24,6 +28,44 @@ pub struct Payload<'a> {
     pub kind: PayloadKind,
     /// The bytes, exactly as delivered to a `raw.v1` subscriber.
     pub bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Payload<'a> {
+    /// From the three fields of which a publication has exactly one: `data` (any JSON value), `text`
+    /// and `base64`. The error says what is wrong and what is allowed.
+    pub fn from_fields(
+        data: Option<&'a RawValue>,
+        text: Option<Cow<'a, str>>,
+        base64: Option<Cow<'a, str>>,
+    ) -> Result<Payload<'a>, String> {
+        match (data, text, base64) {
+            (Some(data), None, None) => {
+                let bytes = Cow::Borrowed(data.get().as_bytes());
+                Ok(Payload { kind: PayloadKind::Json, bytes })
+            }
+            (None, Some(text), None) => {
+                let bytes = match text {
+                    Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+                    Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+                };
+                Ok(Payload { kind: PayloadKind::Text, bytes })
+            }
+            (None, None, Some(encoded)) => {
+                match base64::engine::general_purpose::STANDARD.decode(encoded.as_bytes()) {
+                    Ok(bytes) => {
+                        Ok(Payload { kind: PayloadKind::Binary, bytes: Cow::Owned(bytes) })
+                    }
+                    Err(e) => Err(format!("'base64' is not padded base64: {e}")),
+                }
+            }
+            _ => Err("exactly one of 'data', 'text' and 'base64' is needed".into()),
+        }
+    }
+}
+
+/// For serde's `deserialize_with`: `null` is a value, and only an absent field is `None`.
+pub fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 /// One command. `id` is the JSON text of the client's id (a number or a string), returned in the

@@ -43,6 +43,36 @@ impl SocketId {
     }
 }
 
+/// Who owns a socket: a dense table from socket to a number of the caller's, four bytes a slot.
+/// Entries are overwritten, not removed; the caller compares the generation.
+#[derive(Debug, Default)]
+pub struct SocketOwners(Vec<Vec<u32>>);
+
+impl SocketOwners {
+    fn place(socket: SocketId) -> (usize, usize) {
+        ((socket.index >> uring::SLOT_BITS) as usize, (socket.index & uring::SLOT_MASK) as usize)
+    }
+
+    /// Notes the owner of a socket.
+    pub fn set(&mut self, socket: SocketId, owner: u32) {
+        let (ring, slot) = Self::place(socket);
+        if self.0.len() <= ring {
+            self.0.resize_with(ring + 1, Vec::new);
+        }
+        let ring = &mut self.0[ring];
+        if ring.len() <= slot {
+            ring.resize(slot + 1, u32::MAX);
+        }
+        ring[slot] = owner;
+    }
+
+    /// The last owner noted for the socket's slot, perhaps of an earlier socket in it.
+    pub fn get(&self, socket: SocketId) -> Option<u32> {
+        let (ring, slot) = Self::place(socket);
+        self.0.get(ring)?.get(slot).copied()
+    }
+}
+
 /// What happened to a socket.
 #[derive(Debug)]
 pub enum Event<'a> {

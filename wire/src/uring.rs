@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use crate::limits::drain_event_fd;
 use crate::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireConfig, WireError};
-use op::SLOT_BITS;
+pub(crate) use op::{SLOT_BITS, SLOT_MASK};
 use ring::{Outcome, Ring};
 
 /// The socket layer over one or several io_urings. See [`Wire`].
@@ -113,7 +113,7 @@ impl UringWire {
 
     /// The ring and slot of an id that is not stale.
     fn find(&mut self, id: SocketId) -> Option<(&mut Ring, u32)> {
-        let slot = id.index & ((1 << SLOT_BITS) - 1);
+        let slot = id.index & SLOT_MASK;
         let ring = self.rings.get_mut((id.index >> SLOT_BITS) as usize)?;
         ring.is_current(slot, id.generation).then_some((ring, slot))
     }
@@ -174,7 +174,7 @@ impl Wire for UringWire {
 
     fn send(&mut self, id: SocketId, tag: u32, bytes: &Bytes) {
         self.hold(bytes);
-        let slot = id.index & ((1 << SLOT_BITS) - 1);
+        let slot = id.index & SLOT_MASK;
         let Some(ring) = self.rings.get_mut((id.index >> SLOT_BITS) as usize) else { return };
         if !ring.is_current(slot, id.generation) {
             return;
@@ -205,7 +205,7 @@ impl Wire for UringWire {
         vector.header.msg_iovlen = runs.len() as _;
         let header: *const libc::msghdr = &vector.header;
         let len = runs.iter().map(Bytes::len).sum();
-        let slot = id.index & ((1 << SLOT_BITS) - 1);
+        let slot = id.index & SLOT_MASK;
         let ring = &mut self.rings[(id.index >> SLOT_BITS) as usize];
         ring.send_vectored(slot, tag, header, len);
     }

@@ -89,16 +89,12 @@ impl IntoResponse for ApiError {
             "busy" | "draining" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         };
-        let headers =
-            (status == StatusCode::UNAUTHORIZED).then_some([(header::WWW_AUTHENTICATE, "Bearer")]);
-        (
-            status,
-            headers.map_or(HeaderMap::new(), |h| {
-                HeaderMap::from_iter(h.map(|(k, v)| (k, header::HeaderValue::from_static(v))))
-            }),
-            Json(self),
-        )
-            .into_response()
+        let mut response = (status, Json(self)).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let bearer = header::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+        }
+        response
     }
 }
 

@@ -1,11 +1,11 @@
 //! Publications that come over HTTP: their JSON form, and their way to the home shards.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::Bytes;
-use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::command::{Payload, present};
 use ringfeed_protocol::{ChannelName, ErrorCode, Position};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -24,21 +24,17 @@ const FULL_PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct PublishBody<'a> {
     /// Where to publish.
     #[serde(borrow)]
-    channel: std::borrow::Cow<'a, str>,
+    channel: Cow<'a, str>,
     /// Any JSON value; delivered as it stands.
     #[serde(borrow, default, deserialize_with = "present")]
     #[schema(value_type = Option<serde_json::Value>)]
     data: Option<&'a RawValue>,
     /// Text that is not JSON.
-    #[serde(default)]
-    text: Option<String>,
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
     /// Bytes, in padded base64; raw.v1 delivers them as a binary message.
-    #[serde(default)]
-    base64: Option<String>,
-}
-
-fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(from).map(Some)
+    #[serde(borrow, default)]
+    base64: Option<Cow<'a, str>>,
 }
 
 /// What became of one publication.
@@ -83,24 +79,14 @@ impl PublishBody<'_> {
     pub(super) fn check(self, bytes_max: usize) -> Result<Checked, ApiError> {
         let channel = ChannelName::new(&self.channel)
             .map_err(|e| ApiError::new(ErrorCode::BadChannel.as_str(), e.to_string()))?;
-        let bad = |message: String| ApiError::new(ErrorCode::BadCommand.as_str(), message);
-        let (kind, bytes) = match (self.data, self.text, self.base64) {
-            (Some(data), None, None) => (PayloadKind::Json, data.get().as_bytes().to_vec()),
-            (None, Some(text), None) => (PayloadKind::Text, text.into_bytes()),
-            (None, None, Some(text)) => {
-                let decoded = base64::engine::general_purpose::STANDARD.decode(text);
-                let decoded =
-                    decoded.map_err(|e| bad(format!("'base64' is not padded base64: {e}")))?;
-                (PayloadKind::Binary, decoded)
-            }
-            _ => return Err(bad("exactly one of 'data', 'text' and 'base64' is needed".into())),
-        };
+        let Payload { kind, bytes } = Payload::from_fields(self.data, self.text, self.base64)
+            .map_err(|message| ApiError::new(ErrorCode::BadCommand.as_str(), message))?;
         if bytes.len() > bytes_max {
             let (len, code) = (bytes.len(), ErrorCode::LimitReached.as_str());
             let message = format!("the payload has {len} bytes; at most {bytes_max} are allowed");
             return Err(ApiError::new(code, message));
         }
-        Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes) }))
+        Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
     }
 }
 

@@ -363,7 +363,14 @@ impl<W: Wire> Shard<W> {
             }
             Delivery::History { origin, channel, page } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
-                self.history_answered(slot);
+                if let Some(session) = self.sessions.get_mut(slot) {
+                    session.histories = session.histories.saturating_sub(1);
+                }
+                let id = origin.id.as_deref();
+                let Some(page) = page else {
+                    let message = format!("there is no channel {channel} at present");
+                    return self.refuse(slot, id, ErrorCode::BadChannel, &message);
+                };
                 let publications = page
                     .publications
                     .iter()
@@ -373,14 +380,11 @@ impl<W: Wire> Shard<W> {
                         bytes: &p.payload.bytes,
                     })
                     .collect();
-                let (id, channel, position) = (origin.id.as_deref(), &channel, page.position);
+                let (channel, position) = (&channel, page.position);
                 self.reply(slot, &Event::History { id, channel, position, publications });
             }
             Delivery::Refused { origin, attempt, code, message } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
-                if attempt.is_none() && code == ErrorCode::BadChannel {
-                    self.history_answered(slot);
-                }
                 if let Some(session) = self.sessions.get_mut(slot)
                     && let Some(attempt) = attempt
                 {
@@ -393,12 +397,6 @@ impl<W: Wire> Shard<W> {
                 }
                 self.refuse(slot, origin.id.as_deref(), code, &message);
             }
-        }
-    }
-
-    fn history_answered(&mut self, slot: u32) {
-        if let Some(session) = self.sessions.get_mut(slot) {
-            session.histories = session.histories.saturating_sub(1);
         }
     }
 

@@ -210,8 +210,8 @@ pub enum Delivery {
         origin: Origin,
         /// The channel.
         channel: ChannelName,
-        /// The answer.
-        page: HistoryPage,
+        /// The answer; `None` where there is no such channel.
+        page: Option<HistoryPage>,
     },
     /// A command was refused by the home.
     Refused {
@@ -245,7 +245,7 @@ impl Delivery {
                 Delivery::Chunk { bytes, .. } => bytes.len(),
                 Delivery::Subscribed { replay, .. } => replay.len(),
                 Delivery::History { page, .. } => {
-                    page.publications.iter().map(|p| p.payload.bytes.len()).sum()
+                    page.iter().flat_map(|p| &p.publications).map(|p| p.payload.bytes.len()).sum()
                 }
                 _ => 0,
             }

@@ -2,7 +2,7 @@
 //! the rest, so that walking the subscribers of a channel touches little memory.
 
 use ringfeed_protocol::{Connection, Dialect};
-use ringfeed_wire::SocketId;
+use ringfeed_wire::{SocketId, SocketOwners};
 
 use super::door::Permit;
 use super::outbox::Outbox;
@@ -116,13 +116,8 @@ pub(super) struct Sessions {
     hot: Vec<Hot>,
     cold: Vec<(u32, Option<Session>)>,
     free: Vec<u32>,
-    by_socket: Vec<Vec<u32>>,
+    owners: SocketOwners,
     attempts: u32,
-}
-
-/// A socket's ring and slot, to index `by_socket`.
-fn place(socket: SocketId) -> (usize, usize) {
-    ((socket.index() >> 20) as usize, (socket.index() & 0xf_ffff) as usize)
 }
 
 impl Sessions {
@@ -140,15 +135,7 @@ impl Sessions {
                 u32::try_from(self.hot.len() - 1).expect("sockets have 32-bit ids")
             }
         };
-        let (ring, socket) = place(socket);
-        if self.by_socket.len() <= ring {
-            self.by_socket.resize_with(ring + 1, Vec::new);
-        }
-        let ring = &mut self.by_socket[ring];
-        if ring.len() <= socket {
-            ring.resize(socket + 1, u32::MAX);
-        }
-        ring[socket] = slot;
+        self.owners.set(socket, slot);
         SessionId { slot, generation: self.cold[slot as usize].0 }
     }
 
@@ -162,8 +149,7 @@ impl Sessions {
 
     /// The session that owns a socket.
     pub(super) fn slot_of(&self, socket: SocketId) -> Option<u32> {
-        let (ring, place) = place(socket);
-        let slot = *self.by_socket.get(ring)?.get(place)?;
+        let slot = self.owners.get(socket)?;
         (self.hot.get(slot as usize)?.socket == socket && self.get(slot).is_some()).then_some(slot)
     }
 

@@ -6,10 +6,10 @@ use std::io::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::command::{Action, Command, CommandError, Payload, PayloadKind};
+use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
 use crate::error::ErrorCode;
 use crate::event::{Epoch, Event, Position, Publication};
 use crate::frame::{self, Opcode};
@@ -54,11 +54,6 @@ struct Recover<'a> {
 struct IdOnly<'a> {
     #[serde(borrow, default)]
     id: Option<&'a RawValue>,
-}
-
-/// `null` is a value that can be published; only an absent field is `None`.
-fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(from).map(Some)
 }
 
 impl<'a> Fields<'a> {
@@ -113,23 +108,8 @@ impl<'a> Fields<'a> {
     }
 
     fn publish(mut self) -> Result<Command<'a>, CommandError<'a>> {
-        let payload = match (self.data, self.text.take(), self.base64.take()) {
-            (Some(data), None, None) => {
-                Payload { kind: PayloadKind::Json, bytes: Cow::Borrowed(data.get().as_bytes()) }
-            }
-            (None, Some(text), None) => {
-                let bytes = match text {
-                    Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-                    Cow::Owned(text) => Cow::Owned(text.into_bytes()),
-                };
-                Payload { kind: PayloadKind::Text, bytes }
-            }
-            (None, None, Some(encoded)) => match BASE64.decode(encoded.as_bytes()) {
-                Ok(bytes) => Payload { kind: PayloadKind::Binary, bytes: Cow::Owned(bytes) },
-                Err(e) => return Err(self.bad(&format!("'base64' is not padded base64: {e}"))),
-            },
-            _ => return Err(self.bad("exactly one of 'data', 'text' and 'base64' is needed")),
-        };
+        let payload = Payload::from_fields(self.data, self.text.take(), self.base64.take())
+            .map_err(|message| self.bad(&message))?;
         self.with_channel(|channel| Action::Publish { channel, payload })
     }
 

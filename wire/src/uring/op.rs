@@ -15,7 +15,9 @@ pub(super) enum Op {
 }
 
 /// Bits of a slot number: the kernel's table has at most 2^20 entries.
-pub(super) const SLOT_BITS: u32 = 20;
+pub(crate) const SLOT_BITS: u32 = 20;
+/// The slot in a number that holds other things above it.
+pub(crate) const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
 
 /// `tag` (32) | low bits of the generation (8) | slot (20) | operation (4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +50,7 @@ impl UserData {
         };
         Some(UserData {
             op,
-            slot: (bits >> 4) as u32 & ((1 << SLOT_BITS) - 1),
+            slot: (bits >> 4) as u32 & SLOT_MASK,
             generation: (bits >> 24) as u8,
             tag: (bits >> 32) as u32,
         })
