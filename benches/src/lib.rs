@@ -66,6 +66,9 @@ impl Wire for NullWire {
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.event_fd.as_fd()
     }
+    fn wait_fd(&self) -> BorrowedFd<'_> {
+        self.event_fd.as_fd()
+    }
     fn usage(&self) -> Usage {
         self.usage
     }

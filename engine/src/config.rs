@@ -34,6 +34,7 @@ pub struct Config {
 #[allow(missing_docs)]
 pub struct Server {
     pub listen: SocketAddr,
+    pub io: IoChoice,
     pub shards: u16,
     pub pin: bool,
     pub backlog: u32,
@@ -117,6 +118,16 @@ pub struct ChannelRule {
     pub lag_policy: LagPolicy,
     pub window_bytes: u32,
     pub window_age_ms: u32,
+}
+
+/// What the socket layer is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum IoChoice {
+    Auto,
+    IoUring,
+    Epoll,
 }
 
 /// Who may subscribe.

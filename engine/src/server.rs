@@ -6,15 +6,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use monoio::{IoUringDriver, RuntimeBuilder};
-use ringfeed_wire::{UringWire, Wire as _, WireConfig, WireError};
+use futures_util::future::LocalBoxFuture;
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use ringfeed_wire::{EpollWire, Io, UringWire, Wire, WireConfig, WireError};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::Config;
+use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
 use crate::shard::door::{self, Admission};
-use crate::shard::inbox::{Inbox, ShardEnd, ShardId, Shards, Waker, queues};
+use crate::shard::inbox::{ShardEnd, ShardId, Shards, Waker, queues};
 use crate::shard::{Local, Shard, Shared};
 
 /// Entries of each executor's own ring: accepts, handshakes and timers only.
@@ -61,11 +62,7 @@ pub struct Server {
 
 /// Opens the ports, starts the threads and returns once everything runs.
 pub fn start(config: Config) -> Result<Server, ServeError> {
-    // On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
-    match std::thread::spawn(ringfeed_wire::probe).join() {
-        Ok(probed) => probed?,
-        Err(_) => return Err(ServeError::Thread(io::Error::other("the probe panicked"))),
-    }
+    let io = choose_io(config.server.io)?;
     let config = Arc::new(config);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {
@@ -97,20 +94,18 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
             if let Some(core) = core {
                 core_affinity::set_for_current(core);
             }
-            let (wire, inbox) = match make_wire(&config) {
-                Ok((wire, end, inbox)) => {
-                    let _ = ready.send(Ok((id, end)));
-                    (wire, inbox)
-                }
-                Err(e) => {
-                    let _ = ready.send(Err(e));
-                    return Ok(());
-                }
+            let berth = Berth { id, listener, ready, released };
+            let size = WireConfig {
+                sockets_max: config.server.connections_max,
+                ..WireConfig::default()
             };
-            // Closed without a word when another shard could not start.
-            let Ok(shared) = released.recv() else { return Ok(()) };
-            run_shard(id, wire, inbox, listener, shared)
-                .map_err(|e| ServeError::Shard(id, e.to_string()))
+            match io {
+                Io::IoUring => berth.run(UringWire::new(size), uring_executor),
+                Io::Epoll => {
+                    berth.listener.set_nonblocking(true).map_err(ServeError::Thread)?;
+                    berth.run(EpollWire::new(&size), epoll_executor)
+                }
+            }
         };
         let thread = std::thread::Builder::new().name(format!("shard-{id}"));
         threads.push(thread.spawn(run).map_err(ServeError::Thread)?);
@@ -156,35 +151,80 @@ impl Server {
     }
 }
 
-fn make_wire(config: &Config) -> Result<(UringWire, ShardEnd, Inbox), ServeError> {
-    let wire = UringWire::new(WireConfig {
-        sockets_max: config.server.connections_max,
-        ..WireConfig::default()
-    })?;
-    let event_fd = wire.event_fd().try_clone_to_owned().map_err(ServeError::Thread)?;
-    let (end, inbox) = queues(Waker::new(event_fd.into()));
-    Ok((wire, end, inbox))
+/// What the sockets are served with.
+fn choose_io(choice: IoChoice) -> Result<Io, ServeError> {
+    if choice == IoChoice::Epoll {
+        return Ok(Io::Epoll);
+    }
+    // On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
+    match std::thread::spawn(ringfeed_wire::probe).join() {
+        Ok(Ok(())) => Ok(Io::IoUring),
+        Ok(Err(e)) if choice == IoChoice::Auto => {
+            tracing::warn!(
+                "{e}. Serving with epoll instead: slower, and bounded by ulimit -n. server.io = \
+                 \"epoll\" chooses it without this warning"
+            );
+            Ok(Io::Epoll)
+        }
+        Ok(Err(e)) => Err(e.into()),
+        Err(_) => Err(ServeError::Thread(io::Error::other("the probe panicked"))),
+    }
 }
 
-fn run_shard(
+/// What a shard's thread begins with.
+struct Berth {
     id: ShardId,
-    wire: UringWire,
-    inbox: Inbox,
     listener: TcpListener,
-    shared: Arc<Shared>,
-) -> io::Result<()> {
-    let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+    ready: crossbeam_channel::Sender<Result<(ShardId, ShardEnd), ServeError>>,
+    released: crossbeam_channel::Receiver<Arc<Shared>>,
+}
+
+impl Berth {
+    /// Tells that the shard is ready, waits for the others, and runs it on an executor.
+    fn run<W: Wire>(
+        self,
+        wire: Result<W, WireError>,
+        execute: fn(LocalBoxFuture<'_, io::Result<()>>) -> io::Result<()>,
+    ) -> Result<(), ServeError> {
+        let Berth { id, listener, ready, released } = self;
+        let made = wire.map_err(ServeError::from).and_then(|wire| {
+            let event_fd = wire.event_fd().try_clone_to_owned().map_err(ServeError::Thread)?;
+            Ok((wire, queues(Waker::new(event_fd.into()))))
+        });
+        let (wire, inbox) = match made {
+            Ok((wire, (end, inbox))) => {
+                let _ = ready.send(Ok((id, end)));
+                (wire, inbox)
+            }
+            Err(e) => {
+                let _ = ready.send(Err(e));
+                return Ok(());
+            }
+        };
+        // Closed without a word when another shard could not start.
+        let Ok(shared) = released.recv() else { return Ok(()) };
+        let run = async move {
+            let local = Rc::new(Local::default());
+            let stop = listener.try_clone()?;
+            let listener = monoio::net::TcpListener::from_std(listener)?;
+            monoio::spawn(door::accept(listener, id, shared.clone(), local.clone()));
+            monoio::spawn(local.clone().tick(id, shared.clone()));
+            Shard::new(id, wire, shared, inbox, local, stop.into()).run().await
+        };
+        execute(Box::pin(run)).map_err(|e| ServeError::Shard(id, e.to_string()))
+    }
+}
+
+fn uring_executor(shard: LocalBoxFuture<'_, io::Result<()>>) -> io::Result<()> {
+    RuntimeBuilder::<IoUringDriver>::new()
         .with_entries(EXECUTOR_ENTRIES)
         .enable_timer()
-        .build()?;
-    runtime.block_on(async move {
-        let local = Rc::new(Local::default());
-        let stop = listener.try_clone()?;
-        let listener = monoio::net::TcpListener::from_std(listener)?;
-        monoio::spawn(door::accept(listener, id, shared.clone(), local.clone()));
-        monoio::spawn(local.clone().tick(id, shared.clone()));
-        Shard::new(id, wire, shared, inbox, local, stop.into()).run().await
-    })
+        .build()?
+        .block_on(shard)
+}
+
+fn epoll_executor(shard: LocalBoxFuture<'_, io::Result<()>>) -> io::Result<()> {
+    RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?.block_on(shard)
 }
 
 /// One listener of several on the same port: the kernel spreads connections over them.

@@ -17,7 +17,7 @@ mod timers;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -187,8 +187,8 @@ impl<W: Wire> Shard<W> {
 
     /// Runs until the shard has drained.
     pub async fn run(mut self) -> std::io::Result<()> {
-        let wake = eventfd_stream(&self.wire)?;
-        let always = always_ready()?;
+        let wake = waitable(self.wire.wait_fd())?;
+        let round = Round::new()?;
         let mut yielded = Instant::now();
         loop {
             let began = Instant::now();
@@ -198,9 +198,7 @@ impl<W: Wire> Shard<W> {
             }
             if busy {
                 if yielded.elapsed() >= YIELD_EVERY {
-                    // A self-waking task would starve the executor, and sleep(0) takes a
-                    // millisecond; a descriptor that is always readable gives one round.
-                    always.readable(true).await?;
+                    round.pass().await?;
                     yielded = Instant::now();
                 }
                 continue;
@@ -209,7 +207,7 @@ impl<W: Wire> Shard<W> {
             self.shared.shards.waker(self.id).set_sleeping(true);
             if self.wire.arm()? && !self.has_mail() {
                 self.counters.sleeps.add(1);
-                wake.readable(true).await?;
+                wake.readable(false).await?;
                 drain_event_fd(self.wire.event_fd());
             }
             self.shared.shards.waker(self.id).set_sleeping(false);
@@ -564,19 +562,37 @@ enum What {
     Closed,
 }
 
-/// The wire's event descriptor, for the executor to wait on.
-fn eventfd_stream(wire: &impl Wire) -> std::io::Result<UnixStream> {
-    // The executor waits for readiness only and never treats it as a socket.
-    UnixStream::from_std(std::os::unix::net::UnixStream::from(
-        wire.event_fd().try_clone_to_owned()?,
-    ))
+/// A descriptor for the executor to wait on. It waits for readiness only and never treats it as a
+/// socket.
+fn waitable(fd: BorrowedFd<'_>) -> std::io::Result<UnixStream> {
+    UnixStream::from_std(std::os::unix::net::UnixStream::from(fd.try_clone_to_owned()?))
 }
 
-/// A stream with something to read, for ever.
-fn always_ready() -> std::io::Result<UnixStream> {
-    use std::io::Write as _;
-    let (near, mut far) = std::os::unix::net::UnixStream::pair()?;
-    far.write_all(b"!")?;
-    // The far end is closed by its drop: an end of stream is readable as well.
-    UnixStream::from_std(near)
+/// Lets the executor do one round of its work. A self-waking task would starve it, and `sleep(0)`
+/// takes a millisecond; a descriptor that becomes readable while it is waited for takes one round.
+struct Round {
+    near: UnixStream,
+    far: std::os::unix::net::UnixStream,
+    near_end: std::os::unix::net::UnixStream,
+}
+
+impl Round {
+    fn new() -> std::io::Result<Round> {
+        let (near, far) = std::os::unix::net::UnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        Ok(Round { near: waitable(near.as_fd())?, near_end: near, far })
+    }
+
+    async fn pass(&self) -> std::io::Result<()> {
+        use std::io::{Read as _, Write as _};
+        let mut readable = std::pin::pin!(self.near.readable(false));
+        // Waited for first: what is readable already would be no wait for the epoll executor.
+        if futures_util::poll!(readable.as_mut()).is_pending() {
+            (&self.far).write_all(b"!")?;
+            readable.await?;
+        }
+        // What there is to read does not matter, nor whether there is anything.
+        let _ = (&self.near_end).read(&mut [0; 8]);
+        Ok(())
+    }
 }

@@ -1,19 +1,22 @@
 //! The socket layer of ringfeed: everything that touches a promoted connection's socket.
 //!
-//! [`Wire`] is the API: completion-shaped, so that a body over epoll or a simulated one can stand
-//! behind it as well. [`UringWire`] is the body over io_uring. This crate holds all the `unsafe`
-//! code of ringfeed and knows neither WebSocket nor channels.
+//! [`Wire`] is the API: completion-shaped, so that different bodies can stand behind it. [`UringWire`]
+//! is the one over io_uring; [`EpollWire`] stands in where io_uring is not to be had. This crate
+//! holds all the `unsafe` code of ringfeed and knows neither WebSocket nor channels.
 
+mod epoll;
 mod limits;
 mod segment;
 mod uring;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use epoll::EpollWire;
 pub use limits::{
     drain_event_fd, into_owned_fd, open_files_limit, process_cpu_time, raise_open_files_limit,
     resident_bytes,
@@ -175,7 +178,7 @@ pub enum WireError {
 /// then [`submit`](Wire::submit). When `submit` returns, each of them was taken whole or is
 /// reported, and no buffer is referenced any more. Events are fetched by
 /// [`next_event`](Wire::next_event) until there are none. Before sleeping, [`arm`](Wire::arm);
-/// [`event_fd`](Wire::event_fd) becomes readable when there is something to do.
+/// [`wait_fd`](Wire::wait_fd) becomes readable when there is something to do.
 pub trait Wire {
     /// Takes over a connected socket and starts receiving from it.
     fn adopt(&mut self, socket: OwnedFd) -> Result<SocketId, WireError>;
@@ -197,11 +200,48 @@ pub trait Wire {
     fn close(&mut self, id: SocketId);
     /// Arms the event descriptor. Returns `false` if there is something to do already.
     fn arm(&mut self) -> io::Result<bool>;
-    /// A descriptor that becomes readable when an armed wire has something to do. Anybody may
-    /// write to it (an eventfd) to wake the owner.
+    /// An eventfd: anybody may write to it to wake the owner, who reads it empty.
     fn event_fd(&self) -> BorrowedFd<'_>;
+    /// A descriptor that becomes readable when an armed wire has something to do, or when somebody
+    /// has written to `event_fd`.
+    fn wait_fd(&self) -> BorrowedFd<'_>;
     /// Counters and what is held.
     fn usage(&self) -> Usage;
+
+    /// Waits until there is something to do, or for so long. For owners with no executor.
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        if self.arm()? {
+            let mut poll =
+                libc::pollfd { fd: self.wait_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let time = libc::timespec {
+                tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+                tv_nsec: timeout.subsec_nanos().into(),
+            };
+            // SAFETY: one valid pollfd and a valid timespec.
+            unsafe { libc::ppoll(&mut poll, 1, &time, std::ptr::null()) };
+            drain_event_fd(self.event_fd());
+        }
+        Ok(())
+    }
+}
+
+/// The body that stands behind a [`Wire`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Io {
+    /// [`UringWire`].
+    IoUring,
+    /// [`EpollWire`].
+    Epoll,
+}
+
+impl Io {
+    /// A wire with this body.
+    pub fn open(self, config: WireConfig) -> Result<Box<dyn Wire>, WireError> {
+        Ok(match self {
+            Io::IoUring => Box::new(UringWire::new(config)?),
+            Io::Epoll => Box::new(EpollWire::new(&config)?),
+        })
+    }
 }
 
 /// Most runs in one vectored send.

@@ -51,6 +51,17 @@ pub fn resident_bytes() -> io::Result<u64> {
     pages.map(|pages| pages * page).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// A non-blocking eventfd.
+pub(crate) fn new_event_fd() -> io::Result<OwnedFd> {
+    // SAFETY: eventfd has no preconditions; the result is checked before it is owned.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Reads a non-blocking eventfd empty.
 pub fn drain_event_fd(fd: BorrowedFd<'_>) {
     let mut count = 0u64;

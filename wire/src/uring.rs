@@ -12,11 +12,11 @@ mod ring;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
 
-use crate::limits::drain_event_fd;
+use crate::limits::new_event_fd;
 use crate::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireConfig, WireError};
 pub(crate) use op::{SLOT_BITS, SLOT_MASK};
 use ring::{Outcome, Ring};
@@ -48,14 +48,8 @@ struct Vector {
 impl UringWire {
     /// A wire with its first ring. Fails with a hint where the kernel does not offer what is needed.
     pub fn new(config: WireConfig) -> Result<UringWire, WireError> {
-        // SAFETY: eventfd has no preconditions; the result is checked before it is owned.
-        let event_fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if event_fd < 0 {
-            let source = io::Error::last_os_error();
-            return Err(WireError::Unsupported { step: "eventfd", source, hint: "" });
-        }
-        // SAFETY: just made, owned by nobody else.
-        let event_fd = unsafe { OwnedFd::from_raw_fd(event_fd) };
+        let failed = |source| WireError::Unsupported { step: "eventfd", source, hint: "" };
+        let event_fd = new_event_fd().map_err(failed)?;
         let mut wire = UringWire {
             rings: Vec::new(),
             config,
@@ -70,22 +64,6 @@ impl UringWire {
         };
         wire.add_ring()?;
         Ok(wire)
-    }
-
-    /// Waits until there is something to do, or for so long. For owners with no executor.
-    pub fn wait(&mut self, timeout: std::time::Duration) -> io::Result<()> {
-        if self.arm()? {
-            let mut poll =
-                libc::pollfd { fd: self.event_fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            let time = libc::timespec {
-                tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-                tv_nsec: timeout.subsec_nanos().into(),
-            };
-            // SAFETY: one valid pollfd and a valid timespec.
-            unsafe { libc::ppoll(&mut poll, 1, &time, std::ptr::null()) };
-            drain_event_fd(self.event_fd.as_fd());
-        }
-        Ok(())
     }
 
     fn add_ring(&mut self) -> Result<(), WireError> {
@@ -289,6 +267,11 @@ impl Wire for UringWire {
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {
+        self.event_fd.as_fd()
+    }
+
+    fn wait_fd(&self) -> BorrowedFd<'_> {
+        // Registered with every ring.
         self.event_fd.as_fd()
     }
 

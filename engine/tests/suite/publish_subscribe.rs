@@ -1,9 +1,6 @@
 //! The common path, in both dialects, over WebSocket and HTTP.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod common;
-
-use common::TestServer;
+use super::common::TestServer;
 use serde_json::json;
 use tungstenite::Message;
 
@@ -88,7 +85,7 @@ fn the_http_api_answers_every_case() {
     let server = TestServer::open(&["api.keys=secret,other", "api.body_bytes_max=2000"]);
     let auth = "Authorization: Bearer other\r\n";
     let call = |method: &str, target: &str, headers: &str, body: &str| {
-        common::http(server.internal, method, target, headers, body)
+        super::common::http(server.internal, method, target, headers, body)
     };
     assert_eq!(call("POST", "/api/publish", "", "{}").0, 401);
     assert_eq!(call("POST", "/api/publish", "Authorization: Bearer secre\r\n", "{}").0, 401);
@@ -150,6 +147,6 @@ fn without_keys_browsers_are_refused() {
     let server = TestServer::open(&[]);
     let origin = "Origin: http://evil.example\r\n";
     let body = r#"{"channel":"a","data":1}"#;
-    let (status, _) = common::http(server.internal, "POST", "/api/publish", origin, body);
+    let (status, _) = super::common::http(server.internal, "POST", "/api/publish", origin, body);
     assert_eq!(status, 403);
 }

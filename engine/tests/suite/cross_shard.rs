@@ -1,13 +1,10 @@
 //! Publishers and subscribers on different shards, with everything coming and going.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::TestServer;
+use super::common::TestServer;
 use serde_json::json;
 
 /// Churns subscriptions and connections against a steady stream on many channels, which hash to all
@@ -60,7 +57,7 @@ fn churn_over_all_shards_loses_nothing_and_leaks_nothing() {
             std::thread::spawn(move || {
                 let (mut round, mut messages) = (s, 0u64);
                 while !stop.load(Ordering::Relaxed) {
-                    let mut client = common::Client::connect(address, "/ws");
+                    let mut client = super::common::Client::connect(address, "/ws");
                     let channels: Vec<String> = (0..4)
                         .map(|i| format!("open.{}.{}", (round + i) % 3, (round / 3 + i) % 4))
                         .collect();
@@ -119,7 +116,7 @@ fn churn_over_all_shards_loses_nothing_and_leaks_nothing() {
     }
     assert_eq!(server.total("protocol_errors"), 0);
     let files = || server.get("/api/stats")["open_files"].as_u64().unwrap();
-    let deadline = Instant::now() + common::PATIENCE;
+    let deadline = Instant::now() + super::common::PATIENCE;
     while files() > files_before {
         assert!(Instant::now() < deadline, "{files_before} descriptors before, {} after", files());
     }

@@ -46,6 +46,7 @@ impl TestServer {
             "api.listen=127.0.0.1:0".into(),
             "server.pin=false".into(),
             "server.shards=2".into(),
+            format!("server.io={}", crate::IO),
             "server.drain_timeout_ms=2000".into(),
             "limits.messages_per_second_max=0".into(),
         ];

@@ -1,9 +1,6 @@
 //! The graceful drain.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod common;
-
-use common::TestServer;
+use super::common::TestServer;
 use serde_json::json;
 
 #[test]

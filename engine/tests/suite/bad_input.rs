@@ -1,12 +1,9 @@
 //! Whatever arrives, the answer is a clear error, and nobody else notices.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
-mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use common::{Client, PATIENCE, TestServer};
+use super::common::{Client, PATIENCE, TestServer};
 use ringfeed_engine::config::{Config, Sources};
 use ringfeed_engine::server;
 use ringfeed_protocol::frame::{Header, Opcode, write_client, write_server};

@@ -1,12 +1,9 @@
 //! Subscribe with recovery: never a gap, never a duplicate, and no claim that is not true.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::TestServer;
+use super::common::TestServer;
 use serde_json::{Value, json};
 
 #[test]
@@ -24,7 +21,7 @@ fn a_thousand_recoveries_under_load_have_neither_gap_nor_duplicate() {
                 .map(|i| json!({"channel": format!("open.{}", i % 2), "data": count + i}))
                 .collect();
             let body = json!({"publications": batch}).to_string();
-            assert_eq!(common::http(internal, "POST", "/api/batch", "", &body).0, 200);
+            assert_eq!(super::common::http(internal, "POST", "/api/batch", "", &body).0, 200);
             count += 50;
             let due = std::time::Duration::from_micros(count * 100);
             std::thread::sleep(due.saturating_sub(start.elapsed()));

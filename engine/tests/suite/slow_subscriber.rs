@@ -1,9 +1,6 @@
 //! A reader that stalls costs nobody else anything, meets its policy and is told what it missed.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod common;
-
-use common::{Client, PATIENCE, TestServer};
+use super::common::{Client, PATIENCE, TestServer};
 use serde_json::{Value, json};
 
 const WINDOW: &str = r#"

@@ -1,5 +1,4 @@
-//! The wire over real sockets on loopback.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+//! The wire over real sockets on loopback, the same for every body.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -7,7 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ringfeed_wire::{Event, ShortSend, SocketId, UringWire, Wire, WireConfig};
+use ringfeed_wire::{Event, ShortSend, SocketId, Wire, WireConfig};
+
+use crate::{IS_RINGS, open};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -28,7 +29,7 @@ fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// Submits and hands out events until `done` says so.
-fn drive(wire: &mut UringWire, mut done: impl FnMut(&mut UringWire, What) -> bool) {
+fn drive(wire: &mut dyn Wire, mut done: impl FnMut(&mut dyn Wire, What) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     let mut short = Vec::new();
     loop {
@@ -70,13 +71,13 @@ enum What {
 
 #[test]
 fn everything_sent_before_a_close_arrives_and_the_slot_comes_back() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     for round in 0..50u8 {
         let (near, mut far) = pair();
         let id = wire.adopt(near.into()).unwrap();
         wire.send_vectored(id, 0, &[Bytes::from(vec![round; 10]), Bytes::from(vec![7; 5])]);
         wire.close(id);
-        drive(&mut wire, |wire, _| wire.usage().sockets == 0);
+        drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
         let mut got = Vec::new();
         far.read_to_end(&mut got).unwrap();
         assert_eq!(got, [vec![round; 10], vec![7; 5]].concat());
@@ -86,7 +87,7 @@ fn everything_sent_before_a_close_arrives_and_the_slot_comes_back() {
 
 #[test]
 fn short_and_refused_sends_are_reported_to_the_byte() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let (near, mut far) = pair();
     let id = wire.adopt(near.into()).unwrap();
     let block = Bytes::from((0..=255u8).cycle().take(1 << 20).collect::<Vec<_>>());
@@ -118,21 +119,21 @@ fn short_and_refused_sends_are_reported_to_the_byte() {
         far.read_exact(&mut got).unwrap();
         got
     });
-    drive(&mut wire, |_, what| matches!(what, What::Writable(w) if w == id));
+    drive(&mut *wire, |_, what| matches!(what, What::Writable(w) if w == id));
     let got = reader.join().unwrap();
     assert!(got.iter().enumerate().all(|(i, &byte)| byte == (i % 256) as u8));
 }
 
 #[test]
 fn a_send_to_a_dead_peer_is_reported_as_broken() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let (near, far) = pair();
     let id = wire.adopt(near.into()).unwrap();
     drop(far);
-    drive(&mut wire, |_, what| matches!(what, What::Closed(w, None) if w == id));
+    drive(&mut *wire, |_, what| matches!(what, What::Closed(w, None) if w == id));
     let mut broken = false;
     // The first send after the peer's end provokes its reset, a later one meets it.
-    drive(&mut wire, |wire, what| {
+    drive(&mut *wire, |wire, what| {
         if let What::Short(send) = what {
             broken = send.broken;
         }
@@ -145,7 +146,7 @@ fn a_send_to_a_dead_peer_is_reported_as_broken() {
 
 #[test]
 fn bytes_flow_through_a_pool_smaller_than_what_is_under_way() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let mut expected = HashMap::new();
     let mut writers = Vec::new();
     for i in 0..20u8 {
@@ -157,7 +158,7 @@ fn bytes_flow_through_a_pool_smaller_than_what_is_under_way() {
     }
     let total = 20 * 50_000;
     let mut seen = 0;
-    drive(&mut wire, |_, what| {
+    drive(&mut *wire, |_, what| {
         if let What::Received(id, bytes) = what {
             seen += bytes.len();
             expected.get_mut(&id).unwrap().1.extend(bytes);
@@ -166,13 +167,13 @@ fn bytes_flow_through_a_pool_smaller_than_what_is_under_way() {
     });
     assert!(expected.values().all(|(sent, got)| sent == got));
     let usage = wire.usage();
-    assert!(usage.buffer_shortages > 0, "the pool of four was never short: {usage:?}");
+    assert!(!IS_RINGS || usage.buffer_shortages > 0, "the pool of four was never short: {usage:?}");
 }
 
 #[test]
 fn more_completions_at_once_than_the_queue_holds_all_arrive() {
     let config = WireConfig { receive_buffers: 1024, ..small() };
-    let mut wire = UringWire::new(config).unwrap();
+    let mut wire = open(config);
     let mut far_ends = Vec::new();
     for _ in 0..300 {
         let (near, far) = pair();
@@ -184,7 +185,7 @@ fn more_completions_at_once_than_the_queue_holds_all_arrive() {
         far.write_all(&id.index().to_ne_bytes()).unwrap();
     }
     let mut seen = std::collections::HashSet::new();
-    drive(&mut wire, |_, what| {
+    drive(&mut *wire, |_, what| {
         if let What::Received(id, bytes) = what {
             assert_eq!(bytes, id.index().to_ne_bytes());
             seen.insert(id);
@@ -195,7 +196,7 @@ fn more_completions_at_once_than_the_queue_holds_all_arrive() {
 
 #[test]
 fn a_paused_socket_stays_silent_and_loses_nothing() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let (near, mut far) = pair();
     let (other_near, mut other_far) = pair();
     let id = wire.adopt(near.into()).unwrap();
@@ -203,10 +204,10 @@ fn a_paused_socket_stays_silent_and_loses_nothing() {
     wire.receive(id, false);
     // The pause has taken effect once a later round trip over another socket is through.
     other_far.write_all(b"a").unwrap();
-    drive(&mut wire, |_, what| matches!(what, What::Received(w, _) if w == other));
+    drive(&mut *wire, |_, what| matches!(what, What::Received(w, _) if w == other));
     far.write_all(b"kept").unwrap();
     other_far.write_all(b"b").unwrap();
-    drive(&mut wire, |_, what| match what {
+    drive(&mut *wire, |_, what| match what {
         What::Received(w, _) => {
             assert_eq!(w, other);
             true
@@ -215,7 +216,7 @@ fn a_paused_socket_stays_silent_and_loses_nothing() {
     });
     wire.receive(id, true);
     let mut got = Vec::new();
-    drive(&mut wire, |_, what| {
+    drive(&mut *wire, |_, what| {
         if let What::Received(w, bytes) = what {
             assert_eq!(w, id);
             got.extend(bytes);
@@ -228,24 +229,24 @@ fn a_paused_socket_stays_silent_and_loses_nothing() {
 fn connecting_works_from_a_chosen_address_and_failure_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap();
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let from = "127.0.0.7".parse().unwrap();
     let ids: Vec<_> = (0..30).map(|_| wire.connect(to, Some(from)).unwrap()).collect();
     let mut connected = 0;
-    drive(&mut wire, |_, what| {
+    drive(&mut *wire, |_, what| {
         connected += usize::from(matches!(what, What::Connected(_)));
         connected == ids.len()
     });
     let (mut accepted, peer) = listener.accept().unwrap();
     assert_eq!(peer.ip(), from);
     accepted.write_all(b"hi").unwrap();
-    drive(&mut wire, |_, what| matches!(what, What::Received(_, bytes) if bytes == b"hi"));
+    drive(&mut *wire, |_, what| matches!(what, What::Received(_, bytes) if bytes == b"hi"));
     ids.into_iter().for_each(|id| wire.close(id));
-    drive(&mut wire, |wire, _| wire.usage().sockets == 0);
+    drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
 
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let id = wire.connect(nobody, None).unwrap();
-    drive(&mut wire, |_, what| match what {
+    drive(&mut *wire, |_, what| match what {
         What::Closed(w, Some(kind)) => {
             assert_eq!((w, kind), (id, std::io::ErrorKind::ConnectionRefused));
             true
@@ -253,13 +254,13 @@ fn connecting_works_from_a_chosen_address_and_failure_is_told() {
         _ => false,
     });
     wire.close(id);
-    drive(&mut wire, |wire, _| wire.usage().sockets == 0);
+    drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
 }
 
 #[test]
 fn sockets_beyond_one_table_go_to_further_rings() {
     let config = WireConfig { sockets_max: 50, sockets_per_ring_max: 20, ..small() };
-    let mut wire = UringWire::new(config).unwrap();
+    let mut wire = open(config);
     let mut held = Vec::new();
     for _ in 0..50 {
         let (near, far) = pair();
@@ -268,7 +269,7 @@ fn sockets_beyond_one_table_go_to_further_rings() {
     let (near, _far) = pair();
     let full = wire.adopt(near.into()).unwrap_err();
     assert_eq!(full.to_string(), "all 50 socket slots are taken");
-    assert_eq!(wire.usage().rings, 3);
+    assert_eq!(wire.usage().rings, if IS_RINGS { 3 } else { 1 });
     for (id, far) in &mut held {
         wire.send(*id, 0, &Bytes::from(id.index().to_ne_bytes().to_vec()));
         wire.submit(&mut Vec::new()).unwrap();
@@ -279,14 +280,14 @@ fn sockets_beyond_one_table_go_to_further_rings() {
     for (id, _) in &held {
         wire.close(*id);
     }
-    drive(&mut wire, |wire, _| wire.usage().sockets == 0);
+    drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
 }
 
 /// Adopts, sends, pauses and closes in random order with peers that write, read and vanish: no slot
 /// may leak and no completion may reach a later socket in the same slot.
 #[test]
 fn random_churn_leaks_no_slot_and_mixes_up_no_socket() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let mut random = 0x2545_f491_4f6c_dd1du64;
     let mut next = move |below: u64| {
         random ^= random << 13;
@@ -347,12 +348,12 @@ fn random_churn_leaks_no_slot_and_mixes_up_no_socket() {
     for (id, ..) in &open {
         wire.close(*id);
     }
-    drive(&mut wire, |wire, _| wire.usage().sockets == 0);
+    drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
 }
 
 #[test]
 fn an_eventfd_write_by_anybody_wakes_the_owner() {
-    let mut wire = UringWire::new(small()).unwrap();
+    let mut wire = open(small());
     let fd = wire.event_fd().try_clone_to_owned().unwrap();
     assert!(wire.arm().unwrap());
     let one = 1u64.to_ne_bytes();
@@ -361,9 +362,4 @@ fn an_eventfd_write_by_anybody_wakes_the_owner() {
     wire.wait(PATIENCE).unwrap();
     assert!(start.elapsed() < PATIENCE);
     writer.join().unwrap();
-}
-
-#[test]
-fn the_probe_finds_everything_on_this_kernel() {
-    ringfeed_wire::probe().unwrap();
 }

@@ -1,0 +1,9 @@
+//! The engine as its clients meet it, the same for every body of the socket layer.
+
+mod bad_input;
+mod common;
+mod cross_shard;
+mod publish_subscribe;
+mod recovery;
+mod shutdown;
+mod slow_subscriber;
