@@ -95,10 +95,8 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
                 core_affinity::set_for_current(core);
             }
             let berth = Berth { id, listener, ready, released };
-            let size = WireConfig {
-                sockets_max: config.server.connections_max,
-                ..WireConfig::default()
-            };
+            let size =
+                WireConfig { sockets_max: config.server.connections_max, ..WireConfig::default() };
             match io {
                 Io::IoUring => berth.run(UringWire::new(size), uring_executor),
                 Io::Epoll => {

@@ -48,9 +48,12 @@ impl Target {
             let count = args.conns.div_ceil(CONNECTIONS_PER_ADDRESS);
             // One address is what the kernel chooses itself.
             let spread = (1..=count).filter(|_| count > 1);
+            // Others with each run: ports of the last one are in TIME_WAIT for a minute, and the kernel
+            // searches around them.
+            let base = rand::random_range(1..0xff_0000u32);
             spread
                 .map(|i| {
-                    let [_, b, c, d] = (i + 1).to_be_bytes();
+                    let [_, b, c, d] = (base + i).to_be_bytes();
                     IpAddr::V4(Ipv4Addr::new(127, b, c, d))
                 })
                 .collect()

@@ -17,6 +17,9 @@ use crate::{ShortSend, Usage, WireConfig, WireError};
 /// Completion queue entries per submission queue entry: every socket may complete at once.
 const COMPLETIONS_PER_SUBMISSION: u32 = 8;
 
+/// Entries in a row to fetch what one left; more is left to the next turn.
+const FETCHES_MAX: usize = 16;
+
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
 /// What completions mean, once the ring's own bookkeeping is done.
@@ -208,6 +211,7 @@ impl Ring {
             while !self.ring.submission().is_empty() {
                 self.flush()?;
             }
+            self.fetch_rest()?;
         }
         self.addresses.clear();
         Ok(())
@@ -215,12 +219,26 @@ impl Ring {
 
     /// Runs the kernel's deferred work whether or not anything is staged.
     pub(super) fn fetch(&mut self) -> io::Result<()> {
-        self.flush()
+        self.flush()?;
+        self.fetch_rest()
+    }
+
+    /// Since Linux 6.13 one entry runs no more than 20 pieces of deferred work and leaves the rest,
+    /// which no eventfd announces again.
+    fn fetch_rest(&mut self) -> io::Result<()> {
+        for _ in 0..FETCHES_MAX {
+            if !self.ring.submission().taskrun() {
+                break;
+            }
+            self.flush()?;
+        }
+        Ok(())
     }
 
     /// Whether the next `enter` has something to do that no completion will announce.
     pub(super) fn has_waiting(&mut self) -> bool {
-        !self.starved.is_empty() || !self.ring.submission().is_empty()
+        let queue = self.ring.submission();
+        !self.starved.is_empty() || !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
     pub(super) fn usage(&self) -> Usage {

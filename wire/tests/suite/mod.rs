@@ -363,3 +363,31 @@ fn an_eventfd_write_by_anybody_wakes_the_owner() {
     assert!(start.elapsed() < PATIENCE);
     writer.join().unwrap();
 }
+
+/// The kernel hands out deferred work in portions and announces only the first of them, of which some
+/// end without a completion: an owner that sleeps after each look must still be woken for all of it.
+#[test]
+fn an_owner_that_sleeps_between_looks_is_woken_for_everything() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    let mut wire = open(WireConfig { submission_entries: 1024, ..small() });
+    for round in 0..5 {
+        let from = Some(std::net::Ipv4Addr::new(127, 0, 1, round).into());
+        // Fewer than a listener's backlog.
+        let ids: Vec<_> = (0..100).map(|_| wire.connect(to, from).unwrap()).collect();
+        let (mut connected, start) = (0, Instant::now());
+        while connected < ids.len() {
+            wire.submit(&mut Vec::new()).unwrap();
+            while let Some(event) = wire.next_event() {
+                connected += usize::from(matches!(event, Event::Connected(_)));
+            }
+            if connected < ids.len() {
+                wire.wait(PATIENCE).unwrap();
+            }
+        }
+        assert!(start.elapsed() < PATIENCE, "woken by the timeout");
+        ids.into_iter().for_each(|id| wire.close(id));
+        drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
+        (0..100).for_each(|_| drop(listener.accept().unwrap()));
+    }
+}
