@@ -62,6 +62,7 @@ counters! {
     channels: Gauge = "Channels with subscribers or history.",
     handshakes: Gauge = "Handshakes under way.",
     sockets: Gauge = "Socket slots in use in the wire.",
+    rings: Gauge = "Rings of the wire; each is a descriptor, and is kept once it was needed.",
     log_bytes: Gauge = "Bytes held in channel logs.",
     outbox_bytes: Gauge = "Bytes waiting in outboxes of single connections.",
     opened: Counter = "WebSocket connections opened.",

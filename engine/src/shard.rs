@@ -503,6 +503,7 @@ impl<W: Wire> Shard<W> {
         counters.channels.set(self.homes.count() as u64);
         counters.handshakes.set(self.local.handshakes.get().into());
         counters.sockets.set(usage.sockets);
+        counters.rings.set(usage.rings);
         counters.log_bytes.set(self.subscriptions.bytes_held());
         counters.sends.set(usage.sends);
         counters.short_sends.set(usage.short_sends);

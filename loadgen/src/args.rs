@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::templates::Templates;
+
 /// Opens connections, publishes, and verifies what every subscriber gets.
 ///
 /// Exit status: 0 when everything arrived, once, in order and unchanged; 1 when not; 2 when the run
@@ -24,6 +26,10 @@ pub(crate) enum Scenario {
     Replay(Replay),
     /// Publish a simulated feed and show live rates until Ctrl-C.
     Demo(Demo),
+    /// A connect storm: open everything as fast as it goes, subscribe, close.
+    Storm(Hold),
+    /// Hold connections on which nothing happens, and see what they cost.
+    Idle(Hold),
 }
 
 /// Publish made-up messages at a constant open-loop rate (without a subcommand).
@@ -46,6 +52,16 @@ pub(crate) struct Constant {
     /// Messages published at once at each point in time; the rate stays.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) burst: u32,
+}
+
+/// Connections without publications.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Hold {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Seconds to hold them; by default none in a storm, 30 otherwise.
+    #[arg(long)]
+    pub(crate) duration: Option<f64>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -98,6 +114,15 @@ pub(crate) struct Common {
     /// Channels that each connection subscribes to; 0 is all of them.
     #[arg(long, default_value_t = 1)]
     pub(crate) subscriptions: u32,
+    /// Connections that stop reading once they are subscribed; they are not waited for.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) stalled: u32,
+    /// Connections replaced, or subscriptions renewed, each second while it is published.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) churn: f64,
+    /// What sockets are served with; auto is io_uring where the kernel offers it.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) io: IoArg,
     /// What the connections speak; `both` is half and half.
     #[arg(long, value_enum)]
     pub(crate) dialect: Option<DialectArg>,
@@ -114,7 +139,7 @@ pub(crate) struct Common {
     #[arg(long)]
     pub(crate) core: Option<u16>,
     /// Handshakes under way at once, for each thread.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 400)]
     pub(crate) pace: u32,
     /// Local addresses to connect from, in turn; by default enough of 127.0.0.0/8 for a loopback
     /// server.
@@ -129,6 +154,16 @@ pub(crate) struct Common {
     /// No progress display.
     #[arg(long, short)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) templates: Templates,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IoArg {
+    Auto,
+    #[value(name = "io_uring")]
+    IoUring,
+    Epoll,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

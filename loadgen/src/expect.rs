@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use ringfeed_protocol::Lane;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::Publication;
+use ringfeed_protocol::frame::Header;
 
 /// The stream of one channel in one lane.
 #[derive(Debug)]
@@ -67,12 +68,36 @@ impl Stream {
         }
     }
 
-    /// The channel stood at this offset before anything was published. `false` if that contradicts
-    /// what is known: somebody else publishes to the channel.
-    pub(crate) fn starts_behind(&mut self, offset: u64) -> bool {
-        let expected = *self.first_offset.get_or_insert(offset + 1);
-        let published = self.first + self.messages.len() as u64;
-        expected + published == offset + 1
+    /// The channel stood at this offset when a subscription began: where that one starts. `None` if
+    /// it contradicts what is known: somebody else publishes to the channel.
+    pub(crate) fn starts_behind(&mut self, offset: u64) -> Option<Cursor> {
+        let first = *self.first_offset.get_or_insert(offset + 1);
+        let number = (offset + 1).checked_sub(first)?;
+        (self.first..=self.end()).contains(&number).then(|| self.cursor_at(number))
+    }
+
+    /// Number of the message after the last.
+    fn end(&self) -> u64 {
+        self.first + self.messages.len() as u64
+    }
+
+    /// Before a message that is known, or behind the last.
+    pub(crate) fn cursor_at(&self, number: u64) -> Cursor {
+        Cursor { position: self.start_of(number), next: number }
+    }
+
+    /// Where a message begins, if it is known.
+    fn start_of(&self, number: u64) -> u64 {
+        let before = number.checked_sub(1).and_then(|before| self.message(before));
+        before.map_or(self.base, |message| message.end)
+    }
+
+    /// What was published as a message, without the frame around it.
+    pub(crate) fn payload(&self, number: u64) -> Option<&[u8]> {
+        let len = self.message(number)?.end - self.start_of(number);
+        let frame = self.behind(self.start_of(number)).get(..usize::try_from(len).ok()?)?;
+        let (_, header) = Header::parse(frame).ok()??;
+        frame.get(header..)
     }
 
     /// Appends what is about to be published.
@@ -114,10 +139,7 @@ impl Stream {
 
     /// Forgets what lies before the least cursor.
     pub(crate) fn trim(&mut self, least: Cursor) {
-        let start = match least.next.checked_sub(1) {
-            Some(before) => self.message(before).map_or(self.base, |message| message.end),
-            None => self.base,
-        };
+        let start = self.start_of(least.next);
         let cut = usize::try_from(start - self.base).unwrap_or(0);
         // Moving what is left costs more than it frees unless much goes.
         if cut > self.bytes.len() / 2 {
@@ -140,14 +162,8 @@ impl Stream {
             cursor.next += 1;
             return Found::Next;
         }
-        let start_of = |number: u64| match number.checked_sub(1) {
-            Some(before) if before >= self.first => self.message(before).map(|m| m.end),
-            _ => Some(self.base),
-        };
-        let is = |number: u64| {
-            let start = start_of(number);
-            start.is_some_and(|start| self.behind(start).starts_with(frame)).then_some(number)
-        };
+        let is =
+            |number: u64| self.behind(self.start_of(number)).starts_with(frame).then_some(number);
         let end = self.first + self.messages.len() as u64;
         if let Some(number) = (cursor.next..end).find_map(is) {
             let missing = number - cursor.next;
@@ -180,10 +196,7 @@ impl Stream {
 
     /// Goes back to the start of the frame under way and returns the bytes of it that were taken.
     pub(crate) fn rewind(&self, cursor: &mut Cursor) -> &[u8] {
-        let start = match cursor.next.checked_sub(1) {
-            Some(before) => self.message(before).map_or(self.base, |message| message.end),
-            None => 0,
-        };
+        let start = self.start_of(cursor.next);
         let taken = (cursor.position - start) as usize;
         cursor.position = start;
         &self.behind(start)[..taken]

@@ -1,7 +1,9 @@
 //! The subscribers of one thread: many connections on one wire, each a cursor into what it must
 //! receive.
 
-use std::collections::VecDeque;
+mod verify;
+
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,13 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
-use ringfeed_protocol::frame::{Header, Opcode, write_client};
+use rand::Rng as _;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::handshake::ClientHandshake;
 use ringfeed_protocol::{Dialect, Lane};
-use ringfeed_wire::{Event, ShortSend, SocketId, SocketOwners, UringWire, Wire, WireConfig};
-use serde_json::Value;
+use ringfeed_wire::{Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig};
 
-use crate::expect::{Cursor, Found, Stream};
+use crate::expect::{Cursor, Stream};
 use crate::publisher::Batch;
 use crate::recorder::Recorder;
 use crate::report::Tally;
@@ -28,20 +32,49 @@ const LOOK_AROUND: Duration = Duration::from_millis(20);
 const TRIM_EVERY: Duration = Duration::from_millis(500);
 /// Streams smaller than this, all together, are left alone.
 const TRIM_BYTES: usize = 64 << 20;
-/// The longest frame that is believed; a longer one means that the stream is torn.
-const FRAME_BYTES_MAX: u64 = 64 << 20;
+/// Sockets that may still be closing while those in their place open.
+const SOCKETS_SPARE: u32 = 1000;
 /// How long a connection may take to open.
 const OPEN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speech {
+    Ringfeed,
+    Raw,
+    /// What the command line says; see [`crate::templates`].
+    Templates,
+}
+
+impl Speech {
+    /// What its frames look like. Of templates it is a guess: messages in text frames of their own.
+    /// What looks different is recognised by its stamps, at a higher cost.
+    pub(crate) fn lane(self) -> Lane {
+        match self {
+            Speech::Ringfeed => Lane::Ringfeed,
+            Speech::Raw | Speech::Templates => Lane::Raw,
+        }
+    }
+
+    fn dialect(self) -> Option<Dialect> {
+        match self {
+            Speech::Ringfeed => Some(Dialect::Ringfeed),
+            Speech::Raw => Some(Dialect::Raw),
+            Speech::Templates => None,
+        }
+    }
+}
 
 /// One connection that a fleet is to open.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) dialect: Dialect,
-    pub(crate) lane: Lane,
+    pub(crate) speech: Speech,
     /// Places in the list of channels.
     pub(crate) channels: Vec<u32>,
     /// Number over all threads.
     pub(crate) number: u32,
+    /// Reads nothing more once its subscriptions stand.
+    pub(crate) stalled: bool,
 }
 
 /// What a fleet counts while it runs, for all to see.
@@ -86,6 +119,14 @@ struct Subscription {
     channel: u32,
     cursor: Cursor,
     standing: bool,
+    /// The first message that it must get.
+    from: u64,
+}
+
+impl Subscription {
+    fn new(channel: u32) -> Subscription {
+        Subscription { channel, cursor: Cursor::default(), standing: false, from: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -101,18 +142,28 @@ struct Conn {
     socket: SocketId,
     state: State,
     plan: u32,
-    dialect: Dialect,
-    lane: Lane,
+    speech: Speech,
     subscriptions: Vec<Subscription>,
     /// Where the last message belonged.
     last: usize,
     /// The beginning of a frame that did not come whole.
     stash: Vec<u8>,
+    /// The beginning of a stamped message that did not come whole.
+    carry: Vec<u8>,
+}
+
+/// Connections and subscriptions that come and go.
+#[derive(Debug)]
+struct Churn {
+    per_second: f64,
+    began: Option<Instant>,
+    done: u64,
+    random: SmallRng,
 }
 
 /// The fleet of one thread.
 pub(crate) struct Fleet {
-    wire: UringWire,
+    wire: Box<dyn Wire>,
     target: Target,
     plans: Vec<Plan>,
     channels: Arc<Vec<String>>,
@@ -130,9 +181,16 @@ pub(crate) struct Fleet {
     skipped: u64,
     first_problem: Option<String>,
     opening: u32,
+    /// Messages due to subscriptions that have ended.
+    retired: u64,
     queued: VecDeque<u32>,
     sends: Vec<(SocketId, Bytes)>,
     last_trim: Instant,
+    churn: Churn,
+}
+
+fn subscribe_command(channel: &str) -> String {
+    format!("{{\"type\":\"subscribe\",\"id\":1,\"channel\":\"{channel}\"}}")
 }
 
 fn stream_place(channel: u32, lane: Lane) -> usize {
@@ -147,9 +205,11 @@ impl Fleet {
         coming: Receiver<Arc<Batch>>,
         control: Arc<Control>,
         progress: Arc<Progress>,
+        io: Io,
+        churn_per_second: f64,
     ) -> anyhow::Result<Fleet> {
-        let wire = UringWire::new(WireConfig {
-            sockets_max: u32::try_from(plans.len())?.max(1),
+        let wire = io.open(WireConfig {
+            sockets_max: u32::try_from(plans.len())? + SOCKETS_SPARE,
             submission_entries: 1024,
             receive_buffers: 256,
             receive_buffer_bytes: 64 * 1024,
@@ -159,8 +219,9 @@ impl Fleet {
             (0..channels.len() * Lane::COUNT).map(|_| None).collect();
         for plan in &plans {
             for &channel in &plan.channels {
-                streams[stream_place(channel, plan.lane)]
-                    .get_or_insert_with(|| Stream::new(plan.lane, &channels[channel as usize]));
+                let lane = plan.speech.lane();
+                streams[stream_place(channel, lane)]
+                    .get_or_insert_with(|| Stream::new(lane, &channels[channel as usize]));
             }
         }
         Ok(Fleet {
@@ -180,8 +241,15 @@ impl Fleet {
             skipped: 0,
             first_problem: None,
             opening: 0,
+            retired: 0,
             sends: Vec::new(),
             last_trim: Instant::now(),
+            churn: Churn {
+                per_second: churn_per_second,
+                began: None,
+                done: 0,
+                random: SmallRng::from_os_rng(),
+            },
         })
     }
 
@@ -197,6 +265,7 @@ impl Fleet {
             if !self.queued.is_empty() && begun.elapsed() > OPEN_PATIENCE * 10 {
                 bail!("not all connections could be opened");
             }
+            self.come_and_go()?;
             let progressed = self.turn(&mut short, &mut bytes)?;
             if self.last_trim.elapsed() > TRIM_EVERY {
                 self.trim();
@@ -214,7 +283,7 @@ impl Fleet {
     /// Sends what is queued and handles what came. Returns whether anything did.
     fn turn(&mut self, short: &mut Vec<ShortSend>, bytes: &mut Vec<u8>) -> anyhow::Result<bool> {
         let sends = std::mem::take(&mut self.sends);
-        let mut sent = std::collections::HashSet::new();
+        let mut sent = HashSet::new();
         for (socket, frame) in sends {
             // One send for each socket in a submission.
             if sent.insert(socket) {
@@ -223,7 +292,7 @@ impl Fleet {
                 self.sends.push((socket, frame));
             }
         }
-        self.wire.submit(short).context("submitting to io_uring")?;
+        self.wire.submit(short).context("handing sends to the kernel")?;
         if short.iter().any(|send| !send.broken) {
             bail!("the kernel did not take a command whole");
         }
@@ -260,30 +329,92 @@ impl Fleet {
 
     fn open_next(&mut self) -> anyhow::Result<()> {
         let Some(plan) = self.queued.pop_front() else { return Ok(()) };
-        let Plan { dialect, lane, channels, number } = &self.plans[plan as usize];
-        let from = match self.target.from.len() as u32 {
-            0 => None,
-            count => Some(self.target.from[(number % count) as usize]),
-        };
-        let socket = self.wire.connect(self.target.address, from)?;
-        let subscriptions = channels
-            .iter()
-            .map(|&channel| Subscription { channel, cursor: Cursor::default(), standing: false })
-            .collect();
+        let Plan { speech, channels, .. } = &self.plans[plan as usize];
+        let speech = *speech;
+        let subscriptions = channels.iter().map(|&channel| Subscription::new(channel)).collect();
+        let socket = self.connect(plan)?;
         let at = self.conns.len() as u32;
         self.conns.push(Conn {
             socket,
             state: State::Connecting,
             plan,
-            dialect: *dialect,
-            lane: *lane,
+            speech,
             subscriptions,
             last: 0,
             stash: Vec::new(),
+            carry: Vec::new(),
         });
         self.owners.set(socket, at);
-        self.opening += 1;
         Ok(())
+    }
+
+    fn connect(&mut self, plan: u32) -> anyhow::Result<SocketId> {
+        let number = self.plans[plan as usize].number;
+        let from = match self.target.from.len() as u32 {
+            0 => None,
+            count => Some(self.target.from[(number % count) as usize]),
+        };
+        self.opening += 1;
+        self.wire.connect(self.target.address, from).context("opening a connection")
+    }
+
+    /// Replaces connections and subscriptions at the rate that was asked for, while it is published.
+    fn come_and_go(&mut self) -> anyhow::Result<()> {
+        if self.churn.per_second <= 0.0 || !self.control.is_publishing() {
+            return Ok(());
+        }
+        let began = *self.churn.began.get_or_insert_with(Instant::now);
+        let due = (began.elapsed().as_secs_f64() * self.churn.per_second) as u64;
+        while self.churn.done < due {
+            self.churn.done += 1;
+            let at = self.churn.random.random_range(0..self.conns.len());
+            let conn = &self.conns[at];
+            let open = matches!(conn.state, State::Open);
+            if !open || !conn.subscriptions.iter().all(|s| s.standing) {
+                continue;
+            }
+            if self.churn.random.random() {
+                self.replace(at)?;
+            } else {
+                let channel = &self.channels[conn.subscriptions[0].channel as usize];
+                let command =
+                    format!("{{\"type\":\"unsubscribe\",\"id\":2,\"channel\":\"{channel}\"}}");
+                let mut frame = Vec::new();
+                write_client(&mut frame, Opcode::Text, command.as_bytes(), rand::random());
+                self.sends.push((conn.socket, Bytes::from(frame)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a connection and opens another in its place.
+    fn replace(&mut self, at: usize) -> anyhow::Result<()> {
+        for place in 0..self.conns[at].subscriptions.len() {
+            self.retire(at, place);
+        }
+        self.progress.opened.fetch_sub(1, Ordering::Relaxed);
+        self.tally.replaced += 1;
+        self.wire.close(self.conns[at].socket);
+        let socket = self.connect(self.conns[at].plan)?;
+        let conn = &mut self.conns[at];
+        (conn.socket, conn.state) = (socket, State::Connecting);
+        conn.stash.clear();
+        self.owners.set(socket, at as u32);
+        Ok(())
+    }
+
+    /// Ends a subscription: what it was to get until now is what it got.
+    fn retire(&mut self, at: usize, place: usize) {
+        let conn = &mut self.conns[at];
+        let lane = conn.speech.lane();
+        let subscription = &mut conn.subscriptions[place];
+        let counted_from = self.streams[stream_place(subscription.channel, lane)]
+            .as_ref()
+            .map_or(0, Stream::counted_from);
+        let from = subscription.from.max(counted_from);
+        self.retired += subscription.cursor.next().saturating_sub(from);
+        *subscription = Subscription::new(subscription.channel);
+        self.progress.standing.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn conn_of(&self, socket: SocketId) -> Option<usize> {
@@ -293,7 +424,13 @@ impl Fleet {
 
     fn shake(&mut self, at: usize) {
         let conn = &mut self.conns[at];
-        let path = self.target.path_for(conn.dialect.name());
+        let path = match conn.speech.dialect() {
+            Some(dialect) => self.target.path_for(dialect.name()),
+            None => {
+                let own = conn.subscriptions.iter().map(|s| &*self.channels[s.channel as usize]);
+                self.target.path.replace("{channels}", &own.collect::<Vec<_>>().join(","))
+            }
+        };
         let handshake = ClientHandshake::new(&self.target.host, &path, None, rand::random());
         self.sends.push((conn.socket, Bytes::copy_from_slice(handshake.request())));
         conn.state = State::Shaking(Box::new(handshake));
@@ -325,265 +462,40 @@ impl Fleet {
         }
     }
 
-    fn received(&mut self, at: usize, bytes: &[u8], now_ns: u64) -> anyhow::Result<()> {
-        self.progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let mut rest = bytes;
-        if matches!(self.conns[at].state, State::Shaking(_)) {
-            let Some(left) = self.shaken(at, bytes)? else { return Ok(()) };
-            rest = &bytes[bytes.len() - left..];
-            self.opened(at);
-            if rest.is_empty() {
-                return Ok(());
-            }
-        }
-        // What was published is known before it arrives.
-        self.take_coming();
-        let conn = &mut self.conns[at];
-        if conn.stash.is_empty()
-            && let [subscription] = &mut conn.subscriptions[..]
-            && subscription.standing
-            && let Some(stream) = &self.streams[stream_place(subscription.channel, conn.lane)]
-        {
-            let first = subscription.cursor.next();
-            let equal = stream.compare(&mut subscription.cursor, rest);
-            let count = subscription.cursor.next() - first;
-            if count > 0 {
-                let counted =
-                    subscription.cursor.next().saturating_sub(stream.counted_from().max(first));
-                let from = subscription.cursor.next() - counted;
-                self.latency.run(now_ns, counted, |i| stream.intended_ns(from + i));
-                self.progress.delivered(subscription.channel, counted);
-            }
-            if equal == rest.len() {
-                return Ok(());
-            }
-            // Not what was expected: look at it frame by frame, from the start of this one.
-            rest = &rest[equal..];
-            let begun = stream.rewind(&mut subscription.cursor);
-            conn.stash.extend_from_slice(begun);
-        }
-        if conn.stash.is_empty() {
-            let used = self.frames(at, rest, now_ns)?;
-            self.conns[at].stash.extend_from_slice(&rest[used..]);
-        } else {
-            let mut stash = std::mem::take(&mut conn.stash);
-            stash.extend_from_slice(rest);
-            let used = self.frames(at, &stash, now_ns)?;
-            stash.drain(..used);
-            self.conns[at].stash = stash;
-        }
-        Ok(())
-    }
-
-    /// Reads the answer to the handshake. Returns how many of the newest bytes lie behind it, `None`
-    /// while it is not whole.
-    fn shaken(&mut self, at: usize, bytes: &[u8]) -> anyhow::Result<Option<usize>> {
-        let conn = &mut self.conns[at];
-        conn.stash.extend_from_slice(bytes);
-        let State::Shaking(handshake) = &conn.state else { return Ok(None) };
-        let received = handshake.receive(&conn.stash).with_context(|| {
-            format!("opening a WebSocket: {}", String::from_utf8_lossy(&conn.stash).trim())
-        })?;
-        let Some(len) = received else { return Ok(None) };
-        let left = conn.stash.len() - len;
-        conn.stash.clear();
-        Ok(Some(left))
-    }
-
-    /// Handles whole frames; returns the bytes used.
-    fn frames(&mut self, at: usize, bytes: &[u8], now_ns: u64) -> anyhow::Result<usize> {
-        let mut used = 0;
-        while let Some((header, header_len)) = Header::parse(&bytes[used..])? {
-            if header.len > FRAME_BYTES_MAX {
-                bail!("a frame of {} bytes arrived: the stream is torn", header.len);
-            }
-            let end = used + header_len + header.len as usize;
-            let Some(frame) = bytes.get(used..end) else { break };
-            self.frame(at, &header, frame, &frame[header_len..], now_ns)?;
-            used = end;
-        }
-        Ok(used)
-    }
-
-    fn frame(
-        &mut self,
-        at: usize,
-        header: &Header,
-        frame: &[u8],
-        payload: &[u8],
-        now_ns: u64,
-    ) -> anyhow::Result<()> {
-        match header.opcode {
-            Opcode::Ping => {
-                let mut pong = Vec::new();
-                write_client(&mut pong, Opcode::Pong, payload, [0; 4]);
-                self.sends.push((self.conns[at].socket, Bytes::from(pong)));
-            }
-            Opcode::Pong => {}
-            Opcode::Close => {
-                let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
-                let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default());
-                let number = self.plans[self.conns[at].plan as usize].number;
-                let why = format!("connection {number} was closed: {code:?} {reason}");
-                self.problem(|| why);
-            }
-            _ => self.message(at, frame, payload, now_ns)?,
-        }
-        Ok(())
-    }
-
-    fn message(
-        &mut self,
-        at: usize,
-        frame: &[u8],
-        payload: &[u8],
-        now_ns: u64,
-    ) -> anyhow::Result<()> {
-        let conn = &mut self.conns[at];
-        // The next message of one of its channels, most likely of the one before.
-        let count = conn.subscriptions.len();
-        for i in 0..count {
-            let place = (conn.last + i) % count;
-            let subscription = &mut conn.subscriptions[place];
-            let Some(stream) = &self.streams[stream_place(subscription.channel, conn.lane)] else {
-                continue;
-            };
-            let number = subscription.cursor.next();
-            if !subscription.standing {
-                continue;
-            }
-            let mut cursor = subscription.cursor;
-            if stream.compare(&mut cursor, frame) == frame.len() && cursor.next() == number + 1 {
-                subscription.cursor = cursor;
-                conn.last = place;
-                if number >= stream.counted_from() {
-                    self.latency.run(now_ns, 1, |_| stream.intended_ns(number));
-                    self.progress.delivered(subscription.channel, 1);
-                }
-                return Ok(());
-            }
-        }
-        match conn.dialect {
-            Dialect::Ringfeed => self.ringfeed_event(at, frame, payload),
-            _ => self.raw_message(at, frame),
-        }
-    }
-
-    fn ringfeed_event(&mut self, at: usize, frame: &[u8], payload: &[u8]) -> anyhow::Result<()> {
-        let event: Value = serde_json::from_slice(payload).context("the server sent no JSON")?;
-        let conn = &mut self.conns[at];
-        let channel = event["channel"].as_str().unwrap_or_default();
-        let channels = &self.channels;
-        let own = |s: &Subscription| channels[s.channel as usize] == channel;
-        let place = conn.subscriptions.iter().position(own);
-        match (event["type"].as_str(), place) {
-            (Some("subscribed"), Some(place)) => {
-                let offset = event["offset"].as_u64().unwrap_or(0);
-                let subscription = &mut conn.subscriptions[place];
-                let stream = self.streams[stream_place(subscription.channel, conn.lane)].as_mut();
-                if !stream.is_some_and(|stream| stream.starts_behind(offset)) {
-                    bail!("somebody else publishes to {channel}: choose another --prefix");
-                }
-                if !std::mem::replace(&mut subscription.standing, true) {
-                    self.progress.standing.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            (Some("message"), Some(place)) => self.misplaced(at, place, frame),
-            (Some("gap"), Some(_)) => {
-                let (from, to) = (event["from"].as_u64(), event["to"].as_u64());
-                if let (Some(from), Some(to)) = (from, to) {
-                    self.tally.gaps_told += to + 1 - from;
-                }
-                self.problem(|| format!("the server left publications out: {event}"));
-            }
-            (Some("error"), _) => bail!("the server refuses: {event}"),
-            (Some("drain"), _) => {}
-            _ => bail!("the server sent something unexpected: {event}"),
-        }
-        Ok(())
-    }
-
-    fn raw_message(&mut self, at: usize, frame: &[u8]) -> anyhow::Result<()> {
-        let conn = &mut self.conns[at];
-        for subscription in conn.subscriptions.iter_mut().filter(|s| !s.standing) {
-            let Some(stream) = &self.streams[stream_place(subscription.channel, conn.lane)] else {
-                continue;
-            };
-            // The first message shows that the subscription stands, and from where on.
-            if matches!(stream.find(&mut subscription.cursor, frame), Found::Next | Found::Ahead(_))
-            {
-                subscription.standing = true;
-                self.progress.standing.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-        }
-        // Without a channel name the one where it fits is the one it belongs to.
-        for place in 0..self.conns[at].subscriptions.len() {
-            if self.fits(at, place, frame) {
-                self.misplaced(at, place, frame);
-                return Ok(());
-            }
-        }
-        self.misplaced(at, 0, frame);
-        Ok(())
-    }
-
-    fn fits(&self, at: usize, place: usize, frame: &[u8]) -> bool {
-        let conn = &self.conns[at];
-        let subscription = &conn.subscriptions[place];
-        let mut cursor = subscription.cursor;
-        self.streams[stream_place(subscription.channel, conn.lane)]
-            .as_ref()
-            .is_some_and(|stream| stream.find(&mut cursor, frame) != Found::Nowhere)
-    }
-
-    /// A message that is not the next one of its channel.
-    fn misplaced(&mut self, at: usize, place: usize, frame: &[u8]) {
-        let conn = &mut self.conns[at];
-        let subscription = &mut conn.subscriptions[place];
-        let Some(stream) = &self.streams[stream_place(subscription.channel, conn.lane)] else {
-            return;
-        };
-        let number = subscription.cursor.next();
-        let found = stream.find(&mut subscription.cursor, frame);
-        match found {
-            Found::Next => {}
-            Found::Ahead(missing) => {
-                self.skipped += missing;
-                self.progress.delivered(subscription.channel, 1);
-            }
-            // Late, if it was skipped before; which one it was is not kept.
-            Found::Behind if self.skipped > 0 => self.tally.reordered += 1,
-            Found::Behind => self.tally.duplicated += 1,
-            Found::Nowhere => self.tally.corrupted += 1,
-        }
-        let name = self.channels[subscription.channel as usize].clone();
-        let connection = self.plans[conn.plan as usize].number;
-        self.problem(|| {
-            let start = String::from_utf8_lossy(&frame[..frame.len().min(160)]).into_owned();
-            format!(
-                "connection {connection}, {name}: expected message {number}, got {found:?}: {start}"
-            )
-        });
-    }
-
     fn opened(&mut self, at: usize) {
         let conn = &mut self.conns[at];
         conn.state = State::Open;
         self.opening -= 1;
         self.progress.opened.fetch_add(1, Ordering::Relaxed);
         let mut frames = Vec::new();
-        for subscription in &conn.subscriptions {
-            let channel = &self.channels[subscription.channel as usize];
-            let command = match conn.dialect {
-                Dialect::Ringfeed => {
-                    format!("{{\"type\":\"subscribe\",\"id\":1,\"channel\":\"{channel}\"}}")
-                }
-                _ => format!("{{\"action\":\"subscribe\",\"channel\":\"{channel}\"}}"),
-            };
-            write_client(&mut frames, Opcode::Text, command.as_bytes(), rand::random());
+        let mut text = |text: &[u8]| write_client(&mut frames, Opcode::Text, text, rand::random());
+        let own = conn.subscriptions.iter().map(|s| &*self.channels[s.channel as usize]);
+        match conn.speech {
+            Speech::Ringfeed => own.for_each(|channel| text(subscribe_command(channel).as_bytes())),
+            Speech::Raw => own.for_each(|channel| {
+                let command = format!("{{\"action\":\"subscribe\",\"channel\":\"{channel}\"}}");
+                text(command.as_bytes());
+            }),
+            Speech::Templates => {
+                self.target.templates.subscribing(own).for_each(|frame| text(&frame));
+            }
         }
-        self.sends.push((conn.socket, Bytes::from(frames)));
+        if !frames.is_empty() {
+            self.sends.push((conn.socket, Bytes::from(frames)));
+        }
+    }
+
+    /// A subscription stands: from here on every message counts.
+    fn stands(&mut self, at: usize, place: usize) {
+        let conn = &mut self.conns[at];
+        if std::mem::replace(&mut conn.subscriptions[place].standing, true) {
+            return;
+        }
+        self.progress.standing.fetch_add(1, Ordering::Relaxed);
+        let plan = &self.plans[conn.plan as usize];
+        if plan.stalled && conn.subscriptions.iter().all(|s| s.standing) {
+            self.wire.receive(conn.socket, false);
+        }
     }
 
     /// Takes note of what is about to be published.
@@ -610,7 +522,7 @@ impl Fleet {
         let mut least: Vec<Option<Cursor>> = vec![None; self.streams.len()];
         for conn in self.conns.iter().filter(|conn| !matches!(conn.state, State::Gone)) {
             for subscription in &conn.subscriptions {
-                let place = &mut least[stream_place(subscription.channel, conn.lane)];
+                let place = &mut least[stream_place(subscription.channel, conn.speech.lane())];
                 if place.is_none_or(|cursor| cursor.next() > subscription.cursor.next()) {
                     *place = Some(subscription.cursor);
                 }
@@ -624,14 +536,15 @@ impl Fleet {
     }
 
     fn findings(&self) -> Findings {
-        let (mut expected, mut missing) = (0, 0);
-        for conn in &self.conns {
-            for subscription in &conn.subscriptions {
-                let place = stream_place(subscription.channel, conn.lane);
+        let (mut expected, mut missing) = (self.retired, 0);
+        for conn in self.conns.iter().filter(|conn| !self.plans[conn.plan as usize].stalled) {
+            for subscription in conn.subscriptions.iter().filter(|s| s.standing) {
+                let place = stream_place(subscription.channel, conn.speech.lane());
                 let Some(stream) = &self.streams[place] else { continue };
-                expected += stream.counted();
                 let end = stream.counted_from() + stream.counted();
-                missing += end - subscription.cursor.next().clamp(stream.counted_from(), end);
+                let from = subscription.from.clamp(stream.counted_from(), end);
+                expected += end - from;
+                missing += end - subscription.cursor.next().clamp(from, end);
             }
         }
         Findings {

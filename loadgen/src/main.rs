@@ -5,12 +5,15 @@ mod args;
 mod expect;
 mod feed;
 mod fleet;
+mod machine;
 mod publisher;
 mod recorder;
 mod recording;
 mod report;
 mod run;
+mod server;
 mod target;
+mod templates;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! The publishing thread: takes a feed, tells the fleet what is coming, then publishes it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -18,6 +18,7 @@ use crate::feed::Feed;
 use crate::fleet::Progress;
 use crate::run::Control;
 use crate::target::Target;
+use crate::templates::{self, Templates, fill};
 
 /// Messages handed over at once at most, so that a fast feed is still interleaved with receiving.
 const BATCH_MESSAGES: usize = 512;
@@ -106,6 +107,9 @@ enum Sink {
     Api { stream: TcpStream, acks: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
     /// Publish commands over a WebSocket.
     Ws { stream: TcpStream, errors: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
+    /// What the command line says, in WebSocket frames or as it is. What the server answers is read
+    /// and not looked at.
+    Templates { stream: TcpStream, framed: bool, templates: Templates, reader: JoinHandle<()> },
 }
 
 /// What the server has said so far.
@@ -144,6 +148,7 @@ impl Publisher {
         audience: Audience,
     ) -> anyhow::Result<Publisher> {
         let sink = match how {
+            _ if target.templates.publish_frame.is_some() => Sink::templates(target)?,
             PublishArg::Api => Sink::api(target)?,
             PublishArg::Ws => Sink::ws(target)?,
         };
@@ -156,7 +161,7 @@ impl Publisher {
         let mut batch = Batch::default();
         let now = self.control.now_ns();
         for &channel in channels {
-            let payload = format!("{{\"warmup\":{round}}}");
+            let payload = templates::warm_up(channel, round);
             batch.push(channel, now, false, payload.as_bytes());
         }
         self.publish(batch)
@@ -261,6 +266,18 @@ impl Publisher {
                 }
                 stream.write_all(&self.buffer).context("publishing over a WebSocket")
             }
+            Sink::Templates { stream, framed, templates, .. } => {
+                for item in &batch.items {
+                    let channel = &self.channels[item.channel as usize];
+                    let text = templates.publishing(channel, batch.payload(item))?;
+                    if *framed {
+                        write_client(&mut self.buffer, Opcode::Text, &text, rand::random());
+                    } else {
+                        self.buffer.extend_from_slice(&text);
+                    }
+                }
+                stream.write_all(&self.buffer).context("publishing")
+            }
         }
     }
 
@@ -309,6 +326,11 @@ impl Publisher {
                 let _ = reader.join();
                 errors.check()
             }
+            Sink::Templates { stream, reader, .. } => {
+                stream.shutdown(std::net::Shutdown::Both)?;
+                let _ = reader.join();
+                Ok(())
+            }
         }
     }
 }
@@ -338,20 +360,31 @@ impl Sink {
         Ok(Sink::Api { stream, acks, reader })
     }
 
-    fn ws(target: &Target) -> anyhow::Result<Sink> {
-        let mut stream = TcpStream::connect(target.address)
-            .with_context(|| format!("no server answers at {}", target.address))?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let path = target.path_for("ringfeed.v1");
-        let handshake = ClientHandshake::new(&target.host, &path, None, rand::random());
-        stream.write_all(handshake.request())?;
-        let mut head = Vec::new();
-        let mut byte = [0];
-        while handshake.receive(&head)?.is_none() {
-            stream.read_exact(&mut byte).context("the server's handshake")?;
-            head.push(byte[0]);
+    fn templates(target: &Target) -> anyhow::Result<Sink> {
+        let templates = target.templates.clone();
+        let (mut stream, framed) = match templates.publish_address()? {
+            Some(address) => (connect(address)?, false),
+            None => (upgrade(target, &target.path.replace("{channels}", "loadgen"))?, true),
+        };
+        if let Some(hello) = &templates.publish_hello {
+            let mut text = fill(hello, "", b"");
+            if framed {
+                let mut frame = Vec::new();
+                write_client(&mut frame, Opcode::Text, &text, rand::random());
+                text = frame;
+            }
+            stream.write_all(&text)?;
         }
+        let mut input = stream.try_clone()?;
+        let reader = std::thread::spawn(move || {
+            let mut bytes = vec![0; 1 << 16];
+            while input.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        });
+        Ok(Sink::Templates { stream, framed, templates, reader })
+    }
+
+    fn ws(target: &Target) -> anyhow::Result<Sink> {
+        let stream = upgrade(target, &target.path_for("ringfeed.v1"))?;
         let errors = Arc::new(Acks::default());
         let (shared, mut input) = (errors.clone(), stream.try_clone()?);
         let reader = std::thread::spawn(move || {
@@ -384,6 +417,29 @@ impl Sink {
         });
         Ok(Sink::Ws { stream, errors, reader })
     }
+}
+
+/// A connection that waits no longer than [`PATIENCE`] for the server to take something.
+fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream =
+        TcpStream::connect(address).with_context(|| format!("no server answers at {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// An open WebSocket.
+fn upgrade(target: &Target, path: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = connect(target.address)?;
+    let handshake = ClientHandshake::new(&target.host, path, None, rand::random());
+    stream.write_all(handshake.request())?;
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while handshake.receive(&head)?.is_none() {
+        stream.read_exact(&mut byte).context("the server's handshake")?;
+        head.push(byte[0]);
+    }
+    Ok(stream)
 }
 
 /// Reads the answer of an ingest request: chunks of JSON lines.

@@ -33,8 +33,18 @@ pub(crate) struct Report {
     /// How far publishing fell behind its schedule at worst.
     pub(crate) publisher_late_max_us: f64,
     pub(crate) loadgen: LoadgenCost,
-    /// Absent where the server's API does not answer.
+    /// Absent where the server's API does not answer and no process was named.
     pub(crate) server: Option<ServerCost>,
+    pub(crate) server_memory: Option<ServerMemory>,
+    /// Growth of the kernel's slabs and socket buffers on this machine while the connections were
+    /// opened; of both ends, where the server is on this machine.
+    pub(crate) kernel_bytes_per_connection: Option<f64>,
+    /// Seconds until all were closed.
+    pub(crate) closing_seconds: f64,
+    /// Connections that did not read and are not counted.
+    pub(crate) stalled: u32,
+    /// What loadgen's own sockets were served with.
+    pub(crate) io: String,
     pub(crate) first_problem: Option<String>,
 }
 
@@ -52,6 +62,10 @@ pub(crate) struct Tally {
     pub(crate) gaps_told: u64,
     /// Connections that ended early.
     pub(crate) disconnected: u64,
+    /// Connections replaced on purpose.
+    pub(crate) replaced: u64,
+    /// Subscriptions renewed on purpose.
+    pub(crate) resubscribed: u64,
 }
 
 impl Tally {
@@ -64,6 +78,8 @@ impl Tally {
         self.corrupted += other.corrupted;
         self.gaps_told += other.gaps_told;
         self.disconnected += other.disconnected;
+        self.replaced += other.replaced;
+        self.resubscribed += other.resubscribed;
     }
 
     /// Everything arrived, once, in order and unchanged.
@@ -78,8 +94,17 @@ impl Tally {
 pub(crate) struct LoadgenCost {
     pub(crate) cpu_user_seconds: f64,
     pub(crate) cpu_system_seconds: f64,
-    /// Cores in use, of those it may use: near the number of its threads it is the limit.
+    /// Cores in use.
     pub(crate) cores: f64,
+    /// Cores that its connections' threads can fill.
+    pub(crate) cores_allowed: u32,
+}
+
+impl LoadgenCost {
+    /// Whether loadgen rather than the server was probably the limit.
+    fn is_limit(&self) -> bool {
+        self.cores > 0.92 * f64::from(self.cores_allowed)
+    }
 }
 
 /// What the server used in the same time, by its own account.
@@ -89,15 +114,35 @@ pub(crate) struct ServerCost {
     pub(crate) cpu_system_seconds: f64,
     pub(crate) cpu_user_ns_per_delivery: f64,
     pub(crate) cpu_system_ns_per_delivery: f64,
-    pub(crate) deliveries_per_send: f64,
-    pub(crate) bytes_per_send: f64,
+    /// These four only of ringfeed.
+    pub(crate) deliveries_per_send: Option<f64>,
+    pub(crate) bytes_per_send: Option<f64>,
+    pub(crate) sends_per_enter: Option<f64>,
+    /// The longest turn since the server started.
+    pub(crate) turn_max_us: Option<u64>,
+    /// Before the first publication.
+    pub(crate) resident_bytes_before: u64,
     pub(crate) resident_bytes: u64,
+}
+
+/// The server's memory and descriptors before anybody connected, with everybody connected, and after
+/// all have left.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct ServerMemory {
+    pub(crate) resident_bytes_before: u64,
+    pub(crate) resident_bytes_open: u64,
+    pub(crate) resident_bytes_after: u64,
+    pub(crate) open_files_before: u64,
+    pub(crate) open_files_after: u64,
+    pub(crate) connections_after: Option<u64>,
+    /// Whether connections, socket slots and descriptors are where they were.
+    pub(crate) returned: Option<bool>,
 }
 
 impl Report {
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
-        let Report { latency_us: latency, loadgen, tally, .. } = self;
+        let Report { loadgen, tally, .. } = self;
         let _ = writeln!(
             out,
             "{}: {} connections, {} subscriptions, {} channels; opened in {:.2} s, subscribed in \
@@ -109,6 +154,113 @@ impl Report {
             self.opening_seconds,
             self.subscribing_seconds
         );
+        if self.published > 0 {
+            self.write_deliveries(&mut out);
+        }
+        if self.stalled > 0 {
+            let _ = writeln!(out, "stalled    {} connections read nothing", self.stalled);
+        }
+        if tally.replaced + tally.resubscribed > 0 {
+            let _ = writeln!(
+                out,
+                "churn      {} connections replaced, {} subscriptions renewed",
+                tally.replaced, tally.resubscribed
+            );
+        }
+        let _ = writeln!(
+            out,
+            "loadgen    {:.2} s user, {:.2} s system: {:.2} of {} cores, over {}; closed in {:.2} s",
+            loadgen.cpu_user_seconds,
+            loadgen.cpu_system_seconds,
+            loadgen.cores,
+            loadgen.cores_allowed,
+            self.io,
+            self.closing_seconds
+        );
+        if let Some(server) = &self.server {
+            let _ = write!(
+                out,
+                "server     {:.2} s user, {:.2} s system",
+                server.cpu_user_seconds, server.cpu_system_seconds,
+            );
+            if self.published > 0 {
+                let _ = write!(
+                    out,
+                    ": {:.0} + {:.0} ns a delivery",
+                    server.cpu_user_ns_per_delivery, server.cpu_system_ns_per_delivery,
+                );
+            }
+            if let (Some(deliveries), Some(bytes)) =
+                (server.deliveries_per_send, server.bytes_per_send)
+                && self.published > 0
+            {
+                let _ = write!(out, "; {deliveries:.1} deliveries and {bytes:.0} bytes a send");
+            }
+            if let Some(turn) = server.turn_max_us {
+                let _ = write!(out, "; longest turn {:.1} ms", turn as f64 / 1000.0);
+            }
+            out.push('\n');
+        }
+        if let Some(memory) = &self.server_memory {
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let grown = memory.resident_bytes_open as f64 - memory.resident_bytes_before as f64;
+            let _ = writeln!(
+                out,
+                "memory     server {:.1} MiB, {:.1} with the connections ({:.0} bytes each), {:.1} \
+                 at the end of the run, {:.1} after",
+                mib(memory.resident_bytes_before),
+                mib(memory.resident_bytes_open),
+                grown / f64::from(self.connections),
+                self.server.map_or(0.0, |server| mib(server.resident_bytes)),
+                mib(memory.resident_bytes_after),
+            );
+            if let Some(returned) = memory.returned {
+                let how = if returned { "all is back" } else { "NOT all is back" };
+                let _ = writeln!(
+                    out,
+                    "after      {how} where it began: {} connections, {} descriptors ({} before; rings are kept)",
+                    memory.connections_after.unwrap_or(0),
+                    memory.open_files_after,
+                    memory.open_files_before
+                );
+            }
+        }
+        if let Some(bytes) = self.kernel_bytes_per_connection {
+            let _ =
+                writeln!(out, "kernel     {bytes:.0} bytes a connection, all ends on this machine");
+        }
+        if loadgen.is_limit() {
+            let _ = writeln!(
+                out,
+                "warning: loadgen used {:.2} of {} cores and is probably the limit; give it more \
+                 --threads or a machine of its own",
+                loadgen.cores, loadgen.cores_allowed
+            );
+        }
+        if self.publisher_late_max_us > 100_000.0 {
+            let _ = writeln!(
+                out,
+                "warning: publishing fell {:.0} ms behind its schedule: the server or this machine \
+                 does not keep up, and latencies count from the schedule",
+                self.publisher_late_max_us / 1000.0
+            );
+        }
+        if let Some(problem) = &self.first_problem {
+            let _ = writeln!(out, "first problem: {problem}");
+        }
+        let verdict = if self.published == 0 {
+            if tally.is_clean() { "every connection stayed" } else { "NOT every connection stayed" }
+        } else if tally.is_clean() {
+            "every subscriber got every message, once, in order and unchanged"
+        } else {
+            "NOT every subscriber got every message, once, in order and unchanged"
+        };
+        let _ = writeln!(out, "{verdict}");
+        out
+    }
+
+    fn write_deliveries(&self, out: &mut String) {
+        let Report { latency_us: latency, tally, .. } = self;
         let _ = writeln!(
             out,
             "published  {:>12}   {:>12.0} a second   {:.2} s",
@@ -135,42 +287,5 @@ impl Report {
             "latency    p50 {:.0} us   p90 {:.0} us   p99 {:.0} us   p99.9 {:.0} us   max {:.0} us",
             latency.p50, latency.p90, latency.p99, latency.p999, latency.max
         );
-        let _ = writeln!(
-            out,
-            "loadgen    {:.2} s user, {:.2} s system: {:.2} cores",
-            loadgen.cpu_user_seconds, loadgen.cpu_system_seconds, loadgen.cores
-        );
-        if let Some(server) = &self.server {
-            let _ = writeln!(
-                out,
-                "server     {:.2} s user, {:.2} s system: {:.0} + {:.0} ns a delivery; {:.1} \
-                 deliveries and {:.0} bytes a send; {:.1} MiB resident",
-                server.cpu_user_seconds,
-                server.cpu_system_seconds,
-                server.cpu_user_ns_per_delivery,
-                server.cpu_system_ns_per_delivery,
-                server.deliveries_per_send,
-                server.bytes_per_send,
-                server.resident_bytes as f64 / f64::from(1 << 20)
-            );
-        }
-        if self.publisher_late_max_us > 100_000.0 {
-            let _ = writeln!(
-                out,
-                "warning: publishing fell {:.0} ms behind its schedule: the server or this machine \
-                 does not keep up, and latencies count from the schedule",
-                self.publisher_late_max_us / 1000.0
-            );
-        }
-        if let Some(problem) = &self.first_problem {
-            let _ = writeln!(out, "first problem: {problem}");
-        }
-        let verdict = if tally.is_clean() {
-            "every subscriber got every message, once, in order and unchanged"
-        } else {
-            "NOT every subscriber got every message, once, in order and unchanged"
-        };
-        let _ = writeln!(out, "{verdict}");
-        out
     }
 }

@@ -1,7 +1,5 @@
 //! One run from start to end: open, subscribe, publish, wait, report.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -9,20 +7,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use ringfeed_protocol::{Dialect, Lane};
-use ringfeed_wire::{open_files_limit, process_cpu_time, raise_open_files_limit};
+use ringfeed_wire::{Io, process_cpu_time};
 
-use crate::args::{Args, Common, DialectArg, Scenario};
+use crate::args::{Args, Common, DialectArg, Hold, Scenario};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
-use crate::fleet::{Findings, Fleet, Plan, Progress};
+use crate::fleet::{Findings, Fleet, Plan, Progress, Speech};
+use crate::machine::{check_limits, choose_io, kernel_bytes};
 use crate::publisher::{Audience, Published, Publisher};
 use crate::recorder::Recorder;
 use crate::recording::ReplayFeed;
-use crate::report::{LoadgenCost, Report, ServerCost, Tally};
+use crate::report::{LoadgenCost, Report, ServerMemory, Tally};
+use crate::server::ServerState;
 use crate::target::Target;
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// Seconds without progress after which a run with churn is over: what is due to whom changes.
+const CHURN_GRACE: f64 = 1.0;
 /// How often subscriptions that cannot be acknowledged are asked for a sign of life.
 const WARM_UP_EVERY: Duration = Duration::from_millis(300);
 
@@ -40,6 +41,7 @@ pub(crate) struct Control {
     start: Instant,
     phase: AtomicU8,
     stopped: AtomicBool,
+    publishing: AtomicBool,
     /// Messages handed to the server, warm-up included.
     pub(crate) published: AtomicU64,
 }
@@ -50,6 +52,7 @@ impl Control {
             start: Instant::now(),
             phase: AtomicU8::new(Phase::Running as u8),
             stopped: AtomicBool::new(false),
+            publishing: AtomicBool::new(false),
             published: AtomicU64::new(0),
         }
     }
@@ -67,6 +70,11 @@ impl Control {
         }
     }
 
+    /// Whether that which is measured is being published.
+    pub(crate) fn is_publishing(&self) -> bool {
+        self.publishing.load(Ordering::Relaxed)
+    }
+
     /// Whether Ctrl-C was pressed or a thread has failed: publish no more.
     pub(crate) fn stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
@@ -82,6 +90,8 @@ struct Plot {
     until_ns: Option<u64>,
     /// Show rates as they are, not progress towards an end.
     live: bool,
+    /// Publish nothing, only hold the connections for so long.
+    hold: Option<Duration>,
 }
 
 /// Runs what was asked for. `false` if something was lost.
@@ -96,7 +106,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             let until_ns = (rate == 0).then(|| feed.until_ns());
             let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
             let name = "constant rate".to_owned();
-            Plot { name, common, dialect, feed: Box::new(feed), until_ns, live: false }
+            Plot { name, common, dialect, feed: Box::new(feed), until_ns, live: false, hold: None }
         }
         Some(Scenario::Replay(replay)) => {
             let common = replay.common.clone();
@@ -111,7 +121,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
                 speed => format!("replay at x{speed}"),
             };
             let dialect = common.dialect.unwrap_or(DialectArg::Both);
-            Plot { name, common, dialect, feed: Box::new(feed), until_ns: None, live: false }
+            Plot {
+                name,
+                common,
+                dialect,
+                feed: Box::new(feed),
+                until_ns: None,
+                live: false,
+                hold: None,
+            }
         }
         Some(Scenario::Demo(demo)) => {
             let common = demo.common.clone();
@@ -119,16 +137,44 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             let feed = SimulatedFeed::new(&prefix, demo.instruments, demo.rate, demo.duration);
             let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
             let name = "simulated feed".to_owned();
-            Plot { name, common, dialect, feed: Box::new(feed), until_ns: None, live: true }
+            Plot {
+                name,
+                common,
+                dialect,
+                feed: Box::new(feed),
+                until_ns: None,
+                live: true,
+                hold: None,
+            }
         }
+        Some(Scenario::Storm(hold)) => held("connect storm", hold, 0.0),
+        Some(Scenario::Idle(hold)) => held("idle", hold, 30.0),
     };
     play(plot)
+}
+
+/// Connections on which nothing is published.
+fn held(name: &str, args: &Hold, seconds: f64) -> Plot {
+    let common = args.common.clone();
+    let channels = u64::from(common.subscriptions.max(1));
+    let names = (0..channels).map(|i| format!("{}c{i}", common.prefix)).collect();
+    let hold = Duration::try_from_secs_f64(args.duration.unwrap_or(seconds)).unwrap_or_default();
+    Plot {
+        name: name.to_owned(),
+        dialect: common.dialect.unwrap_or(DialectArg::Ringfeed),
+        common,
+        feed: Box::new(ConstantFeed::new(names, 40, 1, 1, 0.0)),
+        until_ns: None,
+        live: false,
+        hold: Some(hold),
+    }
 }
 
 fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let common = plot.common.clone();
     let target = Target::new(&common)?;
-    check_limits(&common)?;
+    let io = choose_io(common.io)?;
+    check_limits(&common, &target, io)?;
     let control = Arc::new(Control::new());
     let stop = control.clone();
     // A second Ctrl-C ends the process at once.
@@ -141,9 +187,14 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let channels = Arc::new(plot.feed.channels().to_vec());
     let plans = plans(&common, plot.dialect, channels.len() as u32);
     let subscriptions: u64 = plans.iter().map(|plan| plan.channels.len() as u64).sum();
-    let needs_warm_up = plans.iter().any(|plan| plan.dialect == Dialect::Raw);
+    let needs_warm_up = plans.iter().any(|plan| plan.speech != Speech::Ringfeed);
+    if common.churn > 0.0 && needs_warm_up {
+        bail!("--churn needs --dialect ringfeed: others are not told from where on they receive");
+    }
+    let server_at_first = ServerState::fetch(&target)?;
+    let kernel_at_first = kernel_bytes();
 
-    let mut crew = Crew::muster(&common, &target, plans, &channels, &control)?;
+    let mut crew = Crew::muster(&common, &target, plans, &channels, &control, io)?;
     let progress = |length: u64, what: &'static str| bar(&common, length, what);
 
     let opening = progress(common.conns.into(), "opening");
@@ -159,14 +210,17 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let opening_seconds = begun.elapsed().as_secs_f64();
     opening.finish_and_clear();
 
-    let mut publisher = Publisher::connect(
-        &target,
-        common.publish,
-        channels.to_vec(),
-        crew.fleet_senders(),
-        control.clone(),
-        crew.audience(channels.len()),
-    )?;
+    let mut publisher = match plot.hold {
+        Some(_) if !needs_warm_up => None,
+        _ => Some(Publisher::connect(
+            &target,
+            common.publish,
+            channels.to_vec(),
+            crew.fleet_senders(),
+            control.clone(),
+            crew.audience(channels.len()),
+        )?),
+    };
     let subscribing = progress(subscriptions, "subscribing");
     let all: Vec<u32> = (0..channels.len() as u32).collect();
     let (mut round, mut warmed) = (0, None::<Instant>);
@@ -177,7 +231,10 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         |p| &p.standing,
         subscriptions,
         || {
-            if needs_warm_up && warmed.is_none_or(|at| at.elapsed() > WARM_UP_EVERY) {
+            if needs_warm_up
+                && let Some(publisher) = &mut publisher
+                && warmed.is_none_or(|at| at.elapsed() > WARM_UP_EVERY)
+            {
                 warmed = Some(Instant::now());
                 round += 1;
                 publisher.warm_up(&all, round)?;
@@ -188,29 +245,52 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let subscribing_seconds = begun.elapsed().as_secs_f64() - opening_seconds;
     subscribing.finish_and_clear();
 
-    let server_before = ServerStats::fetch(&target);
+    let server_before = ServerState::fetch(&target)?;
+    let kernel_open = kernel_bytes();
     let cpu_before = process_cpu_time();
     let started = Instant::now();
     let (length, live) = (plot.feed.len(), plot.live);
     let published_before = control.published.load(Ordering::Relaxed);
     let feed = std::mem::replace(&mut plot.feed, Box::new(Nothing));
-    let until_ns = plot.until_ns;
+    let publishing_control = control.clone();
+    let (until_ns, hold) = (plot.until_ns, plot.hold);
+    control.publishing.store(true, Ordering::Relaxed);
     let publishing = std::thread::Builder::new().name("publisher".into()).spawn(move || {
         let mut feed = feed;
-        let published = publisher.run(&mut *feed, until_ns)?;
-        publisher.finish()?;
+        let mut published = Published::default();
+        if let Some(hold) = hold {
+            sleep_until_stopped(hold, &publishing_control);
+        }
+        if let Some(mut publisher) = publisher {
+            published = publisher.run(&mut *feed, until_ns)?;
+            publisher.finish()?;
+        }
         anyhow::Ok(published)
     })?;
     let shown = progress(length.unwrap_or(0), "publishing");
     let published = crew.watch(&control, &shown, live, published_before, publishing)?;
-    let last = crew.wait_for_all(&control, &shown, &published, common.grace)?;
+    control.publishing.store(false, Ordering::Relaxed);
+    let grace = if common.churn > 0.0 { CHURN_GRACE } else { common.grace };
+    let last = crew.wait_for_all(&control, &shown, &published, grace)?;
     shown.finish_and_clear();
     let delivering_seconds = last.duration_since(started).as_secs_f64();
     let (cpu_after, wall) = (process_cpu_time(), started.elapsed());
-    let server_after = ServerStats::fetch(&target);
+    let server_after = ServerState::fetch(&target)?;
 
     let bytes_received = crew.total(|p| &p.bytes);
+    let closing = Instant::now();
     let findings = crew.dismiss(&control)?;
+    let closing_seconds = closing.elapsed().as_secs_f64();
+    let server_memory = match &server_at_first {
+        Some(first) => first.wait_for_return(&target)?.map(|memory| ServerMemory {
+            resident_bytes_open: server_before.as_ref().map_or(0, ServerState::resident_bytes),
+            ..memory
+        }),
+        None => None,
+    };
+    let kernel_bytes_per_connection = kernel_at_first
+        .zip(kernel_open)
+        .map(|(first, open)| (open as f64 - first as f64) / f64::from(common.conns));
     let cpu = (cpu_after.0 - cpu_before.0, cpu_after.1 - cpu_before.1);
     let report = Report {
         scenario: plot.name,
@@ -233,8 +313,16 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
             cpu_user_seconds: cpu.0.as_secs_f64(),
             cpu_system_seconds: cpu.1.as_secs_f64(),
             cores: (cpu.0 + cpu.1).as_secs_f64() / wall.as_secs_f64(),
+            cores_allowed: allowed_cores(&common),
         },
-        server: ServerStats::cost(server_before, server_after, findings.tally.delivered),
+        server: server_before
+            .zip(server_after)
+            .map(|(before, after)| before.cost(&after, findings.tally.delivered)),
+        server_memory,
+        kernel_bytes_per_connection,
+        closing_seconds,
+        stalled: common.stalled.min(common.conns),
+        io: format!("{io:?}"),
         first_problem: findings.first_problem,
     };
     print!("{}", report.text());
@@ -247,6 +335,23 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
 
 fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+/// Cores that the threads of the fleets can fill.
+fn allowed_cores(common: &Common) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    cores.min(common.threads.into())
+}
+
+fn sleep_until_stopped(time: Duration, control: &Control) {
+    let end = Instant::now() + time;
+    while !control.stopped() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(LOOK));
+    }
 }
 
 /// Stands where a feed was that has gone to its thread.
@@ -264,21 +369,6 @@ impl Feed for Nothing {
     }
 }
 
-/// Says before the start which limit of this machine is in the way.
-fn check_limits(common: &Common) -> anyhow::Result<()> {
-    raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
-    let (soft, _) = open_files_limit().context("reading RLIMIT_NOFILE")?;
-    if common.conns == 0 {
-        bail!("--conns 0: at least one connection is needed");
-    }
-    // Tables of direct descriptors are as large as the limit, and a thread has up to 4,096 of them.
-    let most = soft.saturating_mul(4096).min(u64::from(u32::MAX));
-    if u64::from(common.conns) > most {
-        bail!("--conns {}: with ulimit -n {soft} at most {most} are possible", common.conns);
-    }
-    Ok(())
-}
-
 /// Which connection speaks what and subscribes to which channels: in turn, so that every channel
 /// has as many subscribers as every other, in both dialects where both are wanted.
 fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
@@ -288,17 +378,17 @@ fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
     };
     (0..common.conns)
         .map(|number| {
-            let (dialect, turn) = match dialect {
-                DialectArg::Ringfeed => (Dialect::Ringfeed, number),
-                DialectArg::Raw => (Dialect::Raw, number),
-                DialectArg::Both if number % 2 == 0 => (Dialect::Ringfeed, number / 2),
-                DialectArg::Both => (Dialect::Raw, number / 2),
+            let (speech, turn) = match dialect {
+                _ if common.templates.are_used(&common.url) => (Speech::Templates, number),
+                DialectArg::Ringfeed => (Speech::Ringfeed, number),
+                DialectArg::Raw => (Speech::Raw, number),
+                DialectArg::Both if number % 2 == 0 => (Speech::Ringfeed, number / 2),
+                DialectArg::Both => (Speech::Raw, number / 2),
             };
-            let lane = dialect.lane().unwrap_or(Lane::Ringfeed);
             let first = u64::from(turn) * u64::from(each);
             let channels =
                 (0..u64::from(each)).map(|i| ((first + i) % u64::from(channels)) as u32).collect();
-            Plan { dialect, lane, channels, number }
+            Plan { speech, channels, number, stalled: number < common.stalled }
         })
         .collect()
 }
@@ -333,6 +423,7 @@ impl Crew {
         plans: Vec<Plan>,
         channels: &Arc<Vec<String>>,
         control: &Arc<Control>,
+        io: Io,
     ) -> anyhow::Result<Crew> {
         let threads = usize::from(common.threads);
         let mut shares: Vec<Vec<Plan>> = (0..threads).map(|_| Vec::new()).collect();
@@ -347,18 +438,20 @@ impl Crew {
             let (coming, receiver) = crossbeam_channel::unbounded();
             let progress = Arc::new(Progress::new(channels.len()));
             let mut expected = vec![0u64; channels.len()];
-            for plan in &share {
+            for plan in share.iter().filter(|plan| !plan.stalled) {
                 plan.channels.iter().for_each(|&channel| expected[channel as usize] += 1);
             }
             let expected = (0u32..).zip(expected).filter(|&(_, n)| n > 0).collect();
             let (target, channels, control) = (target.clone(), channels.clone(), control.clone());
             let (own, pace) = (progress.clone(), common.pace);
+            let churn = common.churn / threads as f64;
             let core = common.core.map(|core| usize::from(core) + i);
             let run = move || {
                 if let Some(core) = core {
                     pin(core)?;
                 }
-                let fleet = Fleet::new(target, share, channels, receiver, control.clone(), own)?;
+                let fleet =
+                    Fleet::new(target, share, channels, receiver, control.clone(), own, io, churn)?;
                 let found = fleet.run(pace);
                 if found.is_err() {
                     control.stopped.store(true, Ordering::Release);
@@ -535,56 +628,4 @@ fn pin(core: usize) -> anyhow::Result<()> {
         bail!("--core: the thread could not be pinned to core {core}");
     }
     Ok(())
-}
-
-/// What `/api/stats` says.
-#[derive(Debug, Clone, serde::Deserialize)]
-struct ServerStats {
-    cpu_user_seconds: f64,
-    cpu_system_seconds: f64,
-    resident_bytes: u64,
-    totals: ServerTotals,
-}
-
-#[derive(Debug, Clone, serde::Deserialize)]
-struct ServerTotals {
-    sends: u64,
-    bytes_out: u64,
-}
-
-impl ServerStats {
-    /// `None` where the server has no such API.
-    fn fetch(target: &Target) -> Option<ServerStats> {
-        // Gauges are written every tenth of a second.
-        std::thread::sleep(Duration::from_millis(150));
-        let mut stream = TcpStream::connect_timeout(&target.api, Duration::from_secs(2)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(
-            stream,
-            "GET /api/stats HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n\
-             Connection: close\r\n\r\n",
-            target.api, target.api_key
-        )
-        .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
-    }
-
-    fn cost(before: Option<Self>, after: Option<Self>, delivered: u64) -> Option<ServerCost> {
-        let (before, after) = (before?, after?);
-        let user = after.cpu_user_seconds - before.cpu_user_seconds;
-        let system = after.cpu_system_seconds - before.cpu_system_seconds;
-        let sends = (after.totals.sends - before.totals.sends).max(1) as f64;
-        let each = delivered.max(1) as f64;
-        Some(ServerCost {
-            cpu_user_seconds: user,
-            cpu_system_seconds: system,
-            cpu_user_ns_per_delivery: user * 1e9 / each,
-            cpu_system_ns_per_delivery: system * 1e9 / each,
-            deliveries_per_send: delivered as f64 / sends,
-            bytes_per_send: (after.totals.bytes_out - before.totals.bytes_out) as f64 / sends,
-            resident_bytes: after.resident_bytes,
-        })
-    }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use anyhow::{Context as _, bail};
 
 use crate::args::Common;
+use crate::templates::Templates;
 
 /// Connections from one local address to one destination before the kernel's search for a free port
 /// turns slow: half of its default port range, less some.
@@ -24,6 +25,7 @@ pub(crate) struct Target {
     pub(crate) api_key: String,
     /// Local addresses to connect from, in turn; empty is the kernel's choice.
     pub(crate) from: Vec<IpAddr>,
+    pub(crate) templates: Templates,
 }
 
 impl Target {
@@ -60,7 +62,15 @@ impl Target {
         } else {
             args.from.clone()
         };
-        Ok(Target { host, path, address, api, api_key: args.api_key.clone(), from })
+        Ok(Target {
+            host,
+            path,
+            address,
+            api,
+            api_key: args.api_key.clone(),
+            from,
+            templates: args.templates.clone(),
+        })
     }
 
     /// Path and query with a dialect chosen.

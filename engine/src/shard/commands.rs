@@ -227,6 +227,10 @@ impl<W: Wire> Shard<W> {
         let attempt = self.sessions.next_attempt();
         let origin = self.origin(slot, id);
         let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.subscriptions.is_empty() {
+            // Most connections have one and keep it.
+            session.subscriptions.reserve_exact(1);
+        }
         session.subscriptions.push(Subscription { lane: lane_id, index: None, attempt });
         if session.subscriptions.len() > 1 {
             self.sessions.hot_mut(slot).flags |= MULTI;

@@ -20,7 +20,7 @@ use super::subscriptions::{GAPPED, LaneId};
 use crate::config::LagPolicy;
 
 /// What one turn may send, in small sends: bounds the turn to a few milliseconds.
-const TURN_BUDGET: usize = 1024;
+const TURN_BUDGET: usize = 256;
 /// A send costs one, and one more for each so many bytes, which take the kernel about as long.
 const BYTES_PER_COST: usize = 8 * 1024;
 /// Most bytes in one send to one connection.

@@ -110,11 +110,18 @@ pub(super) struct Session {
     pub(super) _permit: Permit,
 }
 
+/// Sessions in one page of the table.
+const PAGE_SESSIONS: usize = 1024;
+
+/// Generation of a place, and the session in it.
+type Place = (u32, Option<Session>);
+
 /// The table of sessions.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     hot: Vec<Hot>,
-    cold: Vec<(u32, Option<Session>)>,
+    /// In pages, so that no connection has to wait while all others move to a larger table.
+    cold: Vec<Vec<Place>>,
     free: Vec<u32>,
     owners: SocketOwners,
     attempts: u32,
@@ -126,21 +133,33 @@ impl Sessions {
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.hot[slot as usize] = hot;
-                self.cold[slot as usize].1 = Some(session);
+                self.place_mut(slot).expect("a free place is in the table").1 = Some(session);
                 slot
             }
             None => {
                 self.hot.push(hot);
-                self.cold.push((0, Some(session)));
+                if self.cold.last().is_none_or(|page| page.len() == PAGE_SESSIONS) {
+                    self.cold.push(Vec::with_capacity(PAGE_SESSIONS));
+                }
+                let page = self.cold.last_mut().expect("there is one with room");
+                page.push((0, Some(session)));
                 u32::try_from(self.hot.len() - 1).expect("sockets have 32-bit ids")
             }
         };
         self.owners.set(socket, slot);
-        SessionId { slot, generation: self.cold[slot as usize].0 }
+        self.id(slot)
+    }
+
+    fn place(&self, slot: u32) -> Option<&Place> {
+        self.cold.get(slot as usize / PAGE_SESSIONS)?.get(slot as usize % PAGE_SESSIONS)
+    }
+
+    fn place_mut(&mut self, slot: u32) -> Option<&mut Place> {
+        self.cold.get_mut(slot as usize / PAGE_SESSIONS)?.get_mut(slot as usize % PAGE_SESSIONS)
     }
 
     pub(super) fn remove(&mut self, slot: u32) -> Option<Session> {
-        let (generation, session) = self.cold.get_mut(slot as usize)?;
+        let (generation, session) = self.place_mut(slot)?;
         let session = session.take()?;
         *generation = generation.wrapping_add(1);
         self.free.push(slot);
@@ -155,20 +174,20 @@ impl Sessions {
 
     /// The slot of an id that is not stale.
     pub(super) fn current(&self, id: SessionId) -> Option<u32> {
-        let (generation, session) = self.cold.get(id.slot as usize)?;
+        let (generation, session) = self.place(id.slot)?;
         (*generation == id.generation && session.is_some()).then_some(id.slot)
     }
 
     pub(super) fn id(&self, slot: u32) -> SessionId {
-        SessionId { slot, generation: self.cold[slot as usize].0 }
+        SessionId { slot, generation: self.place(slot).map_or(0, |place| place.0) }
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Session> {
-        self.cold.get(slot as usize)?.1.as_ref()
+        self.place(slot)?.1.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Session> {
-        self.cold.get_mut(slot as usize)?.1.as_mut()
+        self.place_mut(slot)?.1.as_mut()
     }
 
     pub(super) fn hot(&self, slot: u32) -> &Hot {
@@ -180,7 +199,7 @@ impl Sessions {
     }
 
     pub(super) fn slots(&self) -> impl Iterator<Item = u32> + use<> {
-        let count = u32::try_from(self.cold.len()).expect("sockets have 32-bit ids");
+        let count = u32::try_from(self.hot.len()).expect("sockets have 32-bit ids");
         0..count
     }
 
