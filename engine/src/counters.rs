@@ -87,4 +87,5 @@ counters! {
     heartbeat_timeouts: Counter = "Connections closed because nothing was heard from them.",
     publishers_paused: Counter = "Times a publisher was slowed down because the shard was behind.",
     turn_max_us: Gauge = "Longest turn in microseconds, added up over shards.",
+    turn_cpu_max_us: Gauge = "Longest turn in microseconds of the shard's own CPU time, without what the machine gave to others; added up over shards.",
 }

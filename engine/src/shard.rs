@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use monoio::net::UnixStream;
 use rand::Rng as _;
 use ringfeed_protocol::{CloseCode, Connection, Dialect, Event, Role};
-use ringfeed_wire::{Event as WireEvent, SocketId, Wire, drain_event_fd};
+use ringfeed_wire::{Event as WireEvent, SocketId, Wire, drain_event_fd, thread_cpu_time};
 
 use crate::config::Config;
 use crate::counters::Counters;
@@ -220,6 +220,7 @@ impl<W: Wire> Shard<W> {
     pub fn turn(&mut self, began: Instant) -> std::io::Result<bool> {
         // Milliseconds of a process that runs for less than 500 million years.
         self.now_ms = began.duration_since(self.start).as_millis() as u64;
+        let cpu_began = thread_cpu_time();
         let mut busy = self.take_events();
         busy |= self.take_promotions();
         // While fan-out is behind nothing more is appended; what waits, waits at its sender.
@@ -244,6 +245,13 @@ impl<W: Wire> Shard<W> {
         let micros = began.elapsed().as_micros() as u64;
         if micros > self.counters.turn_max_us.read() {
             self.counters.turn_max_us.set(micros);
+        }
+        // A turn takes no more CPU time than time: mostly there is nothing to ask.
+        if micros > self.counters.turn_cpu_max_us.read() {
+            let cpu_micros = (thread_cpu_time() - cpu_began).as_micros() as u64;
+            if cpu_micros > self.counters.turn_cpu_max_us.read() {
+                self.counters.turn_cpu_max_us.set(cpu_micros);
+            }
         }
         let resumable = !self.paused.is_empty() && !self.is_congested();
         let busy = busy || resumable || self.fanout.has_work();

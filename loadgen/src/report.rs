@@ -114,12 +114,14 @@ pub(crate) struct ServerCost {
     pub(crate) cpu_system_seconds: f64,
     pub(crate) cpu_user_ns_per_delivery: f64,
     pub(crate) cpu_system_ns_per_delivery: f64,
-    /// These four only of ringfeed.
+    /// These five only of ringfeed.
     pub(crate) deliveries_per_send: Option<f64>,
     pub(crate) bytes_per_send: Option<f64>,
     pub(crate) sends_per_enter: Option<f64>,
     /// The longest turn since the server started.
     pub(crate) turn_max_us: Option<u64>,
+    /// The same in CPU time of the server's thread, without what the machine gave to others.
+    pub(crate) turn_cpu_max_us: Option<u64>,
     /// Before the first publication.
     pub(crate) resident_bytes_before: u64,
     pub(crate) resident_bytes: u64,
@@ -196,8 +198,9 @@ impl Report {
             {
                 let _ = write!(out, "; {deliveries:.1} deliveries and {bytes:.0} bytes a send");
             }
-            if let Some(turn) = server.turn_max_us {
-                let _ = write!(out, "; longest turn {:.1} ms", turn as f64 / 1000.0);
+            if let (Some(turn), Some(cpu)) = (server.turn_max_us, server.turn_cpu_max_us) {
+                let (turn, cpu) = (turn as f64 / 1000.0, cpu as f64 / 1000.0);
+                let _ = write!(out, "; longest turn {turn:.1} ms ({cpu:.1} ms CPU)");
             }
             out.push('\n');
         }

@@ -37,6 +37,8 @@ struct Totals {
     bytes_out: u64,
     kernel_enters: u64,
     turn_max_us: u64,
+    #[serde(default)]
+    turn_cpu_max_us: u64,
 }
 
 impl ServerState {
@@ -92,6 +94,7 @@ impl ServerState {
                 .zip(sends)
                 .map(|((b, a), sends)| sends / (a.kernel_enters - b.kernel_enters).max(1) as f64),
             turn_max_us: after.totals.as_ref().map(|totals| totals.turn_max_us),
+            turn_cpu_max_us: after.totals.as_ref().map(|totals| totals.turn_cpu_max_us),
             resident_bytes_before: self.resident_bytes,
             resident_bytes: after.resident_bytes,
         }
