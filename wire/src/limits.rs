@@ -29,10 +29,19 @@ pub fn raise_open_files_limit() -> io::Result<u64> {
 
 /// CPU time of this process: user, system.
 pub fn process_cpu_time() -> (Duration, Duration) {
+    cpu_split(libc::RUSAGE_SELF)
+}
+
+/// CPU time of the calling thread: user, system.
+pub fn thread_cpu_split() -> (Duration, Duration) {
+    cpu_split(libc::RUSAGE_THREAD)
+}
+
+fn cpu_split(who: libc::c_int) -> (Duration, Duration) {
     // SAFETY: an all-zero rusage is valid, and getrusage fills it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        libc::getrusage(who, &mut usage);
         usage
     };
     let time = |t: libc::timeval| {
