@@ -17,7 +17,7 @@ use crate::args::PublishArg;
 use crate::feed::Feed;
 use crate::fleet::Progress;
 use crate::run::Control;
-use crate::target::Target;
+use crate::target::{Target, parse};
 use crate::templates::{self, Templates, fill};
 
 /// Messages handed over at once at most, so that a fast feed is still interleaved with receiving.
@@ -364,7 +364,13 @@ impl Sink {
         let templates = target.templates.clone();
         let (mut stream, framed) = match templates.publish_address()? {
             Some(address) => (connect(address)?, false),
-            None => (upgrade(target, &target.path.replace("{channels}", "loadgen"))?, true),
+            None => {
+                let (host, path, address) = match &templates.publish_url {
+                    Some(url) => parse("--publish-url", url)?,
+                    None => (target.host.clone(), target.path.clone(), target.address),
+                };
+                (upgrade(address, &host, &path)?, true)
+            }
         };
         if let Some(hello) = &templates.publish_hello {
             let mut text = fill(hello, "", b"");
@@ -384,7 +390,8 @@ impl Sink {
     }
 
     fn ws(target: &Target) -> anyhow::Result<Sink> {
-        let stream = upgrade(target, &target.path_for("ringfeed.v1"))?;
+        let path = target.path_for("ringfeed.v1");
+        let stream = upgrade(target.address, &target.host, &path)?;
         let errors = Arc::new(Acks::default());
         let (shared, mut input) = (errors.clone(), stream.try_clone()?);
         let reader = std::thread::spawn(move || {
@@ -429,9 +436,9 @@ fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 /// An open WebSocket.
-fn upgrade(target: &Target, path: &str) -> anyhow::Result<TcpStream> {
-    let mut stream = connect(target.address)?;
-    let handshake = ClientHandshake::new(&target.host, path, None, rand::random());
+fn upgrade(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = connect(address)?;
+    let handshake = ClientHandshake::new(host, path, None, rand::random());
     stream.write_all(handshake.request())?;
     let mut head = Vec::new();
     let mut byte = [0];

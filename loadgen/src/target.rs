@@ -30,15 +30,7 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn new(args: &Common) -> anyhow::Result<Target> {
-        let Some(rest) = args.url.strip_prefix("ws://") else {
-            bail!("--url {}: it must begin with ws://", args.url);
-        };
-        let (host, path) = match rest.split_once('/') {
-            Some((host, path)) => (host, format!("/{path}")),
-            None => (rest, "/ws".to_owned()),
-        };
-        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-        let address = resolve(&host).with_context(|| format!("--url {}", args.url))?;
+        let (host, path, address) = parse("--url", &args.url)?;
         let api = match &args.api {
             Some(api) => {
                 let host = api.trim_start_matches("http://").trim_end_matches('/');
@@ -78,6 +70,20 @@ impl Target {
         let joint = if self.path.contains('?') { '&' } else { '?' };
         format!("{}{joint}protocol={dialect}", self.path)
     }
+}
+
+/// Host, path and address of a WebSocket URL.
+pub(crate) fn parse(flag: &str, url: &str) -> anyhow::Result<(String, String, SocketAddr)> {
+    let Some(rest) = url.strip_prefix("ws://") else {
+        bail!("{flag} {url}: it must begin with ws://");
+    };
+    let (host, path) = match rest.split_once('/') {
+        Some((host, path)) => (host, format!("/{path}")),
+        None => (rest, "/ws".to_owned()),
+    };
+    let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    let address = resolve(&host).with_context(|| format!("{flag} {url}"))?;
+    Ok((host, path, address))
 }
 
 fn resolve(host: &str) -> anyhow::Result<SocketAddr> {

@@ -21,6 +21,9 @@ pub(crate) struct Templates {
     /// Text sent for each message, with {channel}, {payload} and {size}, the payload's bytes.
     #[arg(long, value_name = "TEXT")]
     pub(crate) publish_frame: Option<String>,
+    /// WebSocket to publish over, where that is another one.
+    #[arg(long, value_name = "URL")]
+    pub(crate) publish_url: Option<String>,
     /// Send what is published as it is over TCP to this address instead of in WebSocket frames.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) publish_tcp: Option<String>,
