@@ -166,7 +166,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     if anonymous {
         tracing::warn!("auth.anonymous = true: anybody who reaches {} is served", server.public);
     }
-    tracing::info!("up to {connections} connections, in rings of up to {files} (RLIMIT_NOFILE)");
+    tracing::info!("up to {connections} connections; RLIMIT_NOFILE is {files}");
     for path in endpoints {
         tracing::info!("clients connect to ws://{}{path}", server.public);
     }

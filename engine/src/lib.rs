@@ -7,5 +7,6 @@
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod plan;
 pub mod server;
 pub mod shard;

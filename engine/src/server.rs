@@ -14,6 +14,7 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
+use crate::plan;
 use crate::shard::door::{self, Admission};
 use crate::shard::inbox::{ShardEnd, ShardId, Shards, Waker, queues};
 use crate::shard::{Local, Shard, Shared};
@@ -69,6 +70,12 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
         0 => ShardId::try_from(cores.len().max(1)).unwrap_or(ShardId::MAX),
         count => count,
     };
+    for consumer in plan::memory(&config, io, count) {
+        tracing::info!("memory: {consumer}");
+    }
+    for limit in plan::limits(&config, io, count) {
+        tracing::warn!("{limit}");
+    }
     let internal = bind_internal(config.api.listen)?;
     let mut public = config.server.listen;
     check_free(public)?;

@@ -48,6 +48,13 @@ const DRAINS_PER_TURN_MAX: usize = 256;
 /// How long a busy shard keeps the executor (accepts, handshakes, timers) waiting.
 const YIELD_EVERY: Duration = Duration::from_millis(1);
 
+/// What a shard keeps for one connection that has nothing to send, in bytes.
+pub(crate) const CONNECTION_BYTES: usize =
+    sessions::SESSION_BYTES + size_of::<Timer>() + ringfeed_wire::SOCKET_BYTES;
+/// What it keeps for one subscription.
+pub(crate) const SUBSCRIPTION_BYTES: usize =
+    size_of::<sessions::Subscription>() + size_of::<subscriptions::Subscriber>();
+
 /// A connection whose handshake is done.
 #[derive(Debug)]
 pub struct Promoted {

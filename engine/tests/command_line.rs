@@ -117,33 +117,30 @@ fn a_server_whose_log_goes_nowhere_still_drains() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// Installs a seccomp filter as container runtimes do, then runs the server.
-const WITHOUT_IO_URING: &str = r#"
-import ctypes, os, struct, sys
-# load the syscall number; io_uring_setup, _enter and _register are 425 to 427; else allow
-EPERM, ALLOW = 0x00050001, 0x7fff0000
-code = [(0x20, 0, 0, 0), (0x35, 0, 2, 425), (0x25, 1, 0, 427), (0x06, 0, 0, EPERM),
-        (0x06, 0, 0, ALLOW)]
-program = b"".join(struct.pack("HBBI", *c) for c in code)
-class Filter(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(Filter(len(code), program)), 0, 0) == 0, ctypes.get_errno()
-os.execv(sys.argv[1], sys.argv[1:])
-"#;
+/// Refuses io_uring as container runtimes do.
+const WITHOUT_IO_URING: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/without_io_uring.py");
 
 #[test]
 fn a_kernel_that_refuses_io_uring_is_named_as_the_reason() {
-    let output = Command::new("python3")
-        .args(["-c", WITHOUT_IO_URING, env!("CARGO_BIN_EXE_ringfeed"), "serve", "--port", "0"])
-        .args(["--set", "api.listen=127.0.0.1:0"])
+    let output = Command::new(WITHOUT_IO_URING)
+        .args([env!("CARGO_BIN_EXE_ringfeed"), "serve", "--port", "0"])
+        .args(["--set", "api.listen=127.0.0.1:0", "--set", "server.io=io_uring"])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let errors = text(&output.stderr);
     assert!(errors.contains("io_uring is not usable here: io_uring_setup"), "{errors}");
     assert!(errors.contains("seccomp"), "{errors}");
+}
+
+#[test]
+fn the_tuned_configurations_are_valid() {
+    for cores in [2, 8, 32, 64] {
+        let file = format!("{}/../config/cores-{cores}.toml", env!("CARGO_MANIFEST_DIR"));
+        let checked = ringfeed(&["check-config", "--config", &file]);
+        assert!(checked.status.success(), "{cores}: {}", text(&checked.stderr));
+    }
 }
 
 #[test]

@@ -9,10 +9,16 @@ use serde_json::Value;
 
 const BENCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/bench.toml");
 
+/// Refuses io_uring as container runtimes do.
+const WITHOUT_IO_URING: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/without_io_uring.py");
+
 struct Engine {
     child: Child,
     url: String,
     api: String,
+    /// What it logged until it was ready.
+    log: String,
 }
 
 /// The engine's binary: where the tests were told, or beside this one, built if need be.
@@ -34,18 +40,23 @@ impl Engine {
     }
 
     fn start_with(config: &str, flags: &[&str]) -> Engine {
-        let mut child = Command::new(engine_binary())
+        Engine::launch(Command::new(engine_binary()), config, flags)
+    }
+
+    fn launch(mut command: Command, config: &str, flags: &[&str]) -> Engine {
+        let mut child = command
             .args(["serve", "--config", config, "--port", "0"])
             .args(["--set", "api.listen=127.0.0.1:0", "--set", "server.pin=false"])
             .args(flags)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let (mut url, mut api) = (String::new(), String::new());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let (mut url, mut api, mut log) = (String::new(), String::new(), String::new());
         while api.is_empty() {
             let mut line = String::new();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the engine ended");
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "the engine ended: {log}");
+            log.push_str(&line);
             if let Some((_, address)) = line.trim().split_once("clients connect to ") {
                 url = address.to_owned();
             }
@@ -53,7 +64,7 @@ impl Engine {
                 api = address.to_owned();
             }
         }
-        Engine { child, url, api }
+        Engine { child, url, api, log }
     }
 
     fn loadgen(&self, args: &[&str]) -> (Output, Value) {
@@ -201,4 +212,128 @@ fn what_cannot_be_run_ends_with_2_and_a_reason() {
         .unwrap();
     assert_eq!(nobody.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("could not be opened"), "{nobody:?}");
+}
+
+#[test]
+fn without_io_uring_both_sides_go_on_over_epoll_and_say_why_once() {
+    let mut command = Command::new(WITHOUT_IO_URING);
+    command.arg(engine_binary());
+    let engine = Engine::launch(command, BENCH, &["--set", "server.shards=2"]);
+    assert_eq!(engine.log.matches("Serving with epoll instead").count(), 1, "{}", engine.log);
+    assert!(engine.log.contains("seccomp"), "{}", engine.log);
+    let flags = ["--conns", "40", "--rate", "500", "--duration", "1", "--dialect", "both"];
+    let (output, report) = engine.loadgen(&flags);
+    assert_clean(&output, &report, 20_000);
+    let output = Command::new(WITHOUT_IO_URING)
+        .args([env!("CARGO_BIN_EXE_loadgen"), "--quiet", "--url", &engine.url])
+        .args(["--api", &engine.api])
+        .args(flags)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("going on with epoll"), "{output:?}");
+}
+
+#[test]
+fn connections_and_subscriptions_come_and_go_under_load() {
+    let engine = Engine::start(&["--set", "server.shards=2"]);
+    let (output, report) = engine.loadgen(&[
+        "--conns",
+        "200",
+        "--channels",
+        "10",
+        "--subscriptions",
+        "3",
+        "--rate",
+        "1000",
+        "--duration",
+        "2",
+        "--churn",
+        "300",
+    ]);
+    let expected = report["expected"].as_u64().unwrap_or(0);
+    assert_clean(&output, &report, expected);
+    for key in ["replaced", "resubscribed"] {
+        assert!(report[key].as_u64().unwrap() > 10, "{key}: {report}");
+    }
+    assert_eq!(report["server_memory"]["returned"], true, "{report}");
+}
+
+#[test]
+fn stalled_connections_are_not_waited_for_and_harm_nobody() {
+    let engine = Engine::start(&[]);
+    let (output, report) = engine.loadgen(&[
+        "--conns",
+        "50",
+        "--stalled",
+        "10",
+        "--rate",
+        "2000",
+        "--size",
+        "4000",
+        "--duration",
+        "1",
+        "--publish",
+        "ws",
+    ]);
+    assert_clean(&output, &report, 80_000);
+    assert_eq!(report["stalled"], 10);
+}
+
+#[test]
+fn a_storm_and_an_idle_crowd_are_reported() {
+    let engine = Engine::start(&[]);
+    for scenario in [&["storm"][..], &["idle", "--duration", "0.5"]] {
+        let (output, report) = engine.loadgen(&[scenario, &["--conns", "500"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(report["published"], 0);
+        assert!(report["kernel_bytes_per_connection"].is_number());
+        assert_eq!(report["server_memory"]["returned"], true, "{report}");
+    }
+}
+
+#[test]
+fn a_server_is_spoken_to_by_templates_and_stamps_are_recognised() {
+    let engine = Engine::start(&[]);
+    let (output, report) = engine.loadgen(&[
+        "--conns",
+        "40",
+        "--channels",
+        "8",
+        "--subscriptions",
+        "4",
+        "--rate",
+        "800",
+        "--duration",
+        "1",
+        "--subscribe-frame",
+        r#"{"type":"subscribe","channel":"{channel}"}"#,
+        "--publish-frame",
+        r#"{"type":"publish","channel":"{channel}","data":{payload}}"#,
+        "--server-pid",
+        &engine.child.id().to_string(),
+    ]);
+    // 40 connections on 4 of 8 channels: 20 on each.
+    assert_clean(&output, &report, 16_000);
+    assert!(report["server"]["resident_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn limits_of_the_machine_are_named_before_the_start() {
+    let nobody = "ws://127.0.0.1:9/ws";
+    let run = |flags: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["--quiet", "--url", nobody])
+            .args(flags)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let ports = run(&["--conns", "70000", "--from", "127.0.0.1"]);
+    assert!(ports.contains("sysctl -w net.ipv4.ip_local_port_range"), "{ports}");
+    let files = run(&["--conns", "2000000000", "--io", "epoll"]);
+    assert!(files.contains("ulimit -n 2000000064"), "{files}");
+    let memory = run(&["--conns", "1000000000"]);
+    assert!(memory.contains("MiB are available"), "{memory}");
 }

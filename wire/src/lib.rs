@@ -244,5 +244,8 @@ impl Io {
     }
 }
 
+/// What a wire and [`SocketOwners`] keep for one socket, in bytes.
+pub const SOCKET_BYTES: usize = uring::SLOT_BYTES + size_of::<u32>();
+
 /// Most runs in one vectored send.
 pub const VECTORED_RUNS_MAX: usize = 64;

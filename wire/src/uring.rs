@@ -19,6 +19,7 @@ use bytes::Bytes;
 use crate::limits::new_event_fd;
 use crate::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireConfig, WireError};
 pub(crate) use op::{SLOT_BITS, SLOT_MASK};
+pub(crate) use ring::SLOT_BYTES;
 use ring::{Outcome, Ring};
 
 /// The socket layer over one or several io_urings. See [`Wire`].

@@ -19,10 +19,14 @@ use super::sessions::{
 use super::subscriptions::{GAPPED, LaneId};
 use crate::config::LagPolicy;
 
-/// What one turn may send, in small sends: bounds the turn to a few milliseconds.
-const TURN_BUDGET: usize = 256;
-/// A send costs one, and one more for each so many bytes, which take the kernel about as long.
-const BYTES_PER_COST: usize = 8 * 1024;
+/// What one turn may send: 256 small sends, which bounds it to about a millisecond.
+const TURN_BUDGET: usize = 256 * COST_OF_SEND;
+/// A send by itself: what the kernel takes for one, in units of [`COST_OF_PART`].
+const COST_OF_SEND: usize = 16;
+/// A part of a send, or one more part of a send that is made anyway: a little user time.
+const COST_OF_PART: usize = 1;
+/// So many bytes take the kernel about as long as one unit.
+const BYTES_PER_COST: usize = 512;
 /// Most bytes in one send to one connection.
 const SEND_BYTES_MAX: u64 = 64 * 1024;
 /// Tags with this bit are places in `staged`, others in `direct`.
@@ -135,7 +139,7 @@ impl<W: Wire> Shard<W> {
             // A blocked one comes back when its socket takes bytes again.
             if hot.flags & BLOCKED == 0 {
                 let bytes = self.stage_session(slot);
-                budget = budget.saturating_sub(send_cost(bytes));
+                budget = budget.saturating_sub(COST_OF_SEND + bytes / BYTES_PER_COST);
             }
         }
         // Each lane at most once: a second walk could send to a socket twice.
@@ -219,6 +223,7 @@ impl<W: Wire> Shard<W> {
             }
             let from = subscriber.sent;
             let Some(run) = lane.log.run(from, SEND_BYTES_MAX) else { break };
+            let mut cost = COST_OF_SEND;
             if hot.flags & (MULTI | OUTBOX) == 0 {
                 // Fewer than TURN_BUDGET of them.
                 let tag = fanout.direct.len() as u32;
@@ -226,6 +231,9 @@ impl<W: Wire> Shard<W> {
                 let session = subscriber.session;
                 fanout.direct.push(Direct { lane: id, index, session, from, to: run.to });
             } else {
+                if hot.staged != NOT_STAGED {
+                    cost = COST_OF_PART;
+                }
                 let staged = stage(fanout, &mut hot.staged, subscriber.session, hot.socket);
                 if staged.is_full() {
                     lane.lagging = true;
@@ -235,7 +243,7 @@ impl<W: Wire> Shard<W> {
                 }
                 staged.push(Part::Lane { lane: id, index, from }, run.bytes.clone());
             }
-            *budget = budget.saturating_sub(send_cost(run.bytes.len()));
+            *budget = budget.saturating_sub(cost + run.bytes.len() / BYTES_PER_COST);
             subscriber.sent = run.to;
             deliveries += run.publications;
             lane.again |= run.to < end;
@@ -514,10 +522,6 @@ impl<W: Wire> Shard<W> {
             self.close_session(slot, CloseCode::LAGGED, &reason);
         }
     }
-}
-
-fn send_cost(bytes: usize) -> usize {
-    1 + bytes / BYTES_PER_COST
 }
 
 /// Puts a session on the list for the next flush, once.

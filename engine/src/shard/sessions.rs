@@ -116,6 +116,9 @@ const PAGE_SESSIONS: usize = 1024;
 /// Generation of a place, and the session in it.
 type Place = (u32, Option<Session>);
 
+/// What one session takes in the table.
+pub(super) const SESSION_BYTES: usize = size_of::<Place>() + size_of::<Hot>();
+
 /// The table of sessions.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {

@@ -51,6 +51,9 @@ struct Slot {
     paused: bool,
 }
 
+/// What a ring keeps for one socket.
+pub(crate) const SLOT_BYTES: usize = size_of::<Slot>();
+
 const EMPTY: Slot =
     Slot { generation: 0, state: State::Free, receiving: false, polling: false, paused: false };
 
