@@ -180,7 +180,7 @@ impl<W: Wire> Shard<W> {
             subscriptions: Subscriptions::new(),
             subscription_count: 0,
             wheel: Wheel::new(),
-            fanout: Fanout::default(),
+            fanout: Fanout::new(),
             own: VecDeque::new(),
             paused: Vec::new(),
             draining: false,

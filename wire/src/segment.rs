@@ -84,6 +84,15 @@ impl Segment {
         true
     }
 
+    /// Empties the segment for use from the start. `false` if somebody still holds a slice of it.
+    pub fn reset(&mut self) -> bool {
+        let unshared = Arc::get_mut(&mut self.memory).is_some();
+        if unshared {
+            self.len = 0;
+        }
+        unshared
+    }
+
     /// The filled bytes `start..end`, shared.
     ///
     /// # Panics
@@ -108,6 +117,16 @@ mod tests {
         let all = segment.slice(3, 8);
         drop(segment);
         assert_eq!((&hello[..], &all[..]), (&b"hello"[..], &b"lowor"[..]));
+    }
+
+    #[test]
+    fn a_segment_is_emptied_only_when_nobody_holds_any_of_it() {
+        let mut segment = Segment::new(4);
+        assert!(segment.append(b"abcd"));
+        let slice = segment.slice(1, 2);
+        assert!(!segment.reset());
+        drop(slice);
+        assert!(segment.reset() && segment.is_empty() && segment.append(b"efgh"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use ringfeed_protocol::{CloseCode, Event};
-use ringfeed_wire::{ShortSend, SocketId, VECTORED_RUNS_MAX, Wire};
+use ringfeed_wire::{Segment, ShortSend, SocketId, VECTORED_RUNS_MAX, Wire};
 
 use super::Shard;
 use super::sessions::{
@@ -29,6 +29,10 @@ const COST_OF_PART: usize = 1;
 const BYTES_PER_COST: usize = 512;
 /// Most bytes in one send to one connection.
 const SEND_BYTES_MAX: u64 = 64 * 1024;
+/// Runs of one send that are shorter than this on average are put together in one.
+const JOINED_RUN_BYTES: usize = 512;
+/// What one turn puts together at most; what comes after that is sent as it lies.
+const JOINED_BYTES: usize = 2 << 20;
 /// Tags with this bit are places in `staged`, others in `direct`.
 const STAGED_TAG: u32 = 1 << 31;
 
@@ -66,6 +70,19 @@ impl Staged {
         self.parts.len() >= VECTORED_RUNS_MAX || self.bytes as u64 >= SEND_BYTES_MAX
     }
 
+    /// All runs in one, where they are short: copying them costs less than pointing at each.
+    fn joined(&self, memory: &mut Segment) -> Option<Bytes> {
+        let count = self.runs.len();
+        let start = memory.len();
+        if count < 2
+            || self.bytes > count * JOINED_RUN_BYTES
+            || memory.capacity() - start < self.bytes
+        {
+            return None;
+        }
+        self.runs.iter().all(|run| memory.append(run)).then(|| memory.slice(start, memory.len()))
+    }
+
     fn push(&mut self, part: Part, run: Bytes) {
         self.bytes += run.len();
         self.parts.push(part);
@@ -74,8 +91,10 @@ impl Staged {
 }
 
 /// What fan-out keeps between turns.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fanout {
+    /// Where short runs of one send are put together.
+    joined: Segment,
     /// Lanes with something that not every subscriber was sent.
     dirty: VecDeque<LaneId>,
     /// Sessions to be looked at as a whole in the next flush.
@@ -95,6 +114,22 @@ pub(super) struct Fanout {
 }
 
 impl Fanout {
+    pub(super) fn new() -> Fanout {
+        Fanout {
+            joined: Segment::new(JOINED_BYTES),
+            dirty: VecDeque::new(),
+            resume: Vec::new(),
+            staged: Vec::new(),
+            staged_used: 0,
+            direct: Vec::new(),
+            walked: Vec::new(),
+            short: Vec::new(),
+            lagging: Vec::new(),
+            broken: Vec::new(),
+            behind: false,
+        }
+    }
+
     pub(super) fn has_work(&self) -> bool {
         !self.dirty.is_empty() || !self.resume.is_empty()
     }
@@ -155,8 +190,10 @@ impl<W: Wire> Shard<W> {
             }
         }
         for (tag, staged) in (STAGED_TAG..).zip(&self.fanout.staged[..self.fanout.staged_used]) {
-            if let Some(socket) = staged.socket.filter(|_| !staged.runs.is_empty()) {
-                self.wire.send_vectored(socket, tag, &staged.runs);
+            let Some(socket) = staged.socket.filter(|_| !staged.runs.is_empty()) else { continue };
+            match staged.joined(&mut self.fanout.joined) {
+                Some(run) => self.wire.send(socket, tag, &run),
+                None => self.wire.send_vectored(socket, tag, &staged.runs),
             }
         }
         let mut short = std::mem::take(&mut self.fanout.short);
@@ -170,6 +207,8 @@ impl<W: Wire> Shard<W> {
                 }
             }
         }
+        // Nothing of it is referenced any more.
+        self.fanout.joined.reset();
         self.fanout.short = short;
         self.fanout.direct.clear();
         for place in 0..std::mem::take(&mut self.fanout.staged_used) {
