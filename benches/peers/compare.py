@@ -38,10 +38,11 @@ WORKLOADS = {
     "saturated, 500 subscribers, 16 KB": (["--conns", "500", "--rate", "0", "--size", "16384"], None),
     "500 subscribers, 6,000/s": (["--conns", "500", "--rate", "6000"], 6000),
 }
-for rate in (3000, 10000, 30000, 100000):
-    WORKLOADS[f"5,000 connections on 50 of 5,000 channels, {rate:,}/s"] = (
+for rate in (3000, 10000, 30000, 100000, 0):
+    pace = f"{rate:,}/s" if rate else "as fast as it goes"
+    WORKLOADS[f"5,000 connections on 50 of 5,000 channels, {pace}"] = (
         ["--conns", "5000", "--channels", "5000", "--subscriptions", "50", "--rate", str(rate)],
-        rate,
+        rate or None,
     )
 
 PLAIN = ["--subscribe-frame", "S {channel}", "--publish-frame", "P {channel} {payload}"]
@@ -294,18 +295,16 @@ def bars(results, floors):
             per_core = (ours["rate"] / busy["o"]) / (theirs["rate"] / busy["t"])
             add(f"{name}: deliveries/s a server core", f">= {bar} x", f"{per_core:.1f} x (as they came: {ours['rate'] / theirs['rate']:.1f} x)")
             add(f"{name}: user time a delivery", "<= 15 ns", f"{ours['user']:.1f} ns")
-    many = [name for name in names if "5,000 channels" in name]
-    best = {}
-    for server in ("ringfeed", BASE):
-        found = [(c["rate"], name, c) for name in many if (c := cell(name, server))]
-        if found:
-            best[server] = max(found, key=lambda entry: entry[0])
-    if len(best) == 2:
-        ours, theirs = best["ringfeed"], best[BASE]
-        same = cell(theirs[1], "ringfeed")
-        add("5,000 on 50 of 5,000 channels: most deliveries/s", ">= 1.5 x", f"{ours[0] / theirs[0]:.2f} x")
-        if same:
-            add("the same: p99 at that rate of uWebSockets' best", "no higher", f"{same['p99'] / 1000:.1f} ms to {theirs[2]['p99'] / 1000:.1f} ms")
+    name = names[-1]
+    ours, theirs = cell(name, "ringfeed"), cell(name, BASE)
+    if ours and theirs:
+        add("5,000 connections on 50 of 5,000 channels, as fast as it goes: deliveries/s", ">= 1.5 x",
+            f"{ours['rate'] / theirs['rate']:.2f} x")
+    name = names[-2]
+    ours, theirs = cell(name, "ringfeed"), cell(name, BASE)
+    if ours and theirs:
+        add("the same at 100,000/s, which saturates uWebSockets: p99", "no higher",
+            f"{ours['p99'] / 1000:.0f} ms to {theirs['p99'] / 1000:.0f} ms")
     name = "500 subscribers, 6,000/s"
     ours, theirs = cell(name, "ringfeed"), cell(name, BASE)
     if ours and theirs:
@@ -352,9 +351,9 @@ def main():
                           f"p99 {report['latency_us']['p99'] / 1000:.1f} ms  lost {report['lost']}", flush=True)
                 else:
                     print(f"{round_number + 1} {name:60} {server:20} {report}", flush=True)
-                failed = not isinstance(report, dict) or report["delivered_per_second"] < 0.5 * offered * 50 if many else False
-                if failed:
-                    higher = [n for n, (f, o) in work.items() if "--channels" in f and o > offered]
+                failed = not isinstance(report, dict) or report["delivered_per_second"] < 0.5 * (offered or 0) * 50
+                if many and failed:
+                    higher = [n for n, (f, o) in work.items() if "--channels" in f and (o is None or o > (offered or 0))]
                     saturated.update((server, n) for n in higher)
     for name in work:
         for server in servers:

@@ -203,22 +203,22 @@ impl<W: Wire> Shard<W> {
             if self.drained(began) {
                 return Ok(());
             }
-            if busy {
-                if yielded.elapsed() >= YIELD_EVERY {
-                    round.pass().await?;
+            if !busy {
+                // Asleep first, then one more look: who queues something later will wake us.
+                self.shared.shards.waker(self.id).set_sleeping(true);
+                if self.wire.arm()? && !self.has_mail() {
+                    self.counters.sleeps.add(1);
+                    wake.readable(false).await?;
+                    drain_event_fd(self.wire.event_fd());
                     yielded = Instant::now();
                 }
-                continue;
+                self.shared.shards.waker(self.id).set_sleeping(false);
             }
-            // Asleep first, then one more look: who queues something later will wake us.
-            self.shared.shards.waker(self.id).set_sleeping(true);
-            if self.wire.arm()? && !self.has_mail() {
-                self.counters.sleeps.add(1);
-                wake.readable(false).await?;
-                drain_event_fd(self.wire.event_fd());
+            // Also where there was nothing to do and no reason to sleep.
+            if yielded.elapsed() >= YIELD_EVERY {
+                round.pass().await?;
+                yielded = Instant::now();
             }
-            self.shared.shards.waker(self.id).set_sleeping(false);
-            yielded = Instant::now();
         }
     }
 

@@ -26,8 +26,8 @@ const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 128 * 1024;
 /// How long to wait for a server that does not take or acknowledge anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// In an unpaced run: bytes published and not yet received at most, for each subscription, on
-/// average over those of one channel.
+/// In an unpaced run: bytes published and not yet received at most, for each connection, on average
+/// over all, and for each subscription, on average over those of one channel.
 /// A server's window for slow readers must be a good deal larger, or the run measures its lag policy.
 const UNDELIVERED_BYTES_MAX: u64 = 128 * 1024;
 
@@ -92,10 +92,16 @@ pub(crate) struct Publisher {
 pub(crate) struct Audience {
     /// Subscriptions of each channel.
     pub(crate) subscribers: Vec<u64>,
+    pub(crate) connections: u64,
     pub(crate) fleets: Vec<Arc<Progress>>,
 }
 
 impl Audience {
+    /// Messages that count received so far.
+    fn delivered_in_all(&self) -> u64 {
+        self.fleets.iter().map(|fleet| fleet.delivered.load(Ordering::Relaxed)).sum()
+    }
+
     /// Messages of a channel that count received so far, over all its subscriptions.
     fn delivered(&self, channel: usize) -> u64 {
         self.fleets.iter().map(|f| f.delivered_of[channel].load(Ordering::Relaxed)).sum()
@@ -179,7 +185,7 @@ impl Publisher {
         let paced = feed.is_paced();
         let mut payload = Vec::new();
         let mut held: Option<(u32, u64)> = None;
-        let mut bytes = 0;
+        let (mut bytes, mut due_in_all) = (0, 0);
         loop {
             let mut batch = Batch::default();
             let now = self.control.now_ns();
@@ -217,11 +223,13 @@ impl Publisher {
             bytes += batch.text.len() as u64;
             for item in &batch.items {
                 published.by_channel[item.channel as usize] += 1;
+                due_in_all += self.audience.subscribers[item.channel as usize];
             }
             let last: Vec<u32> = batch.items.iter().map(|item| item.channel).collect();
             self.publish(batch)?;
             if !paced {
-                self.wait_for_readers(&published, &last, bytes / published.messages)?;
+                let message_bytes = bytes / published.messages;
+                self.wait_for_readers(&published, due_in_all, &last, message_bytes)?;
             }
         }
         published.seconds = (self.control.now_ns() - start) as f64 / 1e9;
@@ -285,6 +293,7 @@ impl Publisher {
     fn wait_for_readers(
         &self,
         published: &Published,
+        due_in_all: u64,
         channels: &[u32],
         message_bytes: u64,
     ) -> anyhow::Result<()> {
@@ -295,7 +304,11 @@ impl Publisher {
             let goal = published.by_channel[channel] * subscribers;
             goal.saturating_sub(self.audience.delivered(channel)) > subscribers * each
         };
-        while channels.iter().any(|&c| behind(c as usize)) && !self.control.stopped() {
+        let most = self.audience.connections * each;
+        let all_behind = || due_in_all.saturating_sub(self.audience.delivered_in_all()) > most;
+        while (all_behind() || channels.iter().any(|&c| behind(c as usize)))
+            && !self.control.stopped()
+        {
             if Instant::now() > deadline {
                 bail!("nothing is delivered any more");
             }

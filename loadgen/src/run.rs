@@ -411,6 +411,8 @@ struct Member {
     progress: Arc<Progress>,
     coming: crossbeam_channel::Sender<Arc<crate::publisher::Batch>>,
     expected: Vec<(u32, u64)>,
+    /// Connections that read.
+    connections: u64,
 }
 
 /// All fleets of a run.
@@ -441,6 +443,7 @@ impl Crew {
             for plan in share.iter().filter(|plan| !plan.stalled) {
                 plan.channels.iter().for_each(|&channel| expected[channel as usize] += 1);
             }
+            let connections = share.iter().filter(|plan| !plan.stalled).count() as u64;
             let expected = (0u32..).zip(expected).filter(|&(_, n)| n > 0).collect();
             let (target, channels, control) = (target.clone(), channels.clone(), control.clone());
             let (own, pace) = (progress.clone(), common.pace);
@@ -459,7 +462,7 @@ impl Crew {
                 found
             };
             let thread = std::thread::Builder::new().name(format!("fleet-{i}")).spawn(run)?;
-            members.push(Member { thread, progress, coming, expected });
+            members.push(Member { thread, progress, coming, expected, connections });
         }
         Ok(Crew(members))
     }
@@ -474,7 +477,8 @@ impl Crew {
             subscribers[channel as usize] += count;
         }
         let fleets = self.0.iter().map(|member| member.progress.clone()).collect();
-        Audience { subscribers, fleets }
+        let connections = self.0.iter().map(|member| member.connections).sum();
+        Audience { subscribers, connections, fleets }
     }
 
     fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {

@@ -18,6 +18,8 @@ use crate::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireConf
 
 /// Events fetched from the kernel at once.
 const EVENTS_AT_ONCE: usize = 512;
+/// There is one receive buffer, so it may be large: what a busy sender has sent comes in one turn.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Key of the event descriptor among the sockets' keys.
 const EVENT_FD_KEY: u64 = u64::MAX;
 
@@ -88,7 +90,7 @@ impl EpollWire {
             short: Vec::new(),
             ready: VecDeque::new(),
             fetched: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_AT_ONCE],
-            buffer: vec![0; config.receive_buffer_bytes as usize],
+            buffer: vec![0; BUFFER_BYTES.max(config.receive_buffer_bytes as usize)],
             usage: Usage { rings: 1, ..Usage::default() },
         })
     }

@@ -53,16 +53,17 @@ impl Fleet {
             let begun = stream.rewind(&mut subscription.cursor);
             conn.stash.extend_from_slice(begun);
         }
-        if conn.stash.is_empty() {
-            let used = self.frames(at, rest, now_ns)?;
-            self.conns[at].stash.extend_from_slice(&rest[used..]);
-        } else {
+        if !conn.stash.is_empty() {
             let mut stash = std::mem::take(&mut conn.stash);
-            stash.extend_from_slice(rest);
-            let used = self.frames(at, &stash, now_ns)?;
-            stash.drain(..used);
+            let taken = complete(&mut stash, rest)?;
+            rest = &rest[taken..];
+            if self.frames(at, &stash, now_ns)? > 0 {
+                stash.clear();
+            }
             self.conns[at].stash = stash;
         }
+        let used = self.frames(at, rest, now_ns)?;
+        self.conns[at].stash.extend_from_slice(&rest[used..]);
         Ok(())
     }
 
@@ -381,4 +382,22 @@ impl Fleet {
         }
         Some(len)
     }
+}
+
+/// Adds to the beginning of a frame what completes it, if it is there. Returns how many bytes that is.
+fn complete(begun: &mut Vec<u8>, rest: &[u8]) -> anyhow::Result<usize> {
+    for taken in 0..=rest.len() {
+        if let Some((header, header_len)) = Header::parse(begun)? {
+            if header.len > FRAME_BYTES_MAX {
+                bail!("a frame of {} bytes arrived: the stream is torn", header.len);
+            }
+            let missing = (header_len + header.len as usize).saturating_sub(begun.len());
+            let more = missing.min(rest.len() - taken);
+            begun.extend_from_slice(&rest[taken..taken + more]);
+            return Ok(taken + more);
+        }
+        // Headers are short.
+        begun.extend(rest.get(taken));
+    }
+    Ok(rest.len())
 }

@@ -18,7 +18,9 @@ use crate::{ShortSend, Usage, WireConfig, WireError};
 const COMPLETIONS_PER_SUBMISSION: u32 = 8;
 
 /// Entries in a row to fetch what one left; more is left to the next turn.
-const FETCHES_MAX: usize = 16;
+const FETCHES_MAX: usize = 64;
+/// Entries in a row without a completion after which nothing is expected of the next.
+const IDLE_FETCHES_MAX: usize = 16;
 
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
@@ -72,6 +74,8 @@ pub(super) struct Ring {
     one: Box<libc::c_int>,
     /// Completions taken off the queue and not looked at yet.
     completed: VecDeque<cqueue::Entry>,
+    /// See `fetch_rest`.
+    flag_is_stale: bool,
     usage: Usage,
 }
 
@@ -123,6 +127,7 @@ impl Ring {
             addresses: Vec::new(),
             one: Box::new(1),
             completed: VecDeque::new(),
+            flag_is_stale: false,
             usage: Usage { rings: 1, ..Usage::default() },
         })
     }
@@ -227,13 +232,23 @@ impl Ring {
     }
 
     /// Since Linux 6.13 one entry runs no more than 20 pieces of deferred work and leaves the rest,
-    /// which no eventfd announces again.
+    /// which no eventfd announces again. That some is left is what the flag says, but the kernel may
+    /// set it late, when the work is done already, and then it stays until there is other work: after
+    /// some entries that bring nothing it is not believed any more.
     fn fetch_rest(&mut self) -> io::Result<()> {
+        let mut idle = 0;
+        self.flag_is_stale = false;
         for _ in 0..FETCHES_MAX {
             if !self.ring.submission().taskrun() {
                 break;
             }
+            let before = self.completed.len();
             self.flush()?;
+            idle = if self.completed.len() == before { idle + 1 } else { 0 };
+            if idle > IDLE_FETCHES_MAX {
+                self.flag_is_stale = true;
+                break;
+            }
         }
         Ok(())
     }
@@ -241,7 +256,8 @@ impl Ring {
     /// Whether the next `enter` has something to do that no completion will announce.
     pub(super) fn has_waiting(&mut self) -> bool {
         let queue = self.ring.submission();
-        !self.starved.is_empty() || !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+        let left_over = queue.taskrun() && !self.flag_is_stale;
+        !self.starved.is_empty() || !queue.is_empty() || left_over || queue.cq_overflow()
     }
 
     pub(super) fn usage(&self) -> Usage {
