@@ -39,6 +39,11 @@ use timers::{Purpose, TICK_MS, Timer, Wheel};
 
 /// Socket events in one turn.
 const EVENTS_PER_TURN_MAX: usize = 512;
+/// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
+/// or two.
+const BYTES_PER_TURN_MAX: usize = 64 * 1024;
+/// Bytes of a short command.
+const COMMAND_BYTES: usize = 64;
 /// Batches from other shards in one turn, of each kind.
 const BATCHES_PER_TURN_MAX: usize = 16;
 /// New connections in one turn.
@@ -280,13 +285,14 @@ impl<W: Wire> Shard<W> {
 
     fn take_events(&mut self) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut count = 0;
-        while count < EVENTS_PER_TURN_MAX {
+        let (mut count, mut bytes_taken) = (0, 0);
+        while count < EVENTS_PER_TURN_MAX && bytes_taken < BYTES_PER_TURN_MAX {
             let (socket, what) = match self.wire.next_event() {
                 None => break,
                 Some(WireEvent::Received(socket, bytes)) => {
                     scratch.clear();
                     scratch.extend_from_slice(bytes);
+                    bytes_taken += bytes.len();
                     (socket, What::Received)
                 }
                 Some(WireEvent::Writable(socket)) => (socket, What::Writable),
@@ -301,7 +307,12 @@ impl<W: Wire> Shard<W> {
                     self.sessions.hot_mut(slot).flags &= !BLOCKED;
                     self.resume_session(slot);
                 }
-                What::Closed => self.remove_session(slot),
+                What::Closed => {
+                    // Its subscriptions end with it, as if it had said so for each.
+                    let ended = self.sessions.get(slot).map_or(0, |s| s.subscriptions.len());
+                    bytes_taken += ended * COMMAND_BYTES;
+                    self.remove_session(slot);
+                }
             }
         }
         self.scratch = scratch;
