@@ -39,6 +39,8 @@ use timers::{Purpose, TICK_MS, Timer, Wheel};
 
 /// Socket events in one turn.
 const EVENTS_PER_TURN_MAX: usize = 512;
+/// Time after which no further event is taken: memory touched for the first time makes commands slow.
+const EVENTS_TIME_MAX: Duration = Duration::from_millis(2);
 /// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
 /// or two.
 const BYTES_PER_TURN_MAX: usize = 64 * 1024;
@@ -233,7 +235,7 @@ impl<W: Wire> Shard<W> {
         // Milliseconds of a process that runs for less than 500 million years.
         self.now_ms = began.duration_since(self.start).as_millis() as u64;
         let cpu_began = thread_cpu_time();
-        let mut busy = self.take_events();
+        let mut busy = self.take_events(began);
         busy |= self.take_promotions();
         // While fan-out is behind nothing more is appended; what waits, waits at its sender.
         if !self.fanout.behind {
@@ -283,10 +285,13 @@ impl<W: Wire> Shard<W> {
             || self.local.tick.get()
     }
 
-    fn take_events(&mut self) -> bool {
+    fn take_events(&mut self, began: Instant) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
         let (mut count, mut bytes_taken) = (0, 0);
-        while count < EVENTS_PER_TURN_MAX && bytes_taken < BYTES_PER_TURN_MAX {
+        while count < EVENTS_PER_TURN_MAX
+            && bytes_taken < BYTES_PER_TURN_MAX
+            && (count % 8 != 7 || began.elapsed() < EVENTS_TIME_MAX)
+        {
             let (socket, what) = match self.wire.next_event() {
                 None => break,
                 Some(WireEvent::Received(socket, bytes)) => {

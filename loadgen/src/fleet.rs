@@ -161,6 +161,16 @@ struct Churn {
     random: SmallRng,
 }
 
+/// How a fleet goes about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) io: Io,
+    /// Handshakes under way at once.
+    pub(crate) pace: u32,
+    /// Connections replaced, or subscriptions renewed, each second.
+    pub(crate) churn_per_second: f64,
+}
+
 /// The fleet of one thread.
 pub(crate) struct Fleet {
     wire: Box<dyn Wire>,
@@ -186,6 +196,7 @@ pub(crate) struct Fleet {
     queued: VecDeque<u32>,
     sends: Vec<(SocketId, Bytes)>,
     last_trim: Instant,
+    pace: u32,
     churn: Churn,
 }
 
@@ -205,10 +216,9 @@ impl Fleet {
         coming: Receiver<Arc<Batch>>,
         control: Arc<Control>,
         progress: Arc<Progress>,
-        io: Io,
-        churn_per_second: f64,
+        manner: Manner,
     ) -> anyhow::Result<Fleet> {
-        let wire = io.open(WireConfig {
+        let wire = manner.io.open(WireConfig {
             sockets_max: u32::try_from(plans.len())? + SOCKETS_SPARE,
             submission_entries: 1024,
             receive_buffers: 256,
@@ -244,8 +254,9 @@ impl Fleet {
             retired: 0,
             sends: Vec::new(),
             last_trim: Instant::now(),
+            pace: manner.pace.max(1),
             churn: Churn {
-                per_second: churn_per_second,
+                per_second: manner.churn_per_second,
                 began: None,
                 done: 0,
                 random: SmallRng::from_os_rng(),
@@ -254,12 +265,12 @@ impl Fleet {
     }
 
     /// Opens, subscribes, verifies until told to stop, closes.
-    pub(crate) fn run(mut self, pace: u32) -> anyhow::Result<Findings> {
+    pub(crate) fn run(mut self) -> anyhow::Result<Findings> {
         let begun = Instant::now();
         let mut short = Vec::new();
         let mut bytes = Vec::new();
         while self.control.phase() != Phase::Stop {
-            while self.opening < pace.max(1) && !self.queued.is_empty() {
+            while self.opening < self.pace && !self.queued.is_empty() {
                 self.open_next()?;
             }
             if !self.queued.is_empty() && begun.elapsed() > OPEN_PATIENCE * 10 {

@@ -55,9 +55,10 @@ pub(crate) fn check_limits(common: &Common, target: &Target, io: Io) -> anyhow::
         Io::Epoll => files.saturating_sub(FILES_SPARE),
     };
     if conns > most {
+        let instead = if io == Io::Epoll { ", or --io io_uring" } else { "" };
         bail!(
-            "--conns {conns}: {io:?} allows {most} with ulimit -n {files}; `ulimit -n {}` lifts it, \
-             or --io io_uring",
+            "--conns {conns}: {io} allows {most} with ulimit -n {files}; `ulimit -n {}` lifts \
+             it{instead}",
             conns + FILES_SPARE
         );
     }

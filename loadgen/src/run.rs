@@ -11,7 +11,7 @@ use ringfeed_wire::{Io, process_cpu_time};
 
 use crate::args::{Args, Common, DialectArg, Hold, Scenario};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
-use crate::fleet::{Findings, Fleet, Plan, Progress, Speech};
+use crate::fleet::{Findings, Fleet, Manner, Plan, Progress, Speech};
 use crate::machine::{check_limits, choose_io, kernel_bytes};
 use crate::publisher::{Audience, Published, Publisher};
 use crate::recorder::Recorder;
@@ -322,7 +322,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         kernel_bytes_per_connection,
         closing_seconds,
         stalled: common.stalled.min(common.conns),
-        io: format!("{io:?}"),
+        io: io.to_string(),
         first_problem: findings.first_problem,
     };
     print!("{}", report.text());
@@ -446,16 +446,17 @@ impl Crew {
             let connections = share.iter().filter(|plan| !plan.stalled).count() as u64;
             let expected = (0u32..).zip(expected).filter(|&(_, n)| n > 0).collect();
             let (target, channels, control) = (target.clone(), channels.clone(), control.clone());
-            let (own, pace) = (progress.clone(), common.pace);
-            let churn = common.churn / threads as f64;
+            let own = progress.clone();
+            let manner =
+                Manner { io, pace: common.pace, churn_per_second: common.churn / threads as f64 };
             let core = common.core.map(|core| usize::from(core) + i);
             let run = move || {
                 if let Some(core) = core {
                     pin(core)?;
                 }
                 let fleet =
-                    Fleet::new(target, share, channels, receiver, control.clone(), own, io, churn)?;
-                let found = fleet.run(pace);
+                    Fleet::new(target, share, channels, receiver, control.clone(), own, manner)?;
+                let found = fleet.run();
                 if found.is_err() {
                     control.stopped.store(true, Ordering::Release);
                 }

@@ -234,6 +234,15 @@ pub enum Io {
     Epoll,
 }
 
+impl std::fmt::Display for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Io::IoUring => "io_uring",
+            Io::Epoll => "epoll",
+        })
+    }
+}
+
 impl Io {
     /// A wire with this body.
     pub fn open(self, config: WireConfig) -> Result<Box<dyn Wire>, WireError> {
