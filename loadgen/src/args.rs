@@ -120,6 +120,9 @@ pub(crate) struct Common {
     /// Connections replaced, or subscriptions renewed, each second while it is published.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) churn: f64,
+    /// Seconds of publishing after which latencies begin to count.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) settle: f64,
     /// What sockets are served with; auto is io_uring where the kernel offers it.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) io: IoArg,

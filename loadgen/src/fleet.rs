@@ -309,6 +309,7 @@ impl Fleet {
         }
         short.clear();
         let now_ns = self.control.now_ns();
+        self.latency.count_from(self.control.counts_from_ns.load(Ordering::Relaxed));
         let mut any = false;
         loop {
             enum What {

@@ -10,7 +10,10 @@ const NANOS_MAX: u64 = 600_000_000_000;
 
 /// A histogram of nanoseconds with three significant digits.
 #[derive(Debug, Clone)]
-pub(crate) struct Recorder(Histogram<u64>);
+pub(crate) struct Recorder {
+    histogram: Histogram<u64>,
+    counts_from_ns: u64,
+}
 
 /// What is reported, in microseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -25,11 +28,20 @@ pub(crate) struct Latency {
 
 impl Recorder {
     pub(crate) fn new() -> Recorder {
-        Recorder(Histogram::new_with_bounds(1, NANOS_MAX, 3).expect("the bounds are valid"))
+        let histogram = Histogram::new_with_bounds(1, NANOS_MAX, 3);
+        Recorder { histogram: histogram.expect("the bounds are valid"), counts_from_ns: 0 }
+    }
+
+    /// What arrives earlier, on the run's clock, does not count.
+    pub(crate) fn count_from(&mut self, now_ns: u64) {
+        self.counts_from_ns = now_ns;
     }
 
     /// Records a run of messages that arrived at once: `intended(i)` for `i` in `0..count`.
     pub(crate) fn run(&mut self, now_ns: u64, count: u64, intended: impl Fn(u64) -> u64) {
+        if now_ns < self.counts_from_ns {
+            return;
+        }
         let (step, weight) = match count {
             0..=SAMPLES_PER_RUN => (1, 1),
             _ => (count / SAMPLES_PER_RUN, count / SAMPLES_PER_RUN),
@@ -39,24 +51,24 @@ impl Recorder {
             let weight = weight.min(left);
             left -= weight;
             let nanos = now_ns.saturating_sub(intended(i)).clamp(1, NANOS_MAX);
-            self.0.record_n(nanos, weight).expect("the value is within the bounds");
+            self.histogram.record_n(nanos, weight).expect("the value is within the bounds");
         }
     }
 
     pub(crate) fn add(&mut self, other: &Recorder) {
-        self.0.add(&other.0).expect("all histograms have the same bounds");
+        self.histogram.add(&other.histogram).expect("all histograms have the same bounds");
     }
 
     pub(crate) fn latency(&self) -> Latency {
         let micros = |nanos: u64| nanos as f64 / 1000.0;
-        let at = |quantile| micros(self.0.value_at_quantile(quantile));
+        let at = |quantile| micros(self.histogram.value_at_quantile(quantile));
         Latency {
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
-            max: micros(self.0.max()),
-            mean: self.0.mean() / 1000.0,
+            max: micros(self.histogram.max()),
+            mean: self.histogram.mean() / 1000.0,
         }
     }
 }
@@ -70,7 +82,7 @@ mod tests {
         for count in [1, 8, 9, 100, 1003] {
             let mut recorder = Recorder::new();
             recorder.run(5_000_000, count, |i| i * 1000);
-            assert_eq!(recorder.0.len(), count);
+            assert_eq!(recorder.histogram.len(), count);
         }
     }
 }

@@ -1,30 +1,32 @@
 //! One run from start to end: open, subscribe, publish, wait, report.
 
+mod crew;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use ringfeed_wire::{Io, process_cpu_time};
+use ringfeed_wire::process_cpu_time;
 
 use crate::args::{Args, Common, DialectArg, Hold, Scenario};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
-use crate::fleet::{Findings, Fleet, Manner, Plan, Progress, Speech};
+use crate::fleet::{Plan, Speech};
 use crate::machine::{check_limits, choose_io, kernel_bytes};
-use crate::publisher::{Audience, Published, Publisher};
-use crate::recorder::Recorder;
+use crate::publisher::{Published, Publisher};
 use crate::recording::ReplayFeed;
-use crate::report::{LoadgenCost, Report, ServerMemory, Tally};
+use crate::report::{LoadgenCost, Report, ServerMemory};
 use crate::server::ServerState;
 use crate::target::Target;
+use crew::Crew;
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// Seconds without progress after which a run with churn is over: what is due to whom changes.
 const CHURN_GRACE: f64 = 1.0;
-/// How often subscriptions that cannot be acknowledged are asked for a sign of life.
+/// Time without one after which subscriptions that cannot be acknowledged are asked for a sign of
+/// life.
 const WARM_UP_EVERY: Duration = Duration::from_millis(300);
 
 /// Where a run stands.
@@ -42,6 +44,8 @@ pub(crate) struct Control {
     phase: AtomicU8,
     stopped: AtomicBool,
     publishing: AtomicBool,
+    /// When latencies begin to count, on the run's clock.
+    pub(crate) counts_from_ns: AtomicU64,
     /// Messages handed to the server, warm-up included.
     pub(crate) published: AtomicU64,
 }
@@ -53,6 +57,7 @@ impl Control {
             phase: AtomicU8::new(Phase::Running as u8),
             stopped: AtomicBool::new(false),
             publishing: AtomicBool::new(false),
+            counts_from_ns: AtomicU64::new(0),
             published: AtomicU64::new(0),
         }
     }
@@ -205,7 +210,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
         common.grace,
         |p| &p.opened,
         common.conns.into(),
-        || Ok(()),
+        |_| Ok(()),
     )?;
     let opening_seconds = begun.elapsed().as_secs_f64();
     opening.finish_and_clear();
@@ -223,14 +228,18 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     };
     let subscribing = progress(subscriptions, "subscribing");
     let all: Vec<u32> = (0..channels.len() as u32).collect();
-    let (mut round, mut warmed) = (0, None::<Instant>);
+    let (mut round, mut stood, mut warmed) = (0, 0, None::<Instant>);
     crew.wait_until(
         &control,
         &subscribing,
         common.grace,
         |p| &p.standing,
         subscriptions,
-        || {
+        |standing| {
+            if standing > stood {
+                // It is under way: more would only be in the way.
+                (stood, warmed) = (standing, Some(Instant::now()));
+            }
             if needs_warm_up
                 && let Some(publisher) = &mut publisher
                 && warmed.is_none_or(|at| at.elapsed() > WARM_UP_EVERY)
@@ -254,6 +263,9 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let feed = std::mem::replace(&mut plot.feed, Box::new(Nothing));
     let publishing_control = control.clone();
     let (until_ns, hold) = (plot.until_ns, plot.hold);
+    let settle = Duration::try_from_secs_f64(common.settle).unwrap_or_default();
+    let counts_from_ns = control.now_ns() + settle.as_nanos() as u64;
+    control.counts_from_ns.store(counts_from_ns, Ordering::Relaxed);
     control.publishing.store(true, Ordering::Relaxed);
     let publishing = std::thread::Builder::new().name("publisher".into()).spawn(move || {
         let mut feed = feed;
@@ -403,234 +415,4 @@ fn bar(common: &Common, length: u64, what: &'static str) -> ProgressBar {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
     ProgressBar::new(length).with_style(style).with_prefix(what)
-}
-
-/// One fleet and its thread.
-struct Member {
-    thread: JoinHandle<anyhow::Result<Findings>>,
-    progress: Arc<Progress>,
-    coming: crossbeam_channel::Sender<Arc<crate::publisher::Batch>>,
-    expected: Vec<(u32, u64)>,
-    /// Connections that read.
-    connections: u64,
-}
-
-/// All fleets of a run.
-struct Crew(Vec<Member>);
-
-impl Crew {
-    fn muster(
-        common: &Common,
-        target: &Target,
-        plans: Vec<Plan>,
-        channels: &Arc<Vec<String>>,
-        control: &Arc<Control>,
-        io: Io,
-    ) -> anyhow::Result<Crew> {
-        let threads = usize::from(common.threads);
-        let mut shares: Vec<Vec<Plan>> = (0..threads).map(|_| Vec::new()).collect();
-        for (i, plan) in plans.into_iter().enumerate() {
-            shares[i % threads].push(plan);
-        }
-        let mut members = Vec::new();
-        for (i, share) in shares.into_iter().enumerate() {
-            // What is published must be known to the fleet before it arrives: the publisher never
-            // waits for a fleet. Runs are bounded by what the server takes.
-            #[allow(clippy::disallowed_methods)]
-            let (coming, receiver) = crossbeam_channel::unbounded();
-            let progress = Arc::new(Progress::new(channels.len()));
-            let mut expected = vec![0u64; channels.len()];
-            for plan in share.iter().filter(|plan| !plan.stalled) {
-                plan.channels.iter().for_each(|&channel| expected[channel as usize] += 1);
-            }
-            let connections = share.iter().filter(|plan| !plan.stalled).count() as u64;
-            let expected = (0u32..).zip(expected).filter(|&(_, n)| n > 0).collect();
-            let (target, channels, control) = (target.clone(), channels.clone(), control.clone());
-            let own = progress.clone();
-            let manner =
-                Manner { io, pace: common.pace, churn_per_second: common.churn / threads as f64 };
-            let core = common.core.map(|core| usize::from(core) + i);
-            let run = move || {
-                if let Some(core) = core {
-                    pin(core)?;
-                }
-                let fleet =
-                    Fleet::new(target, share, channels, receiver, control.clone(), own, manner)?;
-                let found = fleet.run();
-                if found.is_err() {
-                    control.stopped.store(true, Ordering::Release);
-                }
-                found
-            };
-            let thread = std::thread::Builder::new().name(format!("fleet-{i}")).spawn(run)?;
-            members.push(Member { thread, progress, coming, expected, connections });
-        }
-        Ok(Crew(members))
-    }
-
-    fn fleet_senders(&self) -> Vec<crossbeam_channel::Sender<Arc<crate::publisher::Batch>>> {
-        self.0.iter().map(|member| member.coming.clone()).collect()
-    }
-
-    fn audience(&self, channels: usize) -> Audience {
-        let mut subscribers = vec![0; channels];
-        for &(channel, count) in self.0.iter().flat_map(|member| &member.expected) {
-            subscribers[channel as usize] += count;
-        }
-        let fleets = self.0.iter().map(|member| member.progress.clone()).collect();
-        let connections = self.0.iter().map(|member| member.connections).sum();
-        Audience { subscribers, connections, fleets }
-    }
-
-    fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
-        self.0.iter().map(|member| figure(&member.progress).load(Ordering::Relaxed)).sum()
-    }
-
-    /// Waits until a figure of all fleets has reached a goal.
-    fn wait_until(
-        &mut self,
-        control: &Control,
-        bar: &ProgressBar,
-        grace: f64,
-        figure: impl Fn(&Progress) -> &AtomicU64,
-        goal: u64,
-        mut meanwhile: impl FnMut() -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let mut best = (0, Instant::now());
-        loop {
-            let total = self.total(&figure);
-            bar.set_position(total);
-            if total >= goal {
-                return Ok(());
-            }
-            if total > best.0 {
-                best = (total, Instant::now());
-            }
-            if control.stopped() {
-                return self.fail(control);
-            }
-            if best.1.elapsed().as_secs_f64() > grace {
-                bail!("only {total} of {goal} after {grace} seconds without progress");
-            }
-            meanwhile()?;
-            std::thread::sleep(LOOK.min(Duration::from_millis(5)));
-        }
-    }
-
-    /// The error of a fleet that has failed, or that of an interruption.
-    fn fail<T>(&mut self, control: &Control) -> anyhow::Result<T> {
-        control.phase.store(Phase::Stop as u8, Ordering::Release);
-        for member in self.0.drain(..) {
-            match member.thread.join() {
-                Ok(found) => found.map(|_| ())?,
-                Err(_) => bail!("a thread panicked"),
-            }
-        }
-        bail!("interrupted")
-    }
-
-    /// Shows how publishing goes until it has ended.
-    fn watch(
-        &mut self,
-        control: &Control,
-        bar: &ProgressBar,
-        live: bool,
-        before: u64,
-        publishing: JoinHandle<anyhow::Result<Published>>,
-    ) -> anyhow::Result<Published> {
-        let every = Duration::from_millis(if live { 1000 } else { 200 });
-        let mut seen = (Instant::now(), 0, 0);
-        while !publishing.is_finished() {
-            std::thread::sleep(LOOK);
-            let elapsed = seen.0.elapsed();
-            if elapsed < every {
-                continue;
-            }
-            let published = control.published.load(Ordering::Relaxed) - before;
-            let delivered = self.total(|p| &p.delivered);
-            let rate = |now: u64, then: u64| (now - then) as f64 / elapsed.as_secs_f64();
-            let text = format!(
-                "published {:>8.0}/s   delivered {:>10.0}/s   {} subscribers",
-                rate(published, seen.1),
-                rate(delivered, seen.2),
-                self.total(|p| &p.standing),
-            );
-            if live {
-                println!("{text}");
-            } else {
-                bar.set_position(published);
-                bar.set_message(text);
-            }
-            seen = (Instant::now(), published, delivered);
-        }
-        match publishing.join() {
-            // A fleet's failure explains that of the publisher better than its own words.
-            Ok(Err(e)) => match self.fail::<()>(control) {
-                Err(fleet) if fleet.to_string() != "interrupted" => Err(fleet),
-                _ => Err(e),
-            },
-            Ok(published) => published,
-            Err(_) => bail!("the publisher panicked"),
-        }
-    }
-
-    /// Waits until everything has arrived, or nothing arrives any more. Returns when the last
-    /// delivery was seen.
-    fn wait_for_all(
-        &mut self,
-        control: &Control,
-        bar: &ProgressBar,
-        published: &Published,
-        grace: f64,
-    ) -> anyhow::Result<Instant> {
-        let goal = self.goal(published);
-        let mut last = (self.total(|p| &p.delivered), Instant::now());
-        loop {
-            let delivered = self.total(|p| &p.delivered);
-            if delivered > last.0 {
-                last = (delivered, Instant::now());
-                bar.set_message(format!("{delivered} delivered"));
-            }
-            if delivered >= goal || last.1.elapsed().as_secs_f64() > grace {
-                return Ok(last.1);
-            }
-            if control.stopped() && self.0.iter().any(|member| member.thread.is_finished()) {
-                return self.fail(control);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Deliveries of what was published, over all fleets.
-    fn goal(&self, published: &Published) -> u64 {
-        let by_channel = &published.by_channel;
-        let of = |&(channel, n): &(u32, u64)| n * by_channel.get(channel as usize).unwrap_or(&0);
-        self.0.iter().flat_map(|member| &member.expected).map(of).sum()
-    }
-
-    fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
-        control.phase.store(Phase::Stop as u8, Ordering::Release);
-        let mut all =
-            Findings { tally: Tally::default(), first_problem: None, latency: Recorder::new() };
-        for member in self.0 {
-            let found =
-                member.thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-            all.tally.add(&found.tally);
-            all.first_problem = all.first_problem.or(found.first_problem);
-            all.latency.add(&found.latency);
-        }
-        Ok(all)
-    }
-}
-
-/// Keeps the calling thread on one core.
-fn pin(core: usize) -> anyhow::Result<()> {
-    let known = core_affinity::get_core_ids().unwrap_or_default();
-    let Some(id) = known.iter().find(|id| id.id == core) else {
-        bail!("--core: there is no core {core}; there are {}", known.len());
-    };
-    if !core_affinity::set_for_current(*id) {
-        bail!("--core: the thread could not be pinned to core {core}");
-    }
-    Ok(())
 }

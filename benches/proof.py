@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""What one engine holds and what it costs: 100,000 connections, CPU a delivery by connections and shards, stalled
+readers. Engine on one core, loadgen on another; writes Markdown. Build first: cargo build --release.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = ROOT / "target" / "release"
+PORT = 9880
+
+
+class Engine:
+    def __init__(self, *flags):
+        self.process = subprocess.Popen(
+            ["taskset", "-c", str(ARGS.server_core), BIN / "ringfeed", "serve", "--config", ROOT / "config" / "bench.toml",
+             "--port", str(PORT), "--set", f"api.listen=127.0.0.1:{PORT + 1}", "--set", "server.pin=false", *flags],
+            stderr=subprocess.DEVNULL)
+        for _ in range(100):
+            try:
+                self.stats()
+                return
+            except OSError:
+                time.sleep(0.05)
+        sys.exit("the engine does not answer")
+
+    def stats(self):
+        request = urllib.request.Request(f"http://127.0.0.1:{PORT + 1}/api/stats", headers={"Authorization": "Bearer bench"})
+        return json.load(urllib.request.urlopen(request, timeout=5))
+
+    def loadgen(self, *flags):
+        """The report as JSON and as text."""
+        with tempfile.TemporaryDirectory() as directory:
+            report = Path(directory, "report.json")
+            done = subprocess.run(
+                ["taskset", "-c", str(ARGS.loadgen_core), BIN / "loadgen", "--quiet", "--url", f"ws://127.0.0.1:{PORT}/ws",
+                 "--json", report, *flags], capture_output=True, text=True)
+            if not report.exists():
+                sys.exit(f"loadgen: {done.stderr}")
+            return json.loads(report.read_text()), done.stdout
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+
+def hundred_thousand():
+    flags = ["--conns", "100000", "--rate", "50", "--burst", "50", "--duration", "20"]
+    with Engine() as engine:
+        report, text = engine.loadgen(*flags)
+    print(text)
+    server = report["server"]
+    return [
+        "## 100,000 connections", "",
+        f"`loadgen {' '.join(flags)}` against one engine process, both under `ulimit -n` {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}: "
+        "1,000 messages to everybody.", "", "```", text.rstrip(), "```", "",
+        f"Longest turn while one channel had 100,000 subscribers: {server['turn_max_us'] / 1000:.1f} ms, of which the shard had "
+        f"the CPU for {server['turn_cpu_max_us'] / 1000:.1f} ms at most (bar: 10 ms).", ""]
+
+
+def connections_and_shards():
+    lines = [
+        "## CPU a delivery by connections and shards", "",
+        "One message at a time to everybody, 100,000 deliveries a second, 128 bytes; all shards on one core. User + system, ns; in "
+        "brackets the ratio to 1,000 connections and one shard.", "",
+        "| connections | " + " | ".join(f"{shards} shard{'s' if shards > 1 else ''}" for shards in ARGS.shards) + " |",
+        "|--:|" + "--:|" * len(ARGS.shards)]
+    base = None
+    for connections in (1000, 10000, 50000, 100000):
+        cells = []
+        for shards in ARGS.shards:
+            rate = max(1, 100000 // connections)
+            with Engine("--set", f"server.shards={shards}") as engine:
+                report, text = engine.loadgen(
+                    "--conns", str(connections), "--rate", str(rate), "--duration", str(max(4, 6 // rate)))
+            cost = report["server"]["cpu_user_ns_per_delivery"] + report["server"]["cpu_system_ns_per_delivery"]
+            base = base or cost
+            lost = report["lost"] + report["duplicated"] + report["reordered"]
+            cells.append(f"{cost:,.0f} ({cost / base:.2f}){'' if lost == 0 else f' LOST {lost}'}")
+            print(connections, shards, cells[-1], flush=True)
+        lines.append(f"| {connections:,} | " + " | ".join(cells) + " |")
+    return lines + [""]
+
+
+def stalled():
+    work = ["--rate", "2000", "--burst", "400", "--duration", str(ARGS.stall_seconds), "--settle", "5", "--publish", "ws"]
+    with Engine() as engine:
+        calm, text = engine.loadgen("--conns", "2000", *work)
+        print(text)
+    with Engine() as engine:
+        report, text = engine.loadgen("--conns", "12000", "--stalled", "10000", *work)
+        print(text)
+    grown = (report["server"]["resident_bytes"] - report["server"]["resident_bytes_before"]) / (1 << 20)
+    before, after = calm["latency_us"]["p99"] / 1000, report["latency_us"]["p99"] / 1000
+    return [
+        "## 10,000 stalled readers", "",
+        f"A busy channel, 2,000 messages a second in bursts of 400, for {ARGS.stall_seconds} s; 2,000 readers that read, beside 10,000 that "
+        "stop reading once they are subscribed. Latencies count from the fifth second on.", "",
+        f"`loadgen --conns 12000 --stalled 10000 {' '.join(work)}`", "",
+        "| | alone | beside 10,000 stalled |", "|---|--:|--:|",
+        f"| p50 | {calm['latency_us']['p50'] / 1000:.2f} ms | {report['latency_us']['p50'] / 1000:.2f} ms |",
+        f"| p99 | {before:.2f} ms | {after:.2f} ms ({after / before:.2f} x; bar 1.5 x) |",
+        f"| lost by those who read | {calm['lost']} | {report['lost']} |",
+        f"| engine's resident memory grew by | | {grown:.1f} MiB (bar 100 MiB) |", ""]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server-core", type=int, default=0)
+    parser.add_argument("--loadgen-core", type=int, default=1)
+    parser.add_argument("--shards", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8])
+    parser.add_argument("--stall-seconds", type=int, default=60)
+    parser.add_argument("--machine", default=platform.node(), help="name of this machine in the result's file name")
+    global ARGS
+    ARGS = parser.parse_args()
+    today = datetime.date.today().isoformat()
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    lines = [
+        f"# {today}: connections, shards, stalled readers", "",
+        f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}; ringfeed {commit}. Engine on core {ARGS.server_core}, loadgen on "
+        f"core {ARGS.loadgen_core}. Command: `benches/proof.py`", "",
+        *hundred_thousand(), *connections_and_shards(), *stalled()]
+    out = ROOT / "benches" / "results" / f"{today}-{ARGS.machine}-proof.md"
+    out.write_text("\n".join(lines))
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
