@@ -13,6 +13,8 @@ use super::inbox::{
 };
 use crate::config::ChannelRule;
 
+/// What a dialect puts around a payload, at most, besides the channel's name.
+const ENVELOPE_BYTES: usize = 96;
 /// A chunk is closed at this size, so that one send can hold several of them.
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
 
@@ -162,6 +164,7 @@ impl Homes {
                 let staged = &mut home.staged[lane.index()];
                 if staged.count == 0 {
                     staged.first_offset = offset;
+                    staged.bytes.reserve(home.name.len() + payload.bytes.len() + ENVELOPE_BYTES);
                 }
                 staged.count += 1;
                 lane.write_publication(&mut staged.bytes, &home.name, &publication);
@@ -185,7 +188,7 @@ impl Homes {
 
     /// Hands out everything staged: the end of a turn.
     pub(super) fn seal_all(&mut self, deliver: Deliver) {
-        for index in std::mem::take(&mut self.dirty) {
+        for index in self.dirty.drain(..) {
             if let Some(home) = &mut self.homes[index as usize] {
                 home.dirty = false;
                 home.seal(deliver);
@@ -330,15 +333,17 @@ impl Home {
                 continue;
             }
             let Staged { bytes, first_offset, count } = std::mem::take(staged);
-            let bytes = Bytes::from(bytes);
-            for interest in &self.interests {
-                if interest.subscribers[lane.index()] > 0 {
-                    let (key, bytes) = (self.key, bytes.clone());
-                    deliver(
-                        interest.shard,
-                        Delivery::Chunk { key, lane, first_offset, count, bytes },
-                    );
-                }
+            let (key, mut bytes) = (self.key, Bytes::from(bytes));
+            let interested = |interest: &&Interest| interest.subscribers[lane.index()] > 0;
+            let mut interests = self.interests.iter().filter(interested).peekable();
+            while let Some(interest) = interests.next() {
+                // The last one, mostly the only one, is given what the others share.
+                let bytes = match interests.peek() {
+                    Some(_) => bytes.clone(),
+                    None => std::mem::take(&mut bytes),
+                };
+                let chunk = Delivery::Chunk { key, lane, first_offset, count, bytes };
+                deliver(interest.shard, chunk);
             }
         }
     }
