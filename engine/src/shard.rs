@@ -38,7 +38,7 @@ use subscriptions::Subscriptions;
 use timers::{Purpose, TICK_MS, Timer, Wheel};
 
 /// Socket events in one turn.
-const EVENTS_PER_TURN_MAX: usize = 512;
+const EVENTS_PER_TURN_MAX: usize = 256;
 /// Time after which no further event is taken: memory touched for the first time makes commands slow.
 const EVENTS_TIME_MAX: Duration = Duration::from_millis(2);
 /// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
