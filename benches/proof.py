@@ -76,14 +76,23 @@ def connections_and_shards():
     lines = [
         "## CPU a delivery by connections and shards", "",
         "One message at a time to everybody, 100,000 deliveries a second, 128 bytes; all shards on one core. User + system, ns; in "
-        "brackets the ratio to 1,000 connections and one shard.", "",
-        "| connections | " + " | ".join(f"{shards} shard{'s' if shards > 1 else ''}" for shards in ARGS.shards) + " |",
-        "|--:|" + "--:|" * len(ARGS.shards)]
-    base = None
+        "brackets the ratio to 1,000 connections and one shard. The floor is the kernel's share: the same sends by a program that "
+        "does nothing else.", "",
+        "| connections | the floor | " + " | ".join(f"{shards} shard{'s' if shards > 1 else ''}" for shards in ARGS.shards) + " |",
+        "|--:|" + "--:|" * (len(ARGS.shards) + 1)]
+    base, ground = None, None
     for connections in (1000, 10000, 50000, 100000):
-        cells = []
+        rate = max(1, 100000 // connections)
+        done = subprocess.run(
+            [BIN / "floor", "--core", str(ARGS.server_core), "--conns", str(connections), "--rate", str(rate), "--duration", "5"],
+            capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"floor: {done.stderr}")
+        floor = json.loads(done.stdout)
+        floor = floor["cpu_user_ns_per_delivery"] + floor["cpu_system_ns_per_delivery"]
+        ground = ground or floor
+        cells = [f"{floor:,.0f} ({floor / ground:.2f})"]
         for shards in ARGS.shards:
-            rate = max(1, 100000 // connections)
             with Engine("--set", f"server.shards={shards}") as engine:
                 report, text = engine.loadgen(
                     "--conns", str(connections), "--rate", str(rate), "--duration", str(max(4, 6 // rate)))
@@ -123,6 +132,7 @@ def main():
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--loadgen-core", type=int, default=1)
     parser.add_argument("--shards", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8])
+    parser.add_argument("--only", help="only this part: hundred_thousand, connections_and_shards or stalled")
     parser.add_argument("--stall-seconds", type=int, default=60)
     parser.add_argument("--machine", default=platform.node(), help="name of this machine in the result's file name")
     global ARGS
@@ -134,7 +144,10 @@ def main():
         f"# {today}: connections, shards, stalled readers", "",
         f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}; ringfeed {commit}. Engine on core {ARGS.server_core}, loadgen on "
         f"core {ARGS.loadgen_core}. Command: `benches/proof.py`", "",
-        *hundred_thousand(), *connections_and_shards(), *stalled()]
+    ]
+    for part in (hundred_thousand, connections_and_shards, stalled):
+        if ARGS.only in (None, part.__name__):
+            lines += part()
     out = ROOT / "benches" / "results" / f"{today}-{ARGS.machine}-proof.md"
     out.write_text("\n".join(lines))
     print(f"written to {out}")

@@ -33,7 +33,7 @@ use door::{Admission, Permit};
 use fanout::Fanout;
 use homes::Homes;
 use inbox::{Delivery, Inbox, Links, Request, ShardId, Shards};
-use sessions::{BACKLOG, BLOCKED, CLOSING, Session, SessionId, Sessions};
+use sessions::{BACKLOG, BLOCKED, CLOSING, Session, SessionId, Sessions, WOKEN};
 use subscriptions::Subscriptions;
 use timers::{Purpose, TICK_MS, Timer, Wheel};
 
@@ -309,7 +309,8 @@ impl<W: Wire> Shard<W> {
             match what {
                 What::Received => self.received(slot, &mut scratch),
                 What::Writable => {
-                    self.sessions.hot_mut(slot).flags &= !BLOCKED;
+                    let hot = self.sessions.hot_mut(slot);
+                    hot.flags = (hot.flags & !BLOCKED) | WOKEN;
                     self.resume_session(slot);
                 }
                 What::Closed => {
@@ -522,6 +523,7 @@ impl<W: Wire> Shard<W> {
             self.due(timer);
         }
         self.check_ages();
+        self.retry_stuck();
         self.homes.sweep(self.now_ms);
         self.report();
     }

@@ -14,7 +14,7 @@ use ringfeed_wire::{Segment, ShortSend, SocketId, VECTORED_RUNS_MAX, Wire};
 
 use super::Shard;
 use super::sessions::{
-    BACKLOG, BLOCKED, CLOSING, MULTI, NOT_STAGED, OUTBOX, SessionId, Sessions, Subscription,
+    BACKLOG, BLOCKED, CLOSING, MULTI, NOT_STAGED, OUTBOX, SessionId, Sessions, Subscription, WOKEN,
 };
 use super::subscriptions::{GAPPED, LaneId};
 use crate::config::LagPolicy;
@@ -33,6 +33,8 @@ const SEND_BYTES_MAX: u64 = 64 * 1024;
 const JOINED_RUN_BYTES: usize = 512;
 /// What one turn puts together at most; what comes after that is sent as it lies.
 const JOINED_BYTES: usize = 2 << 20;
+/// Pause before a socket that was writable and took nothing is tried again.
+const STUCK_MS: u64 = 500;
 /// Tags with this bit are places in `staged`, others in `direct`.
 const STAGED_TAG: u32 = 1 << 31;
 
@@ -107,6 +109,9 @@ pub(super) struct Fanout {
     short: Vec<ShortSend>,
     /// Lanes with a subscriber that may be too old, looked at with each tick.
     pub(super) lagging: Vec<LaneId>,
+    /// Sessions whose socket was writable and took nothing, and when they are looked at again.
+    stuck: Vec<SessionId>,
+    stuck_due_ms: u64,
     /// Sessions whose socket turned out to be broken in this flush.
     broken: Vec<SessionId>,
     /// Some walk is so far behind its log that nothing more may be appended.
@@ -125,6 +130,8 @@ impl Fanout {
             walked: Vec::new(),
             short: Vec::new(),
             lagging: Vec::new(),
+            stuck: Vec::new(),
+            stuck_due_ms: 0,
             broken: Vec::new(),
             behind: false,
         }
@@ -395,7 +402,7 @@ impl<W: Wire> Shard<W> {
         {
             session.half_sent = Some(lane);
         }
-        self.block(session, send.broken);
+        self.block(session, send.sent, send.broken);
     }
 
     /// Puts a cursor back to what was really sent.
@@ -414,15 +421,33 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// The socket takes nothing more for now, or is broken.
-    fn block(&mut self, slot: u32, broken: bool) {
+    /// The socket took so many bytes and takes nothing more for now, or is broken.
+    fn block(&mut self, slot: u32, sent: u32, broken: bool) {
         let hot = self.sessions.hot_mut(slot);
-        hot.flags |= BLOCKED;
+        let in_vain = hot.flags & WOKEN != 0 && sent == 0;
+        hot.flags = (hot.flags | BLOCKED) & !WOKEN;
         if broken {
             // Removing it now would move subscribers while a flush counts on their places.
             self.fanout.broken.push(self.sessions.id(slot));
+        } else if in_vain {
+            // Short of memory for TCP the kernel calls sockets writable and takes nothing: asking
+            // again at once would go on for ever.
+            self.fanout.stuck.push(self.sessions.id(slot));
         } else {
             self.wire.watch_writable(hot.socket);
+        }
+    }
+
+    /// Asks again for the sockets that were writable and took nothing.
+    pub(super) fn retry_stuck(&mut self) {
+        if self.fanout.stuck.is_empty() || self.now_ms < self.fanout.stuck_due_ms {
+            return;
+        }
+        self.fanout.stuck_due_ms = self.now_ms + STUCK_MS;
+        for id in std::mem::take(&mut self.fanout.stuck) {
+            if let Some(slot) = self.sessions.current(id) {
+                self.wire.watch_writable(self.sessions.hot(slot).socket);
+            }
         }
     }
 
@@ -459,8 +484,9 @@ impl<W: Wire> Shard<W> {
         }
         if self.sessions.get(slot).is_some() {
             self.sessions.hot_mut(slot).staged = NOT_STAGED;
-            if staged.short.is_some() {
-                self.block(slot, broken);
+            match staged.short {
+                Some((sent, _)) => self.block(slot, sent, broken),
+                None => self.sessions.hot_mut(slot).flags &= !WOKEN,
             }
             self.settle_outbox(slot);
         }

@@ -38,6 +38,8 @@ pub(super) const MULTI: u8 = 4;
 pub(super) const OUTBOX: u8 = 8;
 /// A close frame is queued: nothing of any channel follows.
 pub(super) const CLOSING: u8 = 16;
+/// Its socket was said to take bytes again, and it has not been sent any since.
+pub(super) const WOKEN: u8 = 32;
 
 /// One channel of one session.
 #[derive(Debug, Clone, Copy)]
