@@ -1,6 +1,8 @@
 //! What the micro-benchmarks share: a shard whose socket layer takes everything and does nothing,
 //! so that what is measured is ringfeed's own code.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,17 +22,45 @@ use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::{ChannelName, Dialect};
 use ringfeed_wire::{Event, ShortSend, SocketId, Usage, Wire, WireError};
 
-/// A socket layer that takes every send whole and receives nothing.
+/// A socket layer that takes every send whole and receives nothing; or that takes nothing and calls
+/// every socket writable all the same, as a kernel does that is short of memory.
 #[derive(Debug)]
 pub struct NullWire {
     event_fd: File,
     usage: Usage,
+    switch: Rc<Switch>,
+    short: Vec<ShortSend>,
+    writable: VecDeque<SocketId>,
+}
+
+/// What a [`NullWire`] shares with whoever watches it.
+#[derive(Debug, Default)]
+pub struct Switch {
+    /// Take nothing.
+    pub refuse: Cell<bool>,
+    /// Sends tried.
+    pub sends: Cell<u64>,
 }
 
 impl NullWire {
     /// One with no sockets.
-    pub fn new() -> io::Result<NullWire> {
-        Ok(NullWire { event_fd: File::open("/dev/null")?, usage: Usage::default() })
+    pub fn new(switch: Rc<Switch>) -> io::Result<NullWire> {
+        Ok(NullWire {
+            event_fd: File::open("/dev/null")?,
+            usage: Usage::default(),
+            switch,
+            short: Vec::new(),
+            writable: VecDeque::new(),
+        })
+    }
+
+    fn tried(&mut self, tag: u32, bytes: usize) {
+        self.usage.sends += 1;
+        self.usage.bytes_out += bytes as u64;
+        self.switch.sends.set(self.usage.sends);
+        if self.switch.refuse.get() {
+            self.short.push(ShortSend { tag, sent: 0, broken: false });
+        }
     }
 }
 
@@ -43,21 +73,22 @@ impl Wire for NullWire {
     fn connect(&mut self, _: SocketAddr, _: Option<IpAddr>) -> Result<SocketId, WireError> {
         Err(WireError::Full(0))
     }
-    fn send(&mut self, _: SocketId, _: u32, bytes: &Bytes) {
-        self.usage.sends += 1;
-        self.usage.bytes_out += bytes.len() as u64;
+    fn send(&mut self, _: SocketId, tag: u32, bytes: &Bytes) {
+        self.tried(tag, bytes.len());
     }
-    fn send_vectored(&mut self, _: SocketId, _: u32, runs: &[Bytes]) {
-        self.usage.sends += 1;
-        self.usage.bytes_out += runs.iter().map(|run| run.len() as u64).sum::<u64>();
+    fn send_vectored(&mut self, _: SocketId, tag: u32, runs: &[Bytes]) {
+        self.tried(tag, runs.iter().map(Bytes::len).sum());
     }
-    fn submit(&mut self, _: &mut Vec<ShortSend>) -> io::Result<()> {
+    fn submit(&mut self, short: &mut Vec<ShortSend>) -> io::Result<()> {
+        short.append(&mut self.short);
         Ok(())
     }
     fn next_event(&mut self) -> Option<Event<'_>> {
-        None
+        self.writable.pop_front().map(Event::Writable)
     }
-    fn watch_writable(&mut self, _: SocketId) {}
+    fn watch_writable(&mut self, id: SocketId) {
+        self.writable.push_back(id);
+    }
     fn receive(&mut self, _: SocketId, _: bool) {}
     fn close(&mut self, _: SocketId) {}
     fn arm(&mut self) -> io::Result<bool> {
@@ -79,6 +110,7 @@ pub struct Stage {
     shard: Shard<NullWire>,
     shared: Arc<Shared>,
     channels: Vec<ChannelName>,
+    switch: Rc<Switch>,
 }
 
 impl Stage {
@@ -90,7 +122,8 @@ impl Stage {
         let flags = ["limits.subscriptions_per_connection_max=10000", "heartbeat.interval_ms=0"];
         let sources = Sources { flags: flags.map(String::from).to_vec(), ..Sources::default() };
         let config = Arc::new(Config::load(&sources).map_err(io::Error::other)?);
-        let wire = NullWire::new()?;
+        let switch = Rc::new(Switch::default());
+        let wire = NullWire::new(switch.clone())?;
         let (end, inbox) = queues(Waker::new(File::create("/dev/null")?));
         let shared = Arc::new(Shared {
             config,
@@ -104,7 +137,7 @@ impl Stage {
         let names = (0..channels).map(|i| ChannelName::new(&format!("bench.c{i}")));
         let channels: Vec<ChannelName> =
             names.collect::<Result<_, _>>().map_err(io::Error::other)?;
-        let mut stage = Stage { shard, shared: shared.clone(), channels };
+        let mut stage = Stage { shard, shared: shared.clone(), channels, switch };
         let mut next = (0..stage.channels.len()).cycle();
         for _ in 0..subscribers {
             let mut rest = Vec::new();
@@ -136,7 +169,16 @@ impl Stage {
         }
     }
 
-    fn turn(&mut self) -> io::Result<bool> {
+    /// What its socket layer takes, and how often it was asked.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    /// One turn. Returns whether there is more to do at once.
+    ///
+    /// # Errors
+    /// Those of the socket layer: here none.
+    pub fn turn(&mut self) -> io::Result<bool> {
         self.shard.turn(Instant::now())
     }
 

@@ -80,7 +80,7 @@ impl ServerState {
         let system = after.cpu_system_seconds - self.cpu_system_seconds;
         let each = delivered.max(1) as f64;
         let totals = self.totals.as_ref().zip(after.totals.as_ref());
-        let sends = totals.map(|(b, a)| (a.sends - b.sends).max(1) as f64);
+        let sends = totals.map(|(b, a)| a.sends.saturating_sub(b.sends).max(1) as f64);
         ServerCost {
             cpu_user_seconds: user,
             cpu_system_seconds: system,
@@ -89,10 +89,10 @@ impl ServerState {
             deliveries_per_send: sends.map(|sends| delivered as f64 / sends),
             bytes_per_send: totals
                 .zip(sends)
-                .map(|((b, a), sends)| (a.bytes_out - b.bytes_out) as f64 / sends),
-            sends_per_enter: totals
-                .zip(sends)
-                .map(|((b, a), sends)| sends / (a.kernel_enters - b.kernel_enters).max(1) as f64),
+                .map(|((b, a), sends)| a.bytes_out.saturating_sub(b.bytes_out) as f64 / sends),
+            sends_per_enter: totals.zip(sends).map(|((b, a), sends)| {
+                sends / a.kernel_enters.saturating_sub(b.kernel_enters).max(1) as f64
+            }),
             turn_max_us: after.totals.as_ref().map(|totals| totals.turn_max_us),
             turn_cpu_max_us: after.totals.as_ref().map(|totals| totals.turn_cpu_max_us),
             resident_bytes_before: self.resident_bytes,
@@ -108,7 +108,8 @@ impl ServerState {
             let totals = self.totals.as_ref().zip(now.totals.as_ref());
             let returned = totals.map(|(before, after)| {
                 (after.connections, after.sockets) == (before.connections, before.sockets)
-                    && now.open_files - after.rings <= self.open_files - before.rings
+                    && now.open_files.saturating_sub(after.rings)
+                        <= self.open_files.saturating_sub(before.rings)
             });
             if returned != Some(false) || Instant::now() > deadline {
                 return Ok(Some(ServerMemory {
