@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use ringfeed_wire::{Io, WireConfig, open_files_limit};
+use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
 use crate::config::Config;
 use crate::shard::{CONNECTION_BYTES, SUBSCRIPTION_BYTES};
@@ -125,7 +125,7 @@ pub fn limits(config: &Config, io: Io, shards: u16) -> Vec<String> {
         ));
     }
     let needed: u64 = memory(config, io, shards).iter().filter_map(|consumer| consumer.bytes).sum();
-    if let Some(available) = available_bytes().filter(|&available| needed > available) {
+    if let Some(available) = memory_bytes("MemAvailable").filter(|&available| needed > available) {
         found.push(format!(
             "about {} MiB are needed when all connections are open and {} MiB are available: lower \
              server.connections_max",
@@ -138,12 +138,6 @@ pub fn limits(config: &Config, io: Io, shards: u16) -> Vec<String> {
 
 fn number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-fn available_bytes() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

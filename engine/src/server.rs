@@ -161,18 +161,16 @@ fn choose_io(choice: IoChoice) -> Result<Io, ServeError> {
     if choice == IoChoice::Epoll {
         return Ok(Io::Epoll);
     }
-    // On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
-    match std::thread::spawn(ringfeed_wire::probe).join() {
-        Ok(Ok(())) => Ok(Io::IoUring),
-        Ok(Err(e)) if choice == IoChoice::Auto => {
+    match ringfeed_wire::probe() {
+        Ok(()) => Ok(Io::IoUring),
+        Err(e) if choice == IoChoice::Auto => {
             tracing::warn!(
                 "{e}. Serving with epoll instead: slower, and bounded by ulimit -n. server.io = \
                  \"epoll\" chooses it without this warning"
             );
             Ok(Io::Epoll)
         }
-        Ok(Err(e)) => Err(e.into()),
-        Err(_) => Err(ServeError::Thread(io::Error::other("the probe panicked"))),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -391,12 +391,17 @@ impl Fleet {
                 let channel = &self.channels[conn.subscriptions[0].channel as usize];
                 let command =
                     format!("{{\"type\":\"unsubscribe\",\"id\":2,\"channel\":\"{channel}\"}}");
-                let mut frame = Vec::new();
-                write_client(&mut frame, Opcode::Text, command.as_bytes(), rand::random());
-                self.sends.push((conn.socket, Bytes::from(frame)));
+                self.tell(at, Opcode::Text, command.as_bytes());
             }
         }
         Ok(())
+    }
+
+    /// Queues a frame for a connection's server.
+    fn tell(&mut self, at: usize, opcode: Opcode, payload: &[u8]) {
+        let mut frame = Vec::new();
+        write_client(&mut frame, opcode, payload, rand::random());
+        self.sends.push((self.conns[at].socket, Bytes::from(frame)));
     }
 
     /// Ends a connection and opens another in its place.

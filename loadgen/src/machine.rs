@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, bail};
-use ringfeed_wire::{Io, open_files_limit, raise_open_files_limit};
+use ringfeed_wire::{Io, memory_bytes, open_files_limit, raise_open_files_limit};
 
 use crate::args::{Common, IoArg};
 use crate::target::Target;
@@ -20,24 +20,16 @@ pub(crate) fn choose_io(choice: IoArg) -> anyhow::Result<Io> {
     match choice {
         IoArg::Epoll => Ok(Io::Epoll),
         IoArg::IoUring => {
-            probe()?;
+            ringfeed_wire::probe()?;
             Ok(Io::IoUring)
         }
-        IoArg::Auto => match probe() {
+        IoArg::Auto => match ringfeed_wire::probe() {
             Ok(()) => Ok(Io::IoUring),
             Err(e) => {
-                eprintln!("loadgen: {e:#}; going on with epoll, which ulimit -n bounds");
+                eprintln!("loadgen: {e}; going on with epoll, which ulimit -n bounds");
                 Ok(Io::Epoll)
             }
         },
-    }
-}
-
-/// On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
-fn probe() -> anyhow::Result<()> {
-    match std::thread::spawn(ringfeed_wire::probe).join() {
-        Ok(probed) => Ok(probed?),
-        Err(_) => bail!("the probe of io_uring panicked"),
     }
 }
 
@@ -79,7 +71,7 @@ pub(crate) fn check_limits(common: &Common, target: &Target, io: Io) -> anyhow::
     }
     let each = if common.subscriptions == 0 { 1 } else { u64::from(common.subscriptions) };
     let needed = conns * (CONNECTION_BYTES + each * SUBSCRIPTION_BYTES);
-    let available = memory("MemAvailable").unwrap_or(u64::MAX);
+    let available = memory_bytes("MemAvailable").unwrap_or(u64::MAX);
     if needed > available {
         bail!(
             "--conns {conns}: about {} MiB are needed for them and {} MiB are available on this \
@@ -103,20 +95,13 @@ fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// A line of `/proc/meminfo` in bytes.
-fn memory(name: &str) -> Option<u64> {
-    let text = read("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
 /// Kernel memory of this machine in use for sockets and the like: slabs, and what TCP holds in
 /// buffers.
 pub(crate) fn kernel_bytes() -> Option<u64> {
     let sockets = read("/proc/net/sockstat")?;
     let tcp = sockets.lines().find(|line| line.starts_with("TCP:"))?;
     let pages: u64 = tcp.rsplit(' ').next()?.trim().parse().ok()?;
-    Some(memory("Slab")? + pages * 4096)
+    Some(memory_bytes("Slab")? + pages * 4096)
 }
 
 /// CPU seconds (user, system) and resident bytes of some processes, all their threads together.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use bytes::Bytes;
 use socket2::{Domain, Socket, Type};
@@ -23,6 +23,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// Key of the event descriptor among the sockets' keys.
 const EVENT_FD_KEY: u64 = u64::MAX;
 
+const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 const IN: u32 = libc::EPOLLIN.unsigned_abs();
 const OUT: u32 = libc::EPOLLOUT.unsigned_abs();
 
@@ -160,6 +161,10 @@ impl EpollWire {
         current.then_some((id.index, place))
     }
 
+    fn fd_of(&mut self, id: SocketId) -> Option<RawFd> {
+        self.find(id)?.1.socket.as_ref().map(|socket| socket.as_raw_fd())
+    }
+
     /// Books a send that was tried.
     fn sent(&mut self, tag: u32, len: usize, result: isize) {
         self.usage.sends += 1;
@@ -293,17 +298,14 @@ impl Wire for EpollWire {
     }
 
     fn send(&mut self, id: SocketId, tag: u32, bytes: &Bytes) {
-        const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let Some((_, place)) = self.find(id) else { return };
-        let Some(fd) = place.socket.as_ref().map(|socket| socket.as_raw_fd()) else { return };
+        let Some(fd) = self.fd_of(id) else { return };
         // SAFETY: an open socket, and as many readable bytes as said.
-        let result = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), FLAGS) };
+        let result = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) };
         self.sent(tag, bytes.len(), result);
     }
 
     fn send_vectored(&mut self, id: SocketId, tag: u32, runs: &[Bytes]) {
-        let Some((_, place)) = self.find(id) else { return };
-        let Some(fd) = place.socket.as_ref().map(|socket| socket.as_raw_fd()) else { return };
+        let Some(fd) = self.fd_of(id) else { return };
         let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; VECTORED_RUNS_MAX];
         let mut len = 0;
         for (vector, run) in vectors.iter_mut().zip(runs) {
@@ -315,9 +317,8 @@ impl Wire for EpollWire {
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
         header.msg_iov = vectors.as_mut_ptr().cast();
         header.msg_iovlen = runs.len().min(VECTORED_RUNS_MAX) as _;
-        const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: an open socket; the header points to that many vectors, each to readable bytes.
-        let result = unsafe { libc::sendmsg(fd, &header, FLAGS) };
+        let result = unsafe { libc::sendmsg(fd, &header, SEND_FLAGS) };
         self.sent(tag, len, result);
     }
 

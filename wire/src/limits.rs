@@ -68,6 +68,13 @@ pub fn resident_bytes() -> io::Result<u64> {
     pages.map(|pages| pages * page).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// A line of `/proc/meminfo`, by its name, in bytes.
+pub fn memory_bytes(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
 /// A non-blocking eventfd.
 pub(crate) fn new_event_fd() -> io::Result<OwnedFd> {
     // SAFETY: eventfd has no preconditions; the result is checked before it is owned.

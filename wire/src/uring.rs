@@ -293,6 +293,14 @@ impl Wire for UringWire {
 
 /// Tries every feature the wire needs on a socket pair, and says which one is missing.
 pub fn probe() -> Result<(), WireError> {
+    // On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
+    std::thread::spawn(probe_here).join().unwrap_or_else(|_| {
+        let source = io::Error::other("it panicked");
+        Err(WireError::Unsupported { step: "the probe", source, hint: "" })
+    })
+}
+
+fn probe_here() -> Result<(), WireError> {
     let failed = |step, source| WireError::Unsupported { step, source, hint: "" };
     let mut wire = UringWire::new(WireConfig {
         sockets_max: 2,

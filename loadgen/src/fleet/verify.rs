@@ -3,8 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
-use ringfeed_protocol::frame::{Header, Opcode, write_client};
+use ringfeed_protocol::frame::{Header, Opcode};
 use serde_json::Value;
 
 use super::{Fleet, Speech, State, Subscription, stream_place, subscribe_command};
@@ -106,11 +105,7 @@ impl Fleet {
         now_ns: u64,
     ) -> anyhow::Result<()> {
         match header.opcode {
-            Opcode::Ping => {
-                let mut pong = Vec::new();
-                write_client(&mut pong, Opcode::Pong, payload, [0; 4]);
-                self.sends.push((self.conns[at].socket, Bytes::from(pong)));
-            }
+            Opcode::Ping => self.tell(at, Opcode::Pong, payload),
             Opcode::Pong => {}
             Opcode::Close => {
                 let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
@@ -191,10 +186,7 @@ impl Fleet {
             (Some("unsubscribed"), Some(place)) => {
                 self.retire(at, place);
                 self.tally.resubscribed += 1;
-                let mut frame = Vec::new();
-                let command = subscribe_command(channel);
-                write_client(&mut frame, Opcode::Text, command.as_bytes(), rand::random());
-                self.sends.push((self.conns[at].socket, Bytes::from(frame)));
+                self.tell(at, Opcode::Text, subscribe_command(channel).as_bytes());
             }
             (Some("message"), Some(place)) => self.misplaced(at, place, frame),
             (Some("gap"), Some(_)) => {
