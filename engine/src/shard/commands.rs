@@ -109,8 +109,8 @@ impl<W: Wire> Shard<W> {
                 let dialect = session.dialect;
                 match (allowance, dialect.parse(incoming)) {
                     (Allowance::Within, Ok(command)) => self.command(slot, command),
-                    (Allowance::Within, Err(CommandError { id, code, message })) => {
-                        self.refuse(slot, id, code, &message);
+                    (Allowance::Within, Err(CommandError { id, refused })) => {
+                        self.refuse(slot, id, refused.code(), &refused.to_string());
                     }
                     (Allowance::Above, command) => {
                         let id = command.map_or_else(|e| e.id, |command| command.id);
