@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::event::Position;
+use crate::json::has_lone_surrogate;
 use crate::refused::Refused;
 
 /// How published bytes are to be understood. Decides the frame's opcode and how a JSON dialect
@@ -40,6 +41,11 @@ impl<'a> Payload<'a> {
     ) -> Result<Payload<'a>, Refused> {
         match (data, text, base64) {
             (Some(data), None, None) => {
+                if has_lone_surrogate(data.get()) {
+                    return Err(Refused::bad_json(
+                        "'data' escapes half a character: \\ud800 to \\udfff stand in pairs only",
+                    ));
+                }
                 let bytes = Cow::Borrowed(data.get().as_bytes());
                 Ok(Payload { kind: PayloadKind::Json, bytes })
             }

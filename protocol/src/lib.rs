@@ -20,6 +20,7 @@ pub mod error;
 pub mod event;
 pub mod frame;
 pub mod handshake;
+mod json;
 pub mod mask;
 pub mod printable;
 pub mod refused;

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
 use crate::event::{Epoch, Event, Position, Publication};
 use crate::frame::{self, Opcode};
+use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
 use crate::refused::Refused;
 
@@ -139,11 +140,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A number or a string, short enough to be kept with a pending request.
+/// A number or a string, short enough to be kept with a pending request, and whole: it is sent back.
 fn valid_id(id: &RawValue) -> Option<&str> {
     let text = id.get();
     let kind = text.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit());
-    (kind && text.len() <= ID_BYTES_MAX).then_some(text)
+    (kind && text.len() <= ID_BYTES_MAX && !has_lone_surrogate(text)).then_some(text)
 }
 
 pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
@@ -331,6 +332,9 @@ mod tests {
             r#"{"type":"publish","channel":"a","data":tru}"#,
             r#"{"type":"publish","channel":"a","data":"\x"}"#,
             r#"{"type":"publish","channel":"a","data":1} trailing"#,
+            r#"{"type":"publish","channel":"a","data":"\ud800"}"#,
+            r#"{"type":"publish","channel":"a","data":{"\udc00":[]}}"#,
+            r#"{"type":"publish","channel":"a","text":"\ud800"}"#,
         ] {
             assert_eq!(refused(text).0, ErrorCode::BadJson, "{text}");
         }
@@ -361,6 +365,7 @@ mod tests {
             assert_eq!(refused(text), (code, Some("7")), "{text}");
         }
         assert_eq!(refused(r#"{"id":[1],"type":"ping"}"#).0, ErrorCode::BadCommand);
+        assert_eq!(refused(r#"{"id":"\ud800","type":"ping"}"#), (ErrorCode::BadCommand, None));
     }
 
     #[test]
