@@ -16,8 +16,8 @@ use crate::control;
 use crate::counters::Counters;
 use crate::plan;
 use crate::shard::door::{self, Admission};
-use crate::shard::inbox::{ShardEnd, ShardId, Shards, Waker, queues};
-use crate::shard::{Local, Shard, Shared};
+use crate::shard::inbox::{QUEUE_BATCHES, ShardEnd, ShardId, Shards, Waker, queues};
+use crate::shard::{Environment, Local, Shard, Shared};
 
 /// Entries of each executor's own ring: accepts, handshakes and timers only.
 const EXECUTOR_ENTRIES: u32 = 4096;
@@ -124,7 +124,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
         Admission::new(config.server.connections_max, config.server.connections_per_address_max);
     let shared = Arc::new(Shared {
         config,
-        shards: Shards::new(ends.into_iter().map(|(_, end)| end).collect()),
+        shards: Shards::new(ends.into_iter().map(|(_, end)| end).collect(), rand::random()),
         counters: (0..count).map(|_| Arc::new(Counters::default())).collect(),
         admission: Arc::new(admission),
     });
@@ -192,7 +192,7 @@ impl Berth {
         let Berth { id, listener, ready, released } = self;
         let made = wire.map_err(ServeError::from).and_then(|wire| {
             let event_fd = wire.event_fd().try_clone_to_owned().map_err(ServeError::Thread)?;
-            Ok((wire, queues(Waker::new(event_fd.into()))))
+            Ok((wire, queues(Waker::new(event_fd.into()), QUEUE_BATCHES)))
         });
         let (wire, inbox) = match made {
             Ok((wire, (end, inbox))) => {
@@ -207,12 +207,11 @@ impl Berth {
         // Closed without a word when another shard could not start.
         let Ok(shared) = released.recv() else { return Ok(()) };
         let run = async move {
-            let local = Rc::new(Local::default());
-            let stop = listener.try_clone()?;
+            let local = Rc::new(Local::new(Some(listener.try_clone()?.into())));
             let listener = monoio::net::TcpListener::from_std(listener)?;
             monoio::spawn(door::accept(listener, id, shared.clone(), local.clone()));
             monoio::spawn(local.clone().tick(id, shared.clone()));
-            Shard::new(id, wire, shared, inbox, local, stop.into()).run().await
+            Shard::new(id, wire, shared, inbox, local, Environment::machine()).run().await
         };
         execute(Box::pin(run)).map_err(|e| ServeError::Shard(id, e.to_string()))
     }
