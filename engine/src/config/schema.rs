@@ -37,6 +37,8 @@ pub struct Server {
     pub close_timeout_ms: u32,
     pub drain_timeout_ms: u32,
     pub drain_spread_ms: u32,
+    pub origins: Vec<String>,
+    pub demo_page: bool,
 }
 
 /// `[api]`
@@ -46,6 +48,8 @@ pub struct Api {
     pub listen: SocketAddr,
     pub keys: Vec<Secret>,
     pub body_bytes_max: u32,
+    pub bodies_bytes_max: u64,
+    pub connections_max: u32,
     pub timeout_ms: u32,
 }
 
@@ -69,14 +73,21 @@ pub struct Heartbeat {
 #[allow(missing_docs)]
 pub struct Limits {
     pub message_bytes_max: u32,
+    pub message_timeout_ms: u32,
+    pub partial_bytes_max: u64,
     pub messages_per_second_max: u32,
     pub messages_burst: u32,
     pub subscriptions_per_connection_max: u32,
     pub channels_max: u32,
     pub outbox_bytes_max: u32,
+    pub outbox_timeout_ms: u32,
+    pub outboxes_bytes_max: u64,
     pub history_reply_max: u32,
     pub recovery_bytes_max: u32,
     pub cross_shard_bytes_max: u32,
+    pub history_bytes_max: u64,
+    pub parked_bytes_max: u64,
+    pub retained_bytes_max: u64,
 }
 
 /// `[log]`
@@ -105,6 +116,7 @@ pub struct ChannelRule {
     pub subscribe: Subscribers,
     pub publish: Publishers,
     pub history_size: u32,
+    pub history_bytes: u64,
     pub history_age_ms: u32,
     pub lag_policy: LagPolicy,
     pub window_bytes: u32,

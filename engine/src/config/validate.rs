@@ -42,6 +42,9 @@ impl Config {
         );
         range("limits.channels_max", limits.channels_max, 1, 1 << 30);
         range("limits.outbox_bytes_max", limits.outbox_bytes_max, 1024, 1 << 30);
+        range("limits.outbox_timeout_ms", limits.outbox_timeout_ms, 100, 600_000);
+        range("limits.message_timeout_ms", limits.message_timeout_ms, 100, 600_000);
+        range("api.connections_max", api.connections_max, 1, 1 << 20);
         range("limits.history_reply_max", limits.history_reply_max, 1, 1 << 20);
         range("limits.cross_shard_bytes_max", limits.cross_shard_bytes_max, 1 << 16, 1 << 30);
         for (i, rule) in self.channels.iter().enumerate() {
