@@ -342,7 +342,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Whether something waits that its sender may have announced while we were awake.
-    fn has_mail(&self) -> bool {
+    pub fn has_mail(&self) -> bool {
         !self.inbox.requests.is_empty()
             || !self.inbox.deliveries.is_empty()
             || !self.local.promoted.borrow().is_empty()
