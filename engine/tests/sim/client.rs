@@ -311,6 +311,9 @@ impl Client {
         if link.mute || link.close_sent.is_some() || link.close_seen.is_some() {
             return;
         }
+        if self.speaks != Speaks::Echo && scene.dice.chance(scene.setup.moves) {
+            return self.move_on(scene);
+        }
         let column = self.speaks as usize;
         let weights = OPERATIONS.iter().map(|(_, weights, _)| weights[column]);
         let (_, _, operation) = OPERATIONS[scene.dice.weighted(weights)];
@@ -479,6 +482,8 @@ impl Client {
         let body: Vec<u8> = (0..len).map(|at| b'a' + (at % 26) as u8).collect();
         if body.len() <= scene.setup.message_bytes_max as usize {
             link.echoes.push_back((opcode, body.clone()));
+        } else {
+            link.broke.push(1009);
         }
         link.say(opcode, &body, scene);
     }
@@ -564,9 +569,9 @@ impl Client {
             Want::Ping | Want::Bad(_) => "ping",
         };
         let key = if raw || scene.dice.chance(100) { "action" } else { "type" };
-        let id = (!raw
-            && !scene.dice.chance(if matches!(want, Want::Publish(_)) { 400 } else { 60 }))
-        .then(|| {
+        let nameless = link.may_go_without_id(want, channel, scene.setup)
+            && scene.dice.chance(if matches!(want, Want::Publish(_)) { 400 } else { 100 });
+        let id = (!raw && !nameless).then(|| {
             let id = link.next_id;
             link.next_id += 1;
             if scene.dice.chance(300) { format!("\"k{id}\"") } else { id.to_string() }
@@ -790,11 +795,7 @@ impl Client {
                     && match (said.kind, pending.want) {
                         ("subscribed", Want::Subscribe { .. })
                         | ("unsubscribed", Want::Unsubscribe) => pending.channel == named,
-                        ("error", Want::Subscribe { .. }) => said.code != Some("not_subscribed"),
-                        ("error", Want::Unsubscribe) => said.code != Some("already_subscribed"),
-                        ("history", Want::History { .. }) => pending.channel == named,
                         ("pong", Want::Ping) => true,
-                        ("error", Want::History { .. } | Want::Ping | Want::Publish(_)) => true,
                         _ => false,
                     }
             }
@@ -947,6 +948,24 @@ impl Link {
         }
     }
 
+    /// Whether what comes back can be told from other replies without an id.
+    fn may_go_without_id(&self, want: Want, channel: Option<usize>, setup: &Setup) -> bool {
+        let own = channel.and_then(|channel| self.channels.get(&channel));
+        let intent = own.map_or(Intent::No, |own| own.intent);
+        let open = self.pending.iter().any(|p| p.id.is_none() && p.channel == channel);
+        let sure = !open && setup.messages_per_second_max == 0;
+        match want {
+            Want::Publish(_) | Want::Ping => true,
+            Want::Unsubscribe => sure && intent == Intent::Yes,
+            Want::Subscribe { recover: None } => {
+                let allowed = channel.is_some_and(|channel| setup.group(channel).subscribable);
+                let room = self.channels.len() < setup.subscriptions_max as usize;
+                sure && intent == Intent::No && allowed && room && setup.channels_max >= 1000
+            }
+            _ => false,
+        }
+    }
+
     /// Whether replies are owed for what the server may have read.
     pub(crate) fn has_pending(&self) -> bool {
         !self.mute && self.pending.iter().any(|pending| pending.id.is_some())
@@ -1092,12 +1111,6 @@ impl Link {
                     return Some("channel, epoch or offset is missing");
                 };
                 judge.claim(channel, epoch, offset, &self.who);
-                if pending.before == Intent::Yes || group.is_some_and(|group| !group.subscribable) {
-                    return Some("it had to be refused");
-                }
-                if said.recovered.is_some() != recover.is_some() {
-                    return Some("recovered is told where recover was not asked for, or not told");
-                }
                 let mut next = offset + 1;
                 if said.recovered == Some(true)
                     && let Some((from_epoch, from)) = recover
@@ -1115,7 +1128,11 @@ impl Link {
                 let seam = if said.recovered == Some(true) { offset } else { 0 };
                 self.set_view(channel, View::Live { epoch, next, seam });
                 seen.insert(channel, (epoch, next - 1));
-                None
+                if pending.before == Intent::Yes || group.is_some_and(|group| !group.subscribable) {
+                    return Some("it had to be refused");
+                }
+                (said.recovered.is_some() != recover.is_some())
+                    .then_some("recovered is told where recover was not asked for, or not told")
             }
             (Want::Unsubscribe, "unsubscribed") => {
                 let Some(channel) = channel else { return Some("another channel is named") };

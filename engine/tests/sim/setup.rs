@@ -84,6 +84,8 @@ pub(crate) struct Setup {
     pub(crate) attentive: u32,
     pub(crate) raw: u32,
     pub(crate) echo: u32,
+    /// Of 1,000 things that clients do: leave all channels for another one.
+    pub(crate) moves: u32,
     /// In 1,000 steps that move the clock.
     pub(crate) jumps: u32,
     /// Share of turns among the steps.
@@ -167,6 +169,7 @@ impl Setup {
             attentive: dice.pick(&[1000, 950, 800, 500, 200, 0]),
             raw: dice.pick(&[0, 100, 300, 1000]),
             echo: dice.pick(&[0, 0, 50]),
+            moves: dice.pick(&[0, 0, 300, 800]),
             jumps: dice.pick(&[0, 50, 200]),
             turns: dice.magnitude(200, 1500) as u32,
             clocks: dice.pick(&[5, 30, 100]),
