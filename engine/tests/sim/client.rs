@@ -449,7 +449,7 @@ impl Client {
             ("{\"type\":\"subscribe\",\"id\":ID}", "bad_command"),
             ("{\"type\":\"subscribe\",\"id\":ID,\"channel\":7}", "bad_command"),
             ("{\"type\":\"subscribe\",\"id\":ID,\"channel\":\"a b\"}", "bad_channel"),
-            ("{\"type\":\"publish\",\"id\":ID,\"channel\":\"\",\"data\":1}", "bad_channel"),
+            ("{\"type\":\"publish\",\"id\":ID,\"channel\":\"a b\",\"data\":1}", "bad_channel"),
             ("{\"type\":\"publish\",\"id\":ID,\"channel\":\"a\"}", "bad_command"),
         ]);
         if self.speaks != Speaks::Ringfeed {
@@ -855,7 +855,10 @@ impl Client {
             4001 => setup.heartbeat_interval_ms > 0 && scene.silence_ms >= silent,
             4002 => true,
             1012 => scene.judge.draining,
-            4500 => raw && (link.refusable || setup.messages_per_second_max > 0),
+            4500 => {
+                self.speaks != Speaks::Ringfeed
+                    && (link.refusable || setup.messages_per_second_max > 0)
+            }
             4501 => setup.messages_per_second_max > 0,
             code => link.close_sent == Some(code) || link.broke.contains(&code),
         };
