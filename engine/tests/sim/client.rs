@@ -1086,7 +1086,8 @@ impl Link {
                 }
                 "already_subscribed" => subscribing && pending.before != Intent::No,
                 "not_subscribed" => {
-                    pending.want == Want::Unsubscribe && pending.before != Intent::Yes
+                    let refused = judge.draining || pending.before != Intent::Yes;
+                    pending.want == Want::Unsubscribe && refused
                 }
                 "limit_reached" => {
                     let publishing = matches!(pending.want, Want::Publish(_));

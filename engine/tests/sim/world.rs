@@ -71,6 +71,8 @@ pub(crate) struct World {
     /// Newest position of each channel, as the control thread was told last.
     newest: Vec<Option<(u64, u64)>>,
     healed: bool,
+    /// Rows are of now: everything is quiet.
+    listing: bool,
 }
 
 type Step = fn(&mut World);
@@ -119,6 +121,7 @@ impl World {
             to_drain: BTreeSet::new(),
             newest: vec![None; setup.channels.len()],
             healed: false,
+            listing: false,
             setup,
             dice,
             trace,
@@ -435,16 +438,21 @@ impl World {
             note!(self.trace, "drain");
             self.judge.draining = true;
             self.to_drain = (0..self.cluster.count()).collect();
+            self.tell_drain();
         }
+    }
+
+    /// Tells the shards whose queues have room.
+    fn tell_drain(&mut self) {
+        let World { to_drain, cluster, .. } = self;
+        to_drain.retain(|&shard| !cluster.drain(shard));
     }
 
     // What steps are made of.
 
     fn turn(&mut self, shard: usize) {
         self.turns += 1;
-        if self.to_drain.contains(&shard) && self.cluster.drain(shard) {
-            self.to_drain.remove(&shard);
-        }
+        self.tell_drain();
         let busy = self.cluster.turn(shard);
         note!(self.trace, "s{shard} turn, {}", if busy { "busy" } else { "idle" });
         if self.cluster.has_ended(shard) {
@@ -514,7 +522,7 @@ impl World {
                     let at = self.setup.channels.iter().position(|channel| channel.name == name);
                     match at {
                         // Later answers may have been read by now.
-                        Some(at) if !self.healed => judge.claim(at, epoch, offset, WHO),
+                        Some(at) if !self.listing => judge.claim(at, epoch, offset, WHO),
                         Some(at) => {
                             judge.newest(at, epoch, offset);
                             self.newest[at] = Some((epoch, offset));
@@ -657,6 +665,10 @@ impl World {
             idle_rounds = if now == activity { idle_rounds + 1 } else { 0 };
             activity = now;
             if idle_rounds > IDLE_ROUNDS_MAX {
+                if (0..self.cluster.count()).any(|shard| self.cluster.has_ended(shard)) {
+                    // What others have for it waits until the process ends.
+                    return;
+                }
                 let what = format_args!("a shard takes turns for ever and does nothing in them");
                 return self.judge.broken(Rule::Sleeps, what);
             }
@@ -723,6 +735,7 @@ impl World {
             bells.push(rung.filter(|&n| self.judge.publications[n as usize - 1].place.is_some()));
         }
         self.newest.fill(None);
+        self.listing = true;
         for shard in 0..self.cluster.count() {
             self.waiting.extend(self.cluster.list(shard));
         }
