@@ -16,9 +16,13 @@
 
 mod client;
 mod dice;
+mod event;
 mod judge;
+mod link;
+mod listen;
 mod net;
 mod node;
+mod raw;
 mod run;
 mod setup;
 mod trace;
