@@ -278,7 +278,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Whether something waits that its sender may have announced while we were awake.
-    fn has_mail(&self) -> bool {
+    pub fn has_mail(&self) -> bool {
         !self.inbox.is_empty() || self.local.has_mail()
     }
 
@@ -401,7 +401,8 @@ impl<W: Wire> Shard<W> {
 
     /// Does what the flush has found to be done.
     fn apply_verdicts(&mut self) {
-        for verdict in self.fanout.take_verdicts() {
+        let mut verdicts = VecDeque::from(self.fanout.take_verdicts());
+        while let Some(verdict) = verdicts.pop_front() {
             let (session, then): (_, &mut dyn FnMut(&mut Shard<W>, _)) = match verdict {
                 Verdict::Pressed { channel, lane, on } => {
                     let shard = self.id;
@@ -412,6 +413,7 @@ impl<W: Wire> Shard<W> {
                     if let Some(slot) = self.sessions.current(session) {
                         self.close_session(slot, CloseReason::Lagged, &reason);
                     }
+                    verdicts.extend(self.fanout.take_verdicts());
                     continue;
                 }
                 Verdict::Slow(session) => (session, &mut |shard, slot| shard.close_slow(slot)),
@@ -431,6 +433,8 @@ impl<W: Wire> Shard<W> {
             if let Some(slot) = self.sessions.current(session) {
                 then(self, slot);
             }
+            // Who is closed in the middle of a frame may have to be cut.
+            verdicts.extend(self.fanout.take_verdicts());
         }
     }
 

@@ -71,7 +71,11 @@ impl<W: Wire> Shard<W> {
     /// for it is up.
     pub fn is_drained(&self) -> bool {
         let over = self.drain.deadline.is_some_and(|deadline| self.clock.now() >= deadline);
-        let left = self.sessions.len() > 0 || self.links.waiting() || !self.inbox.is_empty();
+        let left = self.sessions.len() > 0
+            || self.links.waiting()
+            || !self.inbox.is_empty()
+            || !self.waiting.is_empty()
+            || self.homes.has_parked();
         self.draining && (!left || over)
     }
 }

@@ -17,9 +17,17 @@ impl<W: Wire> Shard<W> {
         if home != self.id {
             return self.links.request(home, request);
         }
+        if !self.waiting.is_empty() {
+            // One by one, or an answer could overtake one that takes several turns.
+            return self.waiting.push_back(request);
+        }
+        let asks = !matches!(request, Request::Unsubscribe { .. } | Request::Pressure { .. });
         let mut budget = self.limits.request_bytes;
         if let Some(later) = self.serve_request(request, &mut budget) {
             self.waiting.push_back(later);
+        }
+        if asks {
+            self.take_own();
         }
     }
 

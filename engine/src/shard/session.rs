@@ -11,7 +11,7 @@ mod rate;
 mod replies;
 
 use bytes::Bytes;
-use ringfeed_protocol::{ChannelName, Connection, Dialect, Role};
+use ringfeed_protocol::{ChannelName, Connection, Dialect, Refused, Role};
 use ringfeed_wire::{SocketId, SocketOwners};
 use smallvec::SmallVec;
 
@@ -64,12 +64,11 @@ pub(super) struct Subscription {
     pub(super) attempt: u32,
 }
 
-/// An unsubscribe that came before the answer to its subscribe.
+/// An answer that is given here, and waits until the homes have answered what was asked before it.
 #[derive(Debug)]
-pub(super) struct Leaving {
-    pub(super) attempt: u32,
-    pub(super) id: Option<Box<str>>,
-    pub(super) channel: ChannelName,
+pub(super) enum Deferred {
+    Unsubscribe { id: Option<Box<str>>, channel: ChannelName },
+    Refuse { id: Option<Box<str>>, refused: Refused },
 }
 
 /// Everything else about a session.
@@ -93,7 +92,7 @@ pub(super) struct Session {
     pub(super) held: Vec<u8>,
     /// Answers under way to it from the homes of its channels; a large one counts as many.
     pub(super) owed: u16,
-    pub(super) leaving: Option<Leaving>,
+    pub(super) deferred: Option<Deferred>,
     /// The lane of which a frame is half sent: it goes on before anything else.
     pub(super) half_sent: Option<LaneId>,
     pub(super) subscriptions: Vec<Subscription>,
@@ -133,7 +132,7 @@ impl Session {
             holds: Holds::default(),
             held: Vec::new(),
             owed: 0,
-            leaving: None,
+            deferred: None,
             half_sent: None,
             subscriptions: Vec::new(),
             outbox: None,

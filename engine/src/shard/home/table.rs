@@ -121,6 +121,11 @@ impl Homes {
         self.parked_bytes > self.limits.parked_bytes_max
     }
 
+    /// Whether anything is held back.
+    pub(in crate::shard) fn has_parked(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether something that was held back can go on in the next turn.
     pub(in crate::shard) fn has_work(&self) -> bool {
         let most = self.limits.parked_bytes_max / PARKED_PARTS;

@@ -24,11 +24,10 @@ impl<W: Wire> Shard<W> {
             fanout.give_cursors(&mut context, slot);
         }
         let Some(session) = self.sessions.get_mut(slot) else { return };
-        let Some(&Subscription { lane, index, attempt }) = session.subscriptions.get(at) else {
+        let Some(&Subscription { lane, index, .. }) = session.subscriptions.get(at) else {
             return;
         };
         let half_sent = session.half_sent.take_if(|half| *half == lane).is_some();
-        session.leaving = session.leaving.take().filter(|leaving| leaving.attempt != attempt);
         if let Some(index) = index {
             let subscriber = self.take_subscriber(slot, lane, index);
             self.feeds.lane_mut(lane).gaps.remove(&slot);
@@ -96,6 +95,7 @@ impl<W: Wire> Shard<W> {
         self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Close });
         if let Some(session) = self.sessions.get_mut(slot) {
             session.closing_since_ms = now_ms;
+            session.deferred = None;
             // The peer's answer is waited for, whatever it had to wait for before.
             if !session.holds.is_empty() {
                 session.holds = Holds::default();

@@ -7,7 +7,7 @@ use ringfeed_protocol::refused::{Limit, Operation};
 use ringfeed_protocol::{ChannelName, Event, Position, Refused};
 use ringfeed_wire::Wire;
 
-use super::{CURSORS, Holds, Leaving, MULTI, OWED_BY_HISTORY, Subscription};
+use super::{CURSORS, Deferred, Holds, MULTI, OWED_BY_HISTORY, Subscription};
 use crate::config::{Publishers, Subscribers};
 use crate::ids::{LaneId, SessionSlot};
 use crate::message::{Origin, Reply, Request, StoredPayload};
@@ -64,7 +64,7 @@ impl<W: Wire> Shard<W> {
         match full {
             Ok(name) => Some(name),
             Err(e) => {
-                self.refuse(slot, id, &Refused::BadChannel(e));
+                self.refuse(slot, id, Refused::BadChannel(e));
                 None
             }
         }
@@ -84,19 +84,19 @@ impl<W: Wire> Shard<W> {
             Some((_, rule)) if rule.subscribe == Subscribers::Anyone => rule,
             _ => {
                 let (operation, hint) = (Operation::Subscribe, "by nobody");
-                return self.refuse(slot, id, &Refused::Forbidden { operation, channel, hint });
+                return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
             }
         };
         if self.draining {
-            return self.refuse(slot, id, &Refused::Draining);
+            return self.refuse(slot, id, Refused::Draining);
         }
         let known = self.feeds.find(&channel, lane);
         if session.subscriptions.iter().any(|s| Some(s.lane) == known) {
-            return self.refuse(slot, id, &Refused::AlreadySubscribed { channel });
+            return self.refuse(slot, id, Refused::AlreadySubscribed { channel });
         }
         if session.subscriptions.len() >= most as usize {
             let (limit, most) = (Limit::SubscriptionsPerConnection, u64::from(most));
-            return self.refuse(slot, id, &Refused::LimitReached { limit, most });
+            return self.refuse(slot, id, Refused::LimitReached { limit, most });
         }
         let window = Window {
             policy: rule.lag_policy,
@@ -169,21 +169,24 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    fn unsubscribe(&mut self, slot: SessionSlot, id: Option<&str>, channel: ChannelName) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+    pub(super) fn unsubscribe(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        channel: ChannelName,
+    ) {
+        let wait = Deferred::Unsubscribe { id: id.map(Box::from), channel: channel.clone() };
+        if self.defer(slot, wait) {
+            return;
+        }
+        let Some(session) = self.sessions.get(slot) else { return };
         let lane = session.dialect.lane().and_then(|lane| self.feeds.find(&channel, lane));
-        let own = session.subscriptions.iter().position(|s| Some(s.lane) == lane);
-        match own.and_then(|at| Some((at, session.subscriptions.get(at)?))) {
-            Some((at, Subscription { index: Some(_), .. })) => {
+        match session.subscriptions.iter().position(|own| Some(own.lane) == lane) {
+            Some(at) => {
                 self.detach(slot, at);
                 self.reply(slot, &Event::Unsubscribed { id, channel: &channel });
             }
-            Some((_, &Subscription { attempt, .. })) => {
-                // The answer to the subscribe goes first; nothing else is read until then.
-                session.leaving = Some(Leaving { attempt, id: id.map(Box::from), channel });
-                self.hold(slot, Holds::LEAVING);
-            }
-            None => self.refuse(slot, id, &Refused::NotSubscribed { channel }),
+            None => self.refuse(slot, id, Refused::NotSubscribed { channel }),
         }
     }
 
@@ -197,10 +200,10 @@ impl<W: Wire> Shard<W> {
         let rule = self.config.rule(&channel);
         if !rule.is_some_and(|(_, rule)| rule.publish == Publishers::Anyone) {
             let (operation, hint) = (Operation::Publish, "over the HTTP API only");
-            return self.refuse(slot, id, &Refused::Forbidden { operation, channel, hint });
+            return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
         }
         if self.draining {
-            return self.refuse(slot, id, &Refused::Draining);
+            return self.refuse(slot, id, Refused::Draining);
         }
         let origin = id.is_some().then(|| self.origin(slot, id));
         if origin.is_some() {
@@ -227,7 +230,7 @@ impl<W: Wire> Shard<W> {
         let subscribe = self.config.rule(&channel).map(|(_, rule)| rule.subscribe);
         if subscribe != Some(Subscribers::Anyone) {
             let (operation, hint) = (Operation::History, "by nobody");
-            return self.refuse(slot, id, &Refused::Forbidden { operation, channel, hint });
+            return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
         }
         let most = self.config.limits.history_reply_max;
         let limit = limit.unwrap_or(most).min(most);

@@ -3,6 +3,7 @@
 
 use ringfeed_wire::Wire;
 
+use super::Deferred;
 use crate::ids::SessionSlot;
 use crate::shard::Shard;
 
@@ -22,8 +23,8 @@ impl Holds {
     pub(in crate::shard) const CONGESTED: Holds = Holds(2);
     /// Many answers are under way to it.
     pub(in crate::shard) const OWED: Holds = Holds(4);
-    /// It unsubscribes what it has no answer about yet.
-    pub(in crate::shard) const LEAVING: Holds = Holds(8);
+    /// Its last command is answered here, behind answers that are under way.
+    pub(in crate::shard) const DEFERRED: Holds = Holds(8);
 
     pub(in crate::shard) fn is_empty(self) -> bool {
         self.0 == 0
@@ -66,12 +67,27 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Has the answer to a command, which is given here, wait until all answers that are under way have
+    /// come: replies are in the order of commands. `false` where none is under way.
+    pub(super) fn defer(&mut self, slot: SessionSlot, deferred: Deferred) -> bool {
+        let Some(session) = self.sessions.get_mut(slot).filter(|s| s.owed > 0) else {
+            return false;
+        };
+        session.deferred = Some(deferred);
+        self.hold(slot, Holds::DEFERRED);
+        true
+    }
+
     /// An answer has come.
     pub(in crate::shard) fn settle_owed(&mut self, slot: SessionSlot, weight: u16) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         session.owed = session.owed.saturating_sub(weight);
-        if session.owed <= OWED_MAX / 2 {
+        let owed = session.owed;
+        if owed <= OWED_MAX / 2 {
             self.lift(slot, Holds::OWED);
+        }
+        if owed == 0 {
+            self.lift(slot, Holds::DEFERRED);
         }
     }
 
@@ -101,7 +117,19 @@ impl<W: Wire> Shard<W> {
             let Some(session) = self.sessions.get_mut(slot).filter(|s| s.holds.is_empty()) else {
                 continue;
             };
-            let mut held = std::mem::take(&mut session.held);
+            let (deferred, mut held) = (session.deferred.take(), std::mem::take(&mut session.held));
+            match deferred {
+                None => {}
+                Some(Deferred::Refuse { id, refused }) => {
+                    self.tell_refused(slot, id.as_deref(), &refused);
+                }
+                Some(Deferred::Unsubscribe { id, channel }) => {
+                    self.unsubscribe(slot, id.as_deref(), channel);
+                }
+            }
+            if self.sessions.current(id).is_none() {
+                continue;
+            }
             self.read(slot, &mut held);
             let again = self.sessions.current(id).and_then(|slot| self.sessions.get(slot));
             if again.is_some_and(|session| session.holds.is_empty()) {

@@ -157,11 +157,11 @@ impl<W: Wire> Shard<W> {
                 match (allowance, dialect.parse(incoming)) {
                     (Allowance::Within, Ok(command)) => self.handle_command(slot, command),
                     (Allowance::Within, Err(CommandError { id, refused })) => {
-                        self.refuse(slot, id, &refused);
+                        self.refuse(slot, id, refused);
                     }
                     (Allowance::Above, command) => {
                         let id = command.map_or_else(|e| e.id, |command| command.id);
-                        self.refuse(slot, id, &Refused::RateLimited { per_second: rate });
+                        self.refuse(slot, id, Refused::RateLimited { per_second: rate });
                     }
                     (Allowance::FarAbove, _) => {
                         let reason = Refused::RateLimited { per_second: rate }.to_string();

@@ -6,7 +6,7 @@ use ringfeed_protocol::frame::Opcode;
 use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Position, Refused};
 use ringfeed_wire::Wire;
 
-use super::{BLOCKED, CLOSING, CURSORS, Holds, Leaving, MULTI, OWED_BY_HISTORY};
+use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, OWED_BY_HISTORY};
 use crate::counters::CloseReason;
 use crate::ids::{ChannelKey, SessionSlot};
 use crate::message::{Chunk, Delivery, HistoryPage, Origin, Request};
@@ -66,11 +66,7 @@ impl<W: Wire> Shard<W> {
                 if let Some(attempt) = attempt {
                     self.forget_attempt(slot, attempt);
                 }
-                self.refuse(slot, origin.id.as_deref(), &refused);
-                let leaving = attempt.and_then(|attempt| self.take_leaving(slot, attempt));
-                if let Some(Leaving { id, channel, .. }) = leaving {
-                    self.refuse(slot, id.as_deref(), &Refused::NotSubscribed { channel });
-                }
+                self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
         }
     }
@@ -122,24 +118,6 @@ impl<W: Wire> Shard<W> {
         let subscribed = Event::Subscribed { id, channel: &channel, position, recovered };
         self.reply(slot, &subscribed);
         self.push_replay(slot, replay);
-        if let Some(Leaving { id, .. }) = self.take_leaving(slot, attempt) {
-            let at = self.sessions.get(slot).and_then(|session| {
-                session.subscriptions.iter().position(|own| own.attempt == attempt)
-            });
-            if let Some(at) = at {
-                self.detach(slot, at);
-                let id = id.as_deref();
-                self.reply(slot, &Event::Unsubscribed { id, channel: &channel });
-            }
-        }
-    }
-
-    /// The unsubscribe that waited for the answer to an attempt.
-    fn take_leaving(&mut self, slot: SessionSlot, attempt: u32) -> Option<Leaving> {
-        let session = self.sessions.get_mut(slot)?;
-        let leaving = session.leaving.take_if(|leaving| leaving.attempt == attempt)?;
-        self.lift(slot, Holds::LEAVING);
-        Some(leaving)
     }
 
     fn forget_attempt(&mut self, slot: SessionSlot, attempt: u32) {
@@ -157,7 +135,7 @@ impl<W: Wire> Shard<W> {
         self.settle_owed(slot, OWED_BY_HISTORY);
         let id = origin.id.as_deref();
         let Some(page) = page else {
-            return self.refuse(slot, id, &Refused::NoSuchChannel { channel });
+            return self.tell_refused(slot, id, &Refused::NoSuchChannel { channel });
         };
         let publications = page
             .publications
@@ -182,8 +160,16 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Refuses a command here, behind the answers that are under way.
+    pub(super) fn refuse(&mut self, slot: SessionSlot, id: Option<&str>, refused: Refused) {
+        let wait = Deferred::Refuse { id: id.map(Box::from), refused: refused.clone() };
+        if !self.defer(slot, wait) {
+            self.tell_refused(slot, id, &refused);
+        }
+    }
+
     /// Tells a session that a command was refused; closes it where that cannot be told.
-    pub(super) fn refuse(&mut self, slot: SessionSlot, id: Option<&str>, refused: &Refused) {
+    pub(super) fn tell_refused(&mut self, slot: SessionSlot, id: Option<&str>, refused: &Refused) {
         self.counters.errors_told.add(1);
         let Some(session) = self.sessions.get(slot) else { return };
         let code = refused.code();
