@@ -89,6 +89,7 @@ const STEPS: &[(&str, fn(&World) -> u32, Step)] = &[
     ("a client connects", |w| if w.has_room() { 90 } else { 0 }, World::connect),
     ("a client leaves", |w| w.churn(), World::leave),
     ("the API publishes", |_| 70, World::publish),
+    ("the API publishes a flood", |w| w.setup.floods, World::flood),
     ("the API asks", |_| 6, World::ask),
     ("the API gives up", |_| 2, |w| w.waiting.clear()),
     ("the clock moves", |w| w.setup.clocks, World::clock),
@@ -337,16 +338,25 @@ impl World {
         let channels: Vec<usize> = (0..count)
             .map(|_| if mixed { others[self.dice.below(others.len())] } else { channel })
             .collect();
-        self.publish_to(home, &channels);
+        self.publish_to(home, &channels, None);
     }
 
-    /// Returns the numbers, where the shard took them.
-    fn publish_to(&mut self, home: usize, channels: &[usize]) -> Vec<u64> {
+    /// More at once than any chunk, window or send holds.
+    fn flood(&mut self) {
+        let channel = self.dice.below(self.setup.channels.len());
+        let home = self.cluster.home(&self.setup.channels[channel].name);
+        let each = self.dice.magnitude(500, 20_000);
+        let count = self.dice.magnitude(34_000, 200_000) / each + 1;
+        self.publish_to(home, &vec![channel; count], Some(each));
+    }
+
+    /// Payloads of `len` bytes, or of any. Returns the numbers, where the shard took them.
+    fn publish_to(&mut self, home: usize, channels: &[usize], len: Option<usize>) -> Vec<u64> {
         let mut numbers = Vec::new();
         let mut items = Vec::new();
         for &channel in channels {
-            let (kind, len) = payload_size(&mut self.dice, &self.setup);
-            let number = self.judge.publication(channel, kind, len);
+            let (kind, any) = payload_size(&mut self.dice, &self.setup);
+            let number = self.judge.publication(channel, kind, len.unwrap_or(any));
             numbers.push(number);
             let payload = self.judge.payload(number);
             items.push((
@@ -729,7 +739,7 @@ impl World {
         let mut bells = Vec::new();
         for channel in 0..self.setup.channels.len() {
             let home = self.cluster.home(&self.setup.channels[channel].name);
-            let numbers = self.publish_to(home, &[channel]);
+            let numbers = self.publish_to(home, &[channel], None);
             self.settle();
             let rung = numbers.first().copied();
             bells.push(rung.filter(|&n| self.judge.publications[n as usize - 1].place.is_some()));
