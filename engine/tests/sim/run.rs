@@ -28,8 +28,11 @@ usage: cargo test -p ringfeed-engine --test sim -- [options]
 The same from the environment: RINGFEED_SIM_SEED, RINGFEED_SIM_SEEDS, RINGFEED_SIM_SECONDS.
 ";
 
-/// Test names, as the test runner asks for them.
-const TESTS: &[(&str, fn(&Options) -> bool)] =
+/// Whether it passed.
+type Test = fn(&Options) -> bool;
+
+/// Tests by name, as the test runner asks for them.
+const TESTS: &[(&str, Test)] =
     &[("fresh_seeds", search), ("the_same_seed_is_the_same_run", same_seed)];
 
 struct Options {
@@ -153,7 +156,10 @@ fn mask(names: &str) -> Result<u64, String> {
 /// Panics are told with their seed, not as they come.
 fn note_panics() {
     panic::set_hook(Box::new(|info| {
-        let message = info.payload_as_str().unwrap_or("a panic").to_owned();
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or(payload.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("a panic").to_owned();
         let place = info.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
         let place = place.filter(|_| !message.starts_with("rule ")).unwrap_or_default();
         PANICKED.with(|panicked| *panicked.borrow_mut() = format!("{message}{place}"));

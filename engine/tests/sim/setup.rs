@@ -103,7 +103,7 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn draw(dice: &mut Dice) -> Setup {
         use Mode::{Crowd, Few, Lists, Mixed, Wander};
-        let mode = dice.pick(&[Mixed, Crowd, Crowd, Lists, Few, Wander]);
+        let mode = dice.pick(&[Mixed, Crowd, Crowd, Lists, Few, Wander, Wander]);
         let shards = match mode {
             Crowd | Wander => dice.pick(&[1, 1, 1, 2, 3]),
             _ => dice.pick(&[1, 1, 2, 2, 3, 4]),
@@ -120,7 +120,7 @@ impl Setup {
             Lists => dice.range(6, 40),
             Mixed => dice.range(1, 12),
             Few => dice.range(1, 5),
-            Wander => dice.range(3, 10),
+            Wander => dice.range(4, 20),
         };
         let channels = (0..channel_count)
             .map(|number| {
@@ -188,7 +188,11 @@ impl Setup {
         };
         if mode == Wander {
             // Busy, but not so far behind that nothing more is taken.
+            setup.steps = dice.range(800, 2500);
             setup.moves = setup.moves.max(300);
+            setup.raw = dice.pick(&[100, 500, 900]);
+            setup.attentive = setup.attentive.max(500);
+            setup.turns = dice.magnitude(100, 500) as u32;
             setup.payload_bytes = dice.range(100, 1500);
             setup.turn.sends = dice.range(2, 12);
             for group in &mut setup.groups {
