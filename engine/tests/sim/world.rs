@@ -88,7 +88,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("the API publishes", |_| 70, World::publish),
     ("the API publishes a flood", |w| w.setup.floods, World::flood),
     ("the API asks", |_| 6, World::ask),
-    ("the API gives up", |_| 2, |w| w.waiting.clear()),
+    ("the API gives up", |_| 2, World::give_up),
     ("the clock moves", |w| w.setup.clocks, World::clock),
     ("a shard is slow", |_| 3, World::slow_shard),
     ("a reader stalls or comes back", |_| 15, World::stall),
@@ -413,6 +413,14 @@ impl World {
             self.cluster.history(channel, &self.setup.channels[channel].name, after, limit)
         };
         self.waiting.extend(waiting);
+    }
+
+    /// The control thread is gone, or its callers are: nobody waits for the answers.
+    fn give_up(&mut self) {
+        if !self.waiting.is_empty() {
+            self.waiting.clear();
+            self.judge.unacknowledged.iter_mut().for_each(|count| *count += 1);
+        }
     }
 
     fn clock(&mut self) {
