@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::client::{Client, Habit, Scene, payload_size};
 use super::dice::Dice;
 use super::judge::{Judge, Rule};
-use super::net::{ConnId, Fate, Faults, Net, Phase};
+use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
 use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting};
 use super::setup::{Mode, Setup};
 use super::trace::{Trace, Tracing, note};
@@ -127,6 +127,11 @@ impl World {
             net,
             cluster,
         }
+    }
+
+    /// Has the network do what it must not.
+    pub(crate) fn sabotage(&mut self, sabotage: Sabotage) {
+        self.net.borrow_mut().sabotage = Some(sabotage);
     }
 
     /// Everything that happens under this seed. Panics when a rule is broken.
