@@ -276,7 +276,7 @@ fn search(options: &Options) -> bool {
     });
     failures.sort();
     println!("from seed {first}, {:.1} s: {}", began.elapsed().as_secs_f64(), shown(&tally));
-    report(&failures, first);
+    report(&failures, first, options.rules);
     failures.is_empty()
 }
 
@@ -301,7 +301,14 @@ fn shown(tally: &Tally) -> String {
 const KIND_CHARS: usize = 64;
 
 /// Failures by kind: how often, the first seed, what it said, and how to run it again.
-fn report(failures: &[(u64, String)], first: u64) {
+fn report(failures: &[(u64, String)], first: u64, rules: u64) {
+    let on = |rule: &Rule| rules & (1 << *rule as u64) != 0;
+    let only: Vec<&str> = RULES.iter().filter(|(r, ..)| on(r)).map(|rule| rule.1).collect();
+    let flag = if only.len() == RULES.len() {
+        String::new()
+    } else {
+        format!(" --only {}", only.join(","))
+    };
     let mut kinds: BTreeMap<String, Vec<&(u64, String)>> = BTreeMap::new();
     for failure in failures {
         let line = failure.1.lines().next().unwrap_or_default();
@@ -314,6 +321,8 @@ fn report(failures: &[(u64, String)], first: u64) {
     for kind in kinds {
         let (seed, what) = kind[0];
         println!("\n{} times, after {} seeds: {what}", kind.len(), seed - first + 1);
-        println!("  again: cargo test -p ringfeed-engine --test sim -- --seed {seed} --trace");
+        println!(
+            "  again: cargo test -p ringfeed-engine --test sim -- --seed {seed} --trace{flag}"
+        );
     }
 }
