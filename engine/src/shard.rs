@@ -43,12 +43,10 @@ use timers::{Purpose, Timer, Wheel};
 
 /// Time after which no further event is taken: memory touched for the first time makes commands slow.
 const STEP_TIME_MAX: Duration = Duration::from_millis(2);
-/// What a turn may take of the time that timers count. A shard that was stopped for longer (its core was
-/// taken away, the machine was suspended) could hear nobody meanwhile, and blames nobody for it.
-const TURN_TIME_MAX: u64 = 1000;
-/// The same for whether a reader reads, which is told within a quarter of a second: no turn is later than
-/// the tick.
-const ATTENTION_TURN_MAX: u64 = timers::TICK_MS;
+/// What a turn may add to the time that timers count: no turn is much later than the tick. A shard that was
+/// stopped for longer (its core was taken away, the machine was suspended) could hear nobody meanwhile, and
+/// blames nobody for it.
+const TURN_TIME_MAX: u64 = 2 * timers::TICK_MS;
 /// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
 /// or two.
 const BYTES_PER_TURN_MAX: usize = 64 * 1024;
@@ -168,8 +166,6 @@ pub struct Shard<W> {
     now: Instant,
     /// What timers count: time, but for what no turn can have been that long.
     now_ms: u64,
-    /// What attention is told by.
-    attended_ms: u64,
 }
 
 /// Where a home's deliveries go: to this shard's own queue, or to another shard.
@@ -236,7 +232,6 @@ impl<W: Wire> Shard<W> {
             elapsed_ms: 0,
             now,
             now_ms: 0,
-            attended_ms: 0,
         }
     }
 
@@ -285,7 +280,6 @@ impl<W: Wire> Shard<W> {
         let passed_ms = elapsed_ms - self.elapsed_ms;
         self.elapsed_ms = elapsed_ms;
         self.now_ms += passed_ms.min(TURN_TIME_MAX);
-        self.attended_ms += passed_ms.min(ATTENTION_TURN_MAX);
     }
 
     fn has_work(&self) -> bool {
@@ -418,7 +412,6 @@ impl<W: Wire> Shard<W> {
             limits,
             now: self.now,
             now_ms: self.now_ms,
-            attended_ms: self.attended_ms,
         };
         (&mut self.fanout, context)
     }

@@ -106,7 +106,7 @@ impl<W: Wire> Shard<W> {
                 self.counters.publications.add(published.into());
             }
             Request::PublishBatch { items, reply } => {
-                let batch = Batch::new(reply);
+                let batch = Batch::new(items.len(), reply);
                 let now = (self.now, self.now_ms);
                 for (place, channel, payload) in items {
                     *budget = budget.saturating_sub(payload.bytes.len() + REQUEST_BYTES);

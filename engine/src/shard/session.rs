@@ -103,8 +103,6 @@ pub(super) struct Session {
     pub(super) heard_ms: u64,
     /// When its socket last took any of what had to wait.
     pub(super) progress_ms: u64,
-    /// The same as attention is told.
-    pub(super) attended_ms: u64,
     /// When the unfinished message began that is being received.
     pub(super) message_since_ms: Option<u64>,
     /// Memory of that message, as it is counted for the shard.
@@ -143,7 +141,6 @@ impl Session {
             outbox: None,
             heard_ms: now_ms,
             progress_ms: now_ms,
-            attended_ms: 0,
             message_since_ms: None,
             partial_bytes: 0,
             closing_since_ms: 0,

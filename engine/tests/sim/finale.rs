@@ -69,7 +69,7 @@ impl World {
     /// Time passes and nothing new happens.
     fn rest(&mut self, ms: u64) {
         // As often as a shard's time goes on.
-        let steps = (ms / 100).clamp(1, ms / 900 + 10);
+        let steps = (ms / 180).max(1);
         for _ in 0..steps {
             self.pass(ms.div_ceil(steps).max(100));
             self.settle();
@@ -85,6 +85,8 @@ impl World {
             net.adopt_faults = 0;
             for conn in &mut net.conns {
                 (conn.faults, conn.vain_left) = (Faults::default(), 0);
+                // What is left would take for ever a few bytes at a time.
+                conn.capacity = conn.capacity.max(4096);
             }
         }
         for client in self.clients.iter_mut().filter(|client| client.habit.reads()) {

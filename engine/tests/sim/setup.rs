@@ -179,7 +179,7 @@ impl Setup {
             recovery_bytes_max: dice.pick(&[1 << 24, 1 << 16, 2000]),
             cross_shard_bytes_max: dice.pick(&[8 << 20, 1 << 16, 4096, 500]),
             body_bytes_max: dice.pick(&[4 << 20, 10_000, 1024]),
-            close_timeout_ms: dice.pick(&[3000, 1000, 200]),
+            close_timeout_ms: dice.pick(&[3000, 1000, 400]),
             drain_timeout_ms: dice.pick(&[10_000, 2000, 300]),
             drain_spread_ms: dice.pick(&[5000, 100, 0]),
             heartbeat_interval_ms: if heartbeat { dice.pick(&[25_000, 2000, 400]) } else { 0 },

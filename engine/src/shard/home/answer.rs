@@ -20,22 +20,30 @@ pub(in crate::shard) enum Asker {
     Batch(u32, Rc<Batch>),
 }
 
-/// The answers to a batch of publications. They are sent when the last of them is there.
+/// The answers to a batch of publications. They are sent when the last of them is there; where one never
+/// comes, because the shard has ended, none is.
 #[derive(Debug)]
 pub(in crate::shard) struct Batch {
+    count: usize,
     answers: RefCell<Vec<(u32, Published)>>,
     reply: RefCell<Option<oneshot::Sender<Vec<(u32, Published)>>>>,
 }
 
 impl Batch {
-    pub(in crate::shard) fn new(reply: oneshot::Sender<Vec<(u32, Published)>>) -> Rc<Batch> {
-        Rc::new(Batch { answers: RefCell::default(), reply: RefCell::new(Some(reply)) })
+    /// For so many publications.
+    pub(in crate::shard) fn new(
+        count: usize,
+        reply: oneshot::Sender<Vec<(u32, Published)>>,
+    ) -> Rc<Batch> {
+        let answers = RefCell::new(Vec::with_capacity(count));
+        Rc::new(Batch { count, answers, reply: RefCell::new(Some(reply)) })
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
+        let complete = self.answers.borrow().len() == self.count;
+        if let Some(reply) = self.reply.take().filter(|_| complete) {
             // A caller that has gone away does not undo its publications.
             let _ = reply.send(self.answers.take());
         }

@@ -71,7 +71,22 @@ pub(super) struct Kept {
     /// Entries of the oldest block that count as forgotten.
     skipped: usize,
     count: usize,
+    /// Of everything.
     bytes: usize,
+    /// Of these, what is encoded.
+    encoded_bytes: usize,
+}
+
+impl Encoded {
+    /// The frames from entry `skip` on.
+    fn from(&self, skip: usize) -> Bytes {
+        let start = skip.checked_sub(1).and_then(|last| self.ends.get(last)).copied();
+        self.bytes.slice(start.unwrap_or(0) as usize..)
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes.len() + size_of_val::<[u32]>(&self.ends)
+    }
 }
 
 impl Block {
@@ -86,11 +101,14 @@ impl Block {
     }
 
     fn bytes(&self) -> usize {
-        let encoded = self.encoded.iter().map(|e| e.bytes.len() + size_of_val::<[u32]>(&e.ends));
         size_of::<Block>()
             + self.payloads.capacity()
             + self.entries.capacity() * size_of::<Entry>()
-            + encoded.sum::<usize>()
+            + self.encoded_bytes()
+    }
+
+    fn encoded_bytes(&self) -> usize {
+        self.encoded.iter().map(Encoded::bytes).sum()
     }
 
     fn start_of(&self, at: usize) -> usize {
@@ -121,7 +139,8 @@ impl Block {
 
 impl Kept {
     pub(super) fn new(limits: Limits) -> Kept {
-        Kept { limits, blocks: VecDeque::new(), skipped: 0, count: 0, bytes: 0 }
+        let blocks = VecDeque::new();
+        Kept { limits, blocks, skipped: 0, count: 0, bytes: 0, encoded_bytes: 0 }
     }
 
     /// Publications kept.
@@ -163,11 +182,12 @@ impl Kept {
         let Limits { publications, bytes, age_ms } = self.limits;
         let oldest_ms = if age_ms == 0 { 0 } else { now_ms.saturating_sub(age_ms) };
         while self.count > publications
-            || self.bytes > bytes && self.count > 0
+            || self.bytes - self.encoded_bytes > bytes && self.count > 0
             || self.oldest_at_ms().is_some_and(|at_ms| at_ms < oldest_ms)
         {
-            if self.bytes > bytes {
-                self.shed();
+            // What is encoded for replays is the shard's to bound.
+            if self.bytes - self.encoded_bytes > bytes {
+                self.forget_block();
             } else {
                 self.forget_one();
             }
@@ -178,9 +198,9 @@ impl Kept {
     pub(super) fn shed(&mut self) {
         match self.blocks.iter_mut().find(|block| !block.encoded.is_empty()) {
             Some(block) => {
-                let before = block.bytes();
+                self.bytes -= block.encoded_bytes();
+                self.encoded_bytes -= block.encoded_bytes();
                 block.encoded = SmallVec::new();
-                self.bytes = self.bytes + block.bytes() - before;
             }
             None => self.forget_block(),
         }
@@ -190,6 +210,7 @@ impl Kept {
         if let Some(block) = self.blocks.pop_front() {
             self.count -= block.entries.len() - std::mem::take(&mut self.skipped);
             self.bytes -= block.bytes();
+            self.encoded_bytes -= block.encoded_bytes();
         }
     }
 
@@ -253,8 +274,8 @@ impl Kept {
     }
 
     /// Frames of everything behind `offset` up to `last_offset`, which is the newest kept if any is,
-    /// `bytes_max` at most. What is encoded for it counts against `budget`, in bytes; a first block
-    /// always may be.
+    /// `bytes_max` at most. What is encoded for it is kept for others, and counts against `budget`, in
+    /// bytes; a first block always may be. Without a budget nothing is kept and everything done at once.
     pub(super) fn replay(
         &mut self,
         offset: u64,
@@ -262,7 +283,7 @@ impl Kept {
         lane: Lane,
         channel: &ChannelName,
         bytes_max: usize,
-        budget: &mut usize,
+        mut budget: Option<&mut usize>,
     ) -> Replay {
         if offset == last_offset {
             return Replay::Frames(Vec::new());
@@ -277,40 +298,48 @@ impl Kept {
         if missed.sum::<usize>() > bytes_max {
             return Replay::Gone;
         }
-        let (mut frames, mut total) = (Vec::new(), 0);
-        let mut grown = 0;
+        let (mut frames, mut total, mut grown) = (Vec::new(), 0, 0);
         for block in self.blocks.iter_mut().skip(first) {
             let skip = (offset + 1).saturating_sub(block.first_offset) as usize;
             let known = block.encoded.iter().position(|encoded| encoded.lane == lane);
-            if known.is_none() && grown > 0 && *budget == 0 {
-                self.bytes += grown;
+            let spent = budget.as_deref().is_some_and(|&left| left == 0);
+            if known.is_none() && grown > 0 && spent {
+                self.grow(grown);
                 return Replay::Unfinished;
             }
-            let bytes = if block.closed {
-                let at = known.unwrap_or_else(|| {
+            let bytes = match (known, &mut budget) {
+                (None, Some(left)) if block.closed => {
                     let (bytes, ends) = block.encode(0, lane, channel);
-                    *budget = budget.saturating_sub(bytes.len());
-                    grown += bytes.len() + size_of_val::<[u32]>(&ends);
-                    block.encoded.push(Encoded { lane, bytes, ends });
-                    block.encoded.len() - 1
-                });
-                let Encoded { bytes, ends, .. } = &block.encoded[at];
-                let start = skip.checked_sub(1).and_then(|last| ends.get(last)).copied();
-                bytes.slice(start.unwrap_or(0) as usize..)
-            } else {
-                let (bytes, _) = block.encode(skip, lane, channel);
-                *budget = budget.saturating_sub(bytes.len());
-                bytes
+                    **left = left.saturating_sub(bytes.len());
+                    let encoded = Encoded { lane, bytes, ends };
+                    grown += encoded.bytes();
+                    let frames = encoded.from(skip);
+                    block.encoded.push(encoded);
+                    frames
+                }
+                (None, left) => {
+                    let (bytes, _) = block.encode(skip, lane, channel);
+                    if let Some(left) = left {
+                        **left = left.saturating_sub(bytes.len());
+                    }
+                    bytes
+                }
+                (Some(at), _) => block.encoded[at].from(skip),
             };
             total += bytes.len();
             if total > bytes_max {
-                self.bytes += grown;
+                self.grow(grown);
                 return Replay::Gone;
             }
             frames.push(bytes);
         }
-        self.bytes += grown;
+        self.grow(grown);
         Replay::Frames(frames)
+    }
+
+    fn grow(&mut self, encoded_bytes: usize) {
+        self.bytes += encoded_bytes;
+        self.encoded_bytes += encoded_bytes;
     }
 }
 
@@ -341,7 +370,7 @@ mod tests {
         let channel = ChannelName::new("c").unwrap();
         loop {
             let mut budget = 0;
-            match kept.replay(offset, last, Lane::RAW, &channel, bytes_max, &mut budget) {
+            match kept.replay(offset, last, Lane::RAW, &channel, bytes_max, Some(&mut budget)) {
                 Replay::Gone => return None,
                 Replay::Unfinished => {}
                 Replay::Frames(frames) => return Some(frames),

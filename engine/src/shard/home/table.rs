@@ -351,6 +351,10 @@ impl Homes {
                 let before = kept.bytes();
                 kept.forget(now_ms);
                 let (name, last) = (&home.name, home.last_offset);
+                // Where no more may be kept nothing is kept for others: else it would be encoded, given up
+                // and encoded again.
+                let room = self.history_bytes < self.limits.history_bytes_max;
+                let budget = room.then_some(budget);
                 let found = kept.replay(from.offset, last, lane, name, recovery_bytes_max, budget);
                 self.history_bytes = self.history_bytes - before + kept.bytes();
                 match found {

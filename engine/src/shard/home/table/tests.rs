@@ -48,7 +48,7 @@ impl Bench {
         let (reply, answer) = oneshot::channel();
         let payload = StoredPayload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
         let delivered = &mut self.delivered;
-        let asker = Asker::Batch(0, super::super::Batch::new(reply));
+        let asker = Asker::Batch(0, super::super::Batch::new(1, reply));
         self.homes.publish(
             &ChannelName::new(name).unwrap(),
             Some(&self.rule),
