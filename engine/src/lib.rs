@@ -4,9 +4,11 @@
 //! and channels, and one [`control`] thread for the HTTP API and metrics.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod message;
 pub mod plan;
 pub mod server;
 pub mod shard;

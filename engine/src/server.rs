@@ -16,10 +16,10 @@ use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
+use crate::message::{ShardEnd, ShardId, Shards};
 use crate::plan;
 use crate::shard::Shared;
 use crate::shard::door::Admission;
-use crate::shard::inbox::{ShardEnd, ShardId, Shards};
 use berth::Berth;
 use threads::Threads;
 
@@ -129,7 +129,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
         Admission::new(config.server.connections_max, config.server.connections_per_address_max);
     let shared = Arc::new(Shared {
         config,
-        shards: Shards::new(ends),
+        shards: Shards::new(ends, rand::random()),
         counters: (0..count).map(|_| Arc::new(Counters::default())).collect(),
         admission: Arc::new(admission),
     });

@@ -4,15 +4,11 @@
 //! from other shards, appends it to logs, and sends what is new; each step has a limit, so that no
 //! turn is long. The shard is generic over the socket layer.
 
-mod commands;
 pub mod door;
 mod fanout;
-mod homes;
-pub mod inbox;
-pub mod log;
-mod outbox;
-mod sessions;
-mod subscriptions;
+pub mod feed;
+mod home;
+pub mod session;
 mod timers;
 
 use std::cell::{Cell, RefCell};
@@ -23,22 +19,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use monoio::net::UnixStream;
-use rand::Rng as _;
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use ringfeed_protocol::{CloseCode, Connection, Dialect, Event, Role};
-use ringfeed_wire::{Event as WireEvent, SocketId, Wire, drain_event_fd, thread_cpu_time};
+use ringfeed_wire::{Event as WireEvent, SocketId, Wire, drain_event_fd};
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::message::{Delivery, Inbox, Links, Request, ShardId, Shards};
 use door::{Admission, Permit};
 use fanout::Fanout;
-use homes::Homes;
-use inbox::{Delivery, Inbox, Links, Request, ShardId, Shards};
-use sessions::{BACKLOG, BLOCKED, CLOSING, Session, SessionId, Sessions, WOKEN};
-use subscriptions::Subscriptions;
+use feed::Subscriptions;
+use home::Homes;
+use session::{BACKLOG, BLOCKED, CLOSING, Session, SessionId, Sessions, WOKEN};
 use timers::{Purpose, TICK_MS, Timer, Wheel};
 
-/// Socket events in one turn.
-const EVENTS_PER_TURN_MAX: usize = 256;
 /// Time after which no further event is taken: memory touched for the first time makes commands slow.
 const EVENTS_TIME_MAX: Duration = Duration::from_millis(2);
 /// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
@@ -46,10 +42,6 @@ const EVENTS_TIME_MAX: Duration = Duration::from_millis(2);
 const BYTES_PER_TURN_MAX: usize = 64 * 1024;
 /// Bytes of a short command.
 const COMMAND_BYTES: usize = 64;
-/// Batches from other shards in one turn, of each kind.
-const BATCHES_PER_TURN_MAX: usize = 16;
-/// New connections in one turn.
-const PROMOTIONS_PER_TURN_MAX: usize = 64;
 /// Connections told of a drain in one turn.
 const DRAINS_PER_TURN_MAX: usize = 256;
 /// How long a busy shard keeps the executor (accepts, handshakes, timers) waiting.
@@ -57,10 +49,10 @@ const YIELD_EVERY: Duration = Duration::from_millis(1);
 
 /// What a shard keeps for one connection that has nothing to send, in bytes.
 pub(crate) const CONNECTION_BYTES: usize =
-    sessions::SESSION_BYTES + size_of::<Timer>() + ringfeed_wire::SOCKET_BYTES;
+    session::SESSION_BYTES + size_of::<Timer>() + ringfeed_wire::SOCKET_BYTES;
 /// What it keeps for one subscription.
 pub(crate) const SUBSCRIPTION_BYTES: usize =
-    size_of::<sessions::Subscription>() + size_of::<subscriptions::Subscriber>();
+    size_of::<session::Subscription>() + size_of::<feed::Subscriber>();
 
 /// A connection whose handshake is done.
 #[derive(Debug)]
@@ -86,9 +78,30 @@ pub struct Local {
     draining: Cell<bool>,
     /// Handshakes under way.
     handshakes: Cell<u32>,
+    /// A second handle of the door's listener, to end its accepts.
+    listener: Option<socket2::Socket>,
 }
 
 impl Local {
+    /// With a second handle of the door's listener; `None` where nothing accepts.
+    pub fn new(listener: Option<socket2::Socket>) -> Local {
+        Local { listener, ..Local::default() }
+    }
+
+    fn stop_accepting(&self) {
+        self.draining.set(true);
+        if let Some(listener) = &self.listener
+            && let Err(e) = listener.shutdown(std::net::Shutdown::Both)
+        {
+            tracing::warn!("the listener could not be shut down: {e}");
+        }
+    }
+
+    /// The shard's tick is due. [`Local::tick`] says so every 100 ms.
+    pub fn set_tick(&self) {
+        self.tick.set(true);
+    }
+
     /// Hands over a connection whose handshake is done.
     pub fn promote(&self, promoted: Promoted) {
         self.promoted.borrow_mut().push_back(promoted);
@@ -98,9 +111,47 @@ impl Local {
     pub async fn tick(self: Rc<Local>, shard: ShardId, shared: Arc<Shared>) {
         loop {
             monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
-            self.tick.set(true);
+            self.set_tick();
             shared.shards.waker(shard).wake();
         }
+    }
+}
+
+/// What differs between a machine and a simulation.
+#[derive(Debug)]
+pub struct Environment {
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// Of epochs and jitter; random on a machine.
+    pub seed: u64,
+    /// What one turn may do.
+    pub limits: TurnLimits,
+}
+
+impl Environment {
+    /// The machine's.
+    pub fn machine() -> Environment {
+        Environment { clock: Clock::Machine, seed: rand::random(), limits: TurnLimits::default() }
+    }
+}
+
+/// Limits on one turn, so that it takes a millisecond or two; smaller in simulations, so that little
+/// work spans many turns.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnLimits {
+    /// Socket events.
+    pub events: usize,
+    /// Batches from other shards, of each kind.
+    pub batches: usize,
+    /// New connections.
+    pub promotions: usize,
+    /// Small sends to sockets.
+    pub sends: usize,
+}
+
+impl Default for TurnLimits {
+    fn default() -> TurnLimits {
+        TurnLimits { events: 256, batches: 16, promotions: 64, sends: 256 }
     }
 }
 
@@ -127,8 +178,6 @@ pub struct Shard<W> {
     inbox: Inbox,
     links: Links,
     local: Rc<Local>,
-    /// A second handle of the door's listener, to end its accepts.
-    listener: socket2::Socket,
     sessions: Sessions,
     session_count: u64,
     subscriptions: Subscriptions,
@@ -144,6 +193,9 @@ pub struct Shard<W> {
     drain_left: Vec<SessionId>,
     drain_deadline: Option<Instant>,
     scratch: Vec<u8>,
+    clock: Clock,
+    rng: SmallRng,
+    limits: TurnLimits,
     start: Instant,
     now_ms: u64,
 }
@@ -167,8 +219,10 @@ impl<W: Wire> Shard<W> {
         shared: Arc<Shared>,
         inbox: Inbox,
         local: Rc<Local>,
-        listener: socket2::Socket,
+        environment: Environment,
     ) -> Shard<W> {
+        let Environment { clock, seed, limits } = environment;
+        let mut rng = SmallRng::seed_from_u64(seed);
         let config = shared.config.clone();
         let shards = shared.shards.count();
         Shard {
@@ -176,25 +230,31 @@ impl<W: Wire> Shard<W> {
             wire,
             counters: shared.counters[usize::from(id)].clone(),
             links: Links::new(shards, config.limits.cross_shard_bytes_max),
-            homes: Homes::new(id, config.limits.channels_max as usize / usize::from(shards) + 1),
+            homes: Homes::new(
+                id,
+                config.limits.channels_max as usize / usize::from(shards) + 1,
+                SmallRng::from_rng(&mut rng),
+            ),
             shared,
             config,
             inbox,
             local,
-            listener,
             sessions: Sessions::default(),
             session_count: 0,
             subscriptions: Subscriptions::new(),
             subscription_count: 0,
             wheel: Wheel::new(),
-            fanout: Fanout::new(),
+            fanout: Fanout::new(limits.sends),
             own: VecDeque::new(),
             paused: Vec::new(),
             draining: false,
             drain_left: Vec::new(),
             drain_deadline: None,
             scratch: Vec::new(),
-            start: Instant::now(),
+            start: clock.now(),
+            clock,
+            rng,
+            limits,
             now_ms: 0,
         }
     }
@@ -205,9 +265,8 @@ impl<W: Wire> Shard<W> {
         let round = Round::new()?;
         let mut yielded = Instant::now();
         loop {
-            let began = Instant::now();
-            let busy = self.turn(began)?;
-            if self.drained(began) {
+            let busy = self.turn()?;
+            if self.is_drained() {
                 return Ok(());
             }
             if !busy {
@@ -231,10 +290,11 @@ impl<W: Wire> Shard<W> {
 
     /// One turn. Returns whether there is more to do at once. [`Shard::run`] calls it for ever; it is
     /// public for benchmarks and simulations, which bring a wire and a clock of their own.
-    pub fn turn(&mut self, began: Instant) -> std::io::Result<bool> {
+    pub fn turn(&mut self) -> std::io::Result<bool> {
+        let began = self.clock.now();
         // Milliseconds of a process that runs for less than 500 million years.
         self.now_ms = began.duration_since(self.start).as_millis() as u64;
-        let cpu_began = thread_cpu_time();
+        let cpu_began = self.clock.thread_cpu();
         let mut busy = self.take_events(began);
         busy |= self.take_promotions();
         // While fan-out is behind nothing more is appended; what waits, waits at its sender.
@@ -256,13 +316,13 @@ impl<W: Wire> Shard<W> {
         self.links.flush(&self.shared.shards);
         self.flush()?;
         self.counters.turns.add(1);
-        let micros = began.elapsed().as_micros() as u64;
+        let micros = (self.clock.now() - began).as_micros() as u64;
         if micros > self.counters.turn_max_us.read() {
             self.counters.turn_max_us.set(micros);
         }
         // A turn takes no more CPU time than time: mostly there is nothing to ask.
         if micros > self.counters.turn_cpu_max_us.read() {
-            let cpu_micros = (thread_cpu_time() - cpu_began).as_micros() as u64;
+            let cpu_micros = (self.clock.thread_cpu() - cpu_began).as_micros() as u64;
             if cpu_micros > self.counters.turn_cpu_max_us.read() {
                 self.counters.turn_cpu_max_us.set(cpu_micros);
             }
@@ -288,9 +348,9 @@ impl<W: Wire> Shard<W> {
     fn take_events(&mut self, began: Instant) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
         let (mut count, mut bytes_taken) = (0, 0);
-        while count < EVENTS_PER_TURN_MAX
+        while count < self.limits.events
             && bytes_taken < BYTES_PER_TURN_MAX
-            && (count % 8 != 7 || began.elapsed() < EVENTS_TIME_MAX)
+            && (count % 8 != 7 || self.clock.now() - began < EVENTS_TIME_MAX)
         {
             let (socket, what) = match self.wire.next_event() {
                 None => break,
@@ -326,7 +386,7 @@ impl<W: Wire> Shard<W> {
     }
 
     fn take_promotions(&mut self) -> bool {
-        for taken in 0..PROMOTIONS_PER_TURN_MAX {
+        for taken in 0..self.limits.promotions {
             let next = self.local.promoted.borrow_mut().pop_front();
             let Some(promoted) = next else { return taken > 0 };
             self.promote(promoted);
@@ -372,7 +432,7 @@ impl<W: Wire> Shard<W> {
         let interval = self.config.heartbeat.interval_ms;
         if interval > 0 {
             // Spread, so that connections that came together are not pinged together.
-            let jitter = rand::rng().random_range(0..=interval / 4);
+            let jitter = self.rng.random_range(0..=interval / 4);
             let due_ms = self.now_ms + u64::from(interval - jitter);
             self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Heartbeat });
         }
@@ -382,7 +442,7 @@ impl<W: Wire> Shard<W> {
     }
 
     fn take_deliveries(&mut self) -> bool {
-        for taken in 0..BATCHES_PER_TURN_MAX {
+        for taken in 0..self.limits.batches {
             if self.fanout.behind {
                 return true;
             }
@@ -393,7 +453,7 @@ impl<W: Wire> Shard<W> {
     }
 
     fn take_requests(&mut self) -> bool {
-        for taken in 0..BATCHES_PER_TURN_MAX {
+        for taken in 0..self.limits.batches {
             if self.fanout.behind || self.links.deliveries_full() {
                 return true;
             }
@@ -447,7 +507,7 @@ impl<W: Wire> Shard<W> {
                     &mut deliver,
                 );
                 let answer = match start {
-                    Ok(homes::Start { key, position, recovered, replay }) => Delivery::Subscribed {
+                    Ok(home::Start { key, position, recovered, replay }) => Delivery::Subscribed {
                         origin,
                         attempt,
                         channel,
@@ -551,12 +611,9 @@ impl<W: Wire> Shard<W> {
             return;
         }
         self.draining = true;
-        self.local.draining.set(true);
-        if let Err(e) = self.listener.shutdown(std::net::Shutdown::Both) {
-            tracing::warn!("the listener could not be shut down: {e}");
-        }
+        self.local.stop_accepting();
         let timeout = Duration::from_millis(self.config.server.drain_timeout_ms.into());
-        self.drain_deadline = Some(Instant::now() + timeout);
+        self.drain_deadline = Some(self.clock.now() + timeout);
         let open = self.sessions.slots().filter(|&slot| self.sessions.get(slot).is_some());
         self.drain_left = open.map(|slot| self.sessions.id(slot)).collect();
     }
@@ -576,15 +633,16 @@ impl<W: Wire> Shard<W> {
                 later.push(id);
                 continue;
             }
-            let reconnect_ms = rand::rng().random_range(0..=spread);
+            let reconnect_ms = self.rng.random_range(0..=spread);
             self.reply(slot, &Event::Drain { reconnect_ms });
             self.close_session(slot, CloseCode::SERVICE_RESTART, "the server is restarting");
         }
         self.drain_left.append(&mut later);
     }
 
-    fn drained(&self, now: Instant) -> bool {
-        let over = self.drain_deadline.is_some_and(|deadline| now >= deadline);
+    /// Whether a drain is over: everybody has left, or the time for it is up.
+    pub fn is_drained(&self) -> bool {
+        let over = self.drain_deadline.is_some_and(|deadline| self.clock.now() >= deadline);
         self.draining && (self.session_count == 0 || over)
     }
 }

@@ -46,7 +46,7 @@ fn every_refusal_shown_is_refused_with_its_code() {
     for code in [ErrorCode::BadJson, ErrorCode::BadCommand, ErrorCode::UnknownCommand] {
         for line in lines(&format!("json refused {}", code.as_str())) {
             let refused = Dialect::Ringfeed.parse(&Incoming::Text(line));
-            assert_eq!(refused.unwrap_err().code, code, "{line}");
+            assert_eq!(refused.unwrap_err().refused.code(), code, "{line}");
         }
     }
 }

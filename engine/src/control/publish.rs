@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::State;
-use crate::shard::inbox::{Published, Request, ShardId, StoredPayload};
+use crate::message::{Published, Request, ShardId, StoredPayload};
 
 /// How long to wait before a full shard is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
@@ -80,7 +80,7 @@ impl PublishBody<'_> {
         let channel = ChannelName::new(&self.channel)
             .map_err(|e| ApiError::new(ErrorCode::BadChannel.as_str(), e.to_string()))?;
         let Payload { kind, bytes } = Payload::from_fields(self.data, self.text, self.base64)
-            .map_err(|message| ApiError::new(ErrorCode::BadCommand.as_str(), message))?;
+            .map_err(|refused| ApiError::new(refused.code().as_str(), refused.to_string()))?;
         if bytes.len() > bytes_max {
             let (len, code) = (bytes.len(), ErrorCode::LimitReached.as_str());
             let message = format!("the payload has {len} bytes; at most {bytes_max} are allowed");

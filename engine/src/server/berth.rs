@@ -11,10 +11,10 @@ use ringfeed_wire::{Wire, WireError};
 
 use super::ServeError;
 use super::threads::Voice;
+use crate::message::{QUEUE_BATCHES, ShardEnd, ShardId, Waker, queues};
 use crate::plan;
 use crate::shard::door;
-use crate::shard::inbox::{ShardEnd, ShardId, Waker, queues};
-use crate::shard::{Local, Shard, Shared};
+use crate::shard::{Environment, Local, Shard, Shared};
 
 /// Entries of each executor's own ring: accepts, handshakes and timers only.
 const EXECUTOR_ENTRIES: u32 = 4096;
@@ -44,18 +44,17 @@ impl Berth<'_> {
             ServeError::Executor { shard: id, cause, hint }
         })?;
         let event_fd = wire.event_fd().try_clone_to_owned().map_err(ServeError::Thread)?;
-        let (end, inbox) = queues(Waker::new(event_fd.into()));
+        let (end, inbox) = queues(Waker::new(event_fd.into()), QUEUE_BATCHES);
         voice.ready(end);
         // Closed without a word when another shard could not start.
         let Ok(shared) = released.recv() else { return Ok(()) };
         let run = async move {
-            let local = Rc::new(Local::default());
-            let stop = listener.try_clone()?;
+            let local = Rc::new(Local::new(Some(listener.try_clone()?.into())));
             let listener = monoio::net::TcpListener::from_std(listener)?;
             monoio::spawn(door::accept(listener, id, shared.clone(), local.clone()));
             monoio::spawn(local.clone().tick(id, shared.clone()));
             // Ends with `Ok` only when it was told to drain and has.
-            Shard::new(id, wire, shared, inbox, local, stop.into()).run().await
+            Shard::new(id, wire, shared, inbox, local, Environment::machine()).run().await
         };
         execute(Box::pin(run)).map_err(|e| ServeError::Shard(id, e.to_string()))
     }

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::ServeError;
-use crate::shard::inbox::ShardId;
+use crate::message::ShardId;
 
 /// What a thread says.
 enum Word<T> {

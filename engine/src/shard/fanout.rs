@@ -12,15 +12,13 @@ use bytes::Bytes;
 use ringfeed_protocol::{CloseCode, Event};
 use ringfeed_wire::{Segment, ShortSend, SocketId, VECTORED_RUNS_MAX, Wire};
 
-use super::Shard;
-use super::sessions::{
+use crate::config::LagPolicy;
+use crate::shard::Shard;
+use crate::shard::feed::{GAPPED, LaneId};
+use crate::shard::session::{
     BACKLOG, BLOCKED, CLOSING, MULTI, NOT_STAGED, OUTBOX, SessionId, Sessions, Subscription, WOKEN,
 };
-use super::subscriptions::{GAPPED, LaneId};
-use crate::config::LagPolicy;
 
-/// What one turn may send: 256 small sends, which bounds it to about a millisecond.
-const TURN_BUDGET: usize = 256 * COST_OF_SEND;
 /// A send by itself: what the kernel takes for one, in units of [`COST_OF_PART`].
 const COST_OF_SEND: usize = 16;
 /// A part of a send, or one more part of a send that is made anyway: a little user time.
@@ -95,6 +93,8 @@ impl Staged {
 /// What fan-out keeps between turns.
 #[derive(Debug)]
 pub(super) struct Fanout {
+    /// Small sends in one turn.
+    sends_max: usize,
     /// Where short runs of one send are put together.
     joined: Segment,
     /// Lanes with something that not every subscriber was sent.
@@ -119,8 +119,9 @@ pub(super) struct Fanout {
 }
 
 impl Fanout {
-    pub(super) fn new() -> Fanout {
+    pub(super) fn new(sends_max: usize) -> Fanout {
         Fanout {
+            sends_max,
             joined: Segment::new(JOINED_BYTES),
             dirty: VecDeque::new(),
             resume: Vec::new(),
@@ -169,7 +170,7 @@ impl<W: Wire> Shard<W> {
 
     /// Sends what there is to send, up to the turn's limit.
     pub(super) fn flush(&mut self) -> std::io::Result<()> {
-        let mut budget = TURN_BUDGET;
+        let mut budget = self.fanout.sends_max * COST_OF_SEND;
         for id in std::mem::take(&mut self.fanout.resume) {
             let Some(slot) = self.sessions.current(id) else { continue };
             if budget == 0 {
@@ -271,7 +272,7 @@ impl<W: Wire> Shard<W> {
             let Some(run) = lane.log.run(from, SEND_BYTES_MAX) else { break };
             let mut cost = COST_OF_SEND;
             if hot.flags & (MULTI | OUTBOX) == 0 {
-                // Fewer than TURN_BUDGET of them.
+                // Fewer than the turn's budget of them.
                 let tag = fanout.direct.len() as u32;
                 wire.send(hot.socket, tag, &run.bytes);
                 let session = subscriber.session;
@@ -607,7 +608,7 @@ fn stage<'a>(
     socket: SocketId,
 ) -> &'a mut Staged {
     if *place == NOT_STAGED {
-        // At most TURN_BUDGET of them.
+        // At most the turn's budget of them.
         *place = fanout.staged_used as u32;
         if fanout.staged_used == fanout.staged.len() {
             fanout.staged.push(Staged::default());

@@ -11,6 +11,7 @@ mod ringfeed;
 use crate::command::{Command, CommandError};
 use crate::connection::Incoming;
 use crate::event::{Event, Publication};
+use crate::refused::Refused;
 
 /// The languages spoken inside WebSocket messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +96,10 @@ impl Dialect {
             (Dialect::Raw, Incoming::Text(text)) => raw::parse(text),
             (dialect, _) => Err(CommandError {
                 id: None,
-                code: crate::ErrorCode::BadJson,
-                message: format!("commands of {} are JSON in text messages", dialect.name()),
+                refused: Refused::bad_json(format_args!(
+                    "commands of {} are JSON in text messages",
+                    dialect.name()
+                )),
             }),
         }
     }

@@ -5,13 +5,15 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
+use rand::Rng as _;
+use rand::rngs::SmallRng;
 use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, ErrorCode, Lane, Position};
 
-use super::inbox::{
+use crate::config::ChannelRule;
+use crate::message::{
     ChannelKey, ChannelRow, Delivery, HistoryPage, ShardId, StoredPayload, StoredPublication,
 };
-use crate::config::ChannelRule;
 
 /// What a dialect puts around a payload, at most, besides the channel's name.
 const ENVELOPE_BYTES: usize = 96;
@@ -65,6 +67,7 @@ pub(super) struct Homes {
     next_key: u64,
     channels_max: usize,
     sweep: usize,
+    rng: SmallRng,
 }
 
 /// What a new subscriber starts from.
@@ -79,7 +82,7 @@ pub(super) struct Start {
 pub(super) type Deliver<'a> = &'a mut dyn FnMut(ShardId, Delivery);
 
 impl Homes {
-    pub(super) fn new(shard: ShardId, channels_max: usize) -> Homes {
+    pub(super) fn new(shard: ShardId, channels_max: usize, rng: SmallRng) -> Homes {
         Homes {
             by_name: HashMap::new(),
             homes: Vec::new(),
@@ -88,6 +91,7 @@ impl Homes {
             next_key: u64::from(shard) << 48,
             channels_max,
             sweep: 0,
+            rng,
         }
     }
 
@@ -113,7 +117,7 @@ impl Homes {
         let home = Home {
             name: name.clone(),
             key: ChannelKey(self.next_key),
-            epoch: Epoch(rand::random()),
+            epoch: Epoch(self.rng.random()),
             last_offset: 0,
             history: VecDeque::new(),
             history_size: rule.map_or(0, |rule| rule.history_size as usize),
@@ -402,7 +406,11 @@ mod tests {
         fn new(history_size: u32) -> Bench {
             let mut rule = Config::load(&Sources::default()).unwrap().channels.remove(0);
             (rule.history_size, rule.history_age_ms) = (history_size, 1000);
-            Bench { homes: Homes::new(0, 3), rule, delivered: Vec::new() }
+            Bench {
+                homes: Homes::new(0, 3, rand::SeedableRng::seed_from_u64(1)),
+                rule,
+                delivered: Vec::new(),
+            }
         }
 
         fn publish(&mut self, name: &str, now_ms: u64) -> Position {

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,12 +17,13 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, ErrorCode, Lane, Position};
+use siphasher::sip::SipHasher13;
 use tokio::sync::oneshot;
 
-use super::sessions::SessionId;
+use crate::shard::session::SessionId;
 
 /// Batches in each queue. With [`BATCH_BYTES_MAX`] it bounds a queue to 64 MiB of payload.
-const QUEUE_BATCHES: usize = 256;
+pub const QUEUE_BATCHES: usize = 256;
 /// A batch is closed at so many items …
 const BATCH_ITEMS_MAX: usize = 512;
 /// … or so many bytes of payload.
@@ -296,10 +297,10 @@ pub struct Inbox {
     pub deliveries: Receiver<Vec<Delivery>>,
 }
 
-/// The queues of one shard.
-pub fn queues(waker: Waker) -> (ShardEnd, Inbox) {
-    let (requests, request_ends) = crossbeam_channel::bounded(QUEUE_BATCHES);
-    let (deliveries, delivery_ends) = crossbeam_channel::bounded(QUEUE_BATCHES);
+/// The queues of one shard, of so many batches each: [`QUEUE_BATCHES`], fewer in simulations.
+pub fn queues(waker: Waker, batches: usize) -> (ShardEnd, Inbox) {
+    let (requests, request_ends) = crossbeam_channel::bounded(batches);
+    let (deliveries, delivery_ends) = crossbeam_channel::bounded(batches);
     let inbox = Inbox { requests: request_ends, deliveries: delivery_ends };
     (ShardEnd { requests, deliveries, waker }, inbox)
 }
@@ -308,14 +309,15 @@ pub fn queues(waker: Waker) -> (ShardEnd, Inbox) {
 #[derive(Debug)]
 pub struct Shards {
     shards: Vec<ShardEnd>,
-    // SipHash with a random key: the names come from outside.
-    hasher: RandomState,
+    // A keyed hash: the names come from outside.
+    hasher: SipHasher13,
 }
 
 impl Shards {
-    /// `shards` in order of shard.
-    pub fn new(shards: Vec<ShardEnd>) -> Shards {
-        Shards { shards, hasher: RandomState::new() }
+    /// `shards` in order of shard. `key` is secret: whoever knows it could give one shard all channels.
+    pub fn new(shards: Vec<ShardEnd>, key: [u64; 2]) -> Shards {
+        let [k0, k1] = key;
+        Shards { shards, hasher: SipHasher13::new_with_keys(k0, k1) }
     }
 
     /// How many shards there are.
@@ -325,9 +327,10 @@ impl Shards {
 
     /// The home shard of a channel.
     pub fn home(&self, channel: &str) -> ShardId {
-        let hash = self.hasher.hash_one(channel);
+        let mut hasher = self.hasher;
+        channel.hash(&mut hasher);
         // Below the count of shards, which fits.
-        (hash % u64::from(self.count())) as ShardId
+        (hasher.finish() % u64::from(self.count())) as ShardId
     }
 
     /// Hands a shard a request; gives it back when the shard's queue is full.
@@ -403,7 +406,7 @@ impl<T> Batches<T> {
 
 /// What one shard has under way to all others; owned by the sender.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(crate) struct Links {
     requests: Vec<Batches<Request>>,
     deliveries: Vec<Batches<Delivery>>,
     bytes_max: usize,
@@ -416,7 +419,7 @@ impl std::fmt::Debug for Request {
 }
 
 impl Links {
-    pub(super) fn new(shards: ShardId, bytes_max: u32) -> Links {
+    pub(crate) fn new(shards: ShardId, bytes_max: u32) -> Links {
         Links {
             requests: (0..shards).map(|_| Batches::new()).collect(),
             deliveries: (0..shards).map(|_| Batches::new()).collect(),
@@ -424,18 +427,18 @@ impl Links {
         }
     }
 
-    pub(super) fn request(&mut self, to: ShardId, request: Request) {
+    pub(crate) fn request(&mut self, to: ShardId, request: Request) {
         let cost = request.cost();
         self.requests[usize::from(to)].push(request, cost);
     }
 
-    pub(super) fn deliver(&mut self, to: ShardId, delivery: Delivery) {
+    pub(crate) fn deliver(&mut self, to: ShardId, delivery: Delivery) {
         let cost = delivery.cost();
         self.deliveries[usize::from(to)].push(delivery, cost);
     }
 
     /// Sends what fits and wakes whom it was sent to.
-    pub(super) fn flush(&mut self, shards: &Shards) {
+    pub(crate) fn flush(&mut self, shards: &Shards) {
         for (i, end) in shards.shards.iter().enumerate() {
             let requests = self.requests[i].flush(&end.requests);
             let deliveries = self.deliveries[i].flush(&end.deliveries);
@@ -446,18 +449,18 @@ impl Links {
     }
 
     /// Whether something could not be handed over yet.
-    pub(super) fn waiting(&self) -> bool {
+    pub(crate) fn waiting(&self) -> bool {
         self.requests.iter().any(|lane| !lane.closed.is_empty())
             || self.deliveries.iter().any(|lane| !lane.closed.is_empty())
     }
 
     /// Whether so many deliveries wait that no requests may be taken.
-    pub(super) fn deliveries_full(&self) -> bool {
+    pub(crate) fn deliveries_full(&self) -> bool {
         self.deliveries.iter().any(|lane| lane.closed_bytes > self.bytes_max)
     }
 
     /// Whether so much waits that publishers must be slowed down.
-    pub(super) fn full(&self) -> bool {
+    pub(crate) fn full(&self) -> bool {
         self.deliveries_full()
             || self.requests.iter().any(|lane| lane.closed_bytes > self.bytes_max)
     }
