@@ -17,8 +17,31 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl std::ops::Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
 /// A server on free ports, and the addresses it logged: public, internal.
-fn serve(extra: &[&str]) -> (Child, String, String, BufReader<ChildStderr>) {
+fn serve(extra: &[&str]) -> (Running, String, String, BufReader<ChildStderr>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
     let (child, log, told) = launch(command.args(FREE_PORTS).args(extra));
     let (public, internal) = told.unwrap_or_else(|log| panic!("the server ended:\n{log}"));
@@ -40,8 +63,8 @@ const FREE_PORTS: [&str; 9] = [
 /// Runs a server until it has said where it listens; or all it said, if it ended instead.
 fn launch(
     command: &mut Command,
-) -> (Child, BufReader<ChildStderr>, Result<(String, String), String>) {
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+) -> (Running, BufReader<ChildStderr>, Result<(String, String), String>) {
+    let mut child = Running(command.stderr(Stdio::piped()).spawn().unwrap());
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let (mut said, mut public) = (String::new(), String::new());
     loop {
@@ -66,10 +89,7 @@ fn ended(child: &mut Child) -> ExitStatus {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
-        if began.elapsed() > PATIENCE {
-            let _ = child.kill();
-            panic!("the server did not end");
-        }
+        assert!(began.elapsed() < PATIENCE, "the server did not end");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -121,7 +141,7 @@ fn publish_reaches_a_running_server_and_sigterm_ends_it_with_0() {
     let bad = publish(&["--api-key", "k", "a b", "plain text"]);
     assert!(text(&bad.stderr).contains("bad_channel"), "{}", text(&bad.stderr));
     signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(ended(&mut child).code(), Some(0));
     let gone = publish(&["--api-key", "k", "news", "1"]);
     assert!(text(&gone.stderr).contains("no server answers"), "{}", text(&gone.stderr));
 }
@@ -144,7 +164,7 @@ fn a_second_signal_ends_a_drain_at_once() {
         assert!(log.read_line(&mut line).unwrap() > 0);
     }
     signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(ended(&mut child).code(), Some(130));
 }
 
 #[test]
@@ -152,7 +172,7 @@ fn a_server_whose_log_goes_nowhere_still_drains() {
     let (mut child, _, _, log) = serve(&[]);
     drop(log);
     signal(&child, "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(ended(&mut child).code(), Some(0));
 }
 
 /// Refuses io_uring as container runtimes do.
@@ -256,7 +276,7 @@ fn a_port_that_is_taken_is_told_once_and_first() {
 fn too_few_descriptors_are_told_at_the_start() {
     let mut command = Command::new("prlimit");
     command.args(["--nofile=256:256", env!("CARGO_BIN_EXE_ringfeed")]).args(FREE_PORTS);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Running(command.stderr(Stdio::piped()).spawn().unwrap());
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("ulimit -n is 256") {
