@@ -16,7 +16,8 @@ use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
-use crate::message::{ShardEnd, ShardId, Shards};
+use crate::ids::ShardId;
+use crate::message::{ShardEnd, Shards};
 use crate::plan;
 use crate::shard::Shared;
 use crate::shard::door::Admission;
@@ -78,7 +79,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let config = Arc::new(config);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {
-        0 => ShardId::try_from(cores.len().max(1)).unwrap_or(ShardId::MAX),
+        0 => u16::try_from(cores.len().max(1)).unwrap_or(u16::MAX),
         count => count,
     };
     let internal = ports::bind_internal(config.api.listen)?;
@@ -102,10 +103,10 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     // Each thread makes its own ring and executor, then waits to be told of all others.
     let mut threads = Threads::new(count);
     let mut releases = Vec::new();
-    for (id, listener) in (0..).zip(listeners) {
+    for (id, listener) in (0..).map(ShardId).zip(listeners) {
         let (release, released) = crossbeam_channel::bounded::<Arc<Shared>>(1);
         releases.push(release);
-        let core = config.server.pin.then(|| cores.get(usize::from(id) % cores.len().max(1)));
+        let core = config.server.pin.then(|| cores.get(id.index() % cores.len().max(1)));
         let core = core.flatten().copied();
         let config = config.clone();
         threads.spawn(id, move |voice| {

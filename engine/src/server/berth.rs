@@ -11,7 +11,8 @@ use ringfeed_wire::{Wire, WireError};
 
 use super::ServeError;
 use super::threads::Voice;
-use crate::message::{QUEUE_BATCHES, ShardEnd, ShardId, Waker, queues};
+use crate::ids::ShardId;
+use crate::message::{QUEUE_BATCHES, ShardEnd, Waker, queues};
 use crate::plan;
 use crate::shard::door;
 use crate::shard::{Environment, Local, Shard, Shared};

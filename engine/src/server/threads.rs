@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::ServeError;
-use crate::message::ShardId;
+use crate::ids::ShardId;
 
 /// What a thread says.
 enum Word<T> {
@@ -48,7 +48,7 @@ impl<T> Drop for Voice<T> {
 
 impl<T: Send + 'static> Threads<T> {
     /// Room for the words of so many threads.
-    pub(super) fn new(count: ShardId) -> Threads<T> {
+    pub(super) fn new(count: u16) -> Threads<T> {
         let (voice, words) = crossbeam_channel::bounded(2 * usize::from(count));
         Threads { handles: Vec::new(), words, voice }
     }
@@ -123,8 +123,8 @@ mod tests {
             let _ = ended.recv();
             Ok(())
         };
-        threads.spawn(0, serve).unwrap();
-        threads.spawn(1, move |voice| second(voice, &released)).unwrap();
+        threads.spawn(ShardId(0), serve).unwrap();
+        threads.spawn(ShardId(1), move |voice| second(voice, &released)).unwrap();
         (threads, end, release)
     }
 
@@ -133,7 +133,7 @@ mod tests {
         let (threads, _end, release) = threads(|voice, released| {
             voice.ready(1);
             let _ = released.recv();
-            Err(ServeError::Shard(1, "its ring broke".into()))
+            Err(ServeError::Shard(ShardId(1), "its ring broke".into()))
         });
         assert_eq!(threads.all_ready().unwrap(), [0, 1]);
         drop(release);
@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_shard_that_is_never_ready_ends_the_start() {
-        let (failing, _end, _) = threads(|_, _| Err(ServeError::Shard(1, "no ring".into())));
+        let (failing, _end, _) =
+            threads(|_, _| Err(ServeError::Shard(ShardId(1), "no ring".into())));
         assert_eq!(failing.all_ready().unwrap_err().to_string(), "shard 1 ended: no ring");
         let (panicking, _end, _) = threads(|_, _| panic!("before it is ready"));
         assert_eq!(panicking.all_ready().unwrap_err().to_string(), "shard 1 ended: it panicked");
