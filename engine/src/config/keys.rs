@@ -28,6 +28,7 @@ pub(super) enum Allowed {
 use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, Words};
 
 const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
+const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
 const STALL_MS: Allowed = Numbers(100, 600_000);
 /// Bytes of the whole process: up to 1 TiB.
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
@@ -54,6 +55,10 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("api.body_bytes_max", Numbers(1024, 1 << 30)),
     ("api.bodies_bytes_max", BUDGET_BYTES),
     ("api.connections_max", Numbers(1, 1 << 20)),
+    ("api.idle_timeout_ms", API_TIMEOUT_MS),
+    ("api.body_timeout_ms", API_TIMEOUT_MS),
+    ("api.body_idle_timeout_ms", API_TIMEOUT_MS),
+    ("api.ingest_idle_timeout_ms", Numbers(10, 86_400_000)),
     ("api.timeout_ms", TIMEOUT_MS),
     ("auth.anonymous", Switch),
     ("heartbeat.interval_ms", Numbers(0, 3_600_000)),
