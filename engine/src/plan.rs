@@ -22,7 +22,7 @@ const API_CONNECTION_BYTES: u64 = 16 * 1024;
 /// "Too many open files", in Linux on every architecture.
 const EMFILE: i32 = 24;
 /// Descriptors that are not connections, with room to spare.
-const FILES_SPARE: u64 = 200;
+const FILES_SPARE: u64 = 1000;
 
 /// One consumer of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,7 +323,7 @@ mod tests {
     fn limits_name_the_command_that_lifts_them() {
         let config = config(&["server.connections_max=16000000", "server.backlog=1048576"]);
         let found = limits(&config, Io::Epoll, 1).join("\n");
-        for part in ["sysctl -w net.core.somaxconn=1048576", "`ulimit -n 16000456`"] {
+        for part in ["sysctl -w net.core.somaxconn=1048576", "`ulimit -n 16001256`"] {
             assert!(found.contains(part), "{part:?} is not in:\n{found}");
         }
     }
@@ -333,7 +333,7 @@ mod tests {
         let config = config(&["server.handshakes_max=1048576"]);
         let found = limits(&config, Io::IoUring, 256).join("\n");
         assert!(found.contains("handshakes under way is a descriptor"), "{found}");
-        assert!(found.contains("`ulimit -n 268435912`"), "{found}");
+        assert!(found.contains("`ulimit -n 268436712`"), "{found}");
     }
 
     #[test]
