@@ -9,6 +9,7 @@ need() { # command, Debian package
   command -v "$1" >/dev/null && return
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing $2"
+    export DEBIAN_FRONTEND=noninteractive
     apt-get install -y -qq "$2" >/dev/null || { apt-get update -qq && apt-get install -y -qq "$2" >/dev/null; }
   else
     echo "test.sh: '$1' is missing; install the package $2" >&2
@@ -17,22 +18,35 @@ need() { # command, Debian package
 }
 need cc gcc
 need python3 python3
+need prlimit util-linux
+need setpriv util-linux
 command -v cargo >/dev/null || { echo "test.sh: Rust is needed: https://rustup.rs" >&2; exit 2; }
 
-echo "== programs under test"
-cargo build --release --bin ringfeed --bin loadgen
-export RINGFEED_BIN_DIR=$PWD/target/release
+# A configuration in the caller's environment is not what is tested.
+for name in "${!RINGFEED_@}"; do
+  case $name in *__* | RINGFEED_CONFIG | RINGFEED_API_KEY) unset "$name" ;; esac
+done
 
-echo "== Autobahn conformance suite, sections 1 to 7 and 10"
+step() { echo "== $1 (after $((SECONDS / 60)) min $((SECONDS % 60)) s)"; }
+
+step "programs under test"
+cargo build --release --bin ringfeed --bin loadgen
+target=${CARGO_TARGET_DIR:-target}
+export RINGFEED_BIN_DIR=$(realpath "$target")/release
+
+step "Autobahn conformance suite, sections 1 to 7 and 10"
 status=0
 scripts/autobahn.sh || status=$?
 # 77: skipped, and it has said why.
 [ "$status" = 0 ] || [ "$status" = 77 ] || exit "$status"
 
-echo "== documentation examples"
+step "the demo"
+scripts/demo_test.py
+
+step "documentation examples"
 cargo test --quiet --workspace --doc
 
-echo "== tests"
+step "tests"
 if cargo nextest --version >/dev/null 2>&1; then
   exec cargo nextest run --workspace "$@"
 fi

@@ -1,15 +1,22 @@
 //! The command line.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use ringfeed_engine::config::{Config, DEFAULT_TOML, Level, Sources};
+use ringfeed_engine::config::{self, Config, DEFAULT_TOML, Level, Sources};
 use ringfeed_engine::{control, server};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Longest answer that is read from an HTTP API.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// How long `publish` waits for a connection, and then for each part of the answer.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A WebSocket publish/subscribe engine for market and live feeds on Linux.
 #[derive(Debug, Parser)]
@@ -26,7 +33,11 @@ enum Command {
     /// Validate a configuration and say everything that is wrong with it.
     CheckConfig(ConfigArgs),
     /// Print every configuration key with its default and what it means.
-    DefaultConfig,
+    DefaultConfig {
+        /// As docs/CONFIG.md has it: also what each key may be.
+        #[arg(long)]
+        markdown: bool,
+    },
     /// Publish to a channel of a running server, over its HTTP API.
     Publish(PublishArgs),
     /// Print the version and what this machine's kernel offers.
@@ -45,8 +56,8 @@ struct ConfigArgs {
     /// TOML file; `ringfeed default-config` prints one. Without it the built-in defaults hold.
     #[arg(long, env = "RINGFEED_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address that clients connect to: the host of server.listen.
-    #[arg(long, value_name = "ADDRESS")]
+    /// Address that clients connect to, or a name of this machine: the host of server.listen.
+    #[arg(long, value_name = "ADDRESS", value_parser = resolve_host)]
     host: Option<IpAddr>,
     /// Port that clients connect to: the port of server.listen.
     #[arg(short, long)]
@@ -60,7 +71,7 @@ struct ConfigArgs {
 struct ServeArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Log more: -v info, -vv debug, -vvv trace.
+    /// Log more than log.level says: -v debug, -vv trace, -vvv trace of the libraries, too.
     #[arg(short, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -74,9 +85,9 @@ struct PublishArgs {
     /// Publish as text even if it is JSON.
     #[arg(long)]
     text: bool,
-    /// Address of the HTTP API.
-    #[arg(long, default_value = "127.0.0.1:9801")]
-    api: SocketAddr,
+    /// Where the HTTP API is: HOST:PORT or http://HOST:PORT.
+    #[arg(long, default_value = "127.0.0.1:9801", value_name = "ADDRESS", value_parser = authority)]
+    api: String,
     /// API key.
     #[arg(long, env = "RINGFEED_API_KEY", hide_env_values = true, default_value = "")]
     api_key: String,
@@ -87,86 +98,144 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
-            load(&args)?;
-            println!("the configuration is valid");
-            Ok(())
+            let sources = sources(&args);
+            load(&sources)?;
+            warn_of_strays(&sources, |warning| eprintln!("ringfeed: {warning}"));
+            match &args.config {
+                Some(file) => say(&format!("{}: the configuration is valid", file.display())),
+                None => {
+                    say("the built-in defaults, with the environment and the flags, are valid; \
+                             --config FILE checks a file")
+                }
+            }
         }
-        Command::DefaultConfig => {
-            print!("{DEFAULT_TOML}");
-            Ok(())
-        }
+        Command::DefaultConfig { markdown: false } => say(DEFAULT_TOML.trim_end()),
+        Command::DefaultConfig { markdown: true } => say(config::reference().trim_end()),
         Command::Publish(args) => publish(&args),
         Command::Version => {
-            println!("ringfeed {}", env!("CARGO_PKG_VERSION"));
-            let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-            println!("Linux {}", kernel.unwrap_or_default().trim());
-            match ringfeed_wire::probe() {
-                Ok(()) => println!("io_uring: everything needed is there"),
-                Err(e) => println!("{e}"),
-            }
-            Ok(())
+            let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            let io_uring = match ringfeed_wire::probe() {
+                Ok(()) => "io_uring: everything needed is there".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            let version = env!("CARGO_PKG_VERSION");
+            say(&format!("ringfeed {version}\nLinux {}\n{io_uring}", kernel.trim()))
         }
-        Command::Openapi => {
-            println!("{}", control::openapi().to_pretty_json()?);
-            Ok(())
-        }
+        Command::Openapi => say(&control::openapi().to_pretty_json()?),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ringfeed", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ringfeed", &mut script);
+            say(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }
 
-fn load(args: &ConfigArgs) -> anyhow::Result<Config> {
-    let mut flags = args.sets.clone();
+/// Prints lines. Who stops reading (`| head`) has enough.
+fn say(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("writing the output"),
+        _ => Ok(()),
+    }
+}
+
+/// Where this command line says that the configuration is.
+fn sources(args: &ConfigArgs) -> Sources<'_> {
+    let mut sources = Sources {
+        file: args.config.as_deref(),
+        environment: std::env::vars_os().collect(),
+        flags: args.sets.clone(),
+    };
     if args.host.is_some() || args.port.is_some() {
-        let base = Sources {
-            file: args.config.as_deref(),
-            environment: std::env::vars().collect(),
-            flags: flags.clone(),
-        };
         // What is configured otherwise fills in the half that was not given.
-        let listen = match Config::load(&base) {
-            Ok(config) => config.server.listen,
-            Err(_) => SocketAddr::from(([127, 0, 0, 1], 9800)),
-        };
+        let listen = sources.listen().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9800)));
         let host = args.host.unwrap_or(listen.ip());
         let port = args.port.unwrap_or(listen.port());
-        flags.push(format!("server.listen={}", SocketAddr::new(host, port)));
+        sources.flags.push(format!("server.listen={}", SocketAddr::new(host, port)));
     }
-    let sources =
-        Sources { file: args.config.as_deref(), environment: std::env::vars().collect(), flags };
-    Config::load(&sources).map_err(|e| {
-        let count = e.0.len();
-        anyhow::anyhow!("the configuration has {count} problem(s):\n{e}")
+    sources
+}
+
+fn load(sources: &Sources) -> anyhow::Result<Config> {
+    Config::load(sources).map_err(|e| {
+        let problems = match e.0.len() {
+            1 => "a problem".into(),
+            count => format!("{count} problems"),
+        };
+        anyhow::anyhow!("the configuration has {problems}:\n{e}")
     })
 }
 
-fn serve(args: &ServeArgs) -> anyhow::Result<()> {
-    let config = load(&args.config)?;
-    let level = match (args.verbose, config.log.level) {
-        (1, _) | (0, Level::Info) => LevelFilter::INFO,
-        (2, _) | (0, Level::Debug) => LevelFilter::DEBUG,
-        (3.., _) | (0, Level::Trace) => LevelFilter::TRACE,
-        (0, Level::Warn) => LevelFilter::WARN,
-        (0, Level::Error) => LevelFilter::ERROR,
+fn warn_of_strays(sources: &Sources, warn: impl Fn(String)) {
+    for name in sources.strays() {
+        warn(format!(
+            "{name} in the environment means nothing; keys are set by RINGFEED_SECTION__KEY"
+        ));
+    }
+}
+
+/// The address of `--host`, which may be a name; IPv4 where a name has both.
+fn resolve_host(host: &str) -> Result<IpAddr, String> {
+    let found = (host.trim_matches(['[', ']']), 0).to_socket_addrs().map_err(|e| e.to_string())?;
+    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| "this name has no address".into())
+}
+
+/// `HOST:PORT` of an address or a URL.
+fn authority(api: &str) -> Result<String, String> {
+    let rest = match api.split_once("://") {
+        None => api,
+        Some(("http", rest)) => rest,
+        Some(_) => return Err("only http:// is spoken; for another, put curl in its place".into()),
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = rest.rsplit_once(':').unwrap_or((rest, ""));
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    if host.is_empty() || !host.chars().all(fits) || port.parse::<u16>().is_err() {
+        return Err("allowed are HOST:PORT and http://HOST:PORT, as in localhost:9801".into());
+    }
+    Ok(rest.to_owned())
+}
+
+/// Our own messages at what was asked for, those of libraries only where they are asked for, too.
+fn log_filter(verbose: u8, level: Level) -> Targets {
+    let configured = match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    let (ours, others) = match verbose {
+        0 => (configured, configured.min(LevelFilter::WARN)),
+        1 => (configured.max(LevelFilter::DEBUG), LevelFilter::WARN),
+        2 => (LevelFilter::TRACE, LevelFilter::WARN),
+        3.. => (LevelFilter::TRACE, LevelFilter::TRACE),
+    };
+    // All crates of ours begin with this.
+    Targets::new().with_default(others).with_target("ringfeed", ours)
+}
+
+fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let sources = sources(&args.config);
+    let config = load(&sources)?;
+    let lines = tracing_subscriber::fmt::layer()
         // A log that cannot be written (a closed pipe, a full disk) must not end the server.
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let files = ringfeed_wire::raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(args.verbose >= 3)
+        .with_writer(io::stderr);
+    let filter = log_filter(args.verbose, config.log.level);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    warn_of_strays(&sources, |warning| tracing::warn!("{warning}"));
+    ringfeed_wire::raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
     let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.path.clone()).collect();
     let (connections, anonymous) = (config.server.connections_max, config.auth.anonymous);
     let server = server::start(config)?;
     if anonymous {
         tracing::warn!("auth.anonymous = true: anybody who reaches {} is served", server.public);
     }
-    tracing::info!("up to {connections} connections; RLIMIT_NOFILE is {files}");
+    tracing::info!("room for {connections} connections (server.connections_max)");
     for path in endpoints {
         tracing::info!("clients connect to ws://{}{path}", server.public);
     }
@@ -178,33 +247,115 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 
 /// One request, one answer: not worth an HTTP client library on the server's side.
 fn publish(args: &PublishArgs) -> anyhow::Result<()> {
+    let PublishArgs { api, api_key, .. } = args;
+    if !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!("the API key holds what a header cannot carry; allowed are visible ASCII characters");
+    }
+    let authorization = match api_key.as_str() {
+        "" => String::new(),
+        key => format!("Authorization: Bearer {key}\r\n"),
+    };
     let mut data = args.data.clone();
     if data == "-" {
         data.clear();
-        std::io::stdin().read_to_string(&mut data).context("reading standard input")?;
+        io::stdin().read_to_string(&mut data).context("reading standard input")?;
     }
     let channel = serde_json::to_string(&args.channel)?;
     let body = match serde_json::from_str::<&serde_json::value::RawValue>(&data) {
         Ok(json) if !args.text => format!("{{\"channel\":{channel},\"data\":{}}}", json.get()),
         _ => format!("{{\"channel\":{channel},\"text\":{}}}", serde_json::to_string(&data)?),
     };
-    let PublishArgs { api, api_key, .. } = args;
-    let timeout = Duration::from_secs(10);
-    let mut stream = TcpStream::connect_timeout(api, timeout)
-        .with_context(|| format!("no server answers at http://{api}"))?;
-    stream.set_read_timeout(Some(timeout))?;
-    write!(
-        stream,
+    let mut stream = connect(api).with_context(|| format!("no server answers at http://{api}"))?;
+    stream.set_read_timeout(Some(PUBLISH_TIMEOUT))?;
+    stream.set_write_timeout(Some(PUBLISH_TIMEOUT))?;
+    let head = format!(
         "POST /api/publish HTTP/1.1\r\nHost: {api}\r\nContent-Type: application/json\r\n\
-         Authorization: Bearer {api_key}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+         {authorization}Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("reading the answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    );
+    stream.write_all(head.as_bytes()).context("sending the request")?;
+    // A server that refuses the body may close before it has read all of it; its answer says why.
+    let sent = stream.write_all(body.as_bytes());
+    let mut answer = Vec::new();
+    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        sent.context("sending the request")?;
+        read.context("reading the answer")?;
+        bail!("the answer of http://{api} is not HTTP");
+    };
+    let body = body.trim_end();
     if !head.starts_with("HTTP/1.1 200 ") {
         bail!("{}: {body}", head.lines().next().unwrap_or_default());
     }
-    println!("{body}");
-    Ok(())
+    say(body)
+}
+
+/// Connects to the first address of a name that answers.
+fn connect(api: &str) -> anyhow::Result<TcpStream> {
+    let mut failed = anyhow::anyhow!("this name has no address");
+    for address in api.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, PUBLISH_TIMEOUT) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => failed = e.into(),
+        }
+    }
+    Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_may_be_an_address_a_name_or_a_url() {
+        for (given, taken) in [
+            ("127.0.0.1:9801", "127.0.0.1:9801"),
+            ("localhost:9801", "localhost:9801"),
+            ("http://localhost:9801", "localhost:9801"),
+            ("http://[::1]:9801/", "[::1]:9801"),
+        ] {
+            assert_eq!(authority(given).unwrap(), taken);
+        }
+        for bad in
+            ["", "localhost", ":9801", "http://a:b", "a:1/api", "a b:1", "a\r\n:1", "a:70000"]
+        {
+            assert!(authority(bad).unwrap_err().contains("allowed are HOST:PORT"), "{bad}");
+        }
+        assert!(authority("https://a:1").unwrap_err().contains("only http://"));
+    }
+
+    #[test]
+    fn a_name_of_this_machine_is_a_host() {
+        assert!(resolve_host("localhost").unwrap().is_loopback());
+        assert_eq!(resolve_host("::1").unwrap(), resolve_host("[::1]").unwrap());
+        resolve_host("no such name").unwrap_err();
+    }
+
+    #[test]
+    fn each_v_logs_more() {
+        use tracing_subscriber::filter::LevelFilter as F;
+        for (verbose, level, ours, others) in [
+            (0, Level::Info, F::INFO, F::WARN),
+            (0, Level::Error, F::ERROR, F::ERROR),
+            (1, Level::Info, F::DEBUG, F::WARN),
+            (1, Level::Trace, F::TRACE, F::WARN),
+            (2, Level::Info, F::TRACE, F::WARN),
+            (3, Level::Error, F::TRACE, F::TRACE),
+        ] {
+            let filter = log_filter(verbose, level);
+            let most = |target: &str| {
+                let all = [
+                    tracing::Level::TRACE,
+                    tracing::Level::DEBUG,
+                    tracing::Level::INFO,
+                    tracing::Level::WARN,
+                    tracing::Level::ERROR,
+                ];
+                all.into_iter().find(|level| filter.would_enable(target, level)).map(F::from_level)
+            };
+            assert_eq!(most("ringfeed_engine::shard"), Some(ours), "{verbose} {level:?}");
+            assert_eq!(most("hyper::proto"), Some(others), "{verbose} {level:?}");
+        }
+    }
 }

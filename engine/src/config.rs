@@ -3,15 +3,20 @@
 //! `default.toml` is embedded and is the list of keys: what it does not show is refused. Every
 //! problem is reported at once, with key, value and what is allowed, before any port is opened.
 
+mod keys;
 mod merge;
+mod reference;
 mod rules;
 mod schema;
 mod validate;
 
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 
-use toml::Value;
+use toml::{Table, Value};
 
+pub use reference::reference;
 pub use schema::{
     Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, LagPolicy, Level, Limits, Log,
     Publishers, Secret, Server, Subscribers,
@@ -31,56 +36,46 @@ pub struct Sources<'a> {
     /// A TOML file.
     pub file: Option<&'a Path>,
     /// `(name, value)` of the environment; names not beginning with `RINGFEED_` are ignored.
-    pub environment: Vec<(String, String)>,
+    pub environment: Vec<(OsString, OsString)>,
     /// `section.key=value` from the command line, strongest last.
     pub flags: Vec<String>,
+}
+
+impl Sources<'_> {
+    /// The defaults, overlaid by everything that could be read.
+    fn merge(&self, errors: &mut Vec<String>) -> Table {
+        let mut merged = merge::default_table();
+        match self.file.map(merge::File::read) {
+            Some(Ok(file)) => file.overlay(&mut merged, errors),
+            Some(Err(why)) => errors.extend(why),
+            None => {}
+        }
+        for (name, value) in &self.environment {
+            merge::overlay_variable(&mut merged, name, value, errors);
+        }
+        for flag in &self.flags {
+            merge::overlay_flag(&mut merged, flag, errors);
+        }
+        merged
+    }
+
+    /// `server.listen` as these sources have it, whatever else is wrong with them.
+    pub fn listen(&self) -> Option<SocketAddr> {
+        self.merge(&mut Vec::new()).get("server")?.get("listen")?.as_str()?.parse().ok()
+    }
+
+    /// Names of variables that look as if they were for ringfeed and that nothing reads.
+    pub fn strays(&self) -> Vec<String> {
+        let strays = self.environment.iter().filter(|(name, _)| merge::is_stray(name));
+        strays.map(|(name, _)| name.to_string_lossy().escape_debug().to_string()).collect()
+    }
 }
 
 impl Config {
     /// Reads, merges and validates.
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
-        let defaults = merge::default_table();
         let mut errors = Vec::new();
-        let mut merged = defaults.clone();
-        if let Some(path) = sources.file {
-            match merge::read_file(path) {
-                Ok(table) => merge::overlay_file(&mut merged, &defaults, table, &mut errors),
-                Err(e) => return Err(ConfigErrors(vec![e])),
-            }
-        }
-        for (name, value) in &sources.environment {
-            if let Some(path) = name.strip_prefix("RINGFEED_") {
-                let Some((section, key)) = path.split_once("__") else {
-                    // Other programs have variables, too; but one that begins like a section is a
-                    // key with an underscore too few.
-                    let begins = |section: &String| {
-                        let rest = path.to_lowercase();
-                        rest.strip_prefix(section.as_str()).is_some_and(|r| r.starts_with('_'))
-                    };
-                    if defaults.keys().any(begins) && !NOT_CONFIG.contains(&name.as_str()) {
-                        errors.push(format!(
-                            "{name}: allowed are names of the form RINGFEED_SECTION__KEY"
-                        ));
-                    }
-                    continue;
-                };
-                let key = (section.to_lowercase(), key.to_lowercase());
-                merge::overlay_text(&mut merged, &defaults, name, key, value, &mut errors);
-            }
-        }
-        for flag in &sources.flags {
-            let parsed = flag.split_once('=').and_then(|(path, value)| {
-                let (section, key) = path.trim().split_once('.')?;
-                Some(((section.to_owned(), key.to_owned()), value.trim()))
-            });
-            match parsed {
-                Some((key, value)) => {
-                    let label = format!("--set {flag}");
-                    merge::overlay_text(&mut merged, &defaults, &label, key, value, &mut errors);
-                }
-                None => errors.push(format!("--set {flag}: allowed is section.key=value")),
-            }
-        }
+        let merged = sources.merge(&mut errors);
         // What was wrong is not in `merged`, so the rest can be validated all the same.
         match Value::Table(merged).try_into::<Config>() {
             Ok(config) => {
@@ -95,23 +90,35 @@ impl Config {
     }
 }
 
-/// Environment names that begin with `RINGFEED_` and are read elsewhere.
-const NOT_CONFIG: [&str; 1] = ["RINGFEED_API_KEY"];
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn load(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, String> {
+        let environment = environment.iter().map(|&(k, v)| (k.into(), v.into())).collect();
+        load_from(file, environment, flags)
+    }
+
+    fn load_from(
+        file: &str,
+        environment: Vec<(OsString, OsString)>,
+        flags: &[&str],
+    ) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(&path, file).unwrap();
-        let sources = Sources {
-            file: Some(&path),
-            environment: environment.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
-            flags: flags.iter().map(|&f| f.into()).collect(),
-        };
-        Config::load(&sources).map_err(|e| e.to_string())
+        let flags = flags.iter().map(|&f| f.into()).collect();
+        Config::load(&Sources { file: Some(&path), environment, flags }).map_err(|e| e.to_string())
+    }
+
+    /// Each part must be in what is wrong with a configuration.
+    #[track_caller]
+    fn refused(file: &str, environment: &[(&str, &str)], flags: &[&str], parts: &[&str]) -> String {
+        let errors = load(file, environment, flags).unwrap_err();
+        for part in parts {
+            assert!(errors.contains(part), "{part:?} is not in:\n{errors}");
+        }
+        errors
     }
 
     #[test]
@@ -132,54 +139,265 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_reported_at_once_with_key_value_and_what_is_allowed() {
+    fn every_problem_is_reported_at_once_with_place_value_and_what_is_allowed() {
         let file = "[server]\nshard = 1\nbacklog = \"x\"\nlisten = \"nowhere\"\n[sever]\na = 1\n\
-                    [[channels]]\npattern = \"*\"\nlag_policy = \"drop\"\n[[endpoints]]\n\
-                    path = \"/a\"\ndialect = \"klingon\"\n[api]\nkeys = [\"hush\", 7]";
+                    [[channels]]\npattern = \"*\"\nlag_policy = \"drop\"\n[[channels]]\npublish = 1\n\
+                    [[endpoints]]\npath = \"/a\"\ndialect = \"klingon\"\n[api]\nkeys = [\"hush\", 7]\n\
+                    [log]\n[limits]\nmessages_burst = 0\n";
         let flags = [
             "limits.message_bytes_max=many",
             "limits.outbox_bytes_max=1",
             "a.b",
             "channels.pattern=x",
         ];
-        let environment =
-            [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_PORT", "1"), ("RINGFEED_X", "1")];
-        let errors = load(file, &environment, &flags).unwrap_err();
-        assert!(errors.contains("RINGFEED_SERVER_PORT: allowed are names of the form"));
-        assert!(!errors.contains("RINGFEED_X"));
-        for part in [
-            "server.shard = 1: no such key; known are backlog, ",
-            "server.backlog = \"x\": invalid type",
-            "server.listen = \"nowhere\": invalid socket address",
-            "sever: no such key",
-            "channels[0].lag_policy = \"drop\": unknown variant `drop`, expected `gap` or",
-            "endpoints[0].dialect = \"klingon\": allowed are ringfeed.v1, raw.v1, echo",
-            "api.keys = (secret): invalid type",
-            "RINGFEED_SERVER__PIN: allowed is true or false",
-            "limits.message_bytes_max=many: allowed is a whole number",
-            "limits.outbox_bytes_max = 1: allowed are 1024 to",
-            "--set a.b: allowed is section.key=value",
-            "[[channels]] can only be set in a file",
-        ] {
-            assert!(errors.contains(part), "{part:?} is not in:\n{errors}");
-        }
+        let environment = [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_PORT", "1")];
+        let parts = [
+            "c.toml:2: server.shard: no such key; known are listen, io, ",
+            "c.toml:3: server.backlog = \"x\": allowed are 1 to 1048576",
+            "c.toml:4: server.listen = \"nowhere\": allowed are an IP address and a port, as in 127.0.0.1:9800",
+            "c.toml:5: sever: no such section; known are server, api, ",
+            "c.toml:9: channels[0].lag_policy = \"drop\": allowed are gap, disconnect",
+            "c.toml:10: channels[1]: pattern is missing",
+            "c.toml:11: channels[1].publish = 1: allowed are anyone, api",
+            "c.toml:14: endpoints[0].dialect = \"klingon\": allowed are ringfeed.v1, raw.v1, echo",
+            "c.toml:16: api.keys = (secret): allowed is a list of keys",
+            "c.toml:19: limits.messages_burst = 0: allowed are 1 to",
+            "RINGFEED_SERVER__PIN = \"maybe\": allowed are true and false",
+            "RINGFEED_SERVER_PORT: allowed are names of the form RINGFEED_SECTION__KEY",
+            "--set limits.message_bytes_max = \"many\": allowed are 125 to 1073741824",
+            "--set limits.outbox_bytes_max = \"1\": allowed are 4096 to",
+            "--set a.b: allowed is SECTION.KEY=VALUE",
+            "--set channels.pattern: [[channels]] can only be set in a file",
+        ];
+        let errors = refused(file, &environment, &flags, &parts);
+        assert_eq!(errors.lines().count(), parts.len(), "{errors}");
         assert!(!errors.contains("hush"));
     }
 
     #[test]
-    fn beyond_loopback_nothing_is_open_by_accident() {
-        let errors = load("", &[], &["server.listen=0.0.0.0:1", "api.listen=0.0.0.0:2"]);
-        let errors = errors.unwrap_err();
-        assert!(errors.contains("auth.anonymous = true") && errors.contains("api.keys must hold"));
-        let flags = ["server.listen=0.0.0.0:1", "auth.anonymous=true"];
-        load("", &[], &flags).unwrap();
+    fn text_that_is_not_toml_is_refused_with_its_lines_and_not_shown() {
+        let errors =
+            refused("[api]\nkeys = [\"hush\"\n[server]\nshards 2\n", &[], &[], &["c.toml:"]);
+        assert!(errors.lines().count() > 1 && !errors.contains("hush"), "{errors}");
+        assert!(errors.lines().all(|line| line.contains("c.toml:")), "{errors}");
     }
 
     #[test]
-    fn ranges_are_checked() {
-        let errors = load("", &[], &["limits.message_bytes_max=5", "server.shards=999"]);
-        let errors = errors.unwrap_err();
-        assert!(errors.contains("limits.message_bytes_max = 5: allowed are 125 to"), "{errors}");
-        assert!(errors.contains("server.shards = 999: allowed are 0 to 256"), "{errors}");
+    fn a_type_error_names_the_range() {
+        let file =
+            "[server]\nshards = -1\nbacklog = 99999999999\n[heartbeat]\ninterval_ms = 4294967295";
+        let parts = [
+            "server.shards = -1: allowed are 0 to 256",
+            "server.backlog = 99999999999: allowed are 1 to 1048576",
+            "heartbeat.interval_ms = 4294967295: allowed are 0 to 3600000",
+            "--set server.shards = \"-1\": allowed are 0 to 256",
+        ];
+        refused(file, &[], &["server.shards=-1"], &parts);
+    }
+
+    #[test]
+    fn no_secret_is_shown_whatever_is_wrong_with_it() {
+        let file = "[api]\nkeys = \"hush\"\nkey = \"hush\"\n[[channels]]\npattern = \"*\"\npassword = \"hush\"\n\
+                    [[endpoints]]\npath = \"/a\"\ntoken = { of = \"hush\" }\n[hush]\na = \"hush\"\n";
+        let environment = [
+            ("RINGFEED_API__KEY", "hush"),
+            ("RINGFEED_APIS__KEYS", "hush"),
+            ("RINGFEED_API__KEYS", "hu sh,"),
+        ];
+        let flags =
+            ["api.kes=hush", "apikeys=hush", "api.keys=", "nothing.at=hush", "api.keys=,hush"];
+        let errors = refused(
+            file,
+            &environment,
+            &flags,
+            &["api.keys = (secret)", "channels[0].password: no such"],
+        );
+        assert!(!errors.replace(": hush: no such section", "").contains("hush"), "{errors}");
+        assert!(!errors.contains("hu sh"), "{errors}");
+    }
+
+    #[test]
+    fn keys_that_protect_nothing_are_refused() {
+        let empty = "RINGFEED_API__KEYS = (secret): it is empty: unset it or give";
+        refused("", &[("RINGFEED_API__KEYS", "")], &[], &[empty]);
+        refused("", &[("RINGFEED_API__KEYS", " ")], &[], &[empty]);
+        refused("", &[("RINGFEED_API__KEYS", "a,,b")], &[], &["api.keys[1]: an empty key"]);
+        let spaces = "[api]\nkeys = [\"  \", \" a\", \"b\\u007f\", \"k\u{e9}\"]";
+        let visible = [
+            "api.keys[0]: an empty",
+            "api.keys[1]: allowed are visible",
+            "keys[2]: allowed",
+            "keys[3]: allowed",
+        ];
+        refused(spaces, &[], &[], &visible);
+        let short = "[api]\nlisten = \"0.0.0.0:9801\"\nkeys = [\"0123456789abcde\"]";
+        refused(short, &[], &[], &["api.keys[0]: beyond loopback", "at least 16 characters"]);
+        load("[api]\nlisten = \"0.0.0.0:9801\"\nkeys = [\"0123456789abcdef\"]", &[], &[]).unwrap();
+        let spaced = load("", &[("RINGFEED_API__KEYS", "a, b")], &[]).unwrap();
+        assert_eq!(spaced.api.keys[1].0, "b");
+    }
+
+    #[test]
+    fn variables_that_are_not_utf8_matter_if_they_are_ours() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let bytes = |text: &[u8]| OsString::from_vec(text.to_vec());
+        let load =
+            |name: &[u8], value: &[u8]| load_from("", vec![(bytes(name), bytes(value))], &[]);
+        load(b"LESS\xff", b"\xff").unwrap();
+        load(b"RINGFEED_FOO", b"\xff").unwrap();
+        let value = load(b"RINGFEED_SERVER__SHARDS", b"\xff").unwrap_err();
+        assert!(value.contains("RINGFEED_SERVER__SHARDS: its value is not UTF-8"), "{value}");
+        let name = load(b"RINGFEED_SERVER__SH\xffRDS", b"1").unwrap_err();
+        assert!(name.contains("its name is not UTF-8"), "{name}");
+    }
+
+    #[test]
+    fn variables_that_look_like_ours_and_mean_nothing_are_named() {
+        let names = ["RINGFEED_FOO", "RINGFEED_API_KEY", "RINGFEED_SERVER__SHARDS", "HOME"];
+        let environment = names.map(|name| (name.into(), "2".into())).to_vec();
+        let sources = Sources { environment, ..Sources::default() };
+        assert_eq!(sources.strays(), ["RINGFEED_FOO"]);
+        assert_eq!(Config::load(&sources).unwrap().server.shards, 2);
+    }
+
+    #[test]
+    fn where_it_listens_is_known_whatever_else_is_wrong() {
+        let flags = vec!["server.listen=0.0.0.0:1".into(), "no.such=key".into()];
+        let sources = Sources { flags, ..Sources::default() };
+        assert_eq!(sources.listen(), "0.0.0.0:1".parse().ok());
+    }
+
+    #[test]
+    fn beyond_loopback_nothing_is_open_by_accident() {
+        let flags = ["server.listen=0.0.0.0:1", "api.listen=0.0.0.0:2"];
+        refused("", &[], &flags, &["auth.anonymous = true", "api.keys must hold"]);
+        let flags = ["server.listen=0.0.0.0:1", "auth.anonymous=true"];
+        load("", &[], &flags).unwrap();
+        let same = ["server.listen=0.0.0.0:9801", "auth.anonymous=true"];
+        refused(
+            "",
+            &[],
+            &same,
+            &["api.listen = 127.0.0.1:9801: server.listen = 0.0.0.0:9801 has the same port"],
+        );
+    }
+
+    #[test]
+    fn endpoints_are_numbered_in_a_byte() {
+        let endpoints = |count: usize| -> String {
+            (0..count).map(|i| format!("[[endpoints]]\npath = \"/e{i}\"\n")).collect()
+        };
+        refused(&endpoints(256), &[], &[], &["endpoints: there are 256; allowed are 1 to 255"]);
+        assert_eq!(load(&endpoints(255), &[], &[]).unwrap().endpoints.len(), 255);
+        refused("endpoints = []", &[], &[], &["endpoints: there are 0; allowed are 1 to 255"]);
+    }
+
+    #[test]
+    fn paths_and_prefixes_that_no_client_can_use_are_refused() {
+        for path in
+            ["", "ws", "/a b", "/a%20b", "/a\\nb", "/a\\u001b[2J", "/\u{e9}", "/a?b", "/health"]
+        {
+            let file = format!("[[endpoints]]\npath = \"{path}\"");
+            let errors = refused(&file, &[], &[], &["endpoints[0].path = "]);
+            assert!(!errors.contains('\u{1b}') && errors.lines().count() == 1, "{errors:?}");
+        }
+        let twice = "[[endpoints]]\npath = \"/a\"\n[[endpoints]]\npath = \"/a\"";
+        refused(twice, &[], &[], &["endpoints[1].path = \"/a\": it is in use already"]);
+        let prefix = |bytes| {
+            format!("[[endpoints]]\npath = \"/\"\nchannel_prefix = \"{}\"", "p".repeat(bytes))
+        };
+        refused(&prefix(255), &[], &[], &["it has 255 bytes, which leaves none for a name"]);
+        load(&prefix(254), &[], &[]).unwrap();
+        refused(&prefix(1), &[], &["server.demo_page=true"], &["path = \"/\": it is in use"]);
+    }
+
+    #[test]
+    fn rules_that_never_hold_are_refused() {
+        let rules = |patterns: &[&str]| -> String {
+            patterns
+                .iter()
+                .map(|pattern| format!("[[channels]]\npattern = \"{pattern}\"\n"))
+                .collect()
+        };
+        let parts =
+            ["channels[1].pattern = \"a.*\": it is never reached: channels[0].pattern = \"*\""];
+        refused(&rules(&["*", "a.*"]), &[], &[], &parts);
+        for (first, second) in [("a", "a"), ("a*", "ab*c"), ("*b*", "a*b"), ("a**", "a*")] {
+            refused(&rules(&[first, second]), &[], &[], &["channels[1].pattern = "]);
+        }
+        load(&rules(&["a*b", "a*", "*b", "*"]), &[], &[]).unwrap();
+        for never in ["", "a b", "a\\u0007*"] {
+            refused(&rules(&[never]), &[], &[], &["channels[0].pattern = ", "it matches no name"]);
+        }
+    }
+
+    #[test]
+    fn bounds_that_contradict_each_other_are_refused() {
+        for (flags, part) in [
+            (
+                ["limits.message_bytes_max=1073741824", "auth.anonymous=true"],
+                "limits.partial_bytes_max = 67108864: it must be at least limits.message_bytes_max",
+            ),
+            (
+                ["limits.outbox_bytes_max=1073741824", "auth.anonymous=true"],
+                "limits.outboxes_bytes_max = 67108864: it must be at least limits.outbox_bytes_max",
+            ),
+            (
+                ["api.body_bytes_max=1073741824", "auth.anonymous=true"],
+                "api.bodies_bytes_max = 67108864: it must be at least api.body_bytes_max",
+            ),
+            (
+                ["limits.parked_bytes_max=1048576", "auth.anonymous=true"],
+                "limits.parked_bytes_max = 1048576: it must be at least api.body_bytes_max",
+            ),
+            (
+                ["heartbeat.interval_ms=1", "auth.anonymous=true"],
+                "heartbeat.interval_ms = 1: allowed are 100 to 3600000, and 0",
+            ),
+        ] {
+            refused("", &[], &flags, &[part]);
+        }
+        let echo = "[[endpoints]]\npath = \"/e\"\ndialect = \"echo\"";
+        let flags = ["limits.outbox_bytes_max=65536"];
+        let errors = refused(
+            echo,
+            &[],
+            &flags,
+            &["an echo of limits.message_bytes_max = 65536 does not fit"],
+        );
+        let least = errors.rsplit(' ').next().unwrap();
+        load(echo, &[], &[&format!("limits.outbox_bytes_max={least}")]).unwrap();
+    }
+
+    #[test]
+    fn origins_are_what_browsers_send() {
+        let good = "https://example.org,https://*.example.org,http://localhost:8080,http://localhost:*,null,http://[::1]:80";
+        assert_eq!(
+            load("", &[], &[&format!("server.origins={good}")]).unwrap().server.origins.len(),
+            6
+        );
+        for bad in [
+            "*",
+            "example.org",
+            "https://example.org/",
+            "https://Example.org",
+            "https://",
+            "https://a:b",
+            "https://a b",
+        ] {
+            refused("", &[], &[&format!("server.origins={bad}")], &["server.origins[0] = "]);
+        }
+        refused("", &[("RINGFEED_SERVER__ORIGINS", "")], &[], &["it is empty"]);
+    }
+
+    #[test]
+    fn the_page_about_the_configuration_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CONFIG.md");
+        let page = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            page == reference(),
+            "docs/CONFIG.md is not what config/default.toml says; \
+             `ringfeed default-config --markdown > docs/CONFIG.md` makes it anew"
+        );
     }
 }

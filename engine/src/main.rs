@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -14,8 +15,22 @@ fn main() -> ExitCode {
     match cli::run(cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("ringfeed: {e:#}");
+            // Not with println's macro: a closed stderr must not turn an error into a panic.
+            let _ = writeln!(std::io::stderr(), "ringfeed: {}", told(&e));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes; a cause that the error tells itself is not told twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -1,8 +1,9 @@
 //! What a configuration will take of this machine, told before any port is opened: memory by consumer,
 //! and the limits that are in the way.
 
-use std::fs;
+use std::{fs, io};
 
+use ringfeed_protocol::handshake::HEAD_BYTES_MAX;
 use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
 use crate::config::Config;
@@ -14,23 +15,43 @@ const KERNEL_CONNECTION_BYTES: u64 = 4_800;
 /// Bytes of a submission and of a completion in a ring.
 const SUBMISSION_BYTES: u64 = 64;
 const COMPLETION_BYTES: u64 = 16;
+/// What a channel takes with a name of ordinary length, measured with a million of them.
+const CHANNEL_BYTES: u64 = 320;
+/// Buffers of one connection to the API besides its body.
+const API_CONNECTION_BYTES: u64 = 16 * 1024;
+/// "Too many open files", in Linux on every architecture.
+const EMFILE: i32 = 24;
 /// Descriptors that are not connections, with room to spare.
-const FILES_SPARE: u64 = 200;
+const FILES_SPARE: u64 = 1000;
 
 /// One consumer of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Consumer {
     /// What it is.
     pub name: &'static str,
-    /// Bytes when every connection there may be is open; `None` depends on what clients do.
-    pub bytes: Option<u64>,
-    /// How that comes about.
+    /// How much of it.
+    pub amount: Amount,
+    /// How that comes about, with the keys that decide it.
     pub reason: String,
 }
 
-/// Memory by consumer.
+/// How much memory a consumer takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// When every connection there may be is open.
+    Taken(u64),
+    /// At most, whatever clients do; nothing as long as they do nothing.
+    AtMost(u64),
+    /// What bounds it is not a number of the configuration.
+    Open,
+}
+
+use Amount::{AtMost, Open, Taken};
+
+/// Memory by consumer: every queue, buffer and store there is.
 pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
-    let connections = u64::from(config.server.connections_max);
+    let Config { server, api, limits, .. } = config;
+    let connections = u64::from(server.connections_max);
     let shards = u64::from(shards);
     let wire = WireConfig::default();
     let files = open_files_limit().map_or(u64::MAX, |(soft, _)| soft);
@@ -41,62 +62,121 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
     let buffers = u64::from(wire.receive_buffers) * u64::from(wire.receive_buffer_bytes);
     let queues = u64::from(wire.submission_entries) * (SUBMISSION_BYTES + 8 * COMPLETION_BYTES);
     let each = CONNECTION_BYTES as u64 + SUBSCRIPTION_BYTES as u64;
-    let limits = &config.limits;
+    let more = u64::from(limits.subscriptions_per_connection_max) - 1;
+    let handshakes = shards * u64::from(server.handshakes_max);
     let window = config.channels.iter().map(|rule| rule.window_bytes).max().unwrap_or(0);
-    vec![
-        Consumer {
-            name: "connections",
-            bytes: Some(connections * each),
-            reason: format!("{connections} with one subscription, {each} bytes each"),
-        },
-        Consumer {
-            name: "rings",
-            bytes: Some(rings * (buffers + queues)),
-            reason: format!("{rings} of up to {files} sockets, with their receive buffers"),
-        },
-        Consumer {
-            name: "between shards",
-            bytes: Some(shards * (shards - 1) * u64::from(limits.cross_shard_bytes_max)),
-            reason: format!("at most, {shards} shards: limits.cross_shard_bytes_max a pair"),
-        },
-        Consumer {
-            name: "channel logs",
-            bytes: None,
-            reason: format!(
-                "up to {window} bytes a channel with slow readers (window_bytes), and history"
+    let line = |name, amount, reason| Consumer { name, amount, reason };
+    let mut lines = vec![
+        line(
+            "connections",
+            Taken(connections * each),
+            format!(
+                "{connections} (server.connections_max) with one subscription, {each} bytes each"
             ),
-        },
-        Consumer {
-            name: "outboxes",
-            bytes: None,
-            reason: format!(
-                "up to {} bytes a connection that does not read its replies",
+        ),
+        line(
+            "subscriptions",
+            AtMost(connections * more * SUBSCRIPTION_BYTES as u64),
+            format!(
+                "{more} more a connection (limits.subscriptions_per_connection_max), {SUBSCRIPTION_BYTES} bytes each"
+            ),
+        ),
+        line(
+            "channels",
+            AtMost(u64::from(limits.channels_max) * CHANNEL_BYTES),
+            format!(
+                "{} (limits.channels_max), about {CHANNEL_BYTES} bytes each",
+                limits.channels_max
+            ),
+        ),
+        line(
+            "channel logs",
+            Open,
+            format!(
+                "for slow readers up to {window} bytes a channel (window_bytes), and no longer than window_age_ms"
+            ),
+        ),
+        line(
+            "half-sent frames",
+            AtMost(limits.retained_bytes_max),
+            "of readers that fell out of the window (limits.retained_bytes_max)".into(),
+        ),
+        line(
+            "history",
+            AtMost(limits.history_bytes_max),
+            "of all channels (limits.history_bytes_max)".into(),
+        ),
+        line(
+            "held back",
+            AtMost(limits.parked_bytes_max),
+            "publications that wait for readers (limits.parked_bytes_max)".into(),
+        ),
+        line(
+            "replies",
+            AtMost(limits.outboxes_bytes_max),
+            format!(
+                "of all connections (limits.outboxes_bytes_max), up to {} bytes each (limits.outbox_bytes_max)",
                 limits.outbox_bytes_max
             ),
+        ),
+        line(
+            "unfinished",
+            AtMost(limits.partial_bytes_max),
+            "messages of which a part has come (limits.partial_bytes_max)".into(),
+        ),
+        line(
+            "handshakes",
+            AtMost(handshakes * HEAD_BYTES_MAX as u64),
+            format!(
+                "{handshakes} under way (server.handshakes_max a shard), up to {HEAD_BYTES_MAX} bytes each"
+            ),
+        ),
+        line(
+            "API requests",
+            AtMost(api.bodies_bytes_max + u64::from(api.connections_max) * API_CONNECTION_BYTES),
+            "bodies (api.bodies_bytes_max) and connections (api.connections_max)".into(),
+        ),
+    ];
+    if shards > 1 {
+        lines.push(line(
+            "between shards",
+            AtMost(shards * (shards - 1) * u64::from(limits.cross_shard_bytes_max)),
+            format!("{shards} shards: limits.cross_shard_bytes_max a pair, each way"),
+        ));
+    }
+    if rings > 0 {
+        lines.push(line(
+            "rings",
+            Taken(rings * (buffers + queues)),
+            format!(
+                "{rings}, with receive buffers; each holds as many sockets as ulimit -n, {files}"
+            ),
+        ));
+    }
+    lines.push(line(
+        "kernel, sockets",
+        Taken(connections * KERNEL_CONNECTION_BYTES),
+        format!("about {KERNEL_CONNECTION_BYTES} bytes an idle connection"),
+    ));
+    lines.push(line(
+        "kernel, buffers",
+        Open,
+        match server.send_buffer_bytes {
+            0 => "up to net.ipv4.tcp_wmem a slow reader".into(),
+            bytes => format!("up to {bytes} bytes a slow reader (server.send_buffer_bytes)"),
         },
-        Consumer {
-            name: "kernel, sockets",
-            bytes: Some(connections * KERNEL_CONNECTION_BYTES),
-            reason: format!("about {KERNEL_CONNECTION_BYTES} bytes an idle connection"),
-        },
-        Consumer {
-            name: "kernel, buffers",
-            bytes: None,
-            reason: match config.server.send_buffer_bytes {
-                0 => "up to net.ipv4.tcp_wmem a slow reader".into(),
-                bytes => format!("up to {bytes} bytes a slow reader (server.send_buffer_bytes)"),
-            },
-        },
-    ]
+    ));
+    lines
 }
 
 impl std::fmt::Display for Consumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.bytes {
-            Some(bytes) => {
-                write!(f, "{:<16} {:>8.1} MiB", self.name, bytes as f64 / f64::from(1 << 20))?;
-            }
-            None => write!(f, "{:<16} {:>12}", self.name, "as needed")?,
+        let mib = |bytes| bytes as f64 / f64::from(1 << 20);
+        write!(f, "{:<16} ", self.name)?;
+        match self.amount {
+            Taken(bytes) => write!(f, "      {:>9.1} MiB", mib(bytes))?,
+            AtMost(bytes) => write!(f, "up to {:>9.1} MiB", mib(bytes))?,
+            Open => write!(f, "{:>19}", "as needed")?,
         }
         write!(f, "   {}", self.reason)
     }
@@ -113,27 +193,83 @@ pub fn limits(config: &Config, io: Io, shards: u16) -> Vec<String> {
              refused; `sysctl -w net.core.somaxconn={backlog}` lifts it"
         ));
     }
+    let spare = FILES_SPARE + u64::from(config.api.connections_max);
+    let (wanted, why) = match io {
+        Io::Epoll => (
+            connections + spare,
+            format!("with epoll each of {connections} connections is a descriptor"),
+        ),
+        Io::IoUring => {
+            let handshakes = u64::from(shards) * u64::from(config.server.handshakes_max);
+            let why = format!("each of {handshakes} handshakes under way is a descriptor");
+            (handshakes + spare, why)
+        }
+    };
     if let Ok((files, hard)) = open_files_limit()
-        && io == Io::Epoll
-        && connections + FILES_SPARE > files
+        && wanted > files
     {
-        let wanted = connections + FILES_SPARE;
         let how = if hard >= wanted { "" } else { ", as root or with LimitNOFILE= in a unit" };
         found.push(format!(
-            "server.connections_max = {connections}, but with epoll every connection is a descriptor \
-             and ulimit -n is {files}; `ulimit -n {wanted}` lifts it{how}"
+            "ulimit -n is {files}, but {why}, and the API and files take {spare} more: above it clients are \
+             not accepted; `ulimit -n {wanted}` lifts it{how}"
         ));
     }
-    let needed: u64 = memory(config, io, shards).iter().filter_map(|consumer| consumer.bytes).sum();
-    if let Some(available) = memory_bytes("MemAvailable").filter(|&available| needed > available) {
-        found.push(format!(
-            "about {} MiB are needed when all connections are open and {} MiB are available: lower \
-             server.connections_max",
-            needed >> 20,
-            available >> 20
-        ));
+    let lines = memory(config, io, shards);
+    let taken = |consumer: &Consumer| if let Taken(bytes) = consumer.amount { bytes } else { 0 };
+    let at_most = |consumer: &Consumer| if let AtMost(bytes) = consumer.amount { bytes } else { 0 };
+    let needed: u64 = lines.iter().map(taken).sum();
+    let most = needed + lines.iter().map(at_most).sum::<u64>();
+    if let Some(available) = available_bytes() {
+        let (needed_mib, available_mib) = (needed >> 20, available >> 20);
+        if needed > available {
+            found.push(format!(
+                "about {needed_mib} MiB are needed when all connections are open and {available_mib} MiB are \
+                 available: lower server.connections_max"
+            ));
+        } else if most > available {
+            let mut largest: Vec<&Consumer> = lines.iter().collect();
+            largest.sort_by_key(|consumer| std::cmp::Reverse(at_most(consumer)));
+            let names: Vec<&str> = largest.iter().take(2).map(|consumer| consumer.name).collect();
+            found.push(format!(
+                "{available_mib} MiB of memory are available and all bounds together allow {} MiB: clients that \
+                 use them to the full could get this process killed; the largest are {} (see the lines \
+                 \"memory:\" for their keys)",
+                most >> 20,
+                names.join(" and ")
+            ));
+        }
     }
     found
+}
+
+/// Memory that this process may still take: of the machine, and of its control group.
+fn available_bytes() -> Option<u64> {
+    let machine = memory_bytes("MemAvailable")?;
+    let group = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+        number(&format!("/sys/fs/cgroup{path}/memory.max"))
+    });
+    Some(group.map_or(machine, |group| group.min(machine)))
+}
+
+/// What may help when the kernel had no memory or descriptor for a ring.
+pub fn shortage_hint(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::OutOfMemory => {
+            let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+            let line = limits.lines().find(|line| line.starts_with("Max locked memory"));
+            let locked = line.and_then(|line| line.split_whitespace().nth(3)).unwrap_or("unknown");
+            format!(
+                "; rings count as locked memory, of which this process may have {locked} bytes: \
+                 `ulimit -l unlimited` (LimitMEMLOCK=infinity in a unit) lifts it, and server.io = \"epoll\" \
+                 needs none"
+            )
+        }
+        _ if cause.raw_os_error() == Some(EMFILE) => {
+            "; ulimit -n is reached: raise it (LimitNOFILE= in a unit)".into()
+        }
+        _ => String::new(),
+    }
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -154,18 +290,56 @@ mod tests {
     fn every_consumer_is_a_line() {
         let lines = memory(&config(&[]), Io::IoUring, 2);
         let text: Vec<String> = lines.iter().map(ToString::to_string).collect();
-        assert_eq!(lines.len(), 7);
-        assert!(text[0].contains("100000 with one subscription"), "{text:?}");
-        let each = lines[0].bytes.unwrap() / 100_000;
-        assert!((100..512).contains(&each), "{each} bytes a connection");
+        assert!(text[0].contains("100000 (server.connections_max) with one"), "{text:?}");
+        let Taken(all) = lines[0].amount else { panic!("{text:?}") };
+        assert!((100..512).contains(&(all / 100_000)), "{all} bytes for 100,000 connections");
+    }
+
+    #[test]
+    fn every_bound_in_bytes_is_in_the_plan() {
+        let text = |config: &Config| -> Vec<String> {
+            memory(config, Io::IoUring, 3).iter().map(ToString::to_string).collect()
+        };
+        let plain = text(&config(&[]));
+        for flag in [
+            "limits.history_bytes_max=2000000000",
+            "limits.outboxes_bytes_max=2000000000",
+            "limits.partial_bytes_max=2000000000",
+            "api.bodies_bytes_max=2000000000",
+            "limits.parked_bytes_max=2000000000",
+            "limits.retained_bytes_max=2000000000",
+            "limits.cross_shard_bytes_max=1000000",
+            "limits.subscriptions_per_connection_max=7",
+            "limits.channels_max=7",
+            "server.handshakes_max=7",
+            "api.connections_max=7",
+            "server.send_buffer_bytes=7",
+        ] {
+            assert_ne!(text(&config(&[flag])), plain, "{flag} is not in the plan");
+        }
     }
 
     #[test]
     fn limits_name_the_command_that_lifts_them() {
         let config = config(&["server.connections_max=16000000", "server.backlog=1048576"]);
         let found = limits(&config, Io::Epoll, 1).join("\n");
-        for part in ["sysctl -w net.core.somaxconn=1048576", "`ulimit -n 16000200`"] {
+        for part in ["sysctl -w net.core.somaxconn=1048576", "`ulimit -n 16001256`"] {
             assert!(found.contains(part), "{part:?} is not in:\n{found}");
         }
+    }
+
+    #[test]
+    fn too_few_descriptors_for_handshakes_are_told() {
+        let config = config(&["server.handshakes_max=1048576"]);
+        let found = limits(&config, Io::IoUring, 256).join("\n");
+        assert!(found.contains("handshakes under way is a descriptor"), "{found}");
+        assert!(found.contains("`ulimit -n 268436712`"), "{found}");
+    }
+
+    #[test]
+    fn bounds_that_allow_more_than_there_is_are_told() {
+        let config = config(&["limits.history_bytes_max=1099511627776"]);
+        let found = limits(&config, Io::IoUring, 1).join("\n");
+        assert!(found.contains("the largest are history and"), "{found}");
     }
 }

@@ -1,159 +1,273 @@
 //! Overlaying the defaults key by key, so that each wrong key is told and the others are still looked at.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{self, Read as _};
 use std::path::Path;
 
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
 use super::DEFAULT_TOML;
-use super::schema::Config;
+use super::keys::{self, printable};
+
+/// Largest file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Variables whose names begin like the configuration's and that are read elsewhere.
+const NOT_CONFIG: [&str; 4] =
+    ["RINGFEED_API_KEY", "RINGFEED_CONFIG", "RINGFEED_BIN_DIR", "RINGFEED_DEMO_SECONDS"];
 
 pub(super) fn default_table() -> Table {
     DEFAULT_TOML.parse().expect("the embedded defaults are valid TOML")
 }
 
-pub(super) fn read_file(path: &Path) -> Result<Table, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    text.parse::<Table>().map_err(|e| format!("{}: {e}", path.display()))
+/// A file that is TOML, and where in it things are.
+pub(super) struct File {
+    name: String,
+    table: Table,
+    /// Line of each key, by the name it has in messages.
+    lines: BTreeMap<String, usize>,
 }
 
-/// Overlays a file key by key, so that each wrong key is told and the others are still looked at.
-pub(super) fn overlay_file(
+impl File {
+    /// Reads a file; or everything that keeps it from being TOML. The text itself is not shown: it may
+    /// hold secrets.
+    pub(super) fn read(path: &Path) -> Result<File, Vec<String>> {
+        let name = printable(&path.to_string_lossy());
+        let text = read(path).map_err(|e| vec![format!("{name}: {e}")])?;
+        let line = |at: usize| 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
+        let (document, errors) = DeTable::parse_recoverable(&text);
+        if !errors.is_empty() {
+            let told = errors.iter().map(|e| match e.span() {
+                Some(span) => format!("{name}:{}: {}", line(span.start), printable(e.message())),
+                None => format!("{name}: {}", printable(e.message())),
+            });
+            return Err(told.collect());
+        }
+        let mut lines = BTreeMap::new();
+        for (section, value) in document.get_ref() {
+            let section_name = section.get_ref().to_string();
+            lines.insert(section_name.clone(), line(section.span().start));
+            match value.get_ref() {
+                DeValue::Table(keys) => place(&mut lines, &section_name, keys, &line),
+                DeValue::Array(entries) => {
+                    for (i, entry) in entries.iter().enumerate() {
+                        let label = format!("{section_name}[{i}]");
+                        lines.insert(label.clone(), line(entry.span().start));
+                        if let DeValue::Table(keys) = entry.get_ref() {
+                            place(&mut lines, &label, keys, &line);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let table = text.parse::<Table>().map_err(|e| vec![format!("{name}: {}", e.message())])?;
+        Ok(File { name, table, lines })
+    }
+
+    /// `label` with file and line in front.
+    fn at(&self, label: &str) -> String {
+        match self.lines.get(label) {
+            Some(line) => format!("{}:{line}: {}", self.name, printable(label)),
+            None => format!("{}: {}", self.name, printable(label)),
+        }
+    }
+
+    /// Overlays what the file says.
+    pub(super) fn overlay(self, merged: &mut Table, errors: &mut Vec<String>) {
+        for (section, value) in &self.table {
+            match (merged.get_mut(section), value) {
+                (Some(Value::Table(keys)), Value::Table(given)) => {
+                    self.overlay_keys(keys, section, section, given, errors);
+                }
+                (Some(Value::Array(entries)), Value::Array(given)) => {
+                    let template = default_entry(section);
+                    *entries = Vec::new();
+                    for (i, entry) in given.iter().enumerate() {
+                        let label = format!("{section}[{i}]");
+                        entries.extend(self.entry(section, &label, &template, entry, errors));
+                    }
+                }
+                (Some(Value::Array(_)), _) => {
+                    errors
+                        .push(format!("{}: it must be written as [[{section}]]", self.at(section)));
+                }
+                (Some(_), _) => {
+                    errors.push(format!("{}: it must be a section, [{section}]", self.at(section)));
+                }
+                (None, _) => {
+                    errors.push(format!("{}: {}", self.at(section), keys::unknown(None)));
+                }
+            }
+        }
+    }
+
+    /// One entry of `[[channels]]` or `[[endpoints]]`: keys left out take the template's values. `None` for
+    /// one that does not say what it is about.
+    fn entry(
+        &self,
+        section: &str,
+        label: &str,
+        template: &Table,
+        entry: &Value,
+        errors: &mut Vec<String>,
+    ) -> Option<Value> {
+        let Value::Table(given) = entry else {
+            errors.push(format!("{}: it must be written as [[{section}]]", self.at(label)));
+            return None;
+        };
+        let mut filled = template.clone();
+        self.overlay_keys(&mut filled, section, label, given, errors);
+        let named = if section == "channels" { "pattern" } else { "path" };
+        match given.get(named) {
+            None => {
+                errors.push(format!("{}: {named} is missing", self.at(label)));
+                None
+            }
+            Some(name) => name.is_str().then_some(Value::Table(filled)),
+        }
+    }
+
+    /// Overlays the keys of one section or entry, which messages call `label`.
+    fn overlay_keys(
+        &self,
+        keys: &mut Table,
+        section: &str,
+        label: &str,
+        given: &Table,
+        errors: &mut Vec<String>,
+    ) {
+        for (key, value) in given {
+            let at = self.at(&format!("{label}.{key}"));
+            match keys::allowed(section, key) {
+                // Whether the value is a secret is not known.
+                None => errors.push(format!("{at}: {}", keys::unknown(Some(section)))),
+                Some(allowed) => match allowed.check(value) {
+                    Ok(()) => {
+                        keys.insert(key.clone(), value.clone());
+                    }
+                    Err(wanted) => {
+                        errors.push(format!("{at} = {}: {wanted}", allowed.shown(value)));
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Reads text of bounded length: a path may name a device.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+/// Notes the lines of the keys of one section or entry.
+fn place(
+    lines: &mut BTreeMap<String, usize>,
+    label: &str,
+    keys: &DeTable<'_>,
+    line: &impl Fn(usize) -> usize,
+) {
+    for key in keys.keys() {
+        lines.insert(format!("{label}.{}", key.get_ref()), line(Spanned::span(key).start));
+    }
+}
+
+fn default_entry(section: &str) -> Table {
+    let defaults = default_table();
+    let entries = defaults.get(section).and_then(Value::as_array);
+    entries.and_then(|all| all.first()?.as_table().cloned()).unwrap_or_default()
+}
+
+/// Overlays one variable of the environment, if it is one of ours.
+pub(super) fn overlay_variable(
     merged: &mut Table,
-    defaults: &Table,
-    file: Table,
+    name: &OsStr,
+    value: &OsStr,
     errors: &mut Vec<String>,
 ) {
-    for (section, value) in file {
-        match (defaults.get(&section), value) {
-            (Some(Value::Table(known)), Value::Table(given)) => {
-                for (key, value) in given {
-                    let label = format!("{section}.{key} = {}", shown(&key, &value));
-                    if !known.contains_key(&key) {
-                        errors.push(unknown(&label, known));
-                        continue;
-                    }
-                    let mut trial = defaults.clone();
-                    set(&mut trial, &section, &key, value.clone());
-                    if check(trial, &label, errors) {
-                        set(merged, &section, &key, value);
-                    }
-                }
-            }
-            (Some(Value::Array(known)), Value::Array(given)) => {
-                let template = known.first().and_then(Value::as_table).cloned().unwrap_or_default();
-                let mut filled = Vec::new();
-                for (i, entry) in given.into_iter().enumerate() {
-                    let label = format!("{section}[{i}]");
-                    filled.push(fill_entry(&section, &label, &template, entry, defaults, errors));
-                }
-                merged.insert(section, Value::Array(filled));
-            }
-            (Some(Value::Array(_)), _) => {
-                errors.push(format!("{section}: must be written as [[{section}]]"));
-            }
-            (Some(_), _) => errors.push(format!("{section}: must be a section, [{section}]")),
-            (None, _) => errors.push(unknown(&section, defaults)),
-        }
+    if !name.to_string_lossy().starts_with("RINGFEED_") {
+        return;
     }
-}
-
-/// One entry of `[[channels]]` or `[[endpoints]]`: keys left out take the template's values.
-fn fill_entry(
-    section: &str,
-    label: &str,
-    template: &Table,
-    entry: Value,
-    defaults: &Table,
-    errors: &mut Vec<String>,
-) -> Value {
-    let Value::Table(given) = entry else {
-        errors.push(format!("{label}: must be written as [[{section}]]"));
-        return Value::Table(template.clone());
+    let label = printable(&name.to_string_lossy());
+    let Some((name, path)) = name.to_str().and_then(|name| Some((name, name.get(9..)?))) else {
+        return errors.push(format!("{label}: its name is not UTF-8"));
     };
-    let named = if section == "channels" { "pattern" } else { "path" };
-    if !given.contains_key(named) {
-        errors.push(format!("{label}.{named} is missing"));
-    }
-    let mut filled = template.clone();
-    for (key, value) in given {
-        let label = format!("{label}.{key} = {value}");
-        if !template.contains_key(&key) {
-            errors.push(unknown(&label, template));
-            continue;
+    let Some((section, key)) = path.split_once("__") else {
+        if nearly_a_key(name) {
+            errors.push(format!("{label}: allowed are names of the form RINGFEED_SECTION__KEY"));
         }
-        let mut one = template.clone();
-        one.insert(key.clone(), value.clone());
-        let mut trial = defaults.clone();
-        trial.insert(section.to_owned(), Value::Array(vec![Value::Table(one)]));
-        if check(trial, &label, errors) {
-            filled.insert(key, value);
+        return;
+    };
+    match value.to_str() {
+        Some(value) => {
+            let (section, key) = (section.to_lowercase(), key.to_lowercase());
+            overlay_text(merged, &label, &section, &key, value, errors);
         }
+        None => errors.push(format!("{label}: its value is not UTF-8")),
     }
-    Value::Table(filled)
 }
 
-/// Overlays a value that came as text, read as the default's type.
-pub(super) fn overlay_text(
+/// Whether a name begins like a section, with an underscore too few.
+fn nearly_a_key(name: &str) -> bool {
+    let path = name.strip_prefix("RINGFEED_").unwrap_or_default().to_lowercase();
+    let begins = |(key, _): &(&str, _)| {
+        let section = key.split('.').next().unwrap_or_default();
+        path.strip_prefix(section).is_some_and(|rest| rest.starts_with('_'))
+    };
+    !NOT_CONFIG.contains(&name) && keys::KEYS.iter().any(begins)
+}
+
+/// Whether a variable looks as if it were ours and means nothing.
+pub(super) fn is_stray(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| {
+        name.starts_with("RINGFEED_") && !name.contains("__") && !NOT_CONFIG.contains(&name)
+    })
+}
+
+/// Overlays `section.key=value`.
+pub(super) fn overlay_flag(merged: &mut Table, flag: &str, errors: &mut Vec<String>) {
+    let Some((path, value)) = flag.split_once('=') else {
+        let label = printable(flag);
+        return errors.push(format!("--set {label}: allowed is SECTION.KEY=VALUE"));
+    };
+    let path = path.trim();
+    let label = format!("--set {}", printable(path));
+    match path.split_once('.') {
+        Some((section, key)) => overlay_text(merged, &label, section, key, value.trim(), errors),
+        None => errors.push(format!("{label}=…: allowed is SECTION.KEY=VALUE")),
+    }
+}
+
+/// Overlays a value that came as text.
+fn overlay_text(
     merged: &mut Table,
-    defaults: &Table,
     label: &str,
-    (section, key): (String, String),
+    section: &str,
+    key: &str,
     text: &str,
     errors: &mut Vec<String>,
 ) {
-    let Some(Value::Table(known)) = defaults.get(&section) else {
-        errors.push(if defaults.contains_key(&section) {
-            format!("{label}: [[{section}]] can only be set in a file")
-        } else {
-            unknown(label, defaults)
-        });
-        return;
+    let keys = match merged.get_mut(section) {
+        Some(Value::Table(keys)) => keys,
+        Some(_) => return errors.push(format!("{label}: [[{section}]] can only be set in a file")),
+        None => return errors.push(format!("{label}: {}", keys::unknown(None))),
     };
-    let value = match known.get(&key) {
-        None => return errors.push(unknown(label, known)),
-        Some(Value::Integer(_)) => text.parse().map(Value::Integer).map_err(|_| "a whole number"),
-        Some(Value::Boolean(_)) => text.parse().map(Value::Boolean).map_err(|_| "true or false"),
-        Some(Value::Array(_)) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Ok(Value::Array(items.map(|item| Value::String(item.into())).collect()))
-        }
-        Some(_) => Ok(Value::String(text.to_owned())),
+    let Some(allowed) = keys::allowed(section, key) else {
+        return errors.push(format!("{label}: {}", keys::unknown(Some(section))));
     };
-    match value {
-        Err(allowed) => errors.push(format!("{label}: allowed is {allowed}")),
+    match allowed.parse(text) {
         Ok(value) => {
-            let mut trial = defaults.clone();
-            set(&mut trial, &section, &key, value.clone());
-            if check(trial, label, errors) {
-                set(merged, &section, &key, value);
-            }
+            keys.insert(key.to_owned(), value);
+        }
+        Err(wanted) => {
+            let shown = allowed.shown(&Value::String(text.to_owned()));
+            errors.push(format!("{label} = {shown}: {wanted}"));
         }
     }
-}
-
-/// Whether the defaults with one key changed still have the right types.
-fn check(trial: Table, label: &str, errors: &mut Vec<String>) -> bool {
-    match Value::Table(trial).try_into::<Config>() {
-        Ok(_) => true,
-        Err(e) => {
-            errors.push(format!("{label}: {}", e.message().trim()));
-            false
-        }
-    }
-}
-
-fn set(table: &mut Table, section: &str, key: &str, value: Value) {
-    if let Some(Value::Table(section)) = table.get_mut(section) {
-        section.insert(key.to_owned(), value);
-    }
-}
-
-fn unknown(label: &str, known: &Table) -> String {
-    let keys: Vec<&str> = known.keys().map(String::as_str).collect();
-    format!("{label}: no such key; known are {}", keys.join(", "))
-}
-
-/// A value for an error message; keys stay secret.
-fn shown(key: &str, value: &Value) -> String {
-    if key == "keys" { "(secret)".into() } else { value.to_string() }
 }

@@ -5,13 +5,13 @@ use super::schema::{ChannelRule, Config};
 impl Config {
     /// The first rule whose pattern matches, and its number.
     pub fn rule(&self, channel: &str) -> Option<(u16, &ChannelRule)> {
-        let numbered = (0u16..).zip(&self.channels);
-        numbered.into_iter().find(|(_, rule)| matches(&rule.pattern, channel))
+        let at = self.channels.iter().position(|rule| matches(&rule.pattern, channel))?;
+        Some((u16::try_from(at).ok()?, self.channels.get(at)?))
     }
 }
 
 /// Whether `*` wildcards in `pattern` can be filled in to give `name`.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(head) else { return false };
     let mut parts: Vec<&str> = rest.split('*').collect();

@@ -50,6 +50,10 @@ pub struct Api {
     pub body_bytes_max: u32,
     pub bodies_bytes_max: u64,
     pub connections_max: u32,
+    pub idle_timeout_ms: u32,
+    pub body_timeout_ms: u32,
+    pub body_idle_timeout_ms: u32,
+    pub ingest_idle_timeout_ms: u32,
     pub timeout_ms: u32,
 }
 
@@ -185,8 +189,5 @@ impl fmt::Debug for Secret {
 
 fn dialect<'de, D: Deserializer<'de>>(from: D) -> Result<Dialect, D::Error> {
     let name = String::deserialize(from)?;
-    Dialect::from_name(&name).ok_or_else(|| {
-        let allowed: Vec<_> = Dialect::ALL.iter().map(|d| d.name()).collect();
-        serde::de::Error::custom(format!("allowed are {}", allowed.join(", ")))
-    })
+    Dialect::from_name(&name).ok_or_else(|| serde::de::Error::custom("no such dialect"))
 }

@@ -1,96 +1,220 @@
-//! What the types cannot say: ranges, and what does not go together.
+//! What no key says alone: which values do not go together, and texts that mean nothing.
 
 use std::collections::BTreeSet;
 
-use ringfeed_protocol::channel_name;
+use ringfeed_protocol::Dialect;
+use ringfeed_protocol::channel_name::{self, NAME_BYTES_MAX};
+use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
-use super::schema::{Config, Endpoint};
+use super::rules::matches;
+use super::schema::{ChannelRule, Config, Endpoint};
+
+/// Endpoints are numbered in a byte.
+const ENDPOINTS_MAX: usize = 255;
+/// A name is compared with one rule after the other.
+const RULES_MAX: usize = 1024;
+/// Bytes of an endpoint's path.
+const PATH_BYTES_MAX: usize = 255;
+/// Bytes of a key that others than this machine may try.
+const KEY_BYTES_MIN: usize = 16;
+/// More pings than this are no heartbeat.
+const HEARTBEAT_MS_MIN: u32 = 100;
 
 impl Config {
-    /// What the types cannot say.
     pub(super) fn validate(&self, errors: &mut Vec<String>) {
-        let mut need = |ok: bool, message: String| {
-            if !ok {
-                errors.push(message);
+        self.validate_addresses(errors);
+        self.validate_keys(errors);
+        self.validate_limits(errors);
+        self.validate_endpoints(errors);
+        self.validate_rules(errors);
+        for (i, origin) in self.server.origins.iter().enumerate() {
+            if !is_origin(origin) {
+                errors.push(format!(
+                    "server.origins[{i}] = {origin:?}: allowed is what browsers send as Origin, in small \
+                     letters and without a path, such as https://example.org, https://*.example.org or \
+                     http://localhost:8080"
+                ));
+            }
+        }
+    }
+
+    fn validate_addresses(&self, errors: &mut Vec<String>) {
+        let (public, internal) = (self.server.listen, self.api.listen);
+        if !public.ip().is_loopback() && !self.auth.anonymous {
+            errors.push(format!(
+                "server.listen = {public}: there is no authentication yet, so beyond loopback anybody who \
+                 reaches this address would be served. Keep it on loopback behind a proxy that decides who \
+                 may connect, or set auth.anonymous = true to serve anybody"
+            ));
+        }
+        if !internal.ip().is_loopback() && self.api.keys.is_empty() {
+            errors.push(format!(
+                "api.listen = {internal}: beyond loopback api.keys must hold at least one key"
+            ));
+        }
+        let overlaps = public.ip() == internal.ip()
+            || (public.is_ipv4() == internal.is_ipv4()
+                && (public.ip().is_unspecified() || internal.ip().is_unspecified()));
+        if overlaps && public.port() == internal.port() && public.port() != 0 {
+            errors.push(format!(
+                "api.listen = {internal}: server.listen = {public} has the same port"
+            ));
+        }
+    }
+
+    fn validate_keys(&self, errors: &mut Vec<String>) {
+        for (i, key) in self.api.keys.iter().enumerate() {
+            let wrong = if key.0.trim().is_empty() {
+                "an empty key is not allowed".into()
+            } else if !key.0.bytes().all(|byte| byte.is_ascii_graphic()) {
+                "allowed are visible ASCII characters, no spaces: a header could not carry it"
+                    .into()
+            } else if key.0.len() < KEY_BYTES_MIN && !self.api.listen.ip().is_loopback() {
+                format!(
+                    "beyond loopback (api.listen = {}) a key must have at least {KEY_BYTES_MIN} characters; \
+                     `openssl rand -hex 16` makes one",
+                    self.api.listen
+                )
+            } else {
+                continue;
+            };
+            errors.push(format!("api.keys[{i}]: {wrong}"));
+        }
+    }
+
+    fn validate_limits(&self, errors: &mut Vec<String>) {
+        let Config { api, heartbeat, limits, .. } = self;
+        let mut at_least = |(large, large_bytes): (&str, u64),
+                            (small, small_bytes): (&str, u64)| {
+            if large_bytes < small_bytes {
+                errors.push(format!(
+                    "{large} = {large_bytes}: it must be at least {small} = {small_bytes}"
+                ));
             }
         };
-        let mut range = |key: &str, value: u32, from: u32, to: u32| {
-            need(
-                (from..=to).contains(&value),
-                format!("{key} = {value}: allowed are {from} to {to}"),
-            );
-        };
-        let Config { server, api, heartbeat, limits, .. } = self;
-        range("server.shards", server.shards.into(), 0, 256);
-        range("server.backlog", server.backlog, 1, 1 << 20);
-        range("server.connections_max", server.connections_max, 1, 1 << 24);
-        range("server.handshakes_max", server.handshakes_max, 1, 1 << 20);
-        range("server.handshake_timeout_ms", server.handshake_timeout_ms, 10, 600_000);
-        range("server.send_buffer_bytes", server.send_buffer_bytes, 0, 1 << 28);
-        range("server.close_timeout_ms", server.close_timeout_ms, 10, 600_000);
-        range("server.drain_timeout_ms", server.drain_timeout_ms, 0, 3_600_000);
-        range("api.body_bytes_max", api.body_bytes_max, 1024, 1 << 30);
-        range("api.timeout_ms", api.timeout_ms, 10, 600_000);
-        range("heartbeat.timeout_ms", heartbeat.timeout_ms, 10, 3_600_000);
-        range("limits.message_bytes_max", limits.message_bytes_max, 125, 1 << 30);
-        range("limits.messages_burst", limits.messages_burst, 1, u32::MAX);
-        range(
-            "limits.subscriptions_per_connection_max",
-            limits.subscriptions_per_connection_max,
-            1,
-            1 << 20,
+        let message = ("limits.message_bytes_max", limits.message_bytes_max.into());
+        let body = ("api.body_bytes_max", api.body_bytes_max.into());
+        at_least(("limits.partial_bytes_max", limits.partial_bytes_max), message);
+        at_least(
+            ("limits.outboxes_bytes_max", limits.outboxes_bytes_max),
+            ("limits.outbox_bytes_max", limits.outbox_bytes_max.into()),
         );
-        range("limits.channels_max", limits.channels_max, 1, 1 << 30);
-        range("limits.outbox_bytes_max", limits.outbox_bytes_max, 1024, 1 << 30);
-        range("limits.outbox_timeout_ms", limits.outbox_timeout_ms, 100, 600_000);
-        range("limits.message_timeout_ms", limits.message_timeout_ms, 100, 600_000);
-        range("api.connections_max", api.connections_max, 1, 1 << 20);
-        range("limits.history_reply_max", limits.history_reply_max, 1, 1 << 20);
-        range("limits.cross_shard_bytes_max", limits.cross_shard_bytes_max, 1 << 16, 1 << 30);
-        for (i, rule) in self.channels.iter().enumerate() {
-            range(&format!("channels[{i}].window_bytes"), rule.window_bytes, 1 << 12, 1 << 30);
-            range(&format!("channels[{i}].window_age_ms"), rule.window_age_ms, 100, 3_600_000);
-            range(&format!("channels[{i}].history_size"), rule.history_size, 0, 1 << 24);
+        at_least(("api.bodies_bytes_max", api.bodies_bytes_max), body);
+        at_least(("limits.parked_bytes_max", limits.parked_bytes_max), body);
+        at_least(("limits.parked_bytes_max", limits.parked_bytes_max), message);
+        if heartbeat.interval_ms > 0 && heartbeat.interval_ms < HEARTBEAT_MS_MIN {
+            errors.push(format!(
+                "heartbeat.interval_ms = {}: allowed are {HEARTBEAT_MS_MIN} to 3600000, and 0 for no pings",
+                heartbeat.interval_ms
+            ));
         }
-        let mut paths = BTreeSet::new();
-        for (i, endpoint) in self.endpoints.iter().enumerate() {
-            let Endpoint { path, channel_prefix, .. } = endpoint;
-            need(
-                path.starts_with('/') && !path.contains(['?', '#', ' ']),
-                format!(
-                    "endpoints[{i}].path = {path:?}: it must begin with '/' and hold no '?', '#' or space"
-                ),
-            );
-            need(
-                paths.insert(path) && path != "/health" && path != "/",
-                format!("endpoints[{i}].path = {path:?}: it is in use already"),
-            );
-            need(
-                channel_prefix.is_empty() || channel_name::check(channel_prefix).is_ok(),
-                format!(
-                    "endpoints[{i}].channel_prefix = {channel_prefix:?}: it must be the beginning of a channel name"
-                ),
-            );
+        // Reading pauses at a quarter of the outbox; the echo of what was read last comes on top.
+        let echo = self.endpoints.iter().any(|endpoint| endpoint.dialect == Dialect::Echo);
+        let room = u64::from(limits.outbox_bytes_max) / 4 * 3;
+        let largest = u64::from(limits.message_bytes_max) + HEADER_BYTES_MAX as u64;
+        if echo && largest > room {
+            errors.push(format!(
+                "limits.outbox_bytes_max = {}: an echo of limits.message_bytes_max = {} does not fit; allowed \
+                 are at least {}",
+                limits.outbox_bytes_max,
+                limits.message_bytes_max,
+                largest.div_ceil(3) * 4
+            ));
         }
-        need(!self.endpoints.is_empty(), "endpoints: at least one is needed".into());
-        for (i, key) in api.keys.iter().enumerate() {
-            need(!key.0.is_empty(), format!("api.keys[{i}]: an empty key is not allowed"));
-        }
-        let (public, internal) = (server.listen, api.listen);
-        need(
-            public.ip().is_loopback() || self.auth.anonymous,
-            format!(
-                "server.listen = {public}: beyond loopback clients must authenticate; set \
-                 auth.anonymous = true to serve anybody"
-            ),
-        );
-        need(
-            internal.ip().is_loopback() || !api.keys.is_empty(),
-            format!("api.listen = {internal}: beyond loopback api.keys must hold at least one key"),
-        );
-        need(
-            public != internal || public.port() == 0,
-            format!("api.listen = {internal}: server.listen has the same address"),
-        );
     }
+
+    fn validate_endpoints(&self, errors: &mut Vec<String>) {
+        let count = self.endpoints.len();
+        if !(1..=ENDPOINTS_MAX).contains(&count) {
+            errors.push(format!("endpoints: there are {count}; allowed are 1 to {ENDPOINTS_MAX}"));
+        }
+        let mut paths = BTreeSet::from(["/health"]);
+        if self.server.demo_page {
+            paths.insert("/");
+        }
+        for (i, Endpoint { path, channel_prefix, .. }) in self.endpoints.iter().enumerate() {
+            if !is_path(path) {
+                errors.push(format!(
+                    "endpoints[{i}].path = {path:?}: it must begin with '/' and have at most {PATH_BYTES_MAX} \
+                     ASCII letters, digits and any of -._~!$&'()*+,;=:@/"
+                ));
+            } else if !paths.insert(path) {
+                errors.push(format!("endpoints[{i}].path = {path:?}: it is in use already"));
+            }
+            if !channel_prefix.is_empty() && channel_name::check(channel_prefix).is_err() {
+                errors.push(format!(
+                    "endpoints[{i}].channel_prefix = {channel_prefix:?}: it must be the beginning of a channel \
+                     name, without white space, control characters, '\"', '\\' and '*'"
+                ));
+            } else if channel_prefix.len() >= NAME_BYTES_MAX {
+                errors.push(format!(
+                    "endpoints[{i}].channel_prefix: it has {} bytes, which leaves none for a name; allowed are \
+                     at most {}",
+                    channel_prefix.len(),
+                    NAME_BYTES_MAX - 1
+                ));
+            }
+        }
+    }
+
+    fn validate_rules(&self, errors: &mut Vec<String>) {
+        let count = self.channels.len();
+        if count > RULES_MAX {
+            return errors.push(format!(
+                "channels: there are {count} rules; allowed are at most {RULES_MAX}"
+            ));
+        }
+        for (i, ChannelRule { pattern, .. }) in self.channels.iter().enumerate() {
+            // The shortest name the pattern matches.
+            let least = pattern.replace('*', "");
+            let wild = least.len() < pattern.len();
+            match channel_name::check(&least) {
+                Ok(()) => {}
+                Err(_) if least.is_empty() && wild => {}
+                Err(e) => {
+                    errors.push(format!(
+                        "channels[{i}].pattern = {pattern:?}: it matches no name: {e}"
+                    ));
+                    continue;
+                }
+            }
+            // No name holds '*', so an earlier pattern that matches this one as if it were a name matches
+            // whatever this one does.
+            let mut earlier = self.channels.iter().take(i).enumerate();
+            if let Some((j, rule)) = earlier.find(|(_, rule)| matches(&rule.pattern, pattern)) {
+                errors.push(format!(
+                    "channels[{i}].pattern = {pattern:?}: it is never reached: channels[{j}].pattern = {:?} \
+                     matches all its names before; put it in front of that",
+                    rule.pattern
+                ));
+            }
+        }
+    }
+}
+
+/// What a request's path may be without escapes: `pchar` and `/` of RFC 3986, section 3.3.
+fn is_path(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte);
+    path.starts_with('/') && path.len() <= PATH_BYTES_MAX && path.bytes().all(plain)
+}
+
+/// `scheme://host[:port]` as RFC 6454, section 6.2, writes it, with `*` in the host; or `null`.
+fn is_origin(origin: &str) -> bool {
+    let Some((scheme, rest)) = origin.split_once("://") else { return origin == "null" };
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (rest, None),
+    };
+    let small = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let named = |byte: u8| small(byte) || b"-.*_".contains(&byte);
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_fits = match inner {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(named),
+    };
+    let port_fits = |port: &str| port == "*" || port.parse::<u16>().is_ok();
+    !scheme.is_empty()
+        && scheme.bytes().all(|byte| small(byte) || b"+-.".contains(&byte))
+        && host_fits
+        && port.is_none_or(port_fits)
 }

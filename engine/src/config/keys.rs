@@ -1,0 +1,257 @@
+//! What each key may be. The one list that reading, error texts and docs/CONFIG.md go by: a key that is not here is
+//! unknown, and a value that is secret here is shown nowhere.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use toml::Value;
+
+/// What a key may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Allowed {
+    /// Whole numbers, both ends included.
+    Numbers(u64, u64),
+    /// `true` or `false`.
+    Switch,
+    /// One of these.
+    Words(&'static [&'static str]),
+    /// An IP address and a port.
+    Address,
+    /// Text; what it must be like is checked once all keys are known.
+    Text(&'static str),
+    /// A list of texts.
+    Texts(&'static str),
+    /// A list of texts that are compared and never shown.
+    Secrets(&'static str),
+}
+
+use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, Words};
+
+const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
+const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
+const STALL_MS: Allowed = Numbers(100, 600_000);
+/// Bytes of the whole process: up to 1 TiB.
+const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
+
+/// Every key, as `section.key`, in the order of `config/default.toml`.
+pub(super) const KEYS: &[(&str, Allowed)] = &[
+    ("server.listen", Address),
+    ("server.io", Words(&["auto", "io_uring", "epoll"])),
+    ("server.shards", Numbers(0, 256)),
+    ("server.pin", Switch),
+    ("server.backlog", Numbers(1, 1 << 20)),
+    ("server.connections_max", Numbers(1, 1 << 24)),
+    ("server.connections_per_address_max", Numbers(0, 1 << 24)),
+    ("server.handshakes_max", Numbers(1, 1 << 20)),
+    ("server.handshake_timeout_ms", TIMEOUT_MS),
+    ("server.send_buffer_bytes", Numbers(0, 1 << 28)),
+    ("server.close_timeout_ms", TIMEOUT_MS),
+    ("server.drain_timeout_ms", Numbers(0, 3_600_000)),
+    ("server.drain_spread_ms", Numbers(0, 3_600_000)),
+    ("server.origins", Texts("origins such as https://example.org")),
+    ("server.demo_page", Switch),
+    ("api.listen", Address),
+    ("api.keys", Secrets("keys of visible ASCII characters")),
+    ("api.body_bytes_max", Numbers(1024, 1 << 30)),
+    ("api.bodies_bytes_max", BUDGET_BYTES),
+    ("api.connections_max", Numbers(1, 1 << 20)),
+    ("api.idle_timeout_ms", API_TIMEOUT_MS),
+    ("api.body_timeout_ms", API_TIMEOUT_MS),
+    ("api.body_idle_timeout_ms", API_TIMEOUT_MS),
+    ("api.ingest_idle_timeout_ms", Numbers(10, 86_400_000)),
+    ("api.timeout_ms", TIMEOUT_MS),
+    ("auth.anonymous", Switch),
+    ("heartbeat.interval_ms", Numbers(0, 3_600_000)),
+    ("heartbeat.timeout_ms", Numbers(10, 3_600_000)),
+    ("limits.message_bytes_max", Numbers(125, 1 << 30)),
+    ("limits.message_timeout_ms", STALL_MS),
+    ("limits.partial_bytes_max", BUDGET_BYTES),
+    ("limits.messages_per_second_max", Numbers(0, 1_000_000_000)),
+    ("limits.messages_burst", Numbers(1, 1_000_000_000)),
+    ("limits.subscriptions_per_connection_max", Numbers(1, 1 << 20)),
+    ("limits.channels_max", Numbers(1, 1 << 30)),
+    ("limits.outbox_bytes_max", Numbers(4096, 1 << 30)),
+    ("limits.outbox_timeout_ms", STALL_MS),
+    ("limits.outboxes_bytes_max", BUDGET_BYTES),
+    ("limits.history_reply_max", Numbers(1, 1 << 20)),
+    ("limits.recovery_bytes_max", Numbers(0, 1 << 30)),
+    ("limits.cross_shard_bytes_max", Numbers(1 << 16, 1 << 30)),
+    ("limits.history_bytes_max", Numbers(0, 1 << 40)),
+    ("limits.parked_bytes_max", BUDGET_BYTES),
+    ("limits.retained_bytes_max", BUDGET_BYTES),
+    ("log.level", Words(&["error", "warn", "info", "debug", "trace"])),
+    ("endpoints.path", Text("a path such as /ws")),
+    ("endpoints.dialect", Words(&["ringfeed.v1", "raw.v1", "echo"])),
+    ("endpoints.choose", Switch),
+    ("endpoints.channel_prefix", Text("the beginning of a channel name")),
+    ("channels.pattern", Text("a channel name, with * for any run of characters")),
+    ("channels.subscribe", Words(&["anyone", "nobody"])),
+    ("channels.publish", Words(&["anyone", "api"])),
+    ("channels.history_size", Numbers(0, 1 << 24)),
+    ("channels.history_bytes", Numbers(0, 1 << 40)),
+    ("channels.history_age_ms", Numbers(0, u32::MAX as u64)),
+    ("channels.lag_policy", Words(&["gap", "disconnect"])),
+    ("channels.window_bytes", Numbers(1 << 12, 1 << 30)),
+    ("channels.window_age_ms", Numbers(100, 3_600_000)),
+];
+
+/// What `section.key` may be; `None` for a key that there is not.
+pub(super) fn allowed(section: &str, key: &str) -> Option<Allowed> {
+    let found = KEYS.iter().find(|(name, _)| name.split_once('.') == Some((section, key)));
+    found.map(|&(_, allowed)| allowed)
+}
+
+/// `key` (or a section) as an error about an unknown one: what there is instead.
+pub(super) fn unknown(section: Option<&str>) -> String {
+    let mut known: Vec<&str> = match section {
+        Some(section) => {
+            let keys = KEYS.iter().filter_map(|(name, _)| name.split_once('.'));
+            keys.filter(|(of, _)| *of == section).map(|(_, key)| key).collect()
+        }
+        None => KEYS.iter().filter_map(|(name, _)| Some(name.split_once('.')?.0)).collect(),
+    };
+    known.dedup();
+    let what = if section.is_some() { "key" } else { "section" };
+    format!("no such {what}; known are {}", known.join(", "))
+}
+
+impl Allowed {
+    /// What is wrong with a value from a file.
+    pub(super) fn check(self, value: &Value) -> Result<(), String> {
+        let fits = match (self, value) {
+            (Numbers(from, to), Value::Integer(number)) => {
+                u64::try_from(*number).is_ok_and(|number| (from..=to).contains(&number))
+            }
+            (Switch, Value::Boolean(_)) | (Text(_), Value::String(_)) => true,
+            (Words(words), Value::String(word)) => words.contains(&word.as_str()),
+            (Address, Value::String(address)) => address.parse::<SocketAddr>().is_ok(),
+            (Texts(_) | Secrets(_), Value::Array(items)) => items.iter().all(Value::is_str),
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err(self.to_string()) }
+    }
+
+    /// Reads a value that came as text.
+    pub(super) fn parse(self, text: &str) -> Result<Value, String> {
+        let value = match self {
+            Numbers(..) => text.parse().ok().map(Value::Integer),
+            Switch => text.parse().ok().map(Value::Boolean),
+            Words(_) | Address | Text(_) => Some(Value::String(text.into())),
+            Texts(_) | Secrets(_) => {
+                // An unset secret must not turn into "no key is needed", nor a list to "any".
+                if text.trim().is_empty() {
+                    return Err("it is empty: unset it or give at least one".into());
+                }
+                Some(Value::Array(text.split(',').map(|item| item.trim().into()).collect()))
+            }
+        };
+        let value = value.ok_or_else(|| self.to_string())?;
+        self.check(&value).map(|()| value)
+    }
+
+    /// A value for people; `(secret)` where it is one.
+    pub(super) fn shown(self, value: &Value) -> String {
+        if matches!(self, Secrets(_)) { "(secret)".into() } else { shown(value) }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Numbers(from, to) => write!(f, "allowed are {from} to {to}"),
+            Switch => f.write_str("allowed are true and false"),
+            Words(words) => write!(f, "allowed are {}", words.join(", ")),
+            Address => f.write_str(
+                "allowed are an IP address and a port, as in 127.0.0.1:9800 or [::1]:9800",
+            ),
+            Text(what) => write!(f, "allowed is {what}"),
+            Texts(what) | Secrets(what) => write!(f, "allowed is a list of {what}"),
+        }
+    }
+}
+
+/// Characters of a value that are worth showing.
+const SHOWN_CHARACTERS_MAX: usize = 100;
+
+/// A value without what would act on a terminal.
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().take(10).map(shown).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Table(_) => "a table".into(),
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(SHOWN_CHARACTERS_MAX) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// A name from outside without what would act on a terminal.
+pub(super) fn printable(name: &str) -> String {
+    name.escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, DEFAULT_TOML, merge::default_table};
+    use ringfeed_protocol::Dialect;
+
+    #[test]
+    fn the_list_has_the_keys_of_the_defaults_in_their_order() {
+        let mut section = String::new();
+        let mut names = Vec::new();
+        for line in DEFAULT_TOML.lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_matches(['[', ']']).to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#'))
+            {
+                names.push(format!("{section}.{key}"));
+            }
+        }
+        assert_eq!(names, KEYS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn whatever_the_list_allows_the_types_can_hold() {
+        for (name, allowed) in KEYS {
+            let (section, key) = name.split_once('.').unwrap();
+            let values: Vec<Value> = match *allowed {
+                Numbers(from, to) => {
+                    [from, to].map(|n| Value::Integer(n.try_into().unwrap())).into()
+                }
+                Words(words) => words.iter().map(|&word| word.into()).collect(),
+                Switch => vec![true.into(), false.into()],
+                Address => vec!["[::1]:1".into()],
+                Text(_) => vec!["x".into()],
+                Texts(_) | Secrets(_) => vec![Value::Array(vec!["x".into()])],
+            };
+            for value in values {
+                allowed.check(&value).unwrap();
+                let mut table = default_table();
+                match table.get_mut(section).unwrap() {
+                    Value::Table(keys) => keys.insert(key.into(), value.clone()),
+                    Value::Array(entries) => {
+                        entries[0].as_table_mut().unwrap().insert(key.into(), value.clone())
+                    }
+                    other => panic!("{other}"),
+                };
+                let read = Value::Table(table).try_into::<Config>();
+                read.unwrap_or_else(|e| panic!("{name} = {value}: {e}"));
+            }
+        }
+        let dialects: Vec<_> = Dialect::ALL.iter().map(|dialect| dialect.name()).collect();
+        assert!(matches!(super::allowed("endpoints", "dialect"), Some(Words(w)) if w == dialects));
+    }
+
+    #[test]
+    fn no_value_acts_on_the_terminal_it_is_shown_on() {
+        let shown = shown(&Value::Array(vec!["\u{1b}[2J\r\n".into()]));
+        assert_eq!(shown, r#"["\u{1b}[2J\r\n"]"#);
+        assert!(super::shown(&"x".repeat(5000).into()).len() < 200);
+    }
+}
