@@ -28,7 +28,7 @@ use ringfeed_protocol::{CloseCode, Connection, Dialect, Event, Role};
 use ringfeed_wire::{Event as WireEvent, SocketId, Wire, drain_event_fd, thread_cpu_time};
 
 use crate::config::Config;
-use crate::counters::Counters;
+use crate::counters::{Counters, RefusalReason};
 use door::{Admission, Permit};
 use fanout::Fanout;
 use homes::Homes;
@@ -257,16 +257,15 @@ impl<W: Wire> Shard<W> {
         self.flush()?;
         self.counters.turns.add(1);
         let micros = began.elapsed().as_micros() as u64;
-        if micros > self.counters.turn_max_us.read() {
-            self.counters.turn_max_us.set(micros);
-        }
+        self.counters.turn_us.record(micros);
+        self.counters.turn_max_us.record(micros, self.now_ms);
         // A turn takes no more CPU time than time: mostly there is nothing to ask.
-        if micros > self.counters.turn_cpu_max_us.read() {
-            let cpu_micros = (thread_cpu_time() - cpu_began).as_micros() as u64;
-            if cpu_micros > self.counters.turn_cpu_max_us.read() {
-                self.counters.turn_cpu_max_us.set(cpu_micros);
-            }
-        }
+        let cpu_micros = if micros > self.counters.turn_cpu_max_us.read() {
+            (thread_cpu_time() - cpu_began).as_micros() as u64
+        } else {
+            0
+        };
+        self.counters.turn_cpu_max_us.record(cpu_micros, self.now_ms);
         let resumable = !self.paused.is_empty() && !self.is_congested();
         let busy = busy || resumable || self.fanout.has_work();
         if !busy && self.links.waiting() {
@@ -343,7 +342,7 @@ impl<W: Wire> Shard<W> {
         let socket: SocketId = match self.wire.adopt(socket) {
             Ok(socket) => socket,
             Err(e) => {
-                self.counters.refused.add(1);
+                self.counters.refused.add(RefusalReason::NoRoom, 1);
                 tracing::warn!("a connection was dropped after its handshake: {e}");
                 return;
             }

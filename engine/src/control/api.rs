@@ -382,7 +382,7 @@ pub(super) struct StatsReply {
 /// Adds up the counters of all shards.
 pub(super) fn totals(state: &State) -> Totals {
     let mut totals = Totals::default();
-    state.shared.counters.iter().for_each(|counters| totals.add(counters));
+    state.shared.counters.iter().for_each(|counters| totals.add(&Totals::of(counters)));
     totals
 }
 

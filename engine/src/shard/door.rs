@@ -19,6 +19,7 @@ use ringfeed_protocol::handshake::{HEAD_BYTES_MAX, Refusal, Request, write_respo
 
 use super::inbox::ShardId;
 use super::{Local, Promoted, Shared};
+use crate::counters::RefusalReason;
 
 /// Bytes read at once; most request heads are smaller.
 const READ_BYTES: usize = 2048;
@@ -114,7 +115,7 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
         let (under_way, most) = (local.handshakes.get(), shared.config.server.handshakes_max);
         if under_way >= most.saturating_mul(2) {
             // Even refusals take a descriptor and some time.
-            counters.refused.add(1);
+            counters.refused.add(RefusalReason::BusyHandshakes, 1);
             continue;
         }
         let permit = if under_way >= most {
@@ -137,12 +138,21 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
                 }
                 Ok(None) => {}
                 Err((stream, refusal)) => {
-                    counters.refused.add(1);
+                    counters.refused.add(reason(&refusal), 1);
                     let _ = timeout(limit, refuse(stream, refusal)).await;
                 }
             }
             local.handshakes.set(local.handshakes.get() - 1);
         });
+    }
+}
+
+fn reason(refusal: &Refusal) -> RefusalReason {
+    match refusal.status {
+        404 => RefusalReason::NotFound,
+        408 => RefusalReason::Timeout,
+        503 => RefusalReason::ConnectionsMax,
+        _ => RefusalReason::BadRequest,
     }
 }
 
