@@ -50,6 +50,10 @@ pub struct Api {
     pub body_bytes_max: u32,
     pub bodies_bytes_max: u64,
     pub connections_max: u32,
+    pub idle_timeout_ms: u32,
+    pub body_timeout_ms: u32,
+    pub body_idle_timeout_ms: u32,
+    pub ingest_idle_timeout_ms: u32,
     pub timeout_ms: u32,
 }
 

@@ -45,6 +45,10 @@ impl Config {
         range("limits.outbox_timeout_ms", limits.outbox_timeout_ms, 100, 600_000);
         range("limits.message_timeout_ms", limits.message_timeout_ms, 100, 600_000);
         range("api.connections_max", api.connections_max, 1, 1 << 20);
+        range("api.idle_timeout_ms", api.idle_timeout_ms, 10, 3_600_000);
+        range("api.body_timeout_ms", api.body_timeout_ms, 10, 3_600_000);
+        range("api.body_idle_timeout_ms", api.body_idle_timeout_ms, 10, 3_600_000);
+        range("api.ingest_idle_timeout_ms", api.ingest_idle_timeout_ms, 10, 86_400_000);
         range("limits.history_reply_max", limits.history_reply_max, 1, 1 << 20);
         range("limits.cross_shard_bytes_max", limits.cross_shard_bytes_max, 1 << 16, 1 << 30);
         for (i, rule) in self.channels.iter().enumerate() {
