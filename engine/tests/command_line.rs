@@ -110,6 +110,28 @@ fn a_second_signal_ends_a_drain_at_once() {
 }
 
 #[test]
+fn signals_that_ask_for_nothing_end_nothing() {
+    let (mut child, _, internal, mut log) = serve(&[]);
+    for (name, said) in [
+        ("HUP", "SIGHUP: reload is not supported"),
+        ("USR1", "SIGUSR1 is ignored"),
+        ("USR2", "SIGUSR2 is ignored"),
+        ("ALRM", "SIGALRM is ignored"),
+    ] {
+        signal(&child, name);
+        let mut line = String::new();
+        while !line.contains(said) {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "SIG{name} ended the server");
+        }
+    }
+    let published = ringfeed(&["publish", "--api", &internal, "news", "1"]);
+    assert!(published.status.success(), "{}", text(&published.stderr));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_server_whose_log_goes_nowhere_still_drains() {
     let (mut child, _, _, log) = serve(&[]);
     drop(log);
