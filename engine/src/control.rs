@@ -149,38 +149,89 @@ impl State {
 mod tests {
     use std::fs::File;
     use std::io::{Read as _, Write as _};
-    use std::net::TcpStream;
+    use std::net::{SocketAddr, TcpStream};
 
     use super::*;
     use crate::config::{Config, Sources};
     use crate::counters::Counters;
     use crate::shard::door::Admission;
-    use crate::shard::inbox::{Shards, Waker, queues};
+    use crate::shard::inbox::{Inbox, Shards, Waker, queues};
 
-    /// A shard that takes nothing more: its queue is full and nobody reads it.
-    #[test]
-    fn a_shard_that_takes_nothing_does_not_hold_the_control_thread() {
-        let config = Arc::new(Config::load(&Sources::default()).unwrap());
+    /// The control thread before one shard that does nothing: its queue is here.
+    fn start(flags: &[&str]) -> (Control, SocketAddr, Arc<Shared>, Inbox) {
+        let flags = flags.iter().map(|&flag| flag.into()).collect();
+        let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
         let waker = Waker::new(File::options().write(true).open("/dev/null").unwrap());
-        let (end, _inbox) = queues(waker);
-        let shards = Shards::new(vec![end]);
-        while shards.request(0, Request::Drain).is_ok() {}
+        let (end, inbox) = queues(waker);
         let shared = Arc::new(Shared {
-            config,
-            shards,
+            config: Arc::new(config),
+            shards: Shards::new(vec![end]),
             counters: vec![Arc::new(Counters::default())],
             admission: Arc::new(Admission::new(1, 0)),
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let control = Control::start(listener, shared).unwrap();
-        control.drain();
-        let mut stream = TcpStream::connect(address).unwrap();
-        let request = b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).unwrap();
+        let control = Control::start(listener, shared.clone()).unwrap();
+        (control, address, shared, inbox)
+    }
+
+    fn request(to: SocketAddr, line: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(to).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+
+    fn answer(mut stream: TcpStream) -> String {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn a_shard_that_takes_nothing_does_not_hold_the_control_thread() {
+        let (control, address, shared, _inbox) = start(&[]);
+        while shared.shards.request(0, Request::Drain).is_ok() {}
+        control.drain();
+        let answer = answer(request(address, "GET /ready", ""));
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_shard_that_does_not_answer_is_handed_so_many_bytes_and_no_more() {
+        let (control, address, _, inbox) = start(&["api.timeout_ms=600000"]);
+        let entry = format!("{{\"channel\":\"a\",\"text\":\"{}\"}}", "x".repeat(1000));
+        let body = format!("{{\"publications\":[{}]}}", vec![entry; 3900].join(","));
+        let _waiting: Vec<_> = (0..8).map(|_| request(address, "POST /api/batch", &body)).collect();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let nearly_all = (SHARD_BYTES_MAX - (512 << 10)) as f64;
+        loop {
+            let stats = answer(request(address, "GET /api/stats", ""));
+            let (_, stats) = stats.split_once("\r\n\r\n").unwrap();
+            let stats: serde_json::Value = serde_json::from_str(stats).unwrap();
+            // All bodies were read: what is not handed over waits for room.
+            let read = stats["api"]["body_bytes"].as_f64().unwrap() > 7.5 * body.len() as f64;
+            if read && stats["api"]["bytes_under_way"].as_f64().unwrap() > nearly_all {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{stats}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Kept, so that none of them is answered.
+        let queued: Vec<Request> = inbox.requests.try_iter().flatten().collect();
+        let bytes = queued.iter().map(|request| {
+            let Request::PublishBatch { items, .. } = request else { panic!("{request:?}") };
+            items.iter().map(|item| item.2.bytes.len() as u64).sum::<u64>()
+        });
+        let bytes: Vec<u64> = bytes.collect();
+        assert!(bytes.iter().all(|&bytes| bytes <= 256 << 10), "{bytes:?}");
+        let sum: u64 = bytes.iter().sum();
+        assert!((SHARD_BYTES_MAX / 2..=SHARD_BYTES_MAX).contains(&sum), "{sum} bytes are queued");
         control.stop();
     }
 }

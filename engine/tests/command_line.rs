@@ -132,6 +132,27 @@ fn signals_that_ask_for_nothing_end_nothing() {
 }
 
 #[test]
+fn requests_are_logged_with_vv_and_keys_never() {
+    let (mut child, _, internal, mut log) = serve(&["-vv", "--set", "api.keys=hush-hush"]);
+    let publish =
+        |key: &str| ringfeed(&["publish", "--api", &internal, "--api-key", key, "n", "1"]);
+    assert!(!publish("hush-wrong").status.success());
+    assert!(publish("hush-hush").status.success());
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut lines = String::new();
+    std::io::Read::read_to_string(&mut log, &mut lines).unwrap();
+    for part in [
+        "POST /api/publish from 127.0.0.1: no key that fits",
+        "API: POST /api/publish 401",
+        "API: POST /api/publish 200",
+    ] {
+        assert!(lines.contains(part), "{part:?} is not in:\n{lines}");
+    }
+    assert!(!lines.contains("hush"), "{lines}");
+}
+
+#[test]
 fn a_server_whose_log_goes_nowhere_still_drains() {
     let (mut child, _, _, log) = serve(&[]);
     drop(log);
