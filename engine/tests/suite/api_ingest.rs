@@ -122,7 +122,7 @@ fn who_does_not_read_acknowledgements_can_send_all_the_same() {
 #[test]
 fn a_silent_stream_is_ended_and_says_so() {
     let server =
-        TestServer::open(&["api.ingest_idle_timeout_ms=300", "api.body_idle_timeout_ms=100"]);
+        TestServer::open(&["api.ingest_idle_timeout_ms=1000", "api.body_idle_timeout_ms=100"]);
     let mut stream = begin(&server);
     chunk(&mut stream, "{\"channel\":\"i\",\"data\":1}\n").unwrap();
     let answer = rest(&stream);
