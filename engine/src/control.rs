@@ -25,8 +25,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::ids::ShardId;
+use crate::message::Request;
 use crate::shard::Shared;
-use crate::shard::inbox::{Request, ShardId};
 use budget::Budget;
 use figures::{Figures, LogLimit};
 use signals::Signals;
@@ -83,7 +84,7 @@ impl Control {
             stop: Notify::new(),
             runtime: runtime.handle().clone(),
             bodies: Budget::new(api.bodies_bytes_max),
-            to_shards: (0..shared.shards.count()).map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
+            to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
             figures: Figures::new(),
             refused_log: LogLimit::new(),
@@ -131,7 +132,7 @@ impl State {
             return;
         }
         tracing::info!("draining: no new connections, clients are told to come back later");
-        for shard in 0..self.shared.shards.count() {
+        for shard in self.shared.shards.ids() {
             self.runtime.spawn(self.clone().drain_shard(shard));
         }
     }
@@ -154,18 +155,18 @@ mod tests {
     use super::*;
     use crate::config::{Config, Sources};
     use crate::counters::Counters;
+    use crate::message::{Inbox, QUEUE_BATCHES, Shards, Waker, queues};
     use crate::shard::door::Admission;
-    use crate::shard::inbox::{Inbox, Shards, Waker, queues};
 
     /// The control thread before one shard that does nothing: its queue is here.
     fn start(flags: &[&str]) -> (Control, SocketAddr, Arc<Shared>, Inbox) {
         let flags = flags.iter().map(|&flag| flag.into()).collect();
         let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
         let waker = Waker::new(File::options().write(true).open("/dev/null").unwrap());
-        let (end, inbox) = queues(waker);
+        let (end, inbox) = queues(waker, QUEUE_BATCHES);
         let shared = Arc::new(Shared {
             config: Arc::new(config),
-            shards: Shards::new(vec![end]),
+            shards: Shards::new(vec![end], [1, 2]),
             counters: vec![Arc::new(Counters::default())],
             admission: Arc::new(Admission::new(1, 0)),
         });
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn a_shard_that_takes_nothing_does_not_hold_the_control_thread() {
         let (control, address, shared, _inbox) = start(&[]);
-        while shared.shards.request(0, Request::Drain).is_ok() {}
+        while shared.shards.request(ShardId(0), Request::Drain).is_ok() {}
         control.drain();
         let answer = answer(request(address, "GET /ready", ""));
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
@@ -223,7 +224,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         // Kept, so that none of them is answered.
-        let queued: Vec<Request> = inbox.requests.try_iter().flatten().collect();
+        let queued: Vec<Request> = std::iter::from_fn(|| inbox.control.take()).flatten().collect();
         let bytes = queued.iter().map(|request| {
             let Request::PublishBatch { items, .. } = request else { panic!("{request:?}") };
             items.iter().map(|item| item.2.bytes.len() as u64).sum::<u64>()

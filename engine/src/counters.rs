@@ -240,9 +240,9 @@ reasons! {
         /// The client went on sending above the rate.
         RateLimited = "rate_limited" (CloseCode::RATE_LIMITED),
         /// A message was begun and not finished in time.
-        MessageTimeout = "message_timeout",
+        MessageTimeout = "message_timeout" (CloseCode::MESSAGE_TIMEOUT),
         /// A budget of the shard (messages under way, outboxes) was used up.
-        Overload = "overload",
+        Overload = "overload" (CloseCode::TRY_AGAIN_LATER),
         /// The connection ended or was reset without a close frame.
         PeerGone = "peer_gone",
     }

@@ -3,7 +3,7 @@
 
 mod verify;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -51,8 +51,8 @@ impl Speech {
     /// What looks different is recognised by its stamps, at a higher cost.
     pub(crate) fn lane(self) -> Lane {
         match self {
-            Speech::Ringfeed => Lane::Ringfeed,
-            Speech::Raw | Speech::Templates => Lane::Raw,
+            Speech::Ringfeed => Lane::RINGFEED,
+            Speech::Raw | Speech::Templates => Lane::RAW,
         }
     }
 
@@ -69,7 +69,7 @@ impl Speech {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) speech: Speech,
-    /// Places in the list of channels.
+    /// Places in the list of channels, ascending.
     pub(crate) channels: Vec<u32>,
     /// Number over all threads.
     pub(crate) number: u32,
@@ -177,6 +177,8 @@ pub(crate) struct Fleet {
     target: Target,
     plans: Vec<Plan>,
     channels: Arc<Vec<String>>,
+    /// The way back from a name.
+    places: HashMap<Box<str>, u32>,
     coming: Receiver<Arc<Batch>>,
     control: Arc<Control>,
     progress: Arc<Progress>,
@@ -205,7 +207,7 @@ fn subscribe_command(channel: &str) -> String {
 }
 
 fn stream_place(channel: u32, lane: Lane) -> usize {
-    channel as usize * Lane::COUNT + lane.index()
+    channel as usize * Lane::ALL.len() + usize::from(lane == Lane::RAW)
 }
 
 impl Fleet {
@@ -226,7 +228,7 @@ impl Fleet {
             ..WireConfig::default()
         })?;
         let mut streams: Vec<Option<Stream>> =
-            (0..channels.len() * Lane::COUNT).map(|_| None).collect();
+            (0..channels.len() * Lane::ALL.len()).map(|_| None).collect();
         for plan in &plans {
             for &channel in &plan.channels {
                 let lane = plan.speech.lane();
@@ -234,12 +236,15 @@ impl Fleet {
                     .get_or_insert_with(|| Stream::new(lane, &channels[channel as usize]));
             }
         }
+        let place = |(place, name): (usize, &String)| (name.as_str().into(), place as u32);
+        let places = channels.iter().enumerate().map(place).collect();
         Ok(Fleet {
             wire,
             target,
             queued: (0..u32::try_from(plans.len())?).collect(),
             plans,
             channels,
+            places,
             coming,
             control,
             progress,

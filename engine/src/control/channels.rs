@@ -14,7 +14,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::State;
 use super::error::{ApiError, Code};
 use super::publish;
-use crate::shard::inbox::{ChannelRow, Request, ShardId};
+use crate::ids::ShardId;
+use crate::message::{ChannelPage, ChannelRow, Request};
 
 /// Channels listed where the request does not say how many.
 const LIMIT: usize = 1000;
@@ -57,18 +58,12 @@ struct ChannelReply {
     history: usize,
 }
 
-/// Some rows of a shard's table of channels, and where the next ones begin.
-struct Page {
-    rows: Vec<ChannelRow>,
-    next: Option<u32>,
-}
-
 /// Asks a shard for the rows from a place in its table on.
-async fn page(state: &State, shard: ShardId, _from: u32) -> Result<Page, ApiError> {
+async fn page(state: &State, shard: ShardId, from: u32) -> Result<ChannelPage, ApiError> {
     let (reply, answer) = oneshot::channel();
     let deadline = publish::deadline(state);
-    publish::send(state, shard, Request::ListChannels { reply }, deadline).await?;
-    Ok(Page { rows: publish::receive(answer, deadline).await?, next: None })
+    publish::send(state, shard, Request::ListChannels { from, reply }, deadline).await?;
+    publish::receive(answer, deadline).await
 }
 
 /// Lists the channels that have subscribers or history.
@@ -95,10 +90,10 @@ pub(super) async fn channels(
     // The smallest names so far; never more than are wanted.
     let mut first: BTreeMap<ChannelName, ChannelRow> = BTreeMap::new();
     let mut total = 0;
-    for shard in 0..state.shared.shards.count() {
+    for shard in state.shared.shards.ids() {
         let mut from = Some(0);
         while let Some(place) = from {
-            let Page { rows, next } = page(&state, shard, place).await?;
+            let ChannelPage { rows, next } = page(&state, shard, place).await?;
             for row in rows.into_iter().filter(|row| row.name.starts_with(&query.prefix)) {
                 total += 1;
                 if *row.name > *query.after {

@@ -3,11 +3,9 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ringfeed_protocol::ErrorCode;
+use ringfeed_protocol::printable::{DETAIL_BYTES_MAX, Printable};
+use ringfeed_protocol::{ErrorCode, Refused};
 use serde::Serialize;
-
-/// Longest message of an error, in bytes.
-const MESSAGE_BYTES_MAX: usize = 200;
 
 /// What went wrong: its word for programs and its HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +47,7 @@ impl Code {
             Code::Timeout => "timeout",
             Code::TooLarge => ErrorCode::LimitReached.as_str(),
             Code::UnsupportedEncoding => "unsupported_encoding",
-            Code::Busy => "busy",
+            Code::Busy => ErrorCode::Busy.as_str(),
             Code::Draining => ErrorCode::Draining.as_str(),
         }
     }
@@ -65,7 +63,7 @@ impl Code {
             Code::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::Command(ErrorCode::RateLimited) => StatusCode::TOO_MANY_REQUESTS,
             // Of a shard: its table of channels is full.
-            Code::Command(ErrorCode::LimitReached | ErrorCode::Draining)
+            Code::Command(ErrorCode::LimitReached | ErrorCode::Draining | ErrorCode::Busy)
             | Code::Busy
             | Code::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Code::Command(_) | Code::BadRequest => StatusCode::BAD_REQUEST,
@@ -140,6 +138,18 @@ impl ApiError {
     }
 }
 
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> ApiError {
+        let code = match refused {
+            Refused::TooLarge { .. } => Code::TooLarge,
+            Refused::Busy => Code::Busy,
+            Refused::Draining => Code::Draining,
+            _ => Code::Command(refused.code()),
+        };
+        ApiError::new(code, refused.to_string())
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
@@ -155,24 +165,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Without control characters, and no longer than [`MESSAGE_BYTES_MAX`].
+/// Without control characters, and no longer than [`DETAIL_BYTES_MAX`].
 pub(super) fn clip(text: &str) -> String {
-    const MORE: &str = "…";
-    let mut clipped = String::new();
-    for c in text.chars() {
-        let before = clipped.len();
-        if c.is_control() {
-            clipped.extend(c.escape_default());
-        } else {
-            clipped.push(c);
-        }
-        if clipped.len() > MESSAGE_BYTES_MAX - MORE.len() {
-            clipped.truncate(before);
-            clipped.push_str(MORE);
-            break;
-        }
-    }
-    clipped
+    Printable::new(text, DETAIL_BYTES_MAX - '…'.len_utf8()).to_string()
 }
 
 #[cfg(test)]
@@ -181,10 +176,10 @@ mod tests {
 
     #[test]
     fn messages_are_printable_and_short() {
-        assert_eq!(clip("a\u{1b}[2J\n"), "a\\u{1b}[2J\\n");
+        assert_eq!(clip("a\u{1b}[2J\n"), "a\\u{1b}[2J\\u{a}");
         for long in ["x", "é", "\u{1b}", "😀"] {
             let clipped = clip(&long.repeat(1000));
-            assert!(clipped.len() <= MESSAGE_BYTES_MAX && clipped.ends_with('…'), "{clipped}");
+            assert!(clipped.len() <= DETAIL_BYTES_MAX && clipped.ends_with('…'), "{clipped}");
         }
     }
 

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as FromState};
 use ringfeed_protocol::command::PayloadKind;
-use ringfeed_protocol::{ChannelName, ErrorCode};
+use ringfeed_protocol::{ChannelName, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::oneshot;
@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::State;
 use super::error::{ApiError, Code};
 use super::publish;
-use crate::shard::inbox::{Request, StoredPublication};
+use crate::message::{Reply, Request, StoredPublication};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -81,15 +81,18 @@ pub(super) async fn history(
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Json<HistoryReply>, ApiError> {
     let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
-    let channel = ChannelName::new(&query.channel)
-        .map_err(|e| ApiError::new(Code::Command(ErrorCode::BadChannel), e.to_string()))?;
+    let channel = ChannelName::new(&query.channel).map_err(Refused::from)?;
     let deadline = publish::deadline(&state);
     let most = state.shared.config.limits.history_reply_max;
     let limit = query.limit.unwrap_or(most).min(most);
     let home = state.shared.shards.home(&channel);
     let (reply, answer) = oneshot::channel();
-    let request =
-        Request::ReadHistory { channel: channel.clone(), after: query.after, limit, reply };
+    let request = Request::History {
+        channel: channel.clone(),
+        after: query.after,
+        limit,
+        reply: Reply::Control(reply),
+    };
     publish::send(&state, home, request, deadline).await?;
     let Some(page) = publish::receive(answer, deadline).await? else {
         let message = format!("there is no channel {channel} at present");

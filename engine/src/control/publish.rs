@@ -8,16 +8,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use ringfeed_protocol::command::{Payload, present};
-use ringfeed_protocol::{ChannelName, ErrorCode, Position};
+use ringfeed_protocol::{ChannelName, Position, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::budget::Held;
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use super::{FULL_PAUSE, State};
-use crate::shard::inbox::{Published, Request, ShardId, StoredPayload};
+use crate::ids::ShardId;
+use crate::message::{Published, Request, StoredPayload};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
@@ -73,21 +74,10 @@ pub(super) type Outcome = Result<Position, ApiError>;
 /// Reads one publication and checks name, payload and size.
 pub(super) fn parse(text: &[u8], bytes_max: usize) -> Result<Checked, ApiError> {
     let body: PublishBody = object(text, "a publication")?;
-    if let Some(data) = body.data
-        && !has_whole_surrogates(data.get())
-    {
-        let message = "'data' holds half of a surrogate pair: \\ud800 to \\udbff must be followed by \
-                       \\udc00 to \\udfff";
-        return Err(ApiError::new(Code::Command(ErrorCode::BadJson), message));
-    }
-    let channel = ChannelName::new(&body.channel)
-        .map_err(|e| ApiError::new(Code::Command(ErrorCode::BadChannel), e.to_string()))?;
-    let Payload { kind, bytes } = Payload::from_fields(body.data, body.text, body.base64)
-        .map_err(|message| ApiError::new(Code::Command(ErrorCode::BadCommand), message))?;
+    let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
+    let Payload { kind, bytes } = Payload::from_fields(body.data, body.text, body.base64)?;
     if bytes.len() > bytes_max {
-        let len = bytes.len();
-        let message = format!("the payload has {len} bytes; at most {bytes_max} are allowed");
-        return Err(ApiError::new(Code::TooLarge, message));
+        return Err(Refused::TooLarge { bytes: bytes.len() as u64, most: bytes_max as u64 }.into());
     }
     Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
 }
@@ -95,37 +85,12 @@ pub(super) fn parse(text: &[u8], bytes_max: usize) -> Result<Checked, ApiError> 
 /// Reads a JSON object; an array with the fields in their order, which serde would take, is none.
 pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Result<T, ApiError> {
     if text.trim_ascii_start().first() != Some(&b'{') {
-        let message = format!("{what} is a JSON object and begins with '{{'");
-        return Err(ApiError::new(Code::Command(ErrorCode::BadJson), message));
+        return Err(Refused::bad_json(format_args!(
+            "{what} is a JSON object and begins with '{{'"
+        ))
+        .into());
     }
-    serde_json::from_slice(text).map_err(|e| {
-        let code = match e.classify() {
-            serde_json::error::Category::Data => ErrorCode::BadCommand,
-            _ => ErrorCode::BadJson,
-        };
-        ApiError::new(Code::Command(code), e.to_string())
-    })
-}
-
-/// Whether every `\u` escape of a surrogate in this valid JSON text has its other half. Text with
-/// half a pair stands for no Unicode text (RFC 8259 section 8.2), and parsers refuse it.
-fn has_whole_surrogates(json: &str) -> bool {
-    let mut rest = json;
-    // Whether a first half was read and its second half must follow at once.
-    let mut half = false;
-    while let Some(at) = rest.find('\\') {
-        let escape = &rest[at + 1..];
-        let unit = escape.strip_prefix('u').and_then(|digits| digits.get(..4));
-        let unit = unit.and_then(|digits| u16::from_str_radix(digits, 16).ok());
-        let second = unit.is_some_and(|unit| (0xdc00..=0xdfff).contains(&unit));
-        if second != half || (half && at != 0) {
-            return false;
-        }
-        half = unit.is_some_and(|unit| (0xd800..=0xdbff).contains(&unit));
-        // Behind the escape: `\u` and four digits, or `\` and one ASCII character.
-        rest = escape.get(if unit.is_some() { 5 } else { 1 }..).unwrap_or_default();
-    }
-    !half
+    serde_json::from_slice(text).map_err(|e| Refused::from_json_error(&e).into())
 }
 
 /// Publications that go to one shard with one request.
@@ -162,9 +127,9 @@ pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outco
         (0..shards.count()).map(|_| Vec::new()).collect();
     let mut outcomes: Vec<Outcome> = items.iter().map(|_| Err(ApiError::busy())).collect();
     for (place, (channel, payload)) in (0u32..).zip(items) {
-        by_home[usize::from(shards.home(&channel))].push((place, channel, payload));
+        by_home[shards.home(&channel).index()].push((place, channel, payload));
     }
-    let homes = (0..).zip(by_home).filter(|(_, items)| !items.is_empty());
+    let homes = shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty());
     let all = homes.map(|(home, items)| publish_home(state, home, items));
     for (place, outcome) in join_all(all).await.into_iter().flatten() {
         if let Some(slot) = outcomes.get_mut(place as usize) {
@@ -183,7 +148,7 @@ async fn publish_home(
     home: ShardId,
     items: Vec<(u32, ChannelName, StoredPayload)>,
 ) -> Vec<(u32, Outcome)> {
-    let Some(budget) = state.to_shards.get(usize::from(home)) else { return Vec::new() };
+    let Some(budget) = state.to_shards.get(home.index()) else { return Vec::new() };
     let mut outcomes = Vec::with_capacity(items.len());
     let mut under_way: VecDeque<UnderWay> = VecDeque::new();
     for Piece { bytes, items } in pieces(items) {
@@ -220,11 +185,8 @@ async fn answered(
     outcomes: &mut Vec<(u32, Outcome)>,
 ) -> bool {
     let Ok(answers) = receive(answer, deadline(state)).await else { return false };
-    outcomes.extend(answers.into_iter().map(|(place, published)| {
-        let refused =
-            |(code, message): (ErrorCode, String)| ApiError::new(Code::Command(code), message);
-        (place, published.map_err(refused))
-    }));
+    let answers = answers.into_iter();
+    outcomes.extend(answers.map(|(place, published)| (place, published.map_err(ApiError::from))));
     true
 }
 
@@ -285,32 +247,6 @@ mod tests {
     use ringfeed_protocol::command::PayloadKind;
 
     use super::*;
-
-    #[test]
-    fn surrogates_come_in_pairs() {
-        for whole in [
-            r#""\ud83d\ude00""#,
-            r#""\uD83D\uDE00\ud83d\ude00 \u0041""#,
-            r#""\\ud800""#,
-            r#""\\\\\"\/\b\u00e9é""#,
-            "[1,null]",
-            "",
-        ] {
-            assert!(has_whole_surrogates(whole), "{whole}");
-        }
-        for half in [
-            r#""\ud83d""#,
-            r#""\ude00""#,
-            r#""\ud83d \ude00""#,
-            r#""\ud83d\\ude00""#,
-            r#""\ud83d\ud83d\ude00""#,
-            r#""\ud83d\ude00\ude00""#,
-            r#""\\\ud800""#,
-            r#"{"a":"\uDBFF","b":"\uDC00"}"#,
-        ] {
-            assert!(!has_whole_surrogates(half), "{half}");
-        }
-    }
 
     fn items(sizes: &[usize]) -> Vec<(u32, ChannelName, StoredPayload)> {
         let item = |(place, &size): (u32, &usize)| {
