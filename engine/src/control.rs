@@ -2,35 +2,62 @@
 //! work and nothing can stall a shard.
 
 mod api;
+mod body;
+mod budget;
+mod channels;
+mod error;
+mod figures;
+mod guard;
+mod history;
 mod ingest;
 mod metrics;
+mod port;
 mod publish;
+mod signals;
+mod stats;
 
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::ids::ShardId;
 use crate::message::Request;
 use crate::shard::Shared;
+use budget::Budget;
+use figures::{Figures, LogLimit};
+use signals::Signals;
 
 pub use api::openapi;
+pub use error::error_words;
 
-/// Exit status after a second signal.
-const ABORTED: i32 = 130;
+/// Payload bytes of publications that were handed to one shard and not answered yet.
+const SHARD_BYTES_MAX: u64 = 16 << 20;
+/// How long to wait before a full shard is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// What every request handler sees.
 #[derive(Debug)]
 struct State {
     shared: Arc<Shared>,
     started: Instant,
-    draining: AtomicBool,
+    started_at: SystemTime,
+    draining: watch::Sender<bool>,
     stop: Notify,
+    runtime: Handle,
+    /// Bytes of requests and large answers.
+    bodies: Budget,
+    /// Bytes under way to each shard.
+    to_shards: Vec<Budget>,
+    /// Ingest streams that may still be opened.
+    streams: Arc<Semaphore>,
+    figures: Figures,
+    refused_log: LogLimit,
+    accept_log: LogLimit,
 }
 
 /// The running control thread.
@@ -43,23 +70,39 @@ impl Control {
     /// Starts the thread on a listener that is open already.
     pub fn start(listener: TcpListener, shared: Arc<Shared>) -> io::Result<Control> {
         listener.set_nonblocking(true)?;
-        let state = Arc::new(State {
-            shared,
-            started: Instant::now(),
-            draining: AtomicBool::new(false),
-            stop: Notify::new(),
-        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Caught before anybody is told that the server runs.
-        let (term, int) = {
+        let (listener, signals) = {
             let _context = runtime.enter();
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+            (tokio::net::TcpListener::from_std(listener)?, Signals::catch()?)
         };
-        let shared_state = state.clone();
+        let api = &shared.config.api;
+        let state = Arc::new(State {
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            draining: watch::Sender::new(false),
+            stop: Notify::new(),
+            runtime: runtime.handle().clone(),
+            bodies: Budget::new(api.bodies_bytes_max),
+            to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
+            streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
+            figures: Figures::new(),
+            refused_log: LogLimit::new(),
+            accept_log: LogLimit::new(),
+            shared,
+        });
+        let own = state.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            if let Err(e) = runtime.block_on(serve(listener, shared_state, term, int)) {
-                tracing::error!("the control thread ended: {e}");
-            }
+            let router = api::router(own.clone());
+            let tasks = tokio::task::LocalSet::new();
+            runtime.block_on(tasks.run_until(async move {
+                let handled = tokio::spawn(signals.handle(own.clone()));
+                tokio::select! {
+                    () = port::serve(listener, own.clone(), router) => {}
+                    () = own.stop.notified() => {}
+                }
+                handled.abort();
+            }));
         })?;
         Ok(Control { state, thread })
     }
@@ -79,49 +122,117 @@ impl Control {
 }
 
 impl State {
-    fn drain(&self) {
-        if self.draining.swap(true, Ordering::SeqCst) {
+    fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Returns at once; each shard is told as soon as it takes requests.
+    fn drain(self: &Arc<Self>) {
+        if self.draining.send_replace(true) {
             return;
         }
         tracing::info!("draining: no new connections, clients are told to come back later");
         for shard in self.shared.shards.ids() {
-            // A shard takes requests in bounded time; it must be told.
-            let mut request = Request::Drain;
-            while let Err(back) = self.shared.shards.request(shard, request) {
-                request = back;
-                std::thread::sleep(std::time::Duration::from_millis(1));
+            self.runtime.spawn(self.clone().drain_shard(shard));
+        }
+    }
+
+    async fn drain_shard(self: Arc<Self>, shard: ShardId) {
+        let mut request = Request::Drain;
+        while let Err(back) = self.shared.shards.request(shard, request) {
+            request = back;
+            tokio::time::sleep(FULL_PAUSE).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream};
+
+    use super::*;
+    use crate::config::{Config, Sources};
+    use crate::counters::Counters;
+    use crate::message::{Inbox, QUEUE_BATCHES, Shards, Waker, queues};
+    use crate::shard::door::Admission;
+
+    /// The control thread before one shard that does nothing: its queue is here.
+    fn start(flags: &[&str]) -> (Control, SocketAddr, Arc<Shared>, Inbox) {
+        let flags = flags.iter().map(|&flag| flag.into()).collect();
+        let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
+        let waker = Waker::new(File::options().write(true).open("/dev/null").unwrap());
+        let (end, inbox) = queues(waker, QUEUE_BATCHES);
+        let shared = Arc::new(Shared {
+            config: Arc::new(config),
+            shards: Shards::new(vec![end], [1, 2]),
+            counters: vec![Arc::new(Counters::default())],
+            admission: Arc::new(Admission::new(1, 0)),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let control = Control::start(listener, shared.clone()).unwrap();
+        (control, address, shared, inbox)
+    }
+
+    fn request(to: SocketAddr, line: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(to).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+
+    fn answer(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn a_shard_that_takes_nothing_does_not_hold_the_control_thread() {
+        let (control, address, shared, _inbox) = start(&[]);
+        while shared.shards.request(ShardId(0), Request::Drain).is_ok() {}
+        control.drain();
+        let answer = answer(request(address, "GET /ready", ""));
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_shard_that_does_not_answer_is_handed_so_many_bytes_and_no_more() {
+        let (control, address, _, inbox) = start(&["api.timeout_ms=600000"]);
+        let entry = format!("{{\"channel\":\"a\",\"text\":\"{}\"}}", "x".repeat(1000));
+        let body = format!("{{\"publications\":[{}]}}", vec![entry; 3900].join(","));
+        let _waiting: Vec<_> = (0..8).map(|_| request(address, "POST /api/batch", &body)).collect();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let nearly_all = (SHARD_BYTES_MAX - (512 << 10)) as f64;
+        loop {
+            let stats = answer(request(address, "GET /api/stats", ""));
+            let (_, stats) = stats.split_once("\r\n\r\n").unwrap();
+            let stats: serde_json::Value = serde_json::from_str(stats).unwrap();
+            // All bodies were read: what is not handed over waits for room.
+            let read = stats["api"]["body_bytes"].as_f64().unwrap() > 7.5 * body.len() as f64;
+            if read && stats["api"]["bytes_under_way"].as_f64().unwrap() > nearly_all {
+                break;
             }
+            assert!(Instant::now() < deadline, "{stats}");
+            std::thread::sleep(Duration::from_millis(10));
         }
-    }
-}
-
-async fn serve(
-    listener: TcpListener,
-    state: Arc<State>,
-    term: Signal,
-    int: Signal,
-) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let signals = tokio::spawn(signals(state.clone(), term, int));
-    let router = api::router(state.clone());
-    tokio::select! {
-        served = axum::serve(listener, router) => served?,
-        () = state.stop.notified() => {}
-    }
-    signals.abort();
-    Ok(())
-}
-
-/// The first SIGTERM or SIGINT drains, the second ends the process at once.
-async fn signals(state: Arc<State>, mut term: Signal, mut int: Signal) {
-    loop {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        if state.draining.load(Ordering::SeqCst) {
-            std::process::exit(ABORTED);
-        }
-        state.drain();
+        // Kept, so that none of them is answered.
+        let queued: Vec<Request> = std::iter::from_fn(|| inbox.control.take()).flatten().collect();
+        let bytes = queued.iter().map(|request| {
+            let Request::PublishBatch { items, .. } = request else { panic!("{request:?}") };
+            items.iter().map(|item| item.2.bytes.len() as u64).sum::<u64>()
+        });
+        let bytes: Vec<u64> = bytes.collect();
+        assert!(bytes.iter().all(|&bytes| bytes <= 256 << 10), "{bytes:?}");
+        let sum: u64 = bytes.iter().sum();
+        assert!((SHARD_BYTES_MAX / 2..=SHARD_BYTES_MAX).contains(&sum), "{sum} bytes are queued");
+        control.stop();
     }
 }

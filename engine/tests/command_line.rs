@@ -168,6 +168,49 @@ fn a_second_signal_ends_a_drain_at_once() {
 }
 
 #[test]
+fn signals_that_ask_for_nothing_end_nothing() {
+    let (mut child, _, internal, mut log) = serve(&[]);
+    for (name, said) in [
+        ("HUP", "SIGHUP: reload is not supported"),
+        ("USR1", "SIGUSR1 is ignored"),
+        ("USR2", "SIGUSR2 is ignored"),
+        ("ALRM", "SIGALRM is ignored"),
+    ] {
+        signal(&child, name);
+        let mut line = String::new();
+        while !line.contains(said) {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "SIG{name} ended the server");
+        }
+    }
+    let published = ringfeed(&["publish", "--api", &internal, "news", "1"]);
+    assert!(published.status.success(), "{}", text(&published.stderr));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn requests_are_logged_with_vv_and_keys_never() {
+    let (mut child, _, internal, mut log) = serve(&["-vv", "--set", "api.keys=hush-hush"]);
+    let publish =
+        |key: &str| ringfeed(&["publish", "--api", &internal, "--api-key", key, "n", "1"]);
+    assert!(!publish("hush-wrong").status.success());
+    assert!(publish("hush-hush").status.success());
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut lines = String::new();
+    std::io::Read::read_to_string(&mut log, &mut lines).unwrap();
+    for part in [
+        "POST /api/publish from 127.0.0.1: no key that fits",
+        "API: POST /api/publish 401",
+        "API: POST /api/publish 200",
+    ] {
+        assert!(lines.contains(part), "{part:?} is not in:\n{lines}");
+    }
+    assert!(!lines.contains("hush"), "{lines}");
+}
+
+#[test]
 fn a_server_whose_log_goes_nowhere_still_drains() {
     let (mut child, _, _, log) = serve(&[]);
     drop(log);

@@ -1,121 +1,236 @@
 //! `POST /api/ingest`: newline-delimited JSON over one long request, acknowledged as it goes.
+//!
+//! A task reads and publishes, and the answer is written beside it: a client that does not read
+//! acknowledgements while it sends gets fewer of them, each saying more, and is not held up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream, Bytes};
-use axum::extract::State as FromState;
+use axum::body::{Body, BodyDataStream};
+use axum::extract::{Request, State as FromState};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt as _;
+use axum::{Json, body::Bytes};
+use bytes::{Buf as _, BytesMut};
 use futures_util::stream::unfold;
 use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::State;
-use super::publish::{self, ApiError};
+use super::body::{check_encoding, next_part};
+use super::budget::Held;
+use super::error::{ApiError, Code};
+use super::publish;
 
-/// Most lines published at once, and so between two acknowledgements.
-const LINES_MAX: usize = 4096;
+/// Most lines published at once, and so between two acknowledgements …
+const RUN_LINES_MAX: usize = 4096;
+/// … and most bytes of them; a longer line goes alone.
+const RUN_BYTES_MAX: usize = 256 * 1024;
+/// Refused lines that one acknowledgement lists.
+const ERRORS_MAX: usize = 100;
 
 /// One acknowledgement: everything up to this line has been seen to.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub(super) struct IngestAck {
-    /// Lines read so far.
+    /// Lines read so far, empty ones included.
     lines: u64,
     /// Publications in their home shards' logs so far.
     accepted: u64,
     /// Lines refused so far.
     refused: u64,
-    /// The lines refused since the acknowledgement before.
+    /// The first 100 lines refused since the acknowledgement before.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<LineError>,
+    /// In the last one: `complete`, or `failed` with the reason in `error` and `message`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<&'static str>,
+    #[serde(flatten)]
+    error: Option<ApiError>,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 struct LineError {
-    /// Counted from 1.
+    /// Counted from 1, empty ones included.
     line: u64,
     #[serde(flatten)]
     error: ApiError,
 }
 
-struct Ingest {
-    state: Arc<State>,
-    body: BodyDataStream,
-    /// Bytes received and not published yet; the last line may be unfinished.
-    pending: Vec<u8>,
-    ended: bool,
-    ack: IngestAck,
-}
-
 /// Publishes each line as it arrives. The response is a line of JSON for each run of lines that was
-/// published, so that a publisher knows at any time what is in the logs. Lines look like the body of
-/// `/api/publish`; empty lines are skipped.
+/// published, so that a publisher knows at any time what is in the logs, and a last one with `end`. Lines
+/// look like the body of `/api/publish`; empty lines are skipped. Where nothing was accepted when
+/// the first answer is due, it is an error with a status, and the stream ends.
 #[utoipa::path(
     post, path = "/api/ingest",
     request_body(content = String, content_type = "application/x-ndjson"),
-    responses((status = 200, body = IngestAck, content_type = "application/x-ndjson"))
+    responses(
+        (status = 200, description = "A line for each run of lines", body = IngestAck, content_type = "application/x-ndjson"),
+        (status = "4XX", description = "Nothing was accepted", body = IngestAck),
+        (status = "5XX", description = "The server takes none at present", body = ApiError),
+    ),
+    security(("bearer" = []), ("key" = []))
 )]
-pub(super) async fn ingest(FromState(state): FromState<Arc<State>>, body: Body) -> Response {
-    let ingest = Ingest {
-        state,
-        body: body.into_data_stream(),
-        pending: Vec::new(),
-        ended: false,
-        ack: IngestAck::default(),
+pub(super) async fn ingest(
+    FromState(state): FromState<Arc<State>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    check_encoding(request.headers())?;
+    publish::not_draining(&state)?;
+    let Ok(permit) = state.streams.clone().try_acquire_owned() else {
+        let message = "too many ingest streams are open (half of api.connections_max); try again";
+        return Err(ApiError::new(Code::Busy, message));
     };
-    let acks = unfold(ingest, |mut ingest| async move {
-        let ack = ingest.next_ack().await?;
-        Some((ack, ingest))
+    state.figures.ingest_streams.add(1);
+    let (acks, mut said) = mpsc::channel(1);
+    let ingest = Ingest {
+        body: request.into_body().into_data_stream(),
+        pending: Pending::default(),
+        held: state.bodies.hold(),
+        heard: Instant::now(),
+        ack: IngestAck::default(),
+        state: state.clone(),
+    };
+    let open = Open { task: tokio::spawn(ingest.run(acks)), state, _permit: permit };
+    let Some(first) = said.recv().await else {
+        return Err(ApiError::new(Code::BadRequest, "the body broke off"));
+    };
+    if let Some(error) = first.error.as_ref().filter(|_| first.accepted == 0) {
+        let mut response = error.clone().into_response();
+        *response.body_mut() = Json(first).into_response().into_body();
+        // Of another body.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        return Ok(response);
+    }
+    let lines = unfold((Some(first), said, open), |(first, mut said, open)| async move {
+        let ack = match first {
+            Some(first) => first,
+            None => said.recv().await?,
+        };
+        let mut line = serde_json::to_vec(&ack).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok::<_, std::io::Error>(Bytes::from(line)), (None, said, open)))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(acks)).into_response()
+    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((content_type, Body::from_stream(lines)).into_response())
+}
+
+/// A stream whose answer is still wanted; its task ends with it.
+struct Open {
+    task: JoinHandle<()>,
+    state: Arc<State>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.task.abort();
+        let open = &self.state.figures.ingest_streams;
+        open.set(open.read().saturating_sub(1));
+    }
+}
+
+/// The task of a stream.
+struct Ingest {
+    state: Arc<State>,
+    body: BodyDataStream,
+    pending: Pending,
+    held: Held,
+    /// When something arrived last.
+    heard: Instant,
+    /// What is to be said next.
+    ack: IngestAck,
 }
 
 impl Ingest {
-    /// Reads and publishes the next run of lines. `None` at the end.
-    async fn next_ack(&mut self) -> Option<std::io::Result<Bytes>> {
-        let lines = loop {
-            let whole = self.pending.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-            if whole > 0 {
-                let rest = self.pending.split_off(whole);
-                break std::mem::replace(&mut self.pending, rest);
-            }
-            let line_max = self.state.shared.config.api.body_bytes_max as usize;
-            if self.pending.len() > line_max {
-                let message = format!("a line is longer than {line_max} bytes");
-                return self.give_up(ApiError::new("limit_reached", message));
-            }
-            if self.ended {
-                if self.pending.is_empty() {
-                    return None;
-                }
-                break std::mem::take(&mut self.pending);
-            }
-            match self.body.next().await {
-                Some(Ok(bytes)) => self.pending.extend_from_slice(&bytes),
-                // A body that breaks off leaves an unfinished line: it is not published.
-                Some(Err(_)) => return None,
-                None => self.ended = true,
-            }
+    /// Reads and publishes to the end, and says what came of it.
+    async fn run(mut self, acks: mpsc::Sender<IngestAck>) {
+        let end = self.publish_all(&acks).await;
+        (self.ack.end, self.ack.error) = match end {
+            Ok(()) => (Some("complete"), None),
+            Err(error) => (Some("failed"), Some(error)),
         };
-        let mut run = lines.split(|&b| b == b'\n').peekable();
-        run.peek()?;
-        self.ack.errors.clear();
-        while run.peek().is_some() {
-            let lines = run.by_ref().take(LINES_MAX);
-            if let Err(e) = self.publish(lines).await {
-                return self.give_up(e);
-            }
-        }
-        Some(Ok(line_of(&self.ack)))
+        // Who does not read it loses the connection at some time, and with it this task ends.
+        let _ = acks.send(self.ack).await;
     }
 
-    async fn publish<'a>(&mut self, lines: impl Iterator<Item = &'a [u8]>) -> Result<(), ApiError> {
+    async fn publish_all(&mut self, acks: &mpsc::Sender<IngestAck>) -> Result<(), ApiError> {
+        let api = &self.state.shared.config.api;
+        let line_max = api.body_bytes_max as usize;
+        let idle = Duration::from_millis(api.ingest_idle_timeout_ms.into());
+        let mut draining = self.state.draining.subscribe();
+        // Whether something was published that is not said yet.
+        let mut unsaid = false;
+        loop {
+            while let Some(run) = self.pending.take_run() {
+                self.publish(&run).await?;
+                unsaid = !self.say(acks);
+            }
+            self.held.shrink_to(self.pending.bytes.len());
+            if self.pending.bytes.len() > line_max {
+                return Err(self.line_too_long(line_max));
+            }
+            let part = tokio::select! {
+                permit = acks.reserve(), if unsaid => {
+                    if let Ok(permit) = permit {
+                        permit.send(self.take_ack());
+                    }
+                    unsaid = false;
+                    continue;
+                }
+                part = next_part(&mut self.body, self.heard + idle) => part?,
+                _ = draining.wait_for(|draining| *draining) => return Err(ApiError::draining()),
+            };
+            let Some(part) = part else { break };
+            let needed = self.pending.bytes.len() + part.len();
+            if !self.held.grow_to(needed, publish::deadline(&self.state)).await {
+                let message = "too many bodies are being read (api.bodies_bytes_max)";
+                return Err(ApiError::new(Code::Busy, message));
+            }
+            self.pending.bytes.extend_from_slice(&part);
+            self.heard = Instant::now();
+        }
+        let last = std::mem::take(&mut self.pending.bytes);
+        if last.is_empty() { Ok(()) } else { self.publish(&last).await }
+    }
+
+    fn line_too_long(&self, line_max: usize) -> ApiError {
+        let line = self.ack.lines + 1;
+        let message = format!("it is longer than {line_max} bytes (api.body_bytes_max)");
+        ApiError::new(Code::TooLarge, message).of_line(line)
+    }
+
+    /// Says what is done, if the acknowledgement before was taken.
+    fn say(&mut self, acks: &mpsc::Sender<IngestAck>) -> bool {
+        match acks.try_reserve() {
+            Ok(permit) => {
+                permit.send(self.take_ack());
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn take_ack(&mut self) -> IngestAck {
+        let errors = std::mem::take(&mut self.ack.errors);
+        let IngestAck { lines, accepted, refused, .. } = self.ack;
+        IngestAck { lines, accepted, refused, errors, end: None, error: None }
+    }
+
+    /// Publishes a run of lines. Fails where the shards do not follow, and where these are the first
+    /// lines and all of them are refused.
+    async fn publish(&mut self, run: &[u8]) -> Result<(), ApiError> {
         let bytes_max = self.state.shared.config.api.body_bytes_max as usize;
         let mut items = Vec::new();
         let mut numbers = Vec::new();
-        for line in lines.map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
+        let lines = run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n');
+        for line in lines.map(<[u8]>::trim_ascii) {
             self.ack.lines += 1;
-            match publish::parse(line).and_then(|body| body.check(bytes_max)) {
+            if line.is_empty() {
+                continue;
+            }
+            match publish::parse(line, bytes_max) {
                 Ok(item) => {
                     items.push(item);
                     numbers.push(self.ack.lines);
@@ -123,39 +238,107 @@ impl Ingest {
                 Err(error) => self.refuse(self.ack.lines, error),
             }
         }
-        if self.state.draining.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(ApiError::new("draining", "the server is shutting down"));
-        }
-        for (line, result) in
-            numbers.into_iter().zip(publish::publish_all(&self.state, items).await?)
-        {
-            match result {
+        let outcomes = publish::publish_all(&self.state, items).await;
+        for (line, outcome) in numbers.into_iter().zip(outcomes) {
+            match outcome {
                 Ok(_) => self.ack.accepted += 1,
-                Err(refused) => {
-                    let code = refused.code().as_str();
-                    self.refuse(line, ApiError::new(code, refused.to_string()));
-                }
+                Err(e) if e.code() == Code::Busy => return Err(e.of_line(line)),
+                Err(e) => self.refuse(line, e),
             }
         }
-        Ok(())
+        match self.ack.errors.first() {
+            Some(first) if self.ack.accepted == 0 => Err(first.error.of_line(first.line)),
+            _ => Ok(()),
+        }
     }
 
     fn refuse(&mut self, line: u64, error: ApiError) {
         self.ack.refused += 1;
-        self.ack.errors.push(LineError { line, error });
-    }
-
-    /// Says why nothing more is read; the lines behind the last acknowledgement may be published or
-    /// not.
-    fn give_up(&mut self, error: ApiError) -> Option<std::io::Result<Bytes>> {
-        (self.ended, self.pending) = (true, Vec::new());
-        self.body = Body::empty().into_data_stream();
-        Some(Ok(line_of(&error)))
+        if self.ack.errors.len() < ERRORS_MAX {
+            self.ack.errors.push(LineError { line, error });
+        }
     }
 }
 
-fn line_of(value: &impl Serialize) -> Bytes {
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
-    line.push(b'\n');
-    line.into()
+/// Bytes received and not published yet; the last line may be unfinished.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: BytesMut,
+    /// So many were searched for the end of a line and have none.
+    searched: usize,
+    /// Bytes looked at in all.
+    #[cfg(test)]
+    looked_at: usize,
+}
+
+impl Pending {
+    /// The next whole lines: at most [`RUN_LINES_MAX`] and [`RUN_BYTES_MAX`], or one. Each byte is
+    /// searched at most twice, however it arrives.
+    fn take_run(&mut self) -> Option<Bytes> {
+        let (mut end, mut lines) = (0, 0);
+        while lines < RUN_LINES_MAX {
+            let unsearched = self.bytes.get(self.searched..).unwrap_or_default();
+            let found = unsearched.iter().position(|&b| b == b'\n');
+            #[cfg(test)]
+            {
+                self.looked_at += found.map_or(unsearched.len(), |at| at + 1);
+            }
+            let Some(at) = found else {
+                self.searched = self.bytes.len();
+                break;
+            };
+            let next = self.searched + at + 1;
+            if lines > 0 && next > RUN_BYTES_MAX {
+                break;
+            }
+            (end, self.searched) = (next, next);
+            lines += 1;
+        }
+        if end == 0 {
+            return None;
+        }
+        self.searched -= end;
+        let run = self.bytes.split_to(end).freeze();
+        if !self.bytes.has_remaining() {
+            // What was large stays with the run, and goes with it.
+            self.bytes = BytesMut::new();
+        }
+        Some(run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_in_small_parts_is_searched_once() {
+        let mut pending = Pending::default();
+        for _ in 0..10_000 {
+            pending.bytes.extend_from_slice(b"12345678");
+            assert!(pending.take_run().is_none());
+        }
+        pending.bytes.extend_from_slice(b"\nrest");
+        assert_eq!(pending.take_run().map(|run| run.len()), Some(80_001));
+        assert!(pending.take_run().is_none());
+        assert!(pending.looked_at <= 80_005 * 2, "{} bytes looked at", pending.looked_at);
+    }
+
+    #[test]
+    fn runs_end_at_so_many_lines_or_bytes() {
+        let mut pending = Pending::default();
+        pending.bytes.extend_from_slice("\n".repeat(RUN_LINES_MAX + 1).as_bytes());
+        let lens = |pending: &mut Pending| -> Vec<usize> {
+            std::iter::from_fn(|| pending.take_run()).map(|run| run.len()).collect()
+        };
+        assert_eq!(lens(&mut pending), [RUN_LINES_MAX, 1]);
+        let line = |len: usize| format!("{}\n", "x".repeat(len - 1));
+        for len in [100_000, 100_000, 100_000, 300_000, 1, 1] {
+            pending.bytes.extend_from_slice(line(len).as_bytes());
+        }
+        pending.bytes.extend_from_slice(b"unfinished");
+        assert_eq!(lens(&mut pending), [200_000, 100_000, 300_000, 2]);
+        assert_eq!(&pending.bytes[..], b"unfinished");
+        assert!(pending.looked_at <= 2 * 600_012 + RUN_LINES_MAX * 2);
+    }
 }

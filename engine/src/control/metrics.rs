@@ -1,38 +1,51 @@
-//! `GET /metrics`: the counters of all shards in the Prometheus text format, merged when scraped.
+//! `GET /metrics`: the counters of each shard, of the API and of the process in the OpenMetrics text
+//! format, read when scraped.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use axum::extract::State as FromState;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::{State, api};
-use crate::counters::Kind;
+use super::error::{ApiError, Code};
+use super::{State, stats};
+use crate::counters::{Counters, Distribution, Kind, Totals};
 
-/// A moment's figures: name, help, kind, value.
+/// One family of a moment's figures: each value with its labels.
 #[derive(Debug)]
-struct Snapshot(Vec<(String, &'static str, Kind, f64)>);
+struct Family {
+    name: String,
+    help: &'static str,
+    kind: MetricType,
+    values: Vec<(Vec<(&'static str, String)>, Value)>,
+}
+
+#[derive(Debug)]
+enum Value {
+    Number(f64),
+    Histogram(Box<Distribution>),
+}
+
+#[derive(Debug)]
+struct Snapshot(Vec<Family>);
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        for (name, help, kind, value) in &self.0 {
+        for Family { name, help, kind, values } in &self.0 {
             // The encoder ends help texts with a full stop itself.
             let help = help.trim_end_matches('.');
-            match kind {
-                Kind::Counter => {
-                    let metric = ConstCounter::new(*value);
-                    let kind = metric.metric_type();
-                    metric.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
-                }
-                Kind::Gauge | Kind::Maximum => {
-                    let metric = ConstGauge::new(*value);
-                    let kind = metric.metric_type();
-                    metric.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
+            let mut family = encoder.encode_descriptor(name, help, None, *kind)?;
+            for (labels, value) in values {
+                if labels.is_empty() {
+                    write(&mut family, *kind, value)?;
+                } else {
+                    write(&mut family.encode_family(labels)?, *kind, value)?;
                 }
             }
         }
@@ -40,29 +53,181 @@ impl Collector for Snapshot {
     }
 }
 
-/// Everything that is counted, for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain")))]
-pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response {
-    #[allow(clippy::cast_precision_loss)] // Prometheus counts in f64
-    let mut figures: Vec<_> = api::totals(&state)
-        .each()
-        .map(|(name, help, kind, value)| (format!("ringfeed_{name}"), help, kind, value as f64))
-        .collect();
+fn write(to: &mut MetricEncoder, kind: MetricType, value: &Value) -> Result<(), std::fmt::Error> {
+    match value {
+        Value::Number(n) if matches!(kind, MetricType::Counter) => {
+            to.encode_counter::<NoLabelSet, _, u64>(n, None)
+        }
+        Value::Number(n) => to.encode_gauge(n),
+        Value::Histogram(distribution) => {
+            let end = |i| Distribution::bucket_end_us(i).map_or(f64::MAX, seconds);
+            let buckets = distribution.buckets.iter().enumerate();
+            let buckets: Vec<(f64, u64)> = buckets.map(|(i, &n)| (end(i), n)).collect();
+            let (sum, count) = (seconds(distribution.sum_us), distribution.count());
+            to.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // Prometheus counts in f64
+fn float(n: u64) -> f64 {
+    n as f64
+}
+
+fn seconds(us: u64) -> f64 {
+    float(us) / 1e6
+}
+
+/// The families of all shards, each value labelled with its shard.
+fn shards(counters: &[Arc<Counters>]) -> Vec<Family> {
+    let mut families: Vec<Family> = Vec::new();
+    let shard = |i: usize| ("shard", i.to_string());
+    for (i, counters) in counters.iter().enumerate() {
+        let mut at = 0;
+        // Every shard has the same families in the same order.
+        let mut add = |name: String, help, kind, values: Vec<_>| {
+            match families.get_mut(at) {
+                Some(family) => family.values.extend(values),
+                None => families.push(Family { name, help, kind, values }),
+            }
+            at += 1;
+        };
+        for (name, help, kind, value) in Totals::of(counters).each() {
+            let kind = match kind {
+                Kind::Counter => MetricType::Counter,
+                Kind::Gauge | Kind::Maximum => MetricType::Gauge,
+            };
+            let value = Value::Number(float(value));
+            add(format!("ringfeed_{name}"), help, kind, vec![(vec![shard(i)], value)]);
+        }
+        for (name, help, counted) in counters.by_reason() {
+            let coded = counted.iter().any(|counted| counted.code.is_some());
+            let values = counted.into_iter().map(|counted| {
+                let mut labels = vec![shard(i), ("reason", counted.reason.into())];
+                if coded {
+                    let code = counted.code.map(|code| code.to_string());
+                    labels.push(("code", code.unwrap_or_default()));
+                }
+                (labels, Value::Number(float(counted.count)))
+            });
+            add(format!("ringfeed_{name}"), help, MetricType::Counter, values.collect());
+        }
+        for (name, help, distribution) in counters.histograms() {
+            let name = format!("ringfeed_{}_seconds", name.trim_end_matches("_us"));
+            let value = vec![(vec![shard(i)], Value::Histogram(Box::new(distribution)))];
+            add(name, help, MetricType::Histogram, value);
+        }
+    }
+    families
+}
+
+/// The families of the API and of the process.
+fn process(state: &State) -> Vec<Family> {
+    let one = |name: &str, help, kind, value| Family {
+        name: name.into(),
+        help,
+        kind,
+        values: vec![(Vec::new(), Value::Number(value))],
+    };
+    let gauge = |name, help, value| one(name, help, MetricType::Gauge, value);
+    let counter = |name, help, value| one(name, help, MetricType::Counter, value);
+    let figures = &state.figures;
     let (user, system) = ringfeed_wire::process_cpu_time();
-    let cpu = (user + system).as_secs_f64();
-    figures.push(("process_cpu_seconds".into(), "CPU time of the process", Kind::Counter, cpu));
-    #[allow(clippy::cast_precision_loss)]
-    let resident = ringfeed_wire::resident_bytes().unwrap_or(0) as f64;
-    let name = "process_resident_memory_bytes".into();
-    figures.push((name, "Resident memory of the process", Kind::Gauge, resident));
+    let started = state.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let files_max = ringfeed_wire::open_files_limit().map_or(0, |(soft, _)| soft);
+    let under_way: usize = state.to_shards.iter().map(super::Budget::in_use).sum();
+    vec![
+        Family {
+            name: "ringfeed_build_info".into(),
+            help: "The running version; always 1.",
+            kind: MetricType::Gauge,
+            values: vec![(vec![("version", env!("CARGO_PKG_VERSION").into())], Value::Number(1.0))],
+        },
+        Family {
+            name: "ringfeed_api_requests".into(),
+            help: "Requests to the HTTP API by the status of their answer.",
+            kind: MetricType::Counter,
+            values: figures
+                .statuses()
+                .map(|(status, n)| (vec![("status", status.to_string())], Value::Number(float(n))))
+                .collect(),
+        },
+        Family {
+            name: "ringfeed_api_request_seconds".into(),
+            help: "From the head of a request to the head of its answer.",
+            kind: MetricType::Histogram,
+            values: vec![(Vec::new(), Value::Histogram(Box::new(figures.request_us.read())))],
+        },
+        gauge(
+            "ringfeed_api_connections",
+            "Connections to the HTTP API.",
+            float(figures.connections.read()),
+        ),
+        counter(
+            "ringfeed_api_connections_refused",
+            "Connections told to come back, because all others had a request.",
+            float(figures.connections_refused.read()),
+        ),
+        counter(
+            "ringfeed_api_connections_pushed_out",
+            "Connections closed without a request, because others needed their place.",
+            float(figures.connections_pushed_out.read()),
+        ),
+        gauge(
+            "ringfeed_api_ingest_streams",
+            "Ingest streams open.",
+            float(figures.ingest_streams.read()),
+        ),
+        gauge(
+            "ringfeed_api_body_bytes",
+            "Bytes of requests and large answers held.",
+            float(state.bodies.in_use() as u64),
+        ),
+        gauge(
+            "ringfeed_api_bytes_under_way",
+            "Payload bytes handed to shards and not answered yet.",
+            float(under_way as u64),
+        ),
+        counter("process_cpu_seconds", "CPU time of the process.", (user + system).as_secs_f64()),
+        gauge(
+            "process_resident_memory_bytes",
+            "Resident memory of the process.",
+            float(ringfeed_wire::resident_bytes().unwrap_or(0)),
+        ),
+        gauge(
+            "process_start_time_seconds",
+            "When the process started, in seconds since 1970.",
+            started.as_secs_f64(),
+        ),
+        gauge(
+            "process_open_fds",
+            "Ordinary descriptors in use.",
+            float(stats::open_files() as u64),
+        ),
+        gauge("process_max_fds", "The limit on them, ulimit -n.", float(files_max)),
+    ]
+}
+
+/// Everything that is counted, for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics",
+    responses(
+        (status = 200, description = "OpenMetrics text", content_type = "text/plain"),
+        (status = "4XX", description = "The request is refused", body = ApiError),
+    ),
+    security((), ("bearer" = []), ("key" = []))
+)]
+pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response {
+    let mut families = shards(&state.shared.counters);
+    families.extend(process(&state));
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot(figures)));
+    registry.register_collector(Box::new(Snapshot(families)));
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+    match encode(&mut text, &registry) {
         Ok(()) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        Err(e) => ApiError::new(Code::Busy, e.to_string()).into_response(),
     }
 }

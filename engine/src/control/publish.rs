@@ -1,23 +1,31 @@
 //! Publications that come over HTTP: their JSON form, and their way to the home shards.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use ringfeed_protocol::command::{Payload, present};
-use ringfeed_protocol::{ChannelName, ErrorCode, Position};
+use ringfeed_protocol::{ChannelName, Position, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::State;
+use super::budget::Held;
+use super::error::ApiError;
+use super::{FULL_PAUSE, State};
 use crate::ids::ShardId;
 use crate::message::{Published, Request, StoredPayload};
 
-/// How long to wait before a full shard is tried again.
-const FULL_PAUSE: Duration = Duration::from_millis(1);
+/// A shard is handed at most so many bytes with one request, or one publication that is larger …
+const PIECE_BYTES_MAX: usize = 256 * 1024;
+/// … and at most so many publications: what one turn of a shard is to bear.
+const PIECE_ITEMS_MAX: usize = 512;
+/// What a publication takes beside its payload: its name, its place and its frame.
+const ITEM_BYTES: usize = 64;
 
 /// One publication. Exactly one of `data`, `text` and `base64` is needed.
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -57,80 +65,134 @@ pub(super) enum PublishResult {
     Refused(ApiError),
 }
 
-/// An error, as every endpoint answers it.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
-pub(super) struct ApiError {
-    /// A word for programs.
-    pub(super) error: String,
-    /// A sentence for people.
-    pub(super) message: String,
-}
-
-impl ApiError {
-    pub(super) fn new(error: &str, message: impl Into<String>) -> ApiError {
-        ApiError { error: error.into(), message: message.into() }
-    }
-}
-
 /// A publication, checked and ready to be routed.
 pub(super) type Checked = (ChannelName, StoredPayload);
 
-impl PublishBody<'_> {
-    /// Checks name, payload and size.
-    pub(super) fn check(self, bytes_max: usize) -> Result<Checked, ApiError> {
-        let channel = ChannelName::new(&self.channel)
-            .map_err(|e| ApiError::new(ErrorCode::BadChannel.as_str(), e.to_string()))?;
-        let Payload { kind, bytes } = Payload::from_fields(self.data, self.text, self.base64)
-            .map_err(|refused| ApiError::new(refused.code().as_str(), refused.to_string()))?;
-        if bytes.len() > bytes_max {
-            let (len, code) = (bytes.len(), ErrorCode::LimitReached.as_str());
-            let message = format!("the payload has {len} bytes; at most {bytes_max} are allowed");
-            return Err(ApiError::new(code, message));
-        }
-        Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
+/// What became of a checked publication.
+pub(super) type Outcome = Result<Position, ApiError>;
+
+/// Reads one publication and checks name, payload and size.
+pub(super) fn parse(text: &[u8], bytes_max: usize) -> Result<Checked, ApiError> {
+    let body: PublishBody = object(text, "a publication")?;
+    let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
+    let Payload { kind, bytes } = Payload::from_fields(body.data, body.text, body.base64)?;
+    if bytes.len() > bytes_max {
+        return Err(Refused::TooLarge { bytes: bytes.len() as u64, most: bytes_max as u64 }.into());
     }
+    Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
 }
 
-/// Parses one publication.
-pub(super) fn parse(text: &[u8]) -> Result<PublishBody<'_>, ApiError> {
-    serde_json::from_slice(text)
-        .map_err(|e| ApiError::new(ErrorCode::BadJson.as_str(), e.to_string()))
+/// Reads a JSON object; an array with the fields in their order, which serde would take, is none.
+pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Result<T, ApiError> {
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refused::bad_json(format_args!(
+            "{what} is a JSON object and begins with '{{'"
+        ))
+        .into());
+    }
+    serde_json::from_slice(text).map_err(|e| Refused::from_json_error(&e).into())
+}
+
+/// Publications that go to one shard with one request.
+struct Piece {
+    bytes: usize,
+    items: Vec<(u32, ChannelName, StoredPayload)>,
+}
+
+/// Cuts publications into pieces that a shard's turn can bear, in the same order.
+fn pieces(items: Vec<(u32, ChannelName, StoredPayload)>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for item in items {
+        let bytes = item.2.bytes.len() + ITEM_BYTES;
+        match pieces.last_mut() {
+            Some(piece)
+                if piece.bytes + bytes <= PIECE_BYTES_MAX
+                    && piece.items.len() < PIECE_ITEMS_MAX =>
+            {
+                piece.bytes += bytes;
+                piece.items.push(item);
+            }
+            _ => pieces.push(Piece { bytes, items: vec![item] }),
+        }
+    }
+    pieces
 }
 
 /// Hands publications to their homes and waits for the answers, in order. Publications to one
-/// channel keep their order. `Err` if a shard did not take them or did not answer in time; then
-/// some may be published and some not.
-pub(super) async fn publish_all(
-    state: &Arc<State>,
-    items: Vec<Checked>,
-) -> Result<Vec<Published>, ApiError> {
+/// channel keep their order. Where a shard takes nothing or does not answer in time, what it was to
+/// get from then on is answered with `busy`, and of that some may be published.
+pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outcome> {
     let shards = &state.shared.shards;
     let mut by_home: Vec<Vec<(u32, ChannelName, StoredPayload)>> =
         (0..shards.count()).map(|_| Vec::new()).collect();
-    let count = items.len();
+    let mut outcomes: Vec<Outcome> = items.iter().map(|_| Err(ApiError::busy())).collect();
     for (place, (channel, payload)) in (0u32..).zip(items) {
         by_home[shards.home(&channel).index()].push((place, channel, payload));
     }
-    let deadline = Instant::now() + timeout(state);
-    let mut replies = Vec::new();
-    for (home, items) in shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty()) {
-        let (reply, answer) = oneshot::channel();
-        send(state, home, Request::PublishBatch { items, reply }, deadline).await?;
-        replies.push(answer);
-    }
-    let mut results: Vec<Option<Published>> = (0..count).map(|_| None).collect();
-    for answer in replies {
-        for (place, result) in receive(answer, deadline).await? {
-            if let Some(slot) = results.get_mut(place as usize) {
-                *slot = Some(result);
-            }
+    let homes = shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty());
+    let all = homes.map(|(home, items)| publish_home(state, home, items));
+    for (place, outcome) in join_all(all).await.into_iter().flatten() {
+        if let Some(slot) = outcomes.get_mut(place as usize) {
+            *slot = outcome;
         }
     }
-    Ok(results.into_iter().map(|r| r.expect("each home answers for each item")).collect())
+    outcomes
 }
 
-pub(super) fn timeout(state: &State) -> Duration {
-    Duration::from_millis(state.shared.config.api.timeout_ms.into())
+/// A piece that waits for its answer, and its share of what may be under way to the shard.
+type UnderWay = (oneshot::Receiver<Vec<(u32, Published)>>, Held);
+
+/// Hands one shard its publications, piece by piece. What is missing in the answer was not answered.
+async fn publish_home(
+    state: &State,
+    home: ShardId,
+    items: Vec<(u32, ChannelName, StoredPayload)>,
+) -> Vec<(u32, Outcome)> {
+    let Some(budget) = state.to_shards.get(home.index()) else { return Vec::new() };
+    let mut outcomes = Vec::with_capacity(items.len());
+    let mut under_way: VecDeque<UnderWay> = VecDeque::new();
+    for Piece { bytes, items } in pieces(items) {
+        let mut held = budget.hold();
+        while !held.try_grow_to(bytes) {
+            // What this request has under way itself comes back first.
+            let room = match under_way.pop_front() {
+                Some(piece) => answered(state, piece, &mut outcomes).await,
+                None => held.grow_to(bytes, deadline(state)).await,
+            };
+            if !room {
+                return outcomes;
+            }
+        }
+        let (reply, answer) = oneshot::channel();
+        let request = Request::PublishBatch { items, reply };
+        if send(state, home, request, deadline(state)).await.is_err() {
+            break;
+        }
+        under_way.push_back((answer, held));
+    }
+    for piece in under_way {
+        if !answered(state, piece, &mut outcomes).await {
+            break;
+        }
+    }
+    outcomes
+}
+
+/// Waits for the answer to a piece; whether there was one.
+async fn answered(
+    state: &State,
+    (answer, _held): UnderWay,
+    outcomes: &mut Vec<(u32, Outcome)>,
+) -> bool {
+    let Ok(answers) = receive(answer, deadline(state)).await else { return false };
+    let answers = answers.into_iter();
+    outcomes.extend(answers.map(|(place, published)| (place, published.map_err(ApiError::from))));
+    true
+}
+
+/// Until when a shard that is asked at this moment may take.
+pub(super) fn deadline(state: &State) -> Instant {
+    Instant::now() + Duration::from_millis(state.shared.config.api.timeout_ms.into())
 }
 
 /// Hands a request to a shard, waiting while its queue is full.
@@ -142,7 +204,7 @@ pub(super) async fn send(
 ) -> Result<(), ApiError> {
     while let Err(back) = state.shared.shards.request(to, request) {
         if Instant::now() >= deadline {
-            return Err(busy());
+            return Err(ApiError::busy());
         }
         request = back;
         sleep(FULL_PAUSE).await;
@@ -157,27 +219,58 @@ pub(super) async fn receive<T>(
 ) -> Result<T, ApiError> {
     match tokio::time::timeout_at(deadline, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) => Err(ApiError::new("draining", "the shard has ended")),
-        Err(_) => Err(busy()),
+        Ok(Err(_)) => Err(ApiError::draining()),
+        Err(_) => Err(ApiError::busy()),
     }
 }
 
-fn busy() -> ApiError {
-    ApiError::new("busy", "a shard is busy; whether everything was published is not known")
-}
-
-/// The JSON form of a result.
-pub(super) fn result(channel: &ChannelName, published: Published) -> PublishResult {
-    match published {
+/// The JSON form of an outcome.
+pub(super) fn result(channel: &ChannelName, outcome: Outcome) -> PublishResult {
+    match outcome {
         Ok(Position { epoch, offset }) => PublishResult::Accepted {
             channel: channel.to_string(),
             epoch: epoch.to_string(),
             offset,
             ack: "accepted",
         },
-        Err(refused) => {
-            let code = refused.code().as_str();
-            PublishResult::Refused(ApiError::new(code, refused.to_string()))
-        }
+        Err(e) => PublishResult::Refused(e),
+    }
+}
+
+/// Refuses what is new once the server drains.
+pub(super) fn not_draining(state: &Arc<State>) -> Result<(), ApiError> {
+    if state.is_draining() { Err(ApiError::draining()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfeed_protocol::command::PayloadKind;
+
+    use super::*;
+
+    fn items(sizes: &[usize]) -> Vec<(u32, ChannelName, StoredPayload)> {
+        let item = |(place, &size): (u32, &usize)| {
+            let bytes = Bytes::from(vec![b'x'; size]);
+            (
+                place,
+                ChannelName::new("a").unwrap(),
+                StoredPayload { kind: PayloadKind::Text, bytes },
+            )
+        };
+        (0..).zip(sizes).map(item).collect()
+    }
+
+    #[test]
+    fn pieces_hold_so_many_bytes_or_one_publication() {
+        let sizes = [10, 200_000, 100_000, 4_000_000, 5, 6];
+        let cut = pieces(items(&sizes));
+        let counts: Vec<_> = cut.iter().map(|piece| piece.items.len()).collect();
+        assert_eq!(counts, [2, 1, 1, 2]);
+        let places: Vec<_> = cut.iter().flat_map(|piece| &piece.items).map(|item| item.0).collect();
+        assert_eq!(places, [0, 1, 2, 3, 4, 5]);
+        let cut = pieces(items(&[1; 2 * PIECE_ITEMS_MAX + 1]));
+        assert_eq!(cut.iter().map(|piece| piece.items.len()).max(), Some(PIECE_ITEMS_MAX));
+        assert_eq!(cut.len(), 3);
+        assert!(pieces(Vec::new()).is_empty());
     }
 }

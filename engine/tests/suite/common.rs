@@ -140,7 +140,7 @@ pub fn http(
     let length = body.len();
     write!(
         stream,
-        "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\
          Connection: close\r\n{headers}\r\n{body}"
     )
     .unwrap();

@@ -1,5 +1,11 @@
 //! The engine as its clients meet it, the same for every body of the socket layer.
 
+mod api_document;
+mod api_guard;
+mod api_ingest;
+mod api_metrics;
+mod api_port;
+mod api_publish;
 mod bad_input;
 mod common;
 mod cross_shard;

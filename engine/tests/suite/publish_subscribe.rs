@@ -118,9 +118,9 @@ fn the_http_api_answers_every_case() {
     let last: serde_json::Value = serde_json::from_str(acks.lines().last().unwrap()).unwrap();
     assert_eq!(
         (&last["lines"], &last["accepted"], &last["refused"]),
-        (&json!(3), &json!(2), &json!(1))
+        (&json!(4), &json!(2), &json!(1))
     );
-    assert!(acks.contains("\"line\":2"), "{acks}");
+    assert!(acks.contains("\"line\":3"), "{acks}");
 
     let (_, rows) = call("GET", "/api/channels?prefix=b", auth, "");
     let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
@@ -132,9 +132,9 @@ fn the_http_api_answers_every_case() {
     assert_eq!(call("DELETE", "/api/publish", auth, "").0, 405);
     assert_eq!(call("GET", "/health", "", "").0, 200);
     assert_eq!(call("GET", "/ready", "", "").0, 200);
-    let (status, metrics) = call("GET", "/metrics", "", "");
+    let (status, metrics) = call("GET", "/metrics", auth, "");
     assert_eq!(status, 200);
-    assert!(metrics.contains("ringfeed_publications_total 6"), "{metrics}");
+    assert!(metrics.contains("ringfeed_publications_total{shard=\"1\"} "), "{metrics}");
     let (_, document) = call("GET", "/api/openapi.json", "", "");
     let document: serde_json::Value = serde_json::from_str(&document).unwrap();
     for path in ["publish", "batch", "ingest", "channels", "history", "stats"] {

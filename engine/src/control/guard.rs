@@ -1,0 +1,176 @@
+//! Who may use the internal port.
+//!
+//! With keys, who has one. Without keys, programs on this machine: the port listens on loopback
+//! then, but so can be reached by any page in a browser here. A page of another site says so (`Origin`,
+//! `Sec-Fetch-Site`) or, once its name is rebound to loopback, still gives its name as `Host`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State as FromState};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::State;
+use super::error::{ApiError, Code, clip};
+use crate::config::Secret;
+
+/// The peer's address, in the extensions of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// Refused keys are logged at most this often.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// For what publishes and reads: a key, where there are keys.
+pub(super) async fn guard(
+    FromState(state): FromState<Arc<State>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let keys = &state.shared.config.api.keys;
+    if keys.is_empty() {
+        local(&request)?;
+    } else {
+        keyed(&state, keys, &request)?;
+    }
+    Ok(next.run(request).await)
+}
+
+/// For figures and the description: on loopback a program of this machine needs no key.
+pub(super) async fn guard_figures(
+    FromState(state): FromState<Arc<State>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let api = &state.shared.config.api;
+    let fits = !api.keys.is_empty() && key_fits(&api.keys, request.headers());
+    if !fits {
+        if api.listen.ip().is_loopback() {
+            local(&request)?;
+        } else {
+            keyed(&state, &api.keys, &request)?;
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+fn keyed(state: &State, keys: &[Secret], request: &Request) -> Result<(), ApiError> {
+    if key_fits(keys, request.headers()) {
+        return Ok(());
+    }
+    if let Some(others) = state.refused_log.due(LOG_EVERY) {
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+        let peer = peer.map_or_else(|| "?".into(), |ip| ip.to_string());
+        let (method, path) = (request.method(), clip(request.uri().path()));
+        tracing::info!("{method} {path} from {peer}: no key that fits ({others} more like it)");
+    }
+    let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
+    Err(ApiError::new(Code::Unauthorized, message))
+}
+
+/// Keys are compared by their hashes, in a time that depends neither on where they differ nor on
+/// how long they are.
+fn key_fits(keys: &[Secret], headers: &HeaderMap) -> bool {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+    let given = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
+    let given = Sha256::digest(given.unwrap_or_default().trim_ascii());
+    // Every key is looked at, whether or not an earlier one fits.
+    let fits = keys
+        .iter()
+        .map(|key| Sha256::digest(&key.0).ct_eq(&given))
+        .fold(subtle::Choice::from(0), |any, fits| any | fits);
+    bool::from(fits)
+}
+
+/// What follows the scheme `Bearer`, whose case does not matter (RFC 9110 section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(value.iter().position(|&b| b == b' ')?)?;
+    scheme.eq_ignore_ascii_case(b"bearer").then_some(key)
+}
+
+/// Whether a request can come from a program on this machine rather than from a page.
+fn local(request: &Request) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let forbidden = |message: &str| Err(ApiError::new(Code::Forbidden, message));
+    if headers.contains_key(header::ORIGIN) {
+        return forbidden("browsers are refused without a key (Origin is set)");
+    }
+    let site = headers.get("sec-fetch-site").map(|value| value.as_bytes());
+    if site.is_some_and(|site| site != b"none" && site != b"same-origin") {
+        return forbidden("pages of other sites are refused without a key (Sec-Fetch-Site)");
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let target = request.uri().authority().map(|authority| authority.as_str());
+    if hosts.next().is_some() || !is_local(host) || !target.is_none_or(is_local) {
+        return forbidden(
+            "without a key only Host: localhost, 127.0.0.0/8 and [::1], with any port, are served",
+        );
+    }
+    Ok(())
+}
+
+/// Whether the value of a `Host` header is a name of this machine that no other site can have.
+fn is_local(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((name, port)) => (name, port),
+            None => return false,
+        },
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let port_fits =
+        port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
+    let bracketed = host.starts_with('[');
+    let name_fits = match name.parse::<IpAddr>() {
+        Ok(ip) => ip.is_loopback() && ip.is_ipv6() == bracketed,
+        Err(_) => !bracketed && name.eq_ignore_ascii_case("localhost"),
+    };
+    port_fits && name_fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_this_machine() {
+        for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.1.2.3:65535", "[::1]", "[::1]:2"]
+        {
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "",
+            ":80",
+            "localhost:",
+            "localhost:x",
+            "localhost:65536",
+            "localhost.",
+            "a.localhost",
+            "::1",
+            "[127.0.0.1]",
+            "[::1",
+            "[::1]x",
+            "[localhost]",
+            "127.0.0.1.example.org",
+            "0x7f.1",
+            "10.0.0.1",
+            "0.0.0.0",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_is_bearer_in_any_case() {
+        assert_eq!(bearer(b"bEARER  k"), Some(&b"  k"[..]));
+        assert_eq!(bearer(b"Bearer"), None);
+        assert_eq!(bearer(b"Basic k"), None);
+        assert_eq!(bearer(b" Bearer k"), None);
+    }
+}
