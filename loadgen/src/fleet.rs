@@ -5,7 +5,7 @@ mod verify;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -20,10 +20,9 @@ use ringfeed_protocol::{Dialect, Lane};
 use ringfeed_wire::{Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig};
 
 use crate::expect::{Cursor, Stream};
-use crate::publisher::Batch;
 use crate::recorder::Recorder;
 use crate::report::Tally;
-use crate::run::{Control, Phase};
+use crate::signals::{Batch, Control, Phase, Progress};
 use crate::target::Target;
 
 /// Longest wait for sockets before the phase is looked at again.
@@ -75,35 +74,6 @@ pub(crate) struct Plan {
     pub(crate) number: u32,
     /// Reads nothing more once its subscriptions stand.
     pub(crate) stalled: bool,
-}
-
-/// What a fleet counts while it runs, for all to see.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    pub(crate) opened: AtomicU64,
-    /// Subscriptions that are known to stand.
-    pub(crate) standing: AtomicU64,
-    pub(crate) delivered: AtomicU64,
-    /// By channel.
-    pub(crate) delivered_of: Vec<AtomicU64>,
-    pub(crate) bytes: AtomicU64,
-}
-
-impl Progress {
-    pub(crate) fn new(channels: usize) -> Progress {
-        Progress {
-            opened: AtomicU64::new(0),
-            standing: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            delivered_of: (0..channels).map(|_| AtomicU64::new(0)).collect(),
-            bytes: AtomicU64::new(0),
-        }
-    }
-
-    fn delivered(&self, channel: u32, count: u64) {
-        self.delivered.fetch_add(count, Ordering::Relaxed);
-        self.delivered_of[channel as usize].fetch_add(count, Ordering::Relaxed);
-    }
 }
 
 /// What a fleet found.

@@ -2,6 +2,7 @@
 //! checks on every subscriber that nothing is missing, doubled, out of order or changed.
 
 mod args;
+mod crew;
 mod expect;
 mod feed;
 mod fleet;
@@ -13,6 +14,7 @@ mod recording;
 mod report;
 mod run;
 mod server;
+mod signals;
 mod target;
 mod templates;
 

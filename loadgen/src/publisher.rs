@@ -15,57 +15,16 @@ use ringfeed_protocol::{Connection, Incoming, Role};
 
 use crate::args::PublishArg;
 use crate::feed::Feed;
-use crate::fleet::Progress;
-use crate::run::Control;
+use crate::signals::{Batch, Control, Progress};
 use crate::target::{Target, parse};
 use crate::templates::{self, Templates, fill};
 
-/// Messages handed over at once at most, so that a fast feed is still interleaved with receiving.
-const BATCH_MESSAGES: usize = 512;
-/// Bytes handed over at once at most.
-const BATCH_BYTES: usize = 128 * 1024;
 /// How long to wait for a server that does not take or acknowledge anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// In an unpaced run: bytes published and not yet received at most, for each connection, on average
 /// over all, and for each subscription, on average over those of one channel.
 /// A server's window for slow readers must be a good deal larger, or the run measures its lag policy.
 const UNDELIVERED_BYTES_MAX: u64 = 128 * 1024;
-
-/// Messages about to be published, in order.
-#[derive(Debug, Default)]
-pub(crate) struct Batch {
-    pub(crate) items: Vec<Item>,
-    text: Vec<u8>,
-}
-
-/// One of them.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Item {
-    pub(crate) channel: u32,
-    /// On the run's clock.
-    pub(crate) intended_ns: u64,
-    /// Whether it belongs to what is measured.
-    pub(crate) counts: bool,
-    start: u32,
-    end: u32,
-}
-
-impl Batch {
-    pub(crate) fn payload(&self, item: &Item) -> &[u8] {
-        &self.text[item.start as usize..item.end as usize]
-    }
-
-    fn push(&mut self, channel: u32, intended_ns: u64, counts: bool, payload: &[u8]) {
-        let start = self.text.len() as u32;
-        self.text.extend_from_slice(payload);
-        let end = self.text.len() as u32;
-        self.items.push(Item { channel, intended_ns, counts, start, end });
-    }
-
-    fn is_full(&self) -> bool {
-        self.items.len() >= BATCH_MESSAGES || self.text.len() >= BATCH_BYTES
-    }
-}
 
 /// What became of a run's publications.
 #[derive(Debug, Default, Clone)]

@@ -1,9 +1,7 @@
 //! One run from start to end: open, subscribe, publish, wait, report.
 
-mod crew;
-
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -11,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ringfeed_wire::process_cpu_time;
 
 use crate::args::{Args, Common, DialectArg, Hold, InterestArg, Scenario};
+use crate::crew::{Crew, LOOK};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
 use crate::fleet::{Plan, Speech};
 use crate::interest::{Draws, Interest};
@@ -19,73 +18,14 @@ use crate::publisher::{Published, Publisher};
 use crate::recording::ReplayFeed;
 use crate::report::{LoadgenCost, Report, ServerMemory};
 use crate::server::ServerState;
+use crate::signals::Control;
 use crate::target::Target;
-use crew::Crew;
 
-/// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(50);
 /// Seconds without progress after which a run with churn is over: what is due to whom changes.
 const CHURN_GRACE: f64 = 1.0;
 /// Time without one after which subscriptions that cannot be acknowledged are asked for a sign of
 /// life.
 const WARM_UP_EVERY: Duration = Duration::from_millis(300);
-
-/// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    Running = 0,
-    Stop = 1,
-}
-
-/// What all threads of a run share.
-#[derive(Debug)]
-pub(crate) struct Control {
-    start: Instant,
-    phase: AtomicU8,
-    stopped: AtomicBool,
-    publishing: AtomicBool,
-    /// When latencies begin to count, on the run's clock.
-    pub(crate) counts_from_ns: AtomicU64,
-    /// Messages handed to the server, warm-up included.
-    pub(crate) published: AtomicU64,
-}
-
-impl Control {
-    fn new() -> Control {
-        Control {
-            start: Instant::now(),
-            phase: AtomicU8::new(Phase::Running as u8),
-            stopped: AtomicBool::new(false),
-            publishing: AtomicBool::new(false),
-            counts_from_ns: AtomicU64::new(0),
-            published: AtomicU64::new(0),
-        }
-    }
-
-    /// The run's clock.
-    pub(crate) fn now_ns(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        if self.phase.load(Ordering::Acquire) == Phase::Stop as u8 {
-            Phase::Stop
-        } else {
-            Phase::Running
-        }
-    }
-
-    /// Whether that which is measured is being published.
-    pub(crate) fn is_publishing(&self) -> bool {
-        self.publishing.load(Ordering::Relaxed)
-    }
-
-    /// Whether Ctrl-C was pressed or a thread has failed: publish no more.
-    pub(crate) fn stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
-}
 
 /// A feed and how to run it.
 struct Plot {
@@ -187,7 +127,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let stop = control.clone();
     // A second Ctrl-C ends the process at once.
     ctrlc::set_handler(move || {
-        if stop.stopped.swap(true, Ordering::AcqRel) {
+        if stop.stop() {
             std::process::exit(130);
         }
     })?;
@@ -269,7 +209,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     let settle = Duration::try_from_secs_f64(common.settle).unwrap_or_default();
     let counts_from_ns = control.now_ns() + settle.as_nanos() as u64;
     control.counts_from_ns.store(counts_from_ns, Ordering::Relaxed);
-    control.publishing.store(true, Ordering::Relaxed);
+    control.set_publishing(true);
     let publishing = std::thread::Builder::new().name("publisher".into()).spawn(move || {
         let mut feed = feed;
         let mut published = Published::default();
@@ -284,7 +224,7 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
     })?;
     let shown = progress(length.unwrap_or(0), "publishing");
     let published = crew.watch(&control, &shown, live, published_before, publishing)?;
-    control.publishing.store(false, Ordering::Relaxed);
+    control.set_publishing(false);
     let grace = if common.churn > 0.0 { CHURN_GRACE } else { common.grace };
     let last = crew.wait_for_all(&control, &shown, &published, grace)?;
     shown.finish_and_clear();

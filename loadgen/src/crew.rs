@@ -10,13 +10,16 @@ use crossbeam_channel::Sender;
 use indicatif::ProgressBar;
 use ringfeed_wire::Io;
 
-use super::{Control, LOOK, Phase};
 use crate::args::Common;
-use crate::fleet::{Findings, Fleet, Manner, Plan, Progress};
-use crate::publisher::{Audience, Batch, Published};
+use crate::fleet::{Findings, Fleet, Manner, Plan};
+use crate::publisher::{Audience, Published};
 use crate::recorder::Recorder;
 use crate::report::Tally;
+use crate::signals::{Batch, Control, Phase, Progress};
 use crate::target::Target;
+
+/// How often progress is looked at.
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// One fleet and its thread.
 struct Member {
@@ -29,10 +32,10 @@ struct Member {
 }
 
 /// All fleets of a run.
-pub(super) struct Crew(Vec<Member>);
+pub(crate) struct Crew(Vec<Member>);
 
 impl Crew {
-    pub(super) fn muster(
+    pub(crate) fn muster(
         common: &Common,
         target: &Target,
         plans: Vec<Plan>,
@@ -71,7 +74,7 @@ impl Crew {
                     Fleet::new(target, share, channels, receiver, control.clone(), own, manner)?;
                 let found = fleet.run();
                 if found.is_err() {
-                    control.stopped.store(true, Ordering::Release);
+                    control.stop();
                 }
                 found
             };
@@ -81,11 +84,11 @@ impl Crew {
         Ok(Crew(members))
     }
 
-    pub(super) fn fleet_senders(&self) -> Vec<Sender<Arc<Batch>>> {
+    pub(crate) fn fleet_senders(&self) -> Vec<Sender<Arc<Batch>>> {
         self.0.iter().map(|member| member.coming.clone()).collect()
     }
 
-    pub(super) fn audience(&self, channels: usize) -> Audience {
+    pub(crate) fn audience(&self, channels: usize) -> Audience {
         let mut subscribers = vec![0; channels];
         for &(channel, count) in self.0.iter().flat_map(|member| &member.expected) {
             subscribers[channel as usize] += count;
@@ -95,12 +98,12 @@ impl Crew {
         Audience { subscribers, connections, fleets }
     }
 
-    pub(super) fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
+    pub(crate) fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
         self.0.iter().map(|member| figure(&member.progress).load(Ordering::Relaxed)).sum()
     }
 
     /// Waits until a figure of all fleets has reached a goal.
-    pub(super) fn wait_until(
+    pub(crate) fn wait_until(
         &mut self,
         control: &Control,
         bar: &ProgressBar,
@@ -132,7 +135,7 @@ impl Crew {
 
     /// The error of a fleet that has failed, or that of an interruption.
     fn fail<T>(&mut self, control: &Control) -> anyhow::Result<T> {
-        control.phase.store(Phase::Stop as u8, Ordering::Release);
+        control.enter(Phase::Stop);
         for member in self.0.drain(..) {
             match member.thread.join() {
                 Ok(found) => found.map(|_| ())?,
@@ -143,7 +146,7 @@ impl Crew {
     }
 
     /// Shows how publishing goes until it has ended.
-    pub(super) fn watch(
+    pub(crate) fn watch(
         &mut self,
         control: &Control,
         bar: &ProgressBar,
@@ -189,7 +192,7 @@ impl Crew {
 
     /// Waits until everything has arrived, or nothing arrives any more. Returns when the last
     /// delivery was seen.
-    pub(super) fn wait_for_all(
+    pub(crate) fn wait_for_all(
         &mut self,
         control: &Control,
         bar: &ProgressBar,
@@ -221,8 +224,8 @@ impl Crew {
         self.0.iter().flat_map(|member| &member.expected).map(of).sum()
     }
 
-    pub(super) fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
-        control.phase.store(Phase::Stop as u8, Ordering::Release);
+    pub(crate) fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
+        control.enter(Phase::Stop);
         let mut all =
             Findings { tally: Tally::default(), first_problem: None, latency: Recorder::new() };
         for member in self.0 {
