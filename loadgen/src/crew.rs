@@ -11,7 +11,8 @@ use indicatif::ProgressBar;
 use ringfeed_wire::Io;
 
 use crate::args::Common;
-use crate::fleet::{Findings, Fleet, Manner, Plan};
+use crate::fleet::{Findings, Fleet, Manner};
+use crate::plans::Plan;
 use crate::publisher::{Audience, Published};
 use crate::recorder::Recorder;
 use crate::report::Tally;

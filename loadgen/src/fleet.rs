@@ -14,12 +14,13 @@ use crossbeam_channel::Receiver;
 use rand::Rng as _;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use ringfeed_protocol::Lane;
 use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::handshake::ClientHandshake;
-use ringfeed_protocol::{Dialect, Lane};
 use ringfeed_wire::{Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig};
 
 use crate::expect::{Cursor, Stream};
+use crate::plans::{Plan, Speech};
 use crate::recorder::Recorder;
 use crate::report::Tally;
 use crate::signals::{Batch, Control, Phase, Progress};
@@ -35,46 +36,6 @@ const TRIM_BYTES: usize = 64 << 20;
 const SOCKETS_SPARE: u32 = 1000;
 /// How long a connection may take to open.
 const OPEN_PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a connection speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Speech {
-    Ringfeed,
-    Raw,
-    /// What the command line says; see [`crate::templates`].
-    Templates,
-}
-
-impl Speech {
-    /// What its frames look like. Of templates it is a guess: messages in text frames of their own.
-    /// What looks different is recognised by its stamps, at a higher cost.
-    pub(crate) fn lane(self) -> Lane {
-        match self {
-            Speech::Ringfeed => Lane::Ringfeed,
-            Speech::Raw | Speech::Templates => Lane::Raw,
-        }
-    }
-
-    fn dialect(self) -> Option<Dialect> {
-        match self {
-            Speech::Ringfeed => Some(Dialect::Ringfeed),
-            Speech::Raw => Some(Dialect::Raw),
-            Speech::Templates => None,
-        }
-    }
-}
-
-/// One connection that a fleet is to open.
-#[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    pub(crate) speech: Speech,
-    /// Places in the list of channels, ascending.
-    pub(crate) channels: Vec<u32>,
-    /// Number over all threads.
-    pub(crate) number: u32,
-    /// Reads nothing more once its subscriptions stand.
-    pub(crate) stalled: bool,
-}
 
 /// What a fleet found.
 #[derive(Debug)]

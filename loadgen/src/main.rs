@@ -8,6 +8,7 @@ mod feed;
 mod fleet;
 mod interest;
 mod machine;
+mod plans;
 mod publisher;
 mod recorder;
 mod recording;

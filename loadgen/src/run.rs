@@ -8,12 +8,12 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use ringfeed_wire::process_cpu_time;
 
-use crate::args::{Args, Common, DialectArg, Hold, InterestArg, Scenario};
+use crate::args::{Args, Common, DialectArg, Hold, Scenario};
 use crate::crew::{Crew, LOOK};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
-use crate::fleet::{Plan, Speech};
-use crate::interest::{Draws, Interest};
+use crate::interest::Draws;
 use crate::machine::{check_limits, choose_io, kernel_bytes};
+use crate::plans::{Speech, drawing, plans};
 use crate::publisher::{Published, Publisher};
 use crate::recording::ReplayFeed;
 use crate::report::{LoadgenCost, Report, ServerMemory};
@@ -322,39 +322,6 @@ impl Feed for Nothing {
     fn len(&self) -> Option<u64> {
         None
     }
-}
-
-/// What this run draws channels with.
-fn drawing(common: &Common, channels: u32, draws: Draws) -> Interest {
-    Interest::new(common.interest, common.seed, channels, draws)
-}
-
-/// Which connection speaks what and subscribes to which channels. Where both dialects are wanted,
-/// half of the connections speak each, and blocks are dealt out in both alike.
-fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
-    let each = match common.subscriptions {
-        0 => channels,
-        some => some.min(channels),
-    };
-    let mut interest = drawing(common, channels, Draws::Subscriptions);
-    let mut before = Vec::new();
-    (0..common.conns)
-        .map(|number| {
-            let speech = match dialect {
-                _ if common.templates.are_used(&common.url) => Speech::Templates,
-                DialectArg::Ringfeed => Speech::Ringfeed,
-                DialectArg::Raw => Speech::Raw,
-                DialectArg::Both if number % 2 == 0 => Speech::Ringfeed,
-                DialectArg::Both => Speech::Raw,
-            };
-            let pairs = dialect == DialectArg::Both && common.interest == InterestArg::Blocks;
-            if !pairs || number % 2 == 0 {
-                before = interest.channels(each);
-            }
-            let stalled = number < common.stalled;
-            Plan { speech, channels: before.clone(), number, stalled }
-        })
-        .collect()
 }
 
 fn bar(common: &Common, length: u64, what: &'static str) -> ProgressBar {

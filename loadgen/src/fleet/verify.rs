@@ -6,8 +6,9 @@ use anyhow::{Context as _, bail};
 use ringfeed_protocol::frame::{Header, Opcode};
 use serde_json::Value;
 
-use super::{Fleet, Speech, State, Subscription, stream_place, subscribe_command};
+use super::{Fleet, State, Subscription, stream_place, subscribe_command};
 use crate::expect::Found;
+use crate::plans::Speech;
 use crate::templates::{Stamp, find_stamp};
 
 /// The longest frame that is believed; a longer one means that the stream is torn.
