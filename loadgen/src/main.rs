@@ -8,7 +8,9 @@ mod feed;
 mod fleet;
 mod interest;
 mod machine;
+mod payloads;
 mod plans;
+mod plot;
 mod publisher;
 mod recorder;
 mod recording;
@@ -21,7 +23,7 @@ mod templates;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,7 +34,7 @@ const EXIT_LOSS: u8 = 1;
 const EXIT_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
-    match run::run(&args::Args::parse()) {
+    match start(&args::Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_LOSS),
         Err(e) => {
@@ -40,4 +42,12 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_ERROR)
         }
     }
+}
+
+fn start(args: &args::Args) -> anyhow::Result<bool> {
+    if let Some(args::Scenario::Completions { shell }) = args.scenario {
+        let mut command = args::Args::command();
+        clap_complete::generate(shell, &mut command, "loadgen", &mut std::io::stdout());
+    }
+    plot::Plot::new(args)?.map_or(Ok(true), run::run)
 }

@@ -2,7 +2,7 @@
 
 use ringfeed_protocol::{Dialect, Lane};
 
-use crate::args::{Common, DialectArg, InterestArg};
+use crate::args::{Common, DialectArg, InterestArg, Traffic};
 use crate::interest::{Draws, Interest};
 
 /// What a connection speaks.
@@ -46,18 +46,23 @@ pub(crate) struct Plan {
 }
 
 /// What this run draws channels with.
-pub(crate) fn drawing(common: &Common, channels: u32, draws: Draws) -> Interest {
-    Interest::new(common.interest, common.seed, channels, draws)
+pub(crate) fn drawing(traffic: &Traffic, channels: u32, draws: Draws) -> Interest {
+    Interest::new(traffic.interest, traffic.seed, channels, draws)
 }
 
 /// Which connection speaks what and subscribes to which channels. Where both dialects are wanted,
 /// half of the connections speak each, and blocks are dealt out in both alike.
-pub(crate) fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
+pub(crate) fn plans(
+    common: &Common,
+    traffic: &Traffic,
+    dialect: DialectArg,
+    channels: u32,
+) -> Vec<Plan> {
     let each = match common.subscriptions {
         0 => channels,
         some => some.min(channels),
     };
-    let mut interest = drawing(common, channels, Draws::Subscriptions);
+    let mut interest = drawing(traffic, channels, Draws::Subscriptions);
     let mut before = Vec::new();
     (0..common.conns)
         .map(|number| {
@@ -68,11 +73,11 @@ pub(crate) fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<
                 DialectArg::Both if number % 2 == 0 => Speech::Ringfeed,
                 DialectArg::Both => Speech::Raw,
             };
-            let pairs = dialect == DialectArg::Both && common.interest == InterestArg::Blocks;
+            let pairs = dialect == DialectArg::Both && traffic.interest == InterestArg::Blocks;
             if !pairs || number % 2 == 0 {
                 before = interest.channels(each);
             }
-            let stalled = number < common.stalled;
+            let stalled = number < traffic.stalled;
             Plan { speech, channels: before.clone(), number, stalled }
         })
         .collect()

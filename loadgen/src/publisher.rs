@@ -35,6 +35,8 @@ pub(crate) struct Published {
     pub(crate) seconds: f64,
     /// How far publishing fell behind its schedule at worst.
     pub(crate) late_max_ns: u64,
+    /// Why it was ended before the end of the feed.
+    pub(crate) gave_up: Option<String>,
 }
 
 /// A connection that publishes.
@@ -49,21 +51,38 @@ pub(crate) struct Publisher {
 
 /// Who receives what is published.
 pub(crate) struct Audience {
-    /// Subscriptions of each channel.
-    pub(crate) subscribers: Vec<u64>,
-    pub(crate) connections: u64,
     pub(crate) fleets: Vec<Arc<Progress>>,
+    /// Seconds without any progress after which nothing more is expected.
+    pub(crate) grace: f64,
 }
 
 impl Audience {
-    /// Messages that count received so far.
-    fn delivered_in_all(&self) -> u64 {
-        self.fleets.iter().map(|fleet| fleet.delivered.load(Ordering::Relaxed)).sum()
+    /// Subscriptions of a channel that read, and the messages of what is measured that they are
+    /// done with.
+    fn of_channel(&self, channel: usize) -> (u64, u64) {
+        let add = |(live, settled): (u64, u64), (l, s): (u64, u64)| {
+            (live.wrapping_add(l), settled.wrapping_add(s))
+        };
+        self.fleets.iter().map(|fleet| fleet.of_channel(channel)).fold((0, 0), add)
     }
 
-    /// Messages of a channel that count received so far, over all its subscriptions.
-    fn delivered(&self, channel: usize) -> u64 {
-        self.fleets.iter().map(|f| f.delivered_of[channel].load(Ordering::Relaxed)).sum()
+    /// Connections that are open.
+    fn connections(&self) -> u64 {
+        self.fleets.iter().map(|fleet| fleet.opened.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Messages of a channel that its readers are still to get, and how many of these there are.
+    pub(crate) fn due(&self, channel: usize, published: u64) -> (u64, u64) {
+        let (live, settled) = self.of_channel(channel);
+        // The two are not read at one moment; a difference below 0 is none.
+        let due = published.wrapping_mul(live).wrapping_sub(settled);
+        (if due > u64::MAX / 2 { 0 } else { due }, live)
+    }
+
+    /// The same over all channels.
+    pub(crate) fn due_in_all(&self, by_channel: &[u64]) -> u64 {
+        let each = by_channel.iter().enumerate();
+        each.map(|(channel, &published)| self.due(channel, published).0).sum()
     }
 }
 
@@ -144,7 +163,7 @@ impl Publisher {
         let paced = feed.is_paced();
         let mut payload = Vec::new();
         let mut held: Option<(u32, u64)> = None;
-        let (mut bytes, mut due_in_all) = (0, 0);
+        let mut bytes = 0;
         loop {
             let mut batch = Batch::default();
             let now = self.control.now_ns();
@@ -173,6 +192,7 @@ impl Publisher {
             }
             if batch.items.is_empty() {
                 let Some(due) = wait_until else { break };
+                self.control.next_due_ns.store(due, Ordering::Relaxed);
                 let wait = Duration::from_nanos(due.saturating_sub(self.control.now_ns()));
                 // Short sleeps: a stop is noticed, and a late timer is not late by much.
                 std::thread::sleep(wait.min(Duration::from_millis(50)));
@@ -182,13 +202,18 @@ impl Publisher {
             bytes += batch.text.len() as u64;
             for item in &batch.items {
                 published.by_channel[item.channel as usize] += 1;
-                due_in_all += self.audience.subscribers[item.channel as usize];
             }
             let last: Vec<u32> = batch.items.iter().map(|item| item.channel).collect();
             self.publish(batch)?;
             if !paced {
                 let message_bytes = bytes / published.messages;
-                self.wait_for_readers(&published, due_in_all, &last, message_bytes)?;
+                if !self.wait_for_readers(&published, &last, message_bytes) {
+                    let seconds = self.audience.grace;
+                    let why =
+                        format!("publishing ended: nothing was delivered for {seconds} seconds");
+                    published.gave_up = Some(why);
+                    break;
+                }
             }
         }
         published.seconds = (self.control.now_ns() - start) as f64 / 1e9;
@@ -249,31 +274,35 @@ impl Publisher {
     }
 
     /// Bounds what is under way in an unpaced run: as fast as server and readers go, not faster.
+    /// `false` if they do not go on.
     fn wait_for_readers(
         &self,
         published: &Published,
-        due_in_all: u64,
         channels: &[u32],
         message_bytes: u64,
-    ) -> anyhow::Result<()> {
+    ) -> bool {
+        let audience = &self.audience;
         let each = (UNDELIVERED_BYTES_MAX / message_bytes.max(1)).max(1);
-        let deadline = Instant::now() + PATIENCE;
-        let behind = |channel: usize| {
-            let subscribers = self.audience.subscribers[channel];
-            let goal = published.by_channel[channel] * subscribers;
-            goal.saturating_sub(self.audience.delivered(channel)) > subscribers * each
+        let behind = |&channel: &u32| {
+            let channel = channel as usize;
+            let (due, live) = audience.due(channel, published.by_channel[channel]);
+            due > live * each
         };
-        let most = self.audience.connections * each;
-        let all_behind = || due_in_all.saturating_sub(self.audience.delivered_in_all()) > most;
-        while (all_behind() || channels.iter().any(|&c| behind(c as usize)))
-            && !self.control.stopped()
-        {
-            if Instant::now() > deadline {
-                bail!("nothing is delivered any more");
+        let mut seen = (u64::MAX, Instant::now());
+        loop {
+            let due = audience.due_in_all(&published.by_channel);
+            let wait = due > audience.connections() * each || channels.iter().any(behind);
+            if !wait || self.control.stopped() {
+                return true;
+            }
+            if due != seen.0 {
+                seen = (due, Instant::now());
+            }
+            if seen.1.elapsed().as_secs_f64() > audience.grace {
+                return false;
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        Ok(())
     }
 
     /// Ends the request and checks that everything was accepted.
@@ -381,7 +410,8 @@ impl Sink {
                     match incoming {
                         Some(Incoming::Text(text)) => shared.refuse(1, text.to_owned()),
                         Some(Incoming::Close(code)) => {
-                            shared.refuse(1, format!("the connection was closed: {code:?}"));
+                            let code = code.map_or(String::new(), |code| format!(": {}", code.0));
+                            shared.refuse(1, format!("the connection was closed{code}"));
                         }
                         Some(Incoming::Ping(_)) => {
                             let mut pong = Vec::new();

@@ -22,11 +22,15 @@ pub(crate) struct Control {
     start: Instant,
     phase: AtomicU8,
     stopped: AtomicBool,
+    interrupted: AtomicBool,
+    begun: AtomicBool,
     publishing: AtomicBool,
     /// When latencies begin to count, on the run's clock.
     pub(crate) counts_from_ns: AtomicU64,
     /// Messages handed to the server, warm-up included.
     pub(crate) published: AtomicU64,
+    /// When the next message is due, on the run's clock.
+    pub(crate) next_due_ns: AtomicU64,
 }
 
 impl Control {
@@ -35,9 +39,12 @@ impl Control {
             start: Instant::now(),
             phase: AtomicU8::new(Phase::Running as u8),
             stopped: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
             publishing: AtomicBool::new(false),
             counts_from_ns: AtomicU64::new(0),
             published: AtomicU64::new(0),
+            next_due_ns: AtomicU64::new(0),
         }
     }
 
@@ -45,13 +52,30 @@ impl Control {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
+    /// What is measured begins, or has been published.
     pub(crate) fn set_publishing(&self, publishing: bool) {
+        self.begun.store(true, Ordering::Relaxed);
         self.publishing.store(publishing, Ordering::Relaxed);
     }
 
-    /// Has everybody publish no more. Returns whether that was so before.
-    pub(crate) fn stop(&self) -> bool {
-        self.stopped.swap(true, Ordering::AcqRel)
+    /// Whether the run has begun: what goes wrong from here on is a finding, and ends nothing.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Somebody pressed Ctrl-C. Returns whether that was so before.
+    pub(crate) fn interrupt(&self) -> bool {
+        self.stop();
+        self.interrupted.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
+    }
+
+    /// Has everybody publish no more.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// The run's clock.
@@ -85,9 +109,17 @@ pub(crate) struct Progress {
     /// Subscriptions that are known to stand.
     pub(crate) standing: AtomicU64,
     pub(crate) delivered: AtomicU64,
-    /// By channel.
-    pub(crate) delivered_of: Vec<AtomicU64>,
     pub(crate) bytes: AtomicU64,
+    channels: Vec<OfChannel>,
+}
+
+/// The part of a channel's messages that is not waited for any more.
+#[derive(Debug, Default)]
+struct OfChannel {
+    /// Subscriptions that stand and read.
+    live: AtomicU64,
+    /// Messages behind the cursors of these, added up: delivered or known to be lost.
+    settled: AtomicU64,
 }
 
 impl Progress {
@@ -96,14 +128,26 @@ impl Progress {
             opened: AtomicU64::new(0),
             standing: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
-            delivered_of: (0..channels).map(|_| AtomicU64::new(0)).collect(),
             bytes: AtomicU64::new(0),
+            channels: (0..channels).map(|_| OfChannel::default()).collect(),
         }
     }
 
-    pub(crate) fn delivered(&self, channel: u32, count: u64) {
-        self.delivered.fetch_add(count, Ordering::Relaxed);
-        self.delivered_of[channel as usize].fetch_add(count, Ordering::Relaxed);
+    /// The cursors of a channel have moved by so much, backwards if it wraps.
+    pub(crate) fn settle(&self, channel: u32, count: u64) {
+        self.channels[channel as usize].settled.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// A subscription begins, or ends if it wraps, with so many messages behind its cursor.
+    pub(crate) fn live(&self, channel: u32, count: u64, behind: u64) {
+        self.channels[channel as usize].live.fetch_add(count, Ordering::Relaxed);
+        self.settle(channel, behind);
+    }
+
+    /// Subscriptions of a channel that read, and the messages that they are done with.
+    pub(crate) fn of_channel(&self, channel: usize) -> (u64, u64) {
+        let OfChannel { live, settled } = &self.channels[channel];
+        (live.load(Ordering::Relaxed), settled.load(Ordering::Relaxed))
     }
 }
 

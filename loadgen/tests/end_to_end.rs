@@ -324,7 +324,9 @@ fn a_storm_and_an_idle_crowd_are_reported() {
         let (output, report) = engine.loadgen(&[scenario, &["--conns", "500"]].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         assert_eq!(report["published"], 0);
-        assert!(report["kernel_bytes_per_connection"].is_number());
+        // Absent where it did not grow; never a figure below 0.
+        let kernel = &report["kernel_bytes_per_connection"];
+        assert!(kernel.is_null() || kernel.as_f64().is_some_and(|bytes| bytes > 0.0), "{report}");
         assert_eq!(report["server_memory"]["returned"], true, "{report}");
     }
 }
