@@ -75,7 +75,6 @@ impl Fleet {
     /// What a connection sent is no WebSocket any more: nothing behind it can be understood.
     pub(super) fn torn(&mut self, at: usize, why: &str) -> anyhow::Result<()> {
         self.wire.close(self.conns[at].socket);
-        self.tally.corrupted += 1;
         self.ended(at, None, &format!("by loadgen: {why}"))
     }
 

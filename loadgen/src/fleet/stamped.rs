@@ -171,15 +171,18 @@ impl Fleet {
     fn stamped(&mut self, at: usize, stamp: u64, bytes: &[u8], now_ns: u64) -> Stamped {
         let channels = self.channels.len() as u64;
         let channel = (stamp % channels) as u32;
-        let due = self.place_of(at, channel).and_then(|place| {
-            let stream = self.stream(at, place)?;
+        let Some(place) = self.place_of(at, channel) else {
+            self.unexpected(at, "a message of a channel that it has not", bytes);
+            return Stamped::Changed;
+        };
+        let due = self.stream(at, place).and_then(|stream| {
             let number = stream.counted_from() + stamp / channels;
-            Some((place, number, stream.payload(number)?, stream.cursor_at(number)))
+            Some((number, stream.payload(number)?, stream.cursor_at(number)))
         });
-        let Some((place, number, expected, before)) = due else {
+        let Some((number, expected, before)) = due else {
             self.changed(at);
             self.problem(|fleet| {
-                format!("connection {}: never due here: {}", fleet.number(at), shown(bytes))
+                format!("{}: this was never published: {}", fleet.whose(at, place), shown(bytes))
             });
             return Stamped::Changed;
         };
