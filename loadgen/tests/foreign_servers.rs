@@ -374,3 +374,14 @@ fn without_a_warm_up_nothing_but_the_messages_is_published() {
         assert_eq!(report["delivered"], EXPECTED);
     }
 }
+
+#[test]
+fn churn_leaves_alone_what_comes_or_goes_already() {
+    let work = "--conns 5 --channels 4 --subscriptions 2 --rate 50 --duration 2 --churn 500";
+    let work: Vec<&str> = work.split(' ').chain(RINGFEED).collect();
+    let (output, report) = loadgen(&serve(right, no_greeting), &work);
+    assert_eq!(found(&output, &report), (Some(0), json!({})), "{}", words(&output));
+    for key in ["replaced", "resubscribed"] {
+        assert!(report[key].as_u64().unwrap() > 5, "{key}: {report}");
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! It speaks lines (`SUB channel`, `PUB channel payload`) and as much of `ringfeed.v1` and `raw.v1`
 //! as it takes to subscribe and publish.
+#![allow(clippy::disallowed_types)] // threads of a test, one for each connection
 
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
@@ -38,6 +39,8 @@ struct Subscriber {
     named: bool,
     /// Messages that are not warm-up so far.
     got: u64,
+    /// Subscriptions whose end is answered behind the next message.
+    ending: Vec<String>,
 }
 
 #[derive(Default)]
@@ -46,7 +49,6 @@ struct State {
     offsets: HashMap<String, u64>,
 }
 
-#[allow(clippy::disallowed_types)] // threads of a test, one for each connection
 #[derive(Clone)]
 struct Shared(Arc<Mutex<State>>);
 
@@ -95,6 +97,7 @@ impl Connection {
             channels: Vec::new(),
             named,
             got: 0,
+            ending: Vec::new(),
         });
         while let Ok(message) = input.read() {
             let Message::Text(text) = message else { continue };
@@ -107,6 +110,7 @@ impl Connection {
                 _ => self.command(&text),
             }
         }
+        self.shared.state().subscribers.retain(|s| s.number != self.number);
     }
 
     fn command(&self, text: &str) {
@@ -119,7 +123,19 @@ impl Connection {
                 let (_, data) = text.split_once("\"data\":").unwrap();
                 self.publish(channel, data.strip_suffix('}').unwrap());
             }
-            _ => {}
+            _ => self.unsubscribe(channel),
+        }
+    }
+
+    /// Answered late, as by a server that has much to do; a second one in the meantime is wrong.
+    fn unsubscribe(&self, channel: &str) {
+        let mut state = self.shared.state();
+        let own = state.subscribers.iter_mut().find(|s| s.number == self.number).unwrap();
+        if own.ending.iter().any(|ending| ending == channel) {
+            let error = json!({"type": "error", "id": 2, "code": "not_subscribed"});
+            let _ = own.out.send(Message::text(error.to_string()));
+        } else {
+            own.ending.push(channel.to_owned());
         }
     }
 
@@ -158,6 +174,12 @@ impl Connection {
             let messages = (self.fault)(subscriber.number, number, channel, right);
             for message in messages {
                 let _ = subscriber.out.send(message);
+            }
+            if let Some(at) = subscriber.ending.iter().position(|ending| ending == channel) {
+                subscriber.ending.remove(at);
+                subscriber.channels.retain(|own| own != channel);
+                let answer = json!({"type": "unsubscribed", "id": 2, "channel": channel});
+                let _ = subscriber.out.send(Message::text(answer.to_string()));
             }
         }
     }

@@ -3,7 +3,8 @@
 
 pub mod foreign;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -89,6 +90,17 @@ impl Engine {
             }
         }
         Engine { child, url, api, log }
+    }
+
+    /// What it says of itself.
+    pub fn stats(&self) -> Value {
+        let mut stream = TcpStream::connect(self.api.trim_start_matches("http://")).unwrap();
+        let request = "GET /api/stats HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer bench\r\n\
+                       Connection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
     pub fn loadgen(&self, args: &[&str]) -> (Output, Value) {
