@@ -21,7 +21,6 @@ const REPORT: &str = "Verification and report";
 /// could not be made.
 #[derive(Debug, Parser)]
 #[command(name = "loadgen", version, args_conflicts_with_subcommands = true)]
-#[command(max_term_width = 100)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) scenario: Option<Scenario>,
@@ -33,11 +32,11 @@ pub(crate) struct Args {
 pub(crate) enum Scenario {
     /// Replay recordings, each stream to a channel of its own.
     ///
-    /// A recording is lines of `<time> <JSON object>`, gzip or plain: nanoseconds, one space, and the
-    /// object exactly as it is to be published. Its field "stream" names the channel, behind
-    /// --prefix; a line without one goes to the channel <symbol>@<its field "channel", or snapshot>,
-    /// where the symbol is the file's name without its date. Everything is read and checked before
-    /// anything is published.
+    /// A recording is lines of `<time> <JSON object>`, gzip or plain: nanoseconds, one space, and
+    /// the object exactly as it is to be published. Its field "stream" names the channel, behind
+    /// --prefix; a line without one goes to the channel <symbol>@<its field "channel", or
+    /// snapshot>, where the symbol is the file's name without its date. Everything is read and
+    /// checked before anything is published.
     Replay(Replay),
     /// Publish a simulated feed and show live rates until Ctrl-C.
     Demo(Demo),
@@ -75,9 +74,9 @@ pub(crate) struct Constant {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) burst: u32,
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
     pub(crate) traffic: Traffic,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -113,9 +112,9 @@ pub(crate) struct Replay {
     #[arg(long, help_heading = MESSAGES, value_enum)]
     pub(crate) time_unit: Option<TimeUnit>,
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
     pub(crate) traffic: Traffic,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -131,9 +130,9 @@ pub(crate) struct Demo {
     #[arg(long, help_heading = MESSAGES, value_parser = seconds)]
     pub(crate) duration: Option<f64>,
     #[command(flatten)]
-    pub(crate) common: Common,
-    #[command(flatten)]
     pub(crate) traffic: Traffic,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -148,7 +147,7 @@ pub(crate) struct Common {
     #[arg(long, help_heading = SERVER, env = "RINGFEED_API_KEY", hide_env_values = true)]
     #[arg(default_value = "bench", value_name = "KEY")]
     pub(crate) api_key: String,
-    /// What the connections speak; `both` is half and half.  [default: both for replay, else
+    /// What the connections speak; `both` is half and half. [default: both for replay, else
     /// ringfeed]
     #[arg(long, help_heading = SERVER, value_enum)]
     pub(crate) dialect: Option<DialectArg>,
@@ -211,8 +210,8 @@ pub(crate) struct Traffic {
     #[arg(long, help_heading = TRAFFIC, default_value = "0", value_parser = seconds)]
     pub(crate) churn: f64,
     /// Publish nothing but the messages. Otherwise, where subscriptions are not acknowledged (raw,
-    /// other servers), each channel gets messages like {"warmup":0,"round":1} first, which show that
-    /// they stand.
+    /// other servers), each channel gets messages like {"warmup":0,"round":1} first, which show
+    /// that they stand.
     #[arg(long, help_heading = TRAFFIC)]
     pub(crate) no_warm_up: bool,
     /// Seconds of publishing after which latencies begin to count.

@@ -209,8 +209,8 @@ impl Stream {
         }
     }
 
-    /// Compares a run of bytes with what the cursor expects. Returns how many bytes are as expected;
-    /// the cursor has moved behind them.
+    /// Compares a run of bytes with what the cursor expects. Returns how many bytes are as they
+    /// should be; the cursor has moved behind them.
     pub(crate) fn compare(&self, cursor: &mut Cursor, run: &[u8]) -> usize {
         let expected = self.behind(cursor.position);
         let len = run.len().min(expected.len());

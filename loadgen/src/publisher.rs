@@ -23,7 +23,8 @@ use crate::templates::{self, Templates, fill};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// In an unpaced run: bytes published and not yet received at most, for each connection, on average
 /// over all, and for each subscription, on average over those of one channel.
-/// A server's window for slow readers must be a good deal larger, or the run measures its lag policy.
+/// A server's window for slow readers must be a good deal larger, or the run measures its lag
+/// policy.
 const UNDELIVERED_BYTES_MAX: u64 = 128 * 1024;
 
 /// What became of a run's publications.

@@ -180,8 +180,8 @@ pub(crate) struct ServerCost {
     pub(crate) resident_bytes: u64,
 }
 
-/// The server's memory and descriptors before anybody connected, with everybody connected, and after
-/// all have left.
+/// The server's memory and descriptors before anybody connected, with everybody connected, and
+/// after all have left.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct ServerMemory {
     pub(crate) resident_bytes_before: u64,

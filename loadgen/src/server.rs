@@ -102,7 +102,8 @@ impl ServerState {
         }
     }
 
-    /// Waits until the server is back where it was, or does not come back. `self` is before the run.
+    /// Waits until the server is back where it was, or does not come back. `self` is before the
+    /// run.
     pub(crate) fn wait_for_return(&self, target: &Target) -> anyhow::Result<Option<ServerMemory>> {
         let deadline = Instant::now() + RETURN_PATIENCE;
         let mut seen = (None, Instant::now());

@@ -47,8 +47,8 @@ impl Target {
             let count = args.conns.saturating_add(waiting).div_ceil(CONNECTIONS_PER_ADDRESS);
             // One address is what the kernel chooses itself.
             let spread = (1..=count).filter(|_| count > 1);
-            // Others with each run: ports of the last one are in TIME_WAIT for a minute, and the kernel
-            // searches around them.
+            // Others with each run: ports of the last one are in TIME_WAIT for a minute, and the
+            // kernel searches around them.
             let base = rand::random_range(1..0xff_0000u32);
             spread
                 .map(|i| {
@@ -81,8 +81,9 @@ impl Target {
 pub(crate) fn parse(flag: &str, url: &str) -> anyhow::Result<(String, String, SocketAddr)> {
     if url.starts_with("wss://") {
         bail!(
-            "{flag} {url}: loadgen speaks no TLS; have something in front of it do that, for example \
-             `socat TCP-LISTEN:9000,fork,reuseaddr OPENSSL:HOST:443`, and say {flag} ws://127.0.0.1:9000/…"
+            "{flag} {url}: loadgen speaks no TLS; have something in front of it do that, for \
+             example `socat TCP-LISTEN:9000,fork,reuseaddr OPENSSL:HOST:443`, and say \
+             {flag} ws://127.0.0.1:9000/…"
         );
     }
     let Some(rest) = url.strip_prefix("ws://") else {

@@ -1,5 +1,5 @@
-//! Speaking to any WebSocket server: frames given as templates on the command line, and the stamps by
-//! which made-up messages are recognised in whatever comes back.
+//! Speaking to any WebSocket server: frames given as templates on the command line, and the stamps
+//! by which made-up messages are recognised in whatever comes back.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
@@ -8,8 +8,8 @@ use clap::Args as ClapArgs;
 
 const OTHERS: &str = "Other servers than ringfeed";
 
-// What a server is told, with `{channel}`, `{payload}` and `{size}` filled in and `\r` and `\n` read
-// as escapes.
+// What a server is told, with `{channel}`, `{payload}` and `{size}` filled in and `\r` and `\n`
+// read as escapes.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Templates {
     /// Text sent for each subscription, with {channel}. This, or {channels} in the URL, has loadgen
@@ -134,7 +134,8 @@ pub(crate) fn fill(template: &str, channel: &str, payload: &[u8]) -> Vec<u8> {
 pub(crate) enum Stamp {
     /// Number of a message in its channel, times the number of channels, plus the channel.
     Message(u64),
-    /// A message before those that count: the how manieth (from 1) to a place in the list of channels.
+    /// A message before those that count: the how manieth (from 1) to a place in the list of
+    /// channels.
     WarmUp { channel: u32, round: u32 },
 }
 

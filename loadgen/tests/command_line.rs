@@ -148,7 +148,8 @@ fn an_interrupted_run_says_so() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // It says that warm-up messages are published once all are connected; the handler stands by then.
+    // It says that warm-up messages are published once all are connected; the handler stands by
+    // then.
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("warmup") {

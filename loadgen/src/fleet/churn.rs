@@ -25,7 +25,8 @@ impl Churn {
 }
 
 impl Fleet {
-    /// Replaces connections and subscriptions at the rate that was asked for, while it is published.
+    /// Replaces connections and subscriptions at the rate that was asked for, while it is
+    /// published.
     pub(super) fn come_and_go(&mut self) -> anyhow::Result<()> {
         if self.churn.per_second <= 0.0 || !self.control.is_publishing() {
             return Ok(());

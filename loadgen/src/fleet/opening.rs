@@ -64,8 +64,8 @@ impl Fleet {
         conn.state = State::Shaking(Box::new(handshake));
     }
 
-    /// Reads the answer to the handshake. Returns how many of the newest bytes lie behind it, `None`
-    /// while it is not whole.
+    /// Reads the answer to the handshake. Returns how many of the newest bytes lie behind it,
+    /// `None` while it is not whole.
     pub(super) fn shaken(&mut self, at: usize, bytes: &[u8]) -> anyhow::Result<Option<usize>> {
         let conn = &mut self.conns[at];
         conn.stash.extend_from_slice(bytes);

@@ -8,8 +8,8 @@ use crate::plans::Speech;
 use crate::report::shown;
 use crate::templates::{Stamp, find_stamp, warm_up};
 
-/// What a server puts around messages, learnt from the warm-up. Only where it is nothing can more or
-/// fewer bytes be told from what it means to send.
+/// What a server puts around messages, learnt from the warm-up. Only where it is nothing can more
+/// or fewer bytes be told from what it means to send.
 #[derive(Debug, Default)]
 pub(super) struct Wrapping {
     /// Warm-up messages that came alone in a WebSocket message, and others.

@@ -323,7 +323,8 @@ fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Torn> {
     }
 }
 
-/// Adds to the beginning of a frame what completes it, if it is there. Returns how many bytes that is.
+/// Adds to the beginning of a frame what completes it, if it is there. Returns how many bytes that
+/// is.
 fn complete(begun: &mut Vec<u8>, rest: &[u8]) -> Result<usize, Torn> {
     for taken in 0..=rest.len() {
         if let Some((header, header_len)) = parse(begun)? {

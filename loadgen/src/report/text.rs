@@ -35,7 +35,8 @@ impl Report {
         }
         let _ = writeln!(
             out,
-            "loadgen    {:.2} s user, {:.2} s system: {:.2} of {} cores, over {}; closed in {:.2} s",
+            "loadgen    {:.2} s user, {:.2} s system: {:.2} of {} cores, over {}; closed in \
+             {:.2} s",
             loadgen.cpu_user_seconds,
             loadgen.cpu_system_seconds,
             loadgen.cores,

@@ -13,8 +13,9 @@ use tungstenite::handshake::server::{Request, Response};
 use tungstenite::protocol::Role;
 use tungstenite::{Message, WebSocket};
 
-/// What a server sends in place of one message: the subscriber (from 0, in the order of connecting),
-/// how many messages it got before or [`WARM_UP`], the channel, and what would be right.
+/// What a server sends in place of one message: the subscriber (from 0, in the order of
+/// connecting), how many messages it got before or [`WARM_UP`], the channel, and what would be
+/// right.
 pub type Fault = fn(u64, u64, &str, &str) -> Vec<Message>;
 
 /// In place of a number: a message before those that count.
@@ -160,9 +161,8 @@ impl Connection {
         let mut state = self.shared.state();
         let offset = state.offsets.entry(channel.to_owned()).or_default();
         *offset += 1;
-        let text = format!(
-            "{{\"type\":\"message\",\"channel\":\"{channel}\",\"offset\":{offset},\"data\":{payload}}}"
-        );
+        let head = format!("\"type\":\"message\",\"channel\":\"{channel}\",\"offset\":{offset}");
+        let text = format!("{{{head},\"data\":{payload}}}");
         let warm_up = payload.starts_with("{\"warmup\"");
         for subscriber in &mut state.subscribers {
             if !subscriber.channels.iter().any(|own| own == channel) {

@@ -20,8 +20,8 @@ pub struct Engine {
     pub log: String,
 }
 
-/// The engine's binary: where the tests were told, or beside this one, built if it is older than its
-/// sources. Cargo is asked only then: every test is a process of its own in some runners.
+/// The engine's binary: where the tests were told, or beside this one, built if it is older than
+/// its sources. Cargo is asked only then: every test is a process of its own in some runners.
 pub fn engine_binary() -> PathBuf {
     if let Ok(dir) = std::env::var("RINGFEED_BIN_DIR") {
         return Path::new(&dir).join("ringfeed");
@@ -95,8 +95,8 @@ impl Engine {
     /// What it says of itself.
     pub fn stats(&self) -> Value {
         let mut stream = TcpStream::connect(self.api.trim_start_matches("http://")).unwrap();
-        let request = "GET /api/stats HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer bench\r\n\
-                       Connection: close\r\n\r\n";
+        let request = "GET /api/stats HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+                       Authorization: Bearer bench\r\n\r\n";
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
