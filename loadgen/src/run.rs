@@ -50,7 +50,9 @@ struct Run {
     channels: Arc<Vec<String>>,
     crew: Crew,
     subscriptions: u64,
-    /// Subscriptions that the server does not acknowledge are shown to stand by warm-up messages.
+    /// Those of them that the server acknowledges, with the offset at which they stand.
+    acknowledged: u64,
+    /// All others are shown to stand by warm-up messages.
     needs_warm_up: bool,
 }
 
@@ -175,10 +177,12 @@ impl Run {
         check_limits(common, &target, io)?;
         let channels = Arc::new(feed.channels().to_vec());
         let plans = plans(common, traffic, plot.dialect, u32::try_from(channels.len())?);
-        let subscriptions = plans.iter().map(|plan| plan.channels.len() as u64).sum();
-        let deaf = |plan: &Plan| plan.speech != Speech::Ringfeed;
-        let unacknowledged = plans.iter().any(deaf);
-        if traffic.churn > 0.0 && unacknowledged {
+        let count = |plan: &Plan| plan.channels.len() as u64;
+        let subscriptions: u64 = plans.iter().map(count).sum();
+        let told = plans.iter().filter(|plan| plan.speech == Speech::Ringfeed);
+        let acknowledged = told.map(count).sum();
+        let needs_warm_up = acknowledged < subscriptions && !traffic.no_warm_up;
+        if traffic.churn > 0.0 && acknowledged < subscriptions {
             bail!(
                 "--churn needs --dialect ringfeed: others are not told from where on they receive"
             );
@@ -192,9 +196,17 @@ impl Run {
             }
         })?;
         let crew = Crew::muster(common, traffic, &target, plans, &channels, &control, io)?;
-        let needs_warm_up = unacknowledged && !traffic.no_warm_up;
-        let common = common.clone();
-        Ok(Run { common, target, io, control, channels, crew, subscriptions, needs_warm_up })
+        Ok(Run {
+            common: common.clone(),
+            target,
+            io,
+            control,
+            channels,
+            crew,
+            subscriptions,
+            acknowledged,
+            needs_warm_up,
+        })
     }
 
     fn open(&mut self, seconds: &mut Seconds) -> anyhow::Result<()> {
@@ -236,13 +248,15 @@ impl Run {
         }
         let all: Vec<u32> = (0..).take(self.channels.len()).collect();
         let (mut round, mut stood, mut warmed) = (0, 0, None::<Instant>);
-        let needs_warm_up = self.needs_warm_up;
+        let (needs_warm_up, acknowledged) = (self.needs_warm_up, self.acknowledged);
         let meanwhile = |standing| {
             if standing > stood {
                 // It is under way: more would only be in the way.
                 (stood, warmed) = (standing, Some(Instant::now()));
             }
+            // What is published to a channel before its offset is known could not be counted.
             if needs_warm_up
+                && standing >= acknowledged
                 && let Some(publisher) = &mut publisher
                 && warmed.is_none_or(|at| at.elapsed() > WARM_UP_EVERY)
             {
