@@ -9,14 +9,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use ringfeed_engine::config::{Config, Sources};
 use ringfeed_engine::counters::Counters;
+use ringfeed_engine::ids::ShardId;
+use ringfeed_engine::message::{QUEUE_BATCHES, Request, Shards, StoredPayload, Waker, queues};
 use ringfeed_engine::shard::door::Admission;
-use ringfeed_engine::shard::inbox::{Request, Shards, StoredPayload, Waker, queues};
-use ringfeed_engine::shard::{Local, Promoted, Shard, Shared};
+use ringfeed_engine::shard::{Environment, Local, Promoted, Shard, Shared};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::{ChannelName, Dialect};
@@ -124,16 +124,22 @@ impl Stage {
         let config = Arc::new(Config::load(&sources).map_err(io::Error::other)?);
         let switch = Rc::new(Switch::default());
         let wire = NullWire::new(switch.clone())?;
-        let (end, inbox) = queues(Waker::new(File::create("/dev/null")?));
+        let (end, inbox) = queues(Waker::new(File::create("/dev/null")?), QUEUE_BATCHES);
         let shared = Arc::new(Shared {
             config,
-            shards: Shards::new(vec![end]),
+            shards: Shards::new(vec![end], [1, 2]),
             counters: vec![Arc::new(Counters::default())],
             admission: Arc::new(Admission::new(u32::MAX, 0)),
         });
         let local = Rc::new(Local::default());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let shard = Shard::new(0, wire, shared.clone(), inbox, local.clone(), listener.into());
+        let shard = Shard::new(
+            ShardId(0),
+            wire,
+            shared.clone(),
+            inbox,
+            local.clone(),
+            Environment::machine(),
+        );
         let names = (0..channels).map(|i| ChannelName::new(&format!("bench.c{i}")));
         let channels: Vec<ChannelName> =
             names.collect::<Result<_, _>>().map_err(io::Error::other)?;
@@ -165,7 +171,7 @@ impl Stage {
             let payload = StoredPayload { kind: PayloadKind::Json, bytes: payload.clone() };
             let channel = self.channels[i % self.channels.len()].clone();
             let request = Request::Publish { origin: None, channel, payload };
-            assert!(self.shared.shards.request(0, request).is_ok(), "the queue has room");
+            assert!(self.shared.shards.request(ShardId(0), request).is_ok(), "the queue has room");
         }
     }
 
@@ -179,7 +185,7 @@ impl Stage {
     /// # Errors
     /// Those of the socket layer: here none.
     pub fn turn(&mut self) -> io::Result<bool> {
-        self.shard.turn(Instant::now())
+        self.shard.turn()
     }
 
     /// Turns until nothing is left to do.

@@ -16,8 +16,8 @@ use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::message::Request;
 use crate::shard::Shared;
-use crate::shard::inbox::Request;
 
 pub use api::openapi;
 
@@ -84,7 +84,7 @@ impl State {
             return;
         }
         tracing::info!("draining: no new connections, clients are told to come back later");
-        for shard in 0..self.shared.shards.count() {
+        for shard in self.shared.shards.ids() {
             // A shard takes requests in bounded time; it must be told.
             let mut request = Request::Drain;
             while let Err(back) = self.shared.shards.request(shard, request) {

@@ -4,9 +4,14 @@
 //! and channels, and one [`control`] thread for the HTTP API and metrics.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod ids;
+pub mod message;
+mod names;
 pub mod plan;
 pub mod server;
 pub mod shard;
+mod slab;

@@ -14,10 +14,11 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
+use crate::ids::ShardId;
+use crate::message::{QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
 use crate::plan;
 use crate::shard::door::{self, Admission};
-use crate::shard::inbox::{ShardEnd, ShardId, Shards, Waker, queues};
-use crate::shard::{Local, Shard, Shared};
+use crate::shard::{Environment, Local, Shard, Shared};
 
 /// Entries of each executor's own ring: accepts, handshakes and timers only.
 const EXECUTOR_ENTRIES: u32 = 4096;
@@ -67,7 +68,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let config = Arc::new(config);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {
-        0 => ShardId::try_from(cores.len().max(1)).unwrap_or(ShardId::MAX),
+        0 => u16::try_from(cores.len().max(1)).unwrap_or(u16::MAX),
         count => count,
     };
     for consumer in plan::memory(&config, io, count) {
@@ -91,10 +92,10 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let (ready, started) = crossbeam_channel::bounded::<Result<(ShardId, ShardEnd), ServeError>>(1);
     let mut threads = Vec::new();
     let mut releases = Vec::new();
-    for (id, listener) in (0..).zip(listeners) {
+    for (id, listener) in (0..).map(ShardId).zip(listeners) {
         let (release, released) = crossbeam_channel::bounded::<Arc<Shared>>(1);
         releases.push(release);
-        let core = config.server.pin.then(|| cores.get(usize::from(id) % cores.len().max(1)));
+        let core = config.server.pin.then(|| cores.get(id.index() % cores.len().max(1)));
         let core = core.flatten().copied();
         let (ready, config) = (ready.clone(), config.clone());
         let run = move || {
@@ -124,7 +125,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
         Admission::new(config.server.connections_max, config.server.connections_per_address_max);
     let shared = Arc::new(Shared {
         config,
-        shards: Shards::new(ends.into_iter().map(|(_, end)| end).collect()),
+        shards: Shards::new(ends.into_iter().map(|(_, end)| end).collect(), rand::random()),
         counters: (0..count).map(|_| Arc::new(Counters::default())).collect(),
         admission: Arc::new(admission),
     });
@@ -145,7 +146,7 @@ impl Server {
 
     /// Waits until every shard has drained.
     pub fn wait(self) -> Result<(), ServeError> {
-        for (id, thread) in (0..).zip(self.shards) {
+        for (id, thread) in (0..).map(ShardId).zip(self.shards) {
             match thread.join() {
                 Ok(result) => result?,
                 Err(_) => return Err(ServeError::Shard(id, "it panicked".into())),
@@ -192,7 +193,7 @@ impl Berth {
         let Berth { id, listener, ready, released } = self;
         let made = wire.map_err(ServeError::from).and_then(|wire| {
             let event_fd = wire.event_fd().try_clone_to_owned().map_err(ServeError::Thread)?;
-            Ok((wire, queues(Waker::new(event_fd.into()))))
+            Ok((wire, queues(Waker::new(event_fd.into()), QUEUE_BATCHES)))
         });
         let (wire, inbox) = match made {
             Ok((wire, (end, inbox))) => {
@@ -207,12 +208,11 @@ impl Berth {
         // Closed without a word when another shard could not start.
         let Ok(shared) = released.recv() else { return Ok(()) };
         let run = async move {
-            let local = Rc::new(Local::default());
-            let stop = listener.try_clone()?;
+            let local = Rc::new(Local::new(Some(listener.try_clone()?.into())));
             let listener = monoio::net::TcpListener::from_std(listener)?;
             monoio::spawn(door::accept(listener, id, shared.clone(), local.clone()));
             monoio::spawn(local.clone().tick(id, shared.clone()));
-            Shard::new(id, wire, shared, inbox, local, stop.into()).run().await
+            Shard::new(id, wire, shared, inbox, local, Environment::machine()).run().await
         };
         execute(Box::pin(run)).map_err(|e| ServeError::Shard(id, e.to_string()))
     }

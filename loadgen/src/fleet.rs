@@ -48,6 +48,9 @@ const SOCKETS_SPARE: u32 = 1000;
 /// How long a connection may take to open.
 const OPEN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What connections here are on.
+const LANES: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
+
 /// What a fleet found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -188,7 +191,7 @@ pub(crate) struct Fleet {
 }
 
 fn stream_place(channel: u32, lane: Lane) -> usize {
-    channel as usize * Lane::COUNT + lane.index()
+    channel as usize * Lane::ALL.len() + usize::from(lane == Lane::RAW)
 }
 
 impl Fleet {
@@ -209,7 +212,7 @@ impl Fleet {
             ..WireConfig::default()
         })?;
         let mut streams: Vec<Option<Stream>> =
-            (0..channels.len() * Lane::COUNT).map(|_| None).collect();
+            (0..channels.len() * Lane::ALL.len()).map(|_| None).collect();
         for plan in &plans {
             for &channel in &plan.channels {
                 let lane = plan.speech.lane();
@@ -370,10 +373,10 @@ impl Fleet {
         while let Ok(batch) = self.coming.try_recv() {
             for item in &batch.items {
                 let payload = batch.payload(item);
-                for lane in Lane::ALL {
+                for lane in LANES {
                     if let Some(stream) = &mut self.streams[stream_place(item.channel, lane)] {
                         stream.append(payload, item.intended_ns, item.counts);
-                        if lane == Lane::Raw
+                        if lane == Lane::RAW
                             && let Some(payloads) = &mut self.payloads
                         {
                             payloads.note(item.channel, payload);
@@ -405,10 +408,10 @@ impl Fleet {
         }
         for (place, (stream, least)) in self.streams.iter_mut().zip(least).enumerate() {
             let (Some(stream), Some(least)) = (stream, least) else { continue };
-            let channel = (place / Lane::COUNT) as u32;
+            let channel = (place / LANES.len()) as u32;
             let payloads = &mut self.payloads;
             stream.trim(least, keep_ns, |payload| {
-                if place % Lane::COUNT == Lane::Raw.index()
+                if place == stream_place(channel, Lane::RAW)
                     && let Some(payloads) = payloads
                 {
                     payloads.forget(channel, payload);

@@ -19,8 +19,8 @@ impl Speech {
     /// What looks different is recognised by its stamps, at a higher cost.
     pub(crate) fn lane(self) -> Lane {
         match self {
-            Speech::Ringfeed => Lane::Ringfeed,
-            Speech::Raw | Speech::Templates => Lane::Raw,
+            Speech::Ringfeed => Lane::RINGFEED,
+            Speech::Raw | Speech::Templates => Lane::RAW,
         }
     }
 

@@ -6,8 +6,9 @@ use base64::Engine as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::error::ErrorCode;
 use crate::event::Position;
+use crate::json::has_lone_surrogate;
+use crate::refused::Refused;
 
 /// How published bytes are to be understood. Decides the frame's opcode and how a JSON dialect
 /// embeds them.
@@ -37,9 +38,14 @@ impl<'a> Payload<'a> {
         data: Option<&'a RawValue>,
         text: Option<Cow<'a, str>>,
         base64: Option<Cow<'a, str>>,
-    ) -> Result<Payload<'a>, String> {
+    ) -> Result<Payload<'a>, Refused> {
         match (data, text, base64) {
             (Some(data), None, None) => {
+                if has_lone_surrogate(data.get()) {
+                    return Err(Refused::bad_json(
+                        "'data' escapes half a character: \\ud800 to \\udfff stand in pairs only",
+                    ));
+                }
                 let bytes = Cow::Borrowed(data.get().as_bytes());
                 Ok(Payload { kind: PayloadKind::Json, bytes })
             }
@@ -55,10 +61,12 @@ impl<'a> Payload<'a> {
                     Ok(bytes) => {
                         Ok(Payload { kind: PayloadKind::Binary, bytes: Cow::Owned(bytes) })
                     }
-                    Err(e) => Err(format!("'base64' is not padded base64: {e}")),
+                    Err(e) => Err(Refused::bad_command(format_args!(
+                        "'base64' is not padded base64: {e}"
+                    ))),
                 }
             }
-            _ => Err("exactly one of 'data', 'text' and 'base64' is needed".into()),
+            _ => Err(Refused::bad_command("exactly one of 'data', 'text' and 'base64' is needed")),
         }
     }
 }
@@ -120,13 +128,11 @@ pub enum Action<'a> {
     },
 }
 
-/// A refused command: what the error reply says.
+/// A refused command and whom to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandError<'a> {
     /// The client's id, where it could be read.
     pub id: Option<&'a str>,
-    /// The typed reason.
-    pub code: ErrorCode,
     /// What was wrong and what is allowed.
-    pub message: String,
+    pub refused: Refused,
 }

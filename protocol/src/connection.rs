@@ -2,7 +2,7 @@
 
 use crate::close::CloseCode;
 use crate::error::ProtocolError;
-use crate::frame::{CONTROL_BYTES_MAX, HEADER_BYTES_MAX, Header, Opcode};
+use crate::frame::{HEADER_BYTES_MAX, Header, Opcode};
 use crate::mask;
 use crate::utf8::Utf8;
 
@@ -60,6 +60,23 @@ struct Partial {
     handed_out: Option<Opcode>,
 }
 
+impl Partial {
+    fn is_unfinished(&self) -> bool {
+        self.frame.is_some() || self.opcode.is_some() || self.header_len > 0
+    }
+
+    /// Appends to the message. The last frame takes no more than it needs; before it nobody knows
+    /// how much will come, and fragments of one byte must not copy the message each time.
+    fn extend_message(&mut self, piece: &[u8], left: u64, last: bool) {
+        let free = self.message.capacity() - self.message.len();
+        if last && piece.len() > free {
+            let doubled = self.message.capacity().max(piece.len());
+            self.message.reserve_exact(doubled.min(usize::try_from(left).unwrap_or(doubled)));
+        }
+        self.message.extend_from_slice(piece);
+    }
+}
+
 impl Connection {
     /// A connection that has just been upgraded. `message_bytes_max` bounds one message, summed
     /// over its fragments.
@@ -93,9 +110,23 @@ impl Connection {
                 partial.message = Vec::new();
             }
         }
-        if partial.frame.is_none() && partial.opcode.is_none() && partial.header_len == 0 {
+        if !partial.is_unfinished() {
             self.partial = None;
         }
+    }
+
+    /// Bytes of memory held for a message or frame that has not ended: 0 for an idle connection, and
+    /// never more than twice what has come of it, and a little. What a peer announces takes none.
+    pub fn pending_bytes(&self) -> usize {
+        self.partial.as_deref().map_or(0, |partial| {
+            size_of::<Partial>() + partial.message.capacity() + partial.control.capacity()
+        })
+    }
+
+    /// Whether something has begun that has not ended: a frame, or a message of which fragments are
+    /// missing. Control frames between the fragments do not end it.
+    pub fn is_unfinished(&self) -> bool {
+        self.partial.as_deref().is_some_and(Partial::is_unfinished)
     }
 
     /// The common case: nothing is pending. A whole unfragmented frame is handed out in place.
@@ -151,7 +182,7 @@ impl Connection {
             if partial.opcode == Some(Opcode::Text) {
                 partial.utf8.feed(piece).map_err(|_| ProtocolError::InvalidUtf8)?;
             }
-            partial.message.extend_from_slice(piece);
+            partial.extend_message(piece, header.len - seen, header.fin);
         }
         let seen = seen + take as u64;
         if seen < header.len {
@@ -203,9 +234,7 @@ impl Connection {
         let pending = self.partial.as_ref().and_then(|p| p.opcode.map(|_| p.message.len() as u64));
         self.check(header, pending)?;
         let partial = self.partial.get_or_insert_default();
-        if header.opcode.is_control() {
-            partial.control.reserve_exact(CONTROL_BYTES_MAX.min(header.len as usize));
-        } else if header.opcode != Opcode::Continuation {
+        if !header.opcode.is_control() && header.opcode != Opcode::Continuation {
             partial.opcode = Some(header.opcode);
             partial.utf8 = Utf8::default();
         }
@@ -355,6 +384,41 @@ mod tests {
         let (said, _, connection) = feed(&bytes, 7, 1000);
         assert_eq!(said.len(), 1);
         assert!(connection.partial.is_none());
+    }
+
+    #[test]
+    fn what_is_announced_takes_no_memory_and_what_came_is_told() {
+        const MESSAGE: usize = 1 << 20;
+        let mut bytes = Vec::new();
+        fragment(&mut bytes, false, Opcode::Binary, &[1; MESSAGE / 2]);
+        fragment(&mut bytes, true, Opcode::Ping, b"between");
+        fragment(&mut bytes, true, Opcode::Continuation, &[2; MESSAGE / 2]);
+        for step in [1, 1000, 65_536] {
+            let mut connection = Connection::new(Role::Server, MESSAGE as u32);
+            assert_eq!((connection.pending_bytes(), connection.is_unfinished()), (0, false));
+            let mut came = 0;
+            for piece in bytes.chunks(step) {
+                let mut piece = piece.to_vec();
+                let mut at = 0;
+                while at < piece.len() {
+                    at += connection.receive(&mut piece[at..]).unwrap().0;
+                }
+                connection.settle();
+                came += at;
+                let last = came == bytes.len();
+                assert_eq!(connection.is_unfinished(), !last);
+                let pending = connection.pending_bytes();
+                assert!(pending <= 2 * came + 512, "{pending} bytes are held when {came} came");
+                assert!(pending <= MESSAGE + MESSAGE / 2 + 512, "{pending} for {MESSAGE}");
+                assert_eq!(pending == 0, last, "{pending}");
+            }
+        }
+        let mut announced = Vec::new();
+        Header { fin: true, opcode: Opcode::Binary, mask: Some([0; 4]), len: MESSAGE as u64 }
+            .write(&mut announced);
+        let (_, error, connection) = feed(&announced, 3, MESSAGE as u32);
+        assert_eq!(error, None);
+        assert!(connection.pending_bytes() < 512 && connection.is_unfinished());
     }
 
     #[test]

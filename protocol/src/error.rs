@@ -57,7 +57,8 @@ impl ProtocolError {
     }
 }
 
-/// Why a command was refused. The text form is part of the protocol (`code` of an `error` reply).
+/// The kind of a [`crate::Refused`]. The text form is part of the protocol (`code` of an `error`
+/// reply).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The message is not JSON, or not a JSON object.
@@ -80,6 +81,8 @@ pub enum ErrorCode {
     RateLimited,
     /// The server is shutting down and takes nothing new.
     Draining,
+    /// No answer came in time; whether it was done is not known.
+    Busy,
 }
 
 impl ErrorCode {
@@ -96,6 +99,7 @@ impl ErrorCode {
             ErrorCode::LimitReached => "limit_reached",
             ErrorCode::RateLimited => "rate_limited",
             ErrorCode::Draining => "draining",
+            ErrorCode::Busy => "busy",
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns RFC 6455 framing and handshake ([`frame`], [`connection`], [`handshake`]), the dialects
 //! spoken inside the frames ([`dialect`]), and the commands and events that every dialect is
-//! translated to and from ([`command`], [`event`]). It refuses sockets, clocks and threads: the
+//! translated to and from ([`command`], [`event`], [`refused`]). It refuses sockets, clocks and threads: the
 //! caller owns every buffer, hands bytes in and takes bytes out.
 #![forbid(unsafe_code)]
 // Bytes from outside pass through here: nothing may panic on them.
@@ -20,14 +20,20 @@ pub mod error;
 pub mod event;
 pub mod frame;
 pub mod handshake;
+mod json;
+pub mod lane;
 pub mod mask;
+pub mod printable;
+pub mod refused;
 pub mod utf8;
 
 pub use channel_name::ChannelName;
 pub use close::CloseCode;
 pub use command::Command;
 pub use connection::{Connection, Incoming, Role};
-pub use dialect::{Dialect, Lane};
+pub use dialect::Dialect;
 pub use error::{ErrorCode, ProtocolError};
 pub use event::{Event, Position};
 pub use frame::Opcode;
+pub use lane::Lane;
+pub use refused::{Limit, Operation, Refused};

@@ -17,8 +17,9 @@ use monoio::time::{Instant, sleep, timeout, timeout_at};
 use ringfeed_protocol::Dialect;
 use ringfeed_protocol::handshake::{HEAD_BYTES_MAX, Refusal, Request, write_response};
 
-use super::inbox::ShardId;
 use super::{Local, Promoted, Shared};
+use crate::counters::RefusalReason;
+use crate::ids::ShardId;
 
 /// Bytes read at once; most request heads are smaller.
 const READ_BYTES: usize = 2048;
@@ -97,7 +98,7 @@ fn counted_as(address: IpAddr) -> IpAddr {
 
 /// Accepts until the shard drains; each connection is a task of its own.
 pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, local: Rc<Local>) {
-    let counters = shared.counters[usize::from(shard)].clone();
+    let counters = shared.counters[shard.index()].clone();
     loop {
         let accepted = listener.accept().await;
         if local.draining.get() {
@@ -114,7 +115,7 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
         let (under_way, most) = (local.handshakes.get(), shared.config.server.handshakes_max);
         if under_way >= most.saturating_mul(2) {
             // Even refusals take a descriptor and some time.
-            counters.refused.add(1);
+            counters.refused.add(RefusalReason::BusyHandshakes, 1);
             continue;
         }
         let permit = if under_way >= most {
@@ -137,7 +138,7 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
                 }
                 Ok(None) => {}
                 Err((stream, refusal)) => {
-                    counters.refused.add(1);
+                    counters.refused.add(RefusalReason::BusyHandshakes, 1);
                     let _ = timeout(limit, refuse(stream, refusal)).await;
                 }
             }

@@ -10,9 +10,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
-use crate::error::ErrorCode;
 use crate::event::{Epoch, Event, Position, Publication};
 use crate::frame::{self, Opcode};
+use crate::json::has_lone_surrogate;
+use crate::printable::{Detail, Printable};
+use crate::refused::Refused;
 
 /// Longest JSON text of an id.
 const ID_BYTES_MAX: usize = 64;
@@ -59,28 +61,18 @@ struct IdOnly<'a> {
 impl<'a> Fields<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Fields<'a>, CommandError<'a>> {
         if !text.trim_start().starts_with('{') {
-            return Err(CommandError {
-                id: None,
-                code: ErrorCode::BadJson,
-                message: "a command is a JSON object and begins with '{'".into(),
-            });
+            let refused = Refused::bad_json("a command is a JSON object and begins with '{'");
+            return Err(CommandError { id: None, refused });
         }
         let fields: Fields<'a> = serde_json::from_str(text).map_err(|e| {
-            let code = match e.classify() {
-                serde_json::error::Category::Data => ErrorCode::BadCommand,
-                _ => ErrorCode::BadJson,
-            };
             let id = serde_json::from_str::<IdOnly>(text).ok().and_then(|only| only.id);
-            CommandError { id: id.and_then(valid_id), code, message: e.to_string() }
+            CommandError { id: id.and_then(valid_id), refused: Refused::from_json_error(&e) }
         })?;
         if fields.id.is_some_and(|id| valid_id(id).is_none()) {
-            return Err(CommandError {
-                id: None,
-                code: ErrorCode::BadCommand,
-                message: format!(
-                    "'id' must be a number or a string of at most {ID_BYTES_MAX} bytes"
-                ),
-            });
+            let refused = Refused::bad_command(format_args!(
+                "'id' must be a number or a string of at most {ID_BYTES_MAX} bytes"
+            ));
+            return Err(CommandError { id: None, refused });
         }
         Ok(fields)
     }
@@ -109,7 +101,7 @@ impl<'a> Fields<'a> {
 
     fn publish(mut self) -> Result<Command<'a>, CommandError<'a>> {
         let payload = Payload::from_fields(self.data, self.text.take(), self.base64.take())
-            .map_err(|message| self.bad(&message))?;
+            .map_err(|refused| CommandError { id: self.id(), refused })?;
         self.with_channel(|channel| Action::Publish { channel, payload })
     }
 
@@ -118,16 +110,15 @@ impl<'a> Fields<'a> {
         self.with_channel(|channel| Action::History { channel, after, limit })
     }
 
-    pub(super) fn unknown(&self, dialect: &str, allowed: &str) -> CommandError<'a> {
-        let (code, message) = match self.kind() {
-            None => (ErrorCode::BadCommand, format!("'type' is missing; allowed are {allowed}")),
+    pub(super) fn unknown(&self, dialect: &'static str, allowed: &'static str) -> CommandError<'a> {
+        let refused = match self.kind() {
+            None => Refused::bad_command(format_args!("'type' is missing; allowed are {allowed}")),
             Some(kind) => {
-                let kind: String = kind.chars().take(40).flat_map(char::escape_default).collect();
-                let message = format!("{dialect} has no command '{kind}'; allowed are {allowed}");
-                (ErrorCode::UnknownCommand, message)
+                let given = Detail::new(Printable::name(kind));
+                Refused::UnknownCommand { given, allowed, dialect }
             }
         };
-        CommandError { id: self.id(), code, message }
+        CommandError { id: self.id(), refused }
     }
 
     fn with_channel(
@@ -144,16 +135,16 @@ impl<'a> Fields<'a> {
         self.id.and_then(valid_id)
     }
 
-    fn bad(&self, message: &str) -> CommandError<'a> {
-        CommandError { id: self.id(), code: ErrorCode::BadCommand, message: message.into() }
+    fn bad(&self, detail: &str) -> CommandError<'a> {
+        CommandError { id: self.id(), refused: Refused::bad_command(detail) }
     }
 }
 
-/// A number or a string, short enough to be kept with a pending request.
+/// A number or a string, short enough to be kept with a pending request, and whole: it is sent back.
 fn valid_id(id: &RawValue) -> Option<&str> {
     let text = id.get();
     let kind = text.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit());
-    (kind && text.len() <= ID_BYTES_MAX).then_some(text)
+    (kind && text.len() <= ID_BYTES_MAX && !has_lone_surrogate(text)).then_some(text)
 }
 
 pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
@@ -170,7 +161,7 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
 
 /// `{"type":"message","channel":C,"offset":N,"data":D}`; a payload that is not JSON is embedded as
 /// a string, bytes as base64 with `"encoding":"base64"`.
-pub(super) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &Publication) {
+pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &Publication) {
     const HEAD: &str = "{\"type\":\"message\",\"channel\":\"";
     const OFFSET: &str = "\",\"offset\":";
     const DATA: &str = ",\"data\":";
@@ -319,11 +310,12 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorCode;
     use proptest::prelude::*;
 
     fn refused(text: &str) -> (ErrorCode, Option<&str>) {
         match parse(text) {
-            Err(e) => (e.code, e.id),
+            Err(e) => (e.refused.code(), e.id),
             Ok(command) => panic!("{text} was accepted as {command:?}"),
         }
     }
@@ -340,6 +332,9 @@ mod tests {
             r#"{"type":"publish","channel":"a","data":tru}"#,
             r#"{"type":"publish","channel":"a","data":"\x"}"#,
             r#"{"type":"publish","channel":"a","data":1} trailing"#,
+            r#"{"type":"publish","channel":"a","data":"\ud800"}"#,
+            r#"{"type":"publish","channel":"a","data":{"\udc00":[]}}"#,
+            r#"{"type":"publish","channel":"a","text":"\ud800"}"#,
         ] {
             assert_eq!(refused(text).0, ErrorCode::BadJson, "{text}");
         }
@@ -370,6 +365,24 @@ mod tests {
             assert_eq!(refused(text), (code, Some("7")), "{text}");
         }
         assert_eq!(refused(r#"{"id":[1],"type":"ping"}"#).0, ErrorCode::BadCommand);
+        assert_eq!(refused(r#"{"id":"\ud800","type":"ping"}"#), (ErrorCode::BadCommand, None));
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_what_came() {
+        let long = "\u{7f}".repeat(64_000);
+        for text in [
+            format!(r#"{{"type":"subscribe","id":7,"channel":"a","recover":"{long}"}}"#),
+            format!(r#"{{"type":"{long}","id":7}}"#),
+            format!(r#"{{"type":"publish","id":7,"channel":"a","base64":"{long}"}}"#),
+            format!(r#"{{"type":"history","id":7,"channel":"a","limit":"{long}"}}"#),
+        ] {
+            let refused = parse(&text).unwrap_err();
+            let message = refused.refused.to_string();
+            assert_eq!(refused.id, Some("7"));
+            assert!(message.len() < 250, "{} bytes are told of {}", message.len(), text.len());
+            assert!(!message.chars().any(char::is_control), "{message}");
+        }
     }
 
     #[test]

@@ -1,0 +1,21 @@
+//! What crosses between shards, and between the control thread and the shards.
+//!
+//! *Requests* (subscribe, publish, …) are work for a channel's home and may cause *deliveries*;
+//! deliveries (chunks, answers) are work for the shard of a subscriber. What a delivery causes (a
+//! session that it closes unsubscribes) waits in the sender's own links and holds nothing up: a shard
+//! that cannot get rid of its deliveries stops taking requests, but never the other way round, so two
+//! shards cannot wait for each other. Nothing is dropped: what does not fit waits in the sender's
+//! [`Links`], and publishers are slowed down there.
+
+mod delivery;
+mod link;
+mod mailbox;
+mod request;
+
+pub use delivery::{
+    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, StoredPayload,
+    StoredPublication,
+};
+pub(crate) use link::Links;
+pub use mailbox::{Inbox, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
+pub use request::{Origin, Published, Reply, Request};

@@ -1,0 +1,207 @@
+//! The channels homed on this shard: the only writer of each. A home gives publications their
+//! offsets, keeps the history, encodes each publication once per lane somebody is on, and says
+//! which shards get it. It holds publications back while readers who read are behind.
+
+mod answer;
+mod kept;
+mod table;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ringfeed_protocol::event::{Epoch, Publication};
+use ringfeed_protocol::{ChannelName, Lane, Position};
+use smallvec::SmallVec;
+
+use crate::ids::{ChannelKey, ShardId};
+use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, StoredPayload};
+pub(super) use answer::{Asker, Batch};
+use kept::Kept;
+pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
+
+/// What a dialect puts around a payload, at most, besides the channel's name.
+const ENVELOPE_BYTES: usize = 96;
+/// A chunk is closed at this size, so that one send can hold several of them.
+const CHUNK_BYTES_MAX: usize = 32 * 1024;
+
+/// Subscribers of one shard on one lane.
+#[derive(Debug)]
+struct Interest {
+    shard: ShardId,
+    subscribers: u32,
+    /// Some of them read and are behind.
+    pressed: bool,
+}
+
+/// Frames of this turn that have not been handed out yet.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    ends: Vec<FrameEnd>,
+    first_offset: u64,
+    at: Option<Instant>,
+}
+
+/// One lane of a channel, while somebody is on it.
+#[derive(Debug)]
+struct HomeLane {
+    lane: Lane,
+    interests: SmallVec<[Interest; 1]>,
+    pending: Pending,
+}
+
+/// A publication that is held back.
+#[derive(Debug)]
+struct Parked {
+    payload: StoredPayload,
+    asker: Asker,
+}
+
+#[derive(Debug)]
+struct Home {
+    name: ChannelName,
+    key: ChannelKey,
+    epoch: Epoch,
+    last_offset: u64,
+    kept: Option<Box<Kept>>,
+    lanes: SmallVec<[HomeLane; 1]>,
+    /// Something is pending.
+    dirty: bool,
+    /// Since when it has had neither subscribers nor publications.
+    quiet_ms: u64,
+    parked: VecDeque<Parked>,
+    parked_bytes: usize,
+    /// The turn in which something was appended last, and how many bytes in it.
+    turn: u64,
+    turn_bytes: usize,
+    /// So many may be appended in one turn.
+    turn_bytes_max: usize,
+}
+
+/// Where deliveries go.
+pub(super) type Deliver<'a> = &'a mut dyn FnMut(ShardId, Delivery);
+
+impl Home {
+    /// Whether publications are to be held back for readers who read.
+    fn is_pressed(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.interests.iter().any(|interest| interest.pressed))
+    }
+
+    /// Whether nothing may be appended now: enough was in this turn, or readers who read are behind and
+    /// not more than `parked_max` bytes are held back for them.
+    fn is_held(&self, turn: u64, parked_max: usize) -> bool {
+        let enough = self.turn == turn && self.turn_bytes > self.turn_bytes_max;
+        enough && !self.lanes.is_empty() || self.is_pressed() && self.parked_bytes <= parked_max
+    }
+
+    fn subscribers(&self) -> u64 {
+        let interests = self.lanes.iter().flat_map(|lane| &lane.interests);
+        interests.map(|interest| u64::from(interest.subscribers)).sum()
+    }
+
+    fn history(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.len())
+    }
+
+    fn position(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.last_offset }
+    }
+
+    /// Gives a publication its offset and encodes it for everybody who is there.
+    fn append(
+        &mut self,
+        payload: &StoredPayload,
+        now: Instant,
+        now_ms: u64,
+        deliver: Deliver,
+    ) -> Position {
+        self.last_offset += 1;
+        self.quiet_ms = now_ms;
+        self.turn_bytes += payload.bytes.len() + ENVELOPE_BYTES;
+        let offset = self.last_offset;
+        let publication = Publication { offset, kind: payload.kind, bytes: &payload.bytes };
+        let mut longest = 0;
+        for HomeLane { lane, pending, .. } in &mut self.lanes {
+            if pending.ends.is_empty() {
+                pending.first_offset = offset;
+                pending.at = Some(now);
+                pending.bytes.reserve(self.name.len() + payload.bytes.len() + ENVELOPE_BYTES);
+            }
+            lane.write_publication(&mut pending.bytes, &self.name, &publication);
+            let end = u32::try_from(pending.bytes.len()).unwrap_or(u32::MAX);
+            let publications = u32::try_from(pending.ends.len() + 1).unwrap_or(u32::MAX);
+            pending.ends.push(FrameEnd { end, publications });
+            longest = longest.max(pending.bytes.len());
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push(offset, payload, now_ms);
+        }
+        if longest >= CHUNK_BYTES_MAX {
+            self.seal(deliver);
+        }
+        self.position()
+    }
+
+    /// Hands out everything pending.
+    fn seal(&mut self, deliver: Deliver) {
+        for HomeLane { lane, interests, pending } in &mut self.lanes {
+            let Some(at) = pending.at.take() else { continue };
+            let Pending { bytes, ends, first_offset, .. } = std::mem::take(pending);
+            let count = ends.last().map_or(0, |last| last.publications);
+            let frames = FrameIndex::new(&ends);
+            let chunk = Chunk { bytes: Bytes::from(bytes), frames, first_offset, count, at };
+            let key = self.key;
+            // The last one, mostly the only one, is given what the others share.
+            if let Some((last, others)) = interests.split_last() {
+                for interest in others {
+                    let chunk = chunk.clone();
+                    deliver(interest.shard, Delivery::Chunk { key, lane: *lane, chunk });
+                }
+                deliver(last.shard, Delivery::Chunk { key, lane: *lane, chunk });
+            }
+        }
+    }
+
+    /// Counts a subscriber in. What was published before must have been sealed.
+    fn add_subscriber(&mut self, lane: Lane, shard: ShardId) {
+        let at = self.lanes.iter().position(|own| own.lane == lane).unwrap_or_else(|| {
+            let (interests, pending) = (SmallVec::new(), Pending::default());
+            self.lanes.push(HomeLane { lane, interests, pending });
+            self.lanes.len() - 1
+        });
+        let interests = &mut self.lanes[at].interests;
+        match interests.iter_mut().find(|interest| interest.shard == shard) {
+            Some(interest) => interest.subscribers += 1,
+            None => interests.push(Interest { shard, subscribers: 1, pressed: false }),
+        }
+    }
+
+    /// Counts a subscriber out.
+    ///
+    /// # Panics
+    /// If it was not counted in: shards unsubscribe only what was answered as subscribed.
+    fn remove_subscriber(&mut self, lane: Lane, shard: ShardId) {
+        let at = self.lanes.iter().position(|own| own.lane == lane);
+        let own = at.and_then(|at| self.lanes.get_mut(at)).expect("the lane has subscribers");
+        let interest = own.interests.iter().position(|interest| interest.shard == shard);
+        let interest = interest.expect("the shard has subscribers");
+        own.interests[interest].subscribers -= 1;
+        if own.interests[interest].subscribers == 0 {
+            own.interests.swap_remove(interest);
+        }
+        if own.interests.is_empty() {
+            // Nobody is left to send what is pending to; the next subscriber starts behind it.
+            self.lanes.swap_remove(at.expect("it was found"));
+        }
+    }
+
+    fn press(&mut self, lane: Lane, shard: ShardId, on: bool) {
+        let own = self.lanes.iter_mut().find(|own| own.lane == lane);
+        let interest = own.and_then(|own| own.interests.iter_mut().find(|i| i.shard == shard));
+        // Who has left in the meantime presses no more.
+        if let Some(interest) = interest {
+            interest.pressed = on;
+        }
+    }
+}

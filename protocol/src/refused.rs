@@ -1,0 +1,207 @@
+//! Why a command was refused: one type from the parser to the reply, with what is needed to say it
+//! in any dialect.
+
+use std::fmt;
+
+use crate::channel_name::{ChannelName, ChannelNameError};
+use crate::error::ErrorCode;
+use crate::printable::{Detail, Printable};
+
+/// A refused command or publication. [`Refused::code`] is the word for programs; `Display` is the
+/// sentence for people: it names what is allowed, and whatever came it has a few hundred bytes at
+/// most and no control characters.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Not JSON, or not the JSON that is needed.
+    #[error("{detail}")]
+    BadJson {
+        /// What is wrong and what is allowed.
+        detail: Detail,
+    },
+    /// A field is missing or wrong.
+    #[error("{detail}")]
+    BadCommand {
+        /// What is wrong and what is allowed.
+        detail: Detail,
+    },
+    /// A command that the dialect does not have.
+    #[error("{dialect} has no command '{given}'; allowed are {allowed}")]
+    UnknownCommand {
+        /// What was asked for.
+        given: Detail,
+        /// The commands there are.
+        allowed: &'static str,
+        /// Name of the dialect.
+        dialect: &'static str,
+    },
+    /// The channel's name breaks the rules.
+    #[error(transparent)]
+    BadChannel(#[from] ChannelNameError),
+    /// Nobody has subscribed or published to the channel for a while.
+    #[error("there is no channel {} at present", Printable::name(channel))]
+    NoSuchChannel {
+        /// The full name.
+        channel: ChannelName,
+    },
+    /// The configuration does not allow it.
+    #[error("{}", Forbidding(*operation, channel, hint))]
+    Forbidden {
+        /// What was asked.
+        operation: Operation,
+        /// The full name.
+        channel: ChannelName,
+        /// Who may: ends the sentence "… may be published to".
+        hint: &'static str,
+    },
+    /// The connection already has the channel.
+    #[error("this connection has subscribed to {} before", Printable::name(channel))]
+    AlreadySubscribed {
+        /// The full name.
+        channel: ChannelName,
+    },
+    /// The connection does not have the channel.
+    #[error("this connection has not subscribed to {}", Printable::name(channel))]
+    NotSubscribed {
+        /// The full name.
+        channel: ChannelName,
+    },
+    /// There are as many as there may be.
+    #[error("at most {most} {limit} are allowed")]
+    LimitReached {
+        /// Of what.
+        limit: Limit,
+        /// How many may be.
+        most: u64,
+    },
+    /// More messages a second than this connection may send.
+    #[error("at most {per_second} messages a second are allowed")]
+    RateLimited {
+        /// How many may come in a second.
+        per_second: u32,
+    },
+    /// The server takes nothing new.
+    #[error("the server is shutting down")]
+    Draining,
+    /// No answer came in time.
+    #[error("the server is busy; whether this was done is not known")]
+    Busy,
+    /// A payload that is too long.
+    #[error("the payload has {bytes} bytes; at most {most} are allowed")]
+    TooLarge {
+        /// How long it is.
+        bytes: u64,
+        /// How long it may be.
+        most: u64,
+    },
+}
+
+/// What one may be allowed to do with a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Receive what is published.
+    Subscribe,
+    /// Publish.
+    Publish,
+    /// Read what is kept.
+    History,
+}
+
+/// What there may be only so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// Channels that one connection has subscribed to.
+    SubscriptionsPerConnection,
+    /// Channels of the whole server.
+    Channels,
+}
+
+impl Refused {
+    /// The word for programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Refused::BadJson { .. } => ErrorCode::BadJson,
+            Refused::BadCommand { .. } => ErrorCode::BadCommand,
+            Refused::UnknownCommand { .. } => ErrorCode::UnknownCommand,
+            Refused::BadChannel(_) | Refused::NoSuchChannel { .. } => ErrorCode::BadChannel,
+            Refused::Forbidden { .. } => ErrorCode::Forbidden,
+            Refused::AlreadySubscribed { .. } => ErrorCode::AlreadySubscribed,
+            Refused::NotSubscribed { .. } => ErrorCode::NotSubscribed,
+            Refused::LimitReached { .. } | Refused::TooLarge { .. } => ErrorCode::LimitReached,
+            Refused::RateLimited { .. } => ErrorCode::RateLimited,
+            Refused::Draining => ErrorCode::Draining,
+            Refused::Busy => ErrorCode::Busy,
+        }
+    }
+
+    /// [`Refused::BadJson`], cut to a bounded length.
+    pub fn bad_json(detail: impl fmt::Display) -> Refused {
+        Refused::BadJson { detail: Detail::new(detail) }
+    }
+
+    /// [`Refused::BadCommand`], cut to a bounded length.
+    pub fn bad_command(detail: impl fmt::Display) -> Refused {
+        Refused::BadCommand { detail: Detail::new(detail) }
+    }
+
+    /// What serde has against a text: [`Refused::BadJson`] where it is not JSON, else
+    /// [`Refused::BadCommand`].
+    pub fn from_json_error(error: &serde_json::Error) -> Refused {
+        match error.classify() {
+            serde_json::error::Category::Data => Refused::bad_command(error),
+            _ => Refused::bad_json(error),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::SubscriptionsPerConnection => "channels for each connection",
+            Limit::Channels => "channels on this server",
+        })
+    }
+}
+
+/// The sentence of [`Refused::Forbidden`].
+struct Forbidding<'a>(Operation, &'a ChannelName, &'static str);
+
+impl fmt::Display for Forbidding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Forbidding(operation, channel, hint) = self;
+        let channel = Printable::name(channel);
+        match operation {
+            Operation::Subscribe => write!(f, "{channel} may be subscribed to {hint}"),
+            Operation::Publish => write!(f, "{channel} may be published to {hint}"),
+            Operation::History => write!(f, "the history of {channel} may be read {hint}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn longest() -> ChannelName {
+        ChannelName::new(&"x".repeat(255)).unwrap()
+    }
+
+    #[test]
+    fn a_sentence_names_what_is_allowed_and_stays_short() {
+        let channel = ChannelName::new("chat").unwrap();
+        let hint = "over the HTTP API only";
+        let forbidden = Refused::Forbidden { operation: Operation::Publish, channel, hint };
+        assert_eq!(forbidden.to_string(), "chat may be published to over the HTTP API only");
+        let limit = Limit::SubscriptionsPerConnection;
+        let limited = Refused::LimitReached { limit, most: 128 };
+        assert_eq!(limited.to_string(), "at most 128 channels for each connection are allowed");
+        for refused in [
+            Refused::bad_json("\u{7f}".repeat(64_000)),
+            Refused::NotSubscribed { channel: longest() },
+            Refused::Forbidden { operation: Operation::History, channel: longest(), hint },
+        ] {
+            let text = refused.to_string();
+            assert!(text.len() <= 210, "{} bytes: {text}", text.len());
+            assert!(!text.chars().any(char::is_control), "{text}");
+        }
+    }
+}
