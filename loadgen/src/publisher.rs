@@ -21,6 +21,8 @@ use crate::templates::{self, Templates, fill};
 
 /// How long to wait for a server that does not take or acknowledge anything.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for what a server that takes no more has said.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// In an unpaced run: bytes published and not yet received at most, for each connection, on average
 /// over all, and for each subscription, on average over those of one channel.
 /// A server's window for slow readers must be a good deal larger, or the run measures its lag
@@ -120,6 +122,24 @@ impl Acks {
             bail!("the server refuses to publish: {error}");
         }
         Ok(())
+    }
+}
+
+impl Acks {
+    /// What the server said last explains better than the kernel why it takes no more.
+    fn explain(
+        &self,
+        written: anyhow::Result<()>,
+        reader: &JoinHandle<anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
+        if written.is_err() {
+            let deadline = Instant::now() + LAST_WORDS;
+            while !reader.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.check()?;
+        }
+        written
     }
 }
 
@@ -230,7 +250,7 @@ impl Publisher {
         self.control.published.fetch_add(batch.items.len() as u64, Ordering::Relaxed);
         self.buffer.clear();
         match &mut self.sink {
-            Sink::Api { stream, acks, .. } => {
+            Sink::Api { stream, acks, reader } => {
                 acks.check()?;
                 let mut lines = Vec::with_capacity(batch.text.len() * 2);
                 for item in &batch.items {
@@ -243,9 +263,10 @@ impl Publisher {
                 write!(self.buffer, "{:x}\r\n", lines.len())?;
                 self.buffer.extend_from_slice(&lines);
                 self.buffer.extend_from_slice(b"\r\n");
-                stream.write_all(&self.buffer).context("publishing over the HTTP API")
+                let written = stream.write_all(&self.buffer);
+                acks.explain(written.context("publishing over the HTTP API"), reader)
             }
-            Sink::Ws { stream, errors, .. } => {
+            Sink::Ws { stream, errors, reader } => {
                 errors.check()?;
                 let mut command = Vec::new();
                 for item in &batch.items {
@@ -257,7 +278,8 @@ impl Publisher {
                     command.push(b'}');
                     write_client(&mut self.buffer, Opcode::Text, &command, rand::random());
                 }
-                stream.write_all(&self.buffer).context("publishing over a WebSocket")
+                let written = stream.write_all(&self.buffer);
+                errors.explain(written.context("publishing over a WebSocket"), reader)
             }
             Sink::Templates { stream, framed, templates, .. } => {
                 for item in &batch.items {
