@@ -210,6 +210,9 @@ impl Crew {
     ) -> anyhow::Result<Instant> {
         let audience = self.audience(grace);
         let mut last = (self.total(|p| &p.delivered), Instant::now());
+        // A subscription that comes or goes at this very moment is seen in one figure, and not yet
+        // in another: only what is so twice is so.
+        let mut was_over = false;
         loop {
             let delivered = self.total(|p| &p.delivered);
             let due = audience.due_in_all(&published.by_channel);
@@ -217,9 +220,11 @@ impl Crew {
                 last = (delivered, Instant::now());
                 bar.set_message(format!("{delivered} delivered"));
             }
-            if due == 0 || last.1.elapsed().as_secs_f64() > grace {
+            let is_over = due == 0;
+            if is_over && was_over || last.1.elapsed().as_secs_f64() > grace {
                 return Ok(last.1);
             }
+            was_over = is_over;
             if control.stopped() && self.0.iter().any(|member| member.thread.is_finished()) {
                 return self.fail(control);
             }
