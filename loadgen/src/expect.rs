@@ -77,7 +77,7 @@ impl Stream {
     }
 
     /// Number of the message after the last.
-    fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.first + self.messages.len() as u64
     }
 
@@ -92,12 +92,44 @@ impl Stream {
         before.map_or(self.base, |message| message.end)
     }
 
+    /// A message as it is sent, if it is still known.
+    pub(crate) fn frame(&self, number: u64) -> Option<&[u8]> {
+        let len = self.message(number)?.end - self.start_of(number);
+        self.behind(self.start_of(number)).get(..usize::try_from(len).ok()?)
+    }
+
     /// What was published as a message, without the frame around it.
     pub(crate) fn payload(&self, number: u64) -> Option<&[u8]> {
-        let len = self.message(number)?.end - self.start_of(number);
-        let frame = self.behind(self.start_of(number)).get(..usize::try_from(len).ok()?)?;
-        let (_, header) = Header::parse(frame).ok()??;
-        frame.get(header..)
+        payload_of(self.frame(number)?)
+    }
+
+    /// The message that the server gave this offset.
+    pub(crate) fn number_of(&self, offset: u64) -> Option<u64> {
+        offset.checked_sub(self.first_offset?)
+    }
+
+    /// The offset that the server gives a message.
+    pub(crate) fn offset_of(&self, number: u64) -> u64 {
+        self.first_offset.unwrap_or(1) + number
+    }
+
+    /// A cursor one message earlier, if that one is still known.
+    pub(crate) fn back(&self, cursor: Cursor) -> Option<Cursor> {
+        let number = cursor.next.checked_sub(1)?;
+        self.message(number)?;
+        Some(self.cursor_at(number))
+    }
+
+    /// Whether a frame is the next one; if so, the cursor moves behind it.
+    pub(crate) fn takes(&self, cursor: &mut Cursor, frame: &[u8]) -> bool {
+        let start = self.start_of(cursor.next);
+        let next = self.message(cursor.next);
+        let fits = next.is_some_and(|message| message.end - start == frame.len() as u64)
+            && self.behind(start).starts_with(frame);
+        if fits {
+            *cursor = Cursor { position: start + frame.len() as u64, next: cursor.next + 1 };
+        }
+        fits
     }
 
     /// Appends what is about to be published.
@@ -137,15 +169,19 @@ impl Stream {
         self.message(number).map_or(0, |message| message.intended_ns)
     }
 
-    /// Forgets what lies before the least cursor.
-    pub(crate) fn trim(&mut self, least: Cursor) {
-        let start = self.start_of(least.next);
+    /// Forgets what lies before the least cursor, unless it was sent after `keep_ns`; says the
+    /// payloads that go.
+    pub(crate) fn trim(&mut self, least: Cursor, keep_ns: u64, mut forgotten: impl FnMut(&[u8])) {
+        let old = self.messages.partition_point(|message| message.intended_ns < keep_ns) as u64;
+        let least = least.next.min(self.first + old);
+        let start = self.start_of(least);
         let cut = usize::try_from(start - self.base).unwrap_or(0);
         // Moving what is left costs more than it frees unless much goes.
         if cut > self.bytes.len() / 2 {
+            (self.first..least).filter_map(|number| self.payload(number)).for_each(&mut forgotten);
             self.bytes.drain(..cut);
             self.base = start;
-            while self.first < least.next && self.messages.pop_front().is_some() {
+            while self.first < least && self.messages.pop_front().is_some() {
                 self.first += 1;
             }
         }
@@ -157,15 +193,11 @@ impl Stream {
 
     /// How a whole frame relates to the cursor; moves the cursor behind it unless it is an old one.
     pub(crate) fn find(&self, cursor: &mut Cursor, frame: &[u8]) -> Found {
-        if self.behind(cursor.position).starts_with(frame) {
-            cursor.position += frame.len() as u64;
-            cursor.next += 1;
+        if self.takes(cursor, frame) {
             return Found::Next;
         }
-        let is =
-            |number: u64| self.behind(self.start_of(number)).starts_with(frame).then_some(number);
-        let end = self.first + self.messages.len() as u64;
-        if let Some(number) = (cursor.next..end).find_map(is) {
+        let is = |number: u64| (self.frame(number) == Some(frame)).then_some(number);
+        if let Some(number) = (cursor.next..self.end()).find_map(is) {
             let missing = number - cursor.next;
             cursor.next = number + 1;
             cursor.position = self.message(number).map_or(cursor.position, |m| m.end);
@@ -177,8 +209,8 @@ impl Stream {
         }
     }
 
-    /// Compares a run of bytes with what the cursor expects. Returns how many bytes are as expected;
-    /// the cursor has moved behind them.
+    /// Compares a run of bytes with what the cursor expects. Returns how many bytes are as they
+    /// should be; the cursor has moved behind them.
     pub(crate) fn compare(&self, cursor: &mut Cursor, run: &[u8]) -> usize {
         let expected = self.behind(cursor.position);
         let len = run.len().min(expected.len());
@@ -201,6 +233,12 @@ impl Stream {
         cursor.position = start;
         &self.behind(start)[..taken]
     }
+}
+
+/// What a frame carries; `None` of what is no frame.
+pub(crate) fn payload_of(frame: &[u8]) -> Option<&[u8]> {
+    let (_, header) = Header::parse(frame).ok()??;
+    frame.get(header..)
 }
 
 impl Cursor {
@@ -267,7 +305,7 @@ mod tests {
         let (mut stream, frames) = stream(100);
         let mut slow = Cursor::default();
         stream.compare(&mut slow, &frames[..80].concat());
-        stream.trim(slow);
+        stream.trim(slow, u64::MAX, |_| {});
         assert_eq!(stream.first, 80);
         assert_eq!(stream.find(&mut slow, &frames[80]), Found::Next);
         assert_eq!(stream.find(&mut slow, &frames[85]), Found::Ahead(4));

@@ -17,6 +17,10 @@ pub(crate) trait Feed: Send {
     fn next(&mut self, payload: &mut Vec<u8>) -> Option<(u32, u64)>;
     /// How many messages there will be, if it is known.
     fn len(&self) -> Option<u64>;
+    /// When the last message is due, in nanoseconds since the start, if it is known.
+    fn lasts_ns(&self) -> Option<u64> {
+        None
+    }
     /// Whether due times count; if not, it is published as fast as the server takes it.
     fn is_paced(&self) -> bool {
         true
@@ -85,6 +89,10 @@ impl Feed for ConstantFeed {
 
     fn len(&self) -> Option<u64> {
         self.total
+    }
+
+    fn lasts_ns(&self) -> Option<u64> {
+        Some(self.until_ns)
     }
 
     fn is_paced(&self) -> bool {

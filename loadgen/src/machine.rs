@@ -1,4 +1,5 @@
-//! What this machine allows: looked at before a run begins, so that a limit is named and not run into.
+//! What this machine allows: looked at before a run begins, so that a limit is named and not run
+//! into.
 
 use std::fs;
 
@@ -62,8 +63,8 @@ pub(crate) fn check_limits(common: &Common, target: &Target, io: Io) -> anyhow::
         let (each, addresses) = ((to + 1).saturating_sub(from), target.from.len().max(1) as u64);
         if conns > each * addresses {
             bail!(
-                "--conns {conns}: from {addresses} address(es) with ports {from} to {to} at most {} \
-                 can be made; give more addresses with --from, or \
+                "--conns {conns}: from {addresses} address(es) with ports {from} to {to} at most \
+                 {} can be made; give more addresses with --from, or \
                  `sysctl -w net.ipv4.ip_local_port_range='1024 65535'`",
                 each * addresses
             );

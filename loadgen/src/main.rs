@@ -1,24 +1,31 @@
 //! The load generator of ringfeed: an independent client that opens connections, publishes, and
 //! checks on every subscriber that nothing is missing, doubled, out of order or changed.
 
+#![warn(clippy::too_many_lines)]
+
 mod args;
+mod crew;
 mod expect;
 mod feed;
 mod fleet;
 mod interest;
 mod machine;
+mod payloads;
+mod plans;
+mod plot;
 mod publisher;
 mod recorder;
 mod recording;
 mod report;
 mod run;
 mod server;
+mod signals;
 mod target;
 mod templates;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,7 +36,7 @@ const EXIT_LOSS: u8 = 1;
 const EXIT_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
-    match run::run(&args::Args::parse()) {
+    match start(&args::Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_LOSS),
         Err(e) => {
@@ -37,4 +44,12 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_ERROR)
         }
     }
+}
+
+fn start(args: &args::Args) -> anyhow::Result<bool> {
+    if let Some(args::Scenario::Completions { shell }) = args.scenario {
+        let mut command = args::Args::command();
+        clap_complete::generate(shell, &mut command, "loadgen", &mut std::io::stdout());
+    }
+    plot::Plot::new(args)?.map_or(Ok(true), run::run)
 }

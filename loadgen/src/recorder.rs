@@ -26,12 +26,14 @@ pub(crate) struct Latency {
     pub(crate) mean: f64,
 }
 
-impl Recorder {
-    pub(crate) fn new() -> Recorder {
+impl Default for Recorder {
+    fn default() -> Recorder {
         let histogram = Histogram::new_with_bounds(1, NANOS_MAX, 3);
         Recorder { histogram: histogram.expect("the bounds are valid"), counts_from_ns: 0 }
     }
+}
 
+impl Recorder {
     /// What arrives earlier, on the run's clock, does not count.
     pub(crate) fn count_from(&mut self, now_ns: u64) {
         self.counts_from_ns = now_ns;
@@ -80,7 +82,7 @@ mod tests {
     #[test]
     fn samples_count_for_the_whole_run() {
         for count in [1, 8, 9, 100, 1003] {
-            let mut recorder = Recorder::new();
+            let mut recorder = Recorder::default();
             recorder.run(5_000_000, count, |i| i * 1000);
             assert_eq!(recorder.histogram.len(), count);
         }

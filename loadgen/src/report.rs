@@ -1,6 +1,8 @@
 //! What a run found, for a person and as JSON.
 
-use std::fmt::Write as _;
+mod text;
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -9,6 +11,22 @@ use crate::recorder::Latency;
 /// Field names are the interface of `--json`: those at the top level stay.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
+    /// Whether the exit status is 0.
+    pub(crate) passed: bool,
+    /// The same in words, as the last line of the text.
+    pub(crate) verdict: String,
+    /// Of loadgen.
+    pub(crate) version: &'static str,
+    /// RFC 3339, UTC.
+    pub(crate) started_at: String,
+    /// The command line, without the API key.
+    pub(crate) arguments: Vec<String>,
+    pub(crate) interest: &'static str,
+    pub(crate) seed: u64,
+    /// By Ctrl-C, before the end.
+    pub(crate) interrupted: bool,
+    /// Messages that were to be published, if it was known.
+    pub(crate) planned: Option<u64>,
     pub(crate) scenario: String,
     pub(crate) url: String,
     pub(crate) connections: u32,
@@ -37,7 +55,7 @@ pub(crate) struct Report {
     pub(crate) server: Option<ServerCost>,
     pub(crate) server_memory: Option<ServerMemory>,
     /// Growth of the kernel's slabs and socket buffers on this machine while the connections were
-    /// opened; of both ends, where the server is on this machine.
+    /// opened; of both ends, where the server is on this machine. Absent where there was none.
     pub(crate) kernel_bytes_per_connection: Option<f64>,
     /// Seconds until all were closed.
     pub(crate) closing_seconds: f64,
@@ -45,7 +63,31 @@ pub(crate) struct Report {
     pub(crate) stalled: u32,
     /// What loadgen's own sockets were served with.
     pub(crate) io: String,
+    /// Connections that ended early, by reason.
+    pub(crate) closes: Vec<Close>,
     pub(crate) first_problem: Option<String>,
+    /// What is no failure, and should be known.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Connections that ended early for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Close {
+    /// Of the server's close frame; `None` where there was none.
+    pub(crate) code: Option<u16>,
+    pub(crate) reason: String,
+    pub(crate) count: u64,
+}
+
+impl Close {
+    /// Code and reason, for a person.
+    pub(crate) fn why(&self) -> String {
+        match (self.code, self.reason.as_str()) {
+            (None, reason) => reason.to_owned(),
+            (Some(code), "") => code.to_string(),
+            (Some(code), reason) => format!("{code} {reason}"),
+        }
+    }
 }
 
 /// What subscribers got of what they were to get.
@@ -56,8 +98,13 @@ pub(crate) struct Tally {
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
     pub(crate) reordered: u64,
-    /// Frames that were never published.
+    /// Messages that are not as they were published: bytes changed or added, text as binary. One
+    /// that stands for a missing one is not counted as lost.
     pub(crate) corrupted: u64,
+    /// Messages of channels that were not subscribed to, refusals, and whatever was not to come.
+    pub(crate) unexpected: u64,
+    /// Gaps that were told and were none.
+    pub(crate) false_gaps: u64,
     /// Publications that the server said it left out; they count as lost, too.
     pub(crate) gaps_told: u64,
     /// Connections that ended early.
@@ -76,16 +123,20 @@ impl Tally {
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
         self.corrupted += other.corrupted;
+        self.unexpected += other.unexpected;
+        self.false_gaps += other.false_gaps;
         self.gaps_told += other.gaps_told;
         self.disconnected += other.disconnected;
         self.replaced += other.replaced;
         self.resubscribed += other.resubscribed;
     }
 
-    /// Everything arrived, once, in order and unchanged.
+    /// Everything arrived, once, in order and unchanged, and nothing else.
     pub(crate) fn is_clean(&self) -> bool {
-        let Tally { lost, duplicated, reordered, corrupted, disconnected, .. } = self;
-        [lost, duplicated, reordered, corrupted, disconnected].into_iter().all(|&n| n == 0)
+        let Tally { lost, duplicated, reordered, corrupted, disconnected, .. } = *self;
+        [lost, duplicated, reordered, corrupted, disconnected, self.unexpected, self.false_gaps]
+            .into_iter()
+            .all(|count| count == 0)
     }
 }
 
@@ -120,6 +171,8 @@ pub(crate) struct ServerCost {
     pub(crate) sends_per_enter: Option<f64>,
     /// The longest turn since the server started.
     pub(crate) turn_max_us: Option<u64>,
+    /// Whether that turn was in this run.
+    pub(crate) turn_max_is_of_run: bool,
     /// The same in CPU time of the server's thread, without what the machine gave to others.
     pub(crate) turn_cpu_max_us: Option<u64>,
     /// Before the first publication.
@@ -127,8 +180,8 @@ pub(crate) struct ServerCost {
     pub(crate) resident_bytes: u64,
 }
 
-/// The server's memory and descriptors before anybody connected, with everybody connected, and after
-/// all have left.
+/// The server's memory and descriptors before anybody connected, with everybody connected, and
+/// after all have left.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct ServerMemory {
     pub(crate) resident_bytes_before: u64,
@@ -142,153 +195,99 @@ pub(crate) struct ServerMemory {
 }
 
 impl Report {
-    pub(crate) fn text(&self) -> String {
-        let mut out = String::new();
-        let Report { loadgen, tally, .. } = self;
-        let _ = writeln!(
-            out,
-            "{}: {} connections, {} subscriptions, {} channels; opened in {:.2} s, subscribed in \
-             {:.2} s",
-            self.scenario,
-            self.connections,
-            self.subscriptions,
-            self.channels,
-            self.opening_seconds,
-            self.subscribing_seconds
-        );
-        if self.published > 0 {
-            self.write_deliveries(&mut out);
-        }
-        if self.stalled > 0 {
-            let _ = writeln!(out, "stalled    {} connections read nothing", self.stalled);
-        }
-        if tally.replaced + tally.resubscribed > 0 {
-            let _ = writeln!(
-                out,
-                "churn      {} connections replaced, {} subscriptions renewed",
-                tally.replaced, tally.resubscribed
-            );
-        }
-        let _ = writeln!(
-            out,
-            "loadgen    {:.2} s user, {:.2} s system: {:.2} of {} cores, over {}; closed in {:.2} s",
-            loadgen.cpu_user_seconds,
-            loadgen.cpu_system_seconds,
-            loadgen.cores,
-            loadgen.cores_allowed,
-            self.io,
-            self.closing_seconds
-        );
-        if let Some(server) = &self.server {
-            let _ = write!(
-                out,
-                "server     {:.2} s user, {:.2} s system",
-                server.cpu_user_seconds, server.cpu_system_seconds,
-            );
-            if self.published > 0 {
-                let _ = write!(
-                    out,
-                    ": {:.0} + {:.0} ns a delivery",
-                    server.cpu_user_ns_per_delivery, server.cpu_system_ns_per_delivery,
-                );
+    /// Whether all went well, and in words.
+    pub(crate) fn judge(tally: &Tally, published: u64, planned: Option<u64>) -> (bool, String) {
+        let clean = tally.is_clean();
+        let verdict = match (published, planned) {
+            (0, None | Some(0)) if clean => "every connection stayed".to_owned(),
+            (0, None | Some(0)) => "NOT every connection stayed".to_owned(),
+            (0, Some(_)) => return (false, "NOT anything was published".to_owned()),
+            _ => {
+                let not = if clean { "" } else { "NOT " };
+                format!("{not}every subscriber got every message, once, in order and unchanged")
             }
-            if let (Some(deliveries), Some(bytes)) =
-                (server.deliveries_per_send, server.bytes_per_send)
-                && self.published > 0
-            {
-                let _ = write!(out, "; {deliveries:.1} deliveries and {bytes:.0} bytes a send");
-            }
-            if let (Some(turn), Some(cpu)) = (server.turn_max_us, server.turn_cpu_max_us) {
-                let (turn, cpu) = (turn as f64 / 1000.0, cpu as f64 / 1000.0);
-                let _ = write!(out, "; longest turn {turn:.1} ms ({cpu:.1} ms CPU)");
-            }
-            out.push('\n');
-        }
-        if let Some(memory) = &self.server_memory {
-            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-            let grown = memory.resident_bytes_open as f64 - memory.resident_bytes_before as f64;
-            let _ = writeln!(
-                out,
-                "memory     server {:.1} MiB, {:.1} with the connections ({:.0} bytes each), {:.1} \
-                 at the end of the run, {:.1} after",
-                mib(memory.resident_bytes_before),
-                mib(memory.resident_bytes_open),
-                grown / f64::from(self.connections),
-                self.server.map_or(0.0, |server| mib(server.resident_bytes)),
-                mib(memory.resident_bytes_after),
-            );
-            if let Some(returned) = memory.returned {
-                let how = if returned { "all is back" } else { "NOT all is back" };
-                let _ = writeln!(
-                    out,
-                    "after      {how} where it began: {} connections, {} descriptors ({} before; rings are kept)",
-                    memory.connections_after.unwrap_or(0),
-                    memory.open_files_after,
-                    memory.open_files_before
-                );
-            }
-        }
-        if let Some(bytes) = self.kernel_bytes_per_connection {
-            let _ =
-                writeln!(out, "kernel     {bytes:.0} bytes a connection, all ends on this machine");
-        }
-        if loadgen.is_limit() {
-            let _ = writeln!(
-                out,
-                "warning: loadgen used {:.2} of {} cores and is probably the limit; give it more \
-                 --threads or a machine of its own",
-                loadgen.cores, loadgen.cores_allowed
-            );
-        }
-        if self.publisher_late_max_us > 100_000.0 {
-            let _ = writeln!(
-                out,
-                "warning: publishing fell {:.0} ms behind its schedule: the server or this machine \
-                 does not keep up, and latencies count from the schedule",
-                self.publisher_late_max_us / 1000.0
-            );
-        }
-        if let Some(problem) = &self.first_problem {
-            let _ = writeln!(out, "first problem: {problem}");
-        }
-        let verdict = if self.published == 0 {
-            if tally.is_clean() { "every connection stayed" } else { "NOT every connection stayed" }
-        } else if tally.is_clean() {
-            "every subscriber got every message, once, in order and unchanged"
-        } else {
-            "NOT every subscriber got every message, once, in order and unchanged"
         };
-        let _ = writeln!(out, "{verdict}");
-        out
+        (clean, verdict)
+    }
+}
+
+/// What a server sent, for a person: text up to a length, bytes as numbers.
+pub(crate) fn shown(bytes: &[u8]) -> String {
+    const CHARS: usize = 160;
+    const BYTES: usize = 16;
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        let start: Vec<String> = bytes.iter().take(BYTES).map(|b| format!("{b:02x}")).collect();
+        return format!("{} bytes that are no text: {}", bytes.len(), start.join(" "));
+    };
+    let mut out = String::new();
+    for c in text.trim_end().chars().take(CHARS) {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    if text.chars().nth(CHARS).is_some() {
+        out.push('…');
+    }
+    out
+}
+
+/// A time, for a person.
+pub(crate) fn spoken(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        3600..86_400 => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+        _ => format!("{} days {} h", whole / 86_400, whole / 3600 % 24),
+    }
+}
+
+/// A moment as RFC 3339 has it, in UTC.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March, so that the leap day is the last one; eras of 400 years.
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, carried) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!(
+        "{:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        era * 400 + year + carried,
+        of_day / 3600,
+        of_day / 60 % 60,
+        of_day % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn moments_are_written_as_dates() {
+        for (seconds, date) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_827_696, "2000-02-29T12:34:56Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_102_444_800, "2100-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), date);
+        }
     }
 
-    fn write_deliveries(&self, out: &mut String) {
-        let Report { latency_us: latency, tally, .. } = self;
-        let _ = writeln!(
-            out,
-            "published  {:>12}   {:>12.0} a second   {:.2} s",
-            self.published, self.published_per_second, self.publishing_seconds
-        );
-        let _ = writeln!(
-            out,
-            "delivered  {:>12}   {:>12.0} a second   of {} expected",
-            tally.delivered, self.delivered_per_second, tally.expected
-        );
-        let _ = writeln!(
-            out,
-            "lost {} ({} of them told as gaps)   duplicated {}   reordered {}   corrupted {}   \
-             disconnected {}",
-            tally.lost,
-            tally.gaps_told,
-            tally.duplicated,
-            tally.reordered,
-            tally.corrupted,
-            tally.disconnected
-        );
-        let _ = writeln!(
-            out,
-            "latency    p50 {:.0} us   p90 {:.0} us   p99 {:.0} us   p99.9 {:.0} us   max {:.0} us",
-            latency.p50, latency.p90, latency.p99, latency.p999, latency.max
-        );
+    #[test]
+    fn what_a_server_sent_is_shown_as_text_or_as_bytes() {
+        assert_eq!(shown(b"{\"a\":1}\r\n"), "{\"a\":1}");
+        assert_eq!(shown(b"a\x1b[1mb"), "a\\u{1b}[1mb");
+        assert_eq!(shown(b"\x82\xff"), "2 bytes that are no text: 82 ff");
+        assert_eq!(shown("é".repeat(200).as_bytes()).chars().count(), 161);
     }
 }

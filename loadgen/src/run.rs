@@ -1,249 +1,262 @@
 //! One run from start to end: open, subscribe, publish, wait, report.
 
-mod crew;
-
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use ringfeed_wire::process_cpu_time;
+use ringfeed_wire::{Io, process_cpu_time};
 
-use crate::args::{Args, Common, DialectArg, Hold, InterestArg, Scenario};
-use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
-use crate::fleet::{Plan, Speech};
-use crate::interest::{Draws, Interest};
+use crate::args::Common;
+use crate::crew::{Crew, LOOK, Show};
+use crate::feed::Feed;
 use crate::machine::{check_limits, choose_io, kernel_bytes};
+use crate::plans::{Plan, Speech, plans};
+use crate::plot::Plot;
 use crate::publisher::{Published, Publisher};
-use crate::recording::ReplayFeed;
-use crate::report::{LoadgenCost, Report, ServerMemory};
+use crate::report::{LoadgenCost, Report, ServerMemory, rfc3339};
 use crate::server::ServerState;
+use crate::signals::Control;
 use crate::target::Target;
-use crew::Crew;
 
-/// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(50);
-/// Seconds without progress after which a run with churn is over: what is due to whom changes.
-const CHURN_GRACE: f64 = 1.0;
 /// Time without one after which subscriptions that cannot be acknowledged are asked for a sign of
 /// life.
 const WARM_UP_EVERY: Duration = Duration::from_millis(300);
 
-/// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    Running = 0,
-    Stop = 1,
+/// What is looked at before and after.
+struct Moment {
+    server: Option<ServerState>,
+    kernel: Option<u64>,
+    cpu: (Duration, Duration),
+    at: Instant,
 }
 
-/// What all threads of a run share.
-#[derive(Debug)]
-pub(crate) struct Control {
-    start: Instant,
-    phase: AtomicU8,
-    stopped: AtomicBool,
-    publishing: AtomicBool,
-    /// When latencies begin to count, on the run's clock.
-    pub(crate) counts_from_ns: AtomicU64,
-    /// Messages handed to the server, warm-up included.
-    pub(crate) published: AtomicU64,
-}
-
-impl Control {
-    fn new() -> Control {
-        Control {
-            start: Instant::now(),
-            phase: AtomicU8::new(Phase::Running as u8),
-            stopped: AtomicBool::new(false),
-            publishing: AtomicBool::new(false),
-            counts_from_ns: AtomicU64::new(0),
-            published: AtomicU64::new(0),
-        }
-    }
-
-    /// The run's clock.
-    pub(crate) fn now_ns(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        if self.phase.load(Ordering::Acquire) == Phase::Stop as u8 {
-            Phase::Stop
-        } else {
-            Phase::Running
-        }
-    }
-
-    /// Whether that which is measured is being published.
-    pub(crate) fn is_publishing(&self) -> bool {
-        self.publishing.load(Ordering::Relaxed)
-    }
-
-    /// Whether Ctrl-C was pressed or a thread has failed: publish no more.
-    pub(crate) fn stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
+impl Moment {
+    fn take(target: &Target) -> anyhow::Result<Moment> {
+        let server = ServerState::fetch(target)?;
+        Ok(Moment { server, kernel: kernel_bytes(), cpu: process_cpu_time(), at: Instant::now() })
     }
 }
 
-/// A feed and how to run it.
-struct Plot {
-    name: String,
+/// A run under way.
+struct Run {
     common: Common,
-    dialect: DialectArg,
-    feed: Box<dyn Feed>,
-    until_ns: Option<u64>,
-    /// Show rates as they are, not progress towards an end.
-    live: bool,
-    /// Publish nothing, only hold the connections for so long.
-    hold: Option<Duration>,
+    target: Target,
+    io: Io,
+    control: Arc<Control>,
+    channels: Arc<Vec<String>>,
+    crew: Crew,
+    subscriptions: u64,
+    /// Those of them that the server acknowledges, with the offset at which they stand.
+    acknowledged: u64,
+    /// All others are shown to stand by warm-up messages.
+    needs_warm_up: bool,
 }
 
-/// Runs what was asked for. `false` if something was lost.
-pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
-    let plot = match &args.scenario {
-        None => {
-            let constant = &args.constant;
-            let common = constant.common.clone();
-            let names = (0..constant.channels).map(|i| format!("{}c{i}", common.prefix)).collect();
-            let (size, rate, burst) = (constant.size, constant.rate, constant.burst);
-            let interest = drawing(&common, constant.channels, Draws::Publications);
-            let feed = ConstantFeed::new(names, interest, size, rate, burst, constant.duration);
-            let until_ns = (rate == 0).then(|| feed.until_ns());
-            let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
-            let name = "constant rate".to_owned();
-            Plot { name, common, dialect, feed: Box::new(feed), until_ns, live: false, hold: None }
-        }
-        Some(Scenario::Replay(replay)) => {
-            let common = replay.common.clone();
-            let (speed, clones) = (replay.speed, replay.clones);
-            if !(0.0..=1e6).contains(&speed) {
-                bail!("--speed {speed}: allowed are 0 to 1000000");
-            }
-            let feed =
-                ReplayFeed::load(&replay.files, &common.prefix, speed, clones, replay.seconds)?;
-            let name = match speed {
-                0.0 => "replay as fast as it goes".to_owned(),
-                speed => format!("replay at x{speed}"),
-            };
-            let dialect = common.dialect.unwrap_or(DialectArg::Both);
-            Plot {
-                name,
-                common,
-                dialect,
-                feed: Box::new(feed),
-                until_ns: None,
-                live: false,
-                hold: None,
-            }
-        }
-        Some(Scenario::Demo(demo)) => {
-            let common = demo.common.clone();
-            let prefix = format!("{}sim.", common.prefix);
-            let feed = SimulatedFeed::new(&prefix, demo.instruments, demo.rate, demo.duration);
-            let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
-            let name = "simulated feed".to_owned();
-            Plot {
-                name,
-                common,
-                dialect,
-                feed: Box::new(feed),
-                until_ns: None,
-                live: true,
-                hold: None,
-            }
-        }
-        Some(Scenario::Storm(hold)) => held("connect storm", hold, 0.0),
-        Some(Scenario::Idle(hold)) => held("idle", hold, 30.0),
-    };
-    play(plot)
+/// How long the parts took.
+#[derive(Default)]
+struct Seconds {
+    opening: f64,
+    subscribing: f64,
+    delivering: f64,
+    closing: f64,
 }
 
-/// Connections on which nothing is published.
-fn held(name: &str, args: &Hold, seconds: f64) -> Plot {
-    let common = args.common.clone();
-    let channels = common.subscriptions.max(1);
-    let names = (0..channels).map(|i| format!("{}c{i}", common.prefix)).collect();
-    let interest = drawing(&common, channels, Draws::Publications);
-    let hold = Duration::try_from_secs_f64(args.duration.unwrap_or(seconds)).unwrap_or_default();
-    Plot {
-        name: name.to_owned(),
-        dialect: common.dialect.unwrap_or(DialectArg::Ringfeed),
-        common,
-        feed: Box::new(ConstantFeed::new(names, interest, 40, 1, 1, 0.0)),
-        until_ns: None,
-        live: false,
-        hold: Some(hold),
+/// Runs what was asked for and shows the report. `false` if something was lost.
+pub(crate) fn run(plot: Plot) -> anyhow::Result<bool> {
+    let json = plot.common.json.clone();
+    if let Some(path) = &json {
+        check_writable(path).with_context(|| format!("--json {}", path.display()))?;
     }
+    let report = play(plot)?;
+    print!("{}", report.text());
+    if let Some(path) = &json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("--json {}", path.display()))?;
+    }
+    Ok(report.passed)
 }
 
-fn play(mut plot: Plot) -> anyhow::Result<bool> {
-    let common = plot.common.clone();
-    let target = Target::new(&common)?;
-    let io = choose_io(common.io)?;
-    check_limits(&common, &target, io)?;
-    let control = Arc::new(Control::new());
-    let stop = control.clone();
-    // A second Ctrl-C ends the process at once.
-    ctrlc::set_handler(move || {
-        if stop.stopped.swap(true, Ordering::AcqRel) {
-            std::process::exit(130);
-        }
-    })?;
-
-    let channels = Arc::new(plot.feed.channels().to_vec());
-    let plans = plans(&common, plot.dialect, channels.len() as u32);
-    let subscriptions: u64 = plans.iter().map(|plan| plan.channels.len() as u64).sum();
-    let needs_warm_up = plans.iter().any(|plan| plan.speech != Speech::Ringfeed);
-    if common.churn > 0.0 && needs_warm_up {
-        bail!("--churn needs --dialect ringfeed: others are not told from where on they receive");
+/// A report that cannot be written is told before the run, not after.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let existed = path.exists();
+    std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+    if !existed {
+        std::fs::remove_file(path)?;
     }
-    let server_at_first = ServerState::fetch(&target)?;
-    let kernel_at_first = kernel_bytes();
+    Ok(())
+}
 
-    let mut crew = Crew::muster(&common, &target, plans, &channels, &control, io)?;
-    let progress = |length: u64, what: &'static str| bar(&common, length, what);
+fn play(mut plot: Plot) -> anyhow::Result<Report> {
+    let started_at = rfc3339(SystemTime::now());
+    let feed = std::mem::replace(&mut plot.feed, Box::new(Nothing));
+    let planned = if plot.hold.is_some() { Some(0) } else { feed.len() };
+    let target = Target::new(&plot.common, plot.traffic.churn)?;
+    let at_first = Moment::take(&target)?;
+    let mut run = Run::start(&plot, target, &*feed)?;
+    let mut seconds = Seconds::default();
 
-    let opening = progress(common.conns.into(), "opening");
-    let begun = Instant::now();
-    crew.wait_until(
-        &control,
-        &opening,
-        common.grace,
-        |p| &p.opened,
-        common.conns.into(),
-        |_| Ok(()),
-    )?;
-    let opening_seconds = begun.elapsed().as_secs_f64();
-    opening.finish_and_clear();
+    run.open(&mut seconds)?;
+    let publisher = run.subscribe(&plot, &mut seconds)?;
+    let before = Moment::take(&run.target)?;
+    let published = run.publish(&plot, feed, publisher)?;
+    seconds.delivering = run.last_delivery(&published)?.duration_since(before.at).as_secs_f64();
+    let after = Moment::take(&run.target)?;
 
-    let mut publisher = match plot.hold {
-        Some(_) if !needs_warm_up => None,
-        _ => Some(Publisher::connect(
-            &target,
-            common.publish,
-            channels.to_vec(),
-            crew.fleet_senders(),
-            control.clone(),
-            crew.audience(channels.len()),
-        )?),
-    };
-    let subscribing = progress(subscriptions, "subscribing");
-    let all: Vec<u32> = (0..channels.len() as u32).collect();
-    let (mut round, mut stood, mut warmed) = (0, 0, None::<Instant>);
-    crew.wait_until(
-        &control,
-        &subscribing,
-        common.grace,
-        |p| &p.standing,
-        subscriptions,
-        |standing| {
+    let closing = Instant::now();
+    let bytes_received = run.crew.total(|p| &p.bytes);
+    let crew = std::mem::take(&mut run.crew);
+    let findings = crew.dismiss(&run.control)?;
+    seconds.closing = closing.elapsed().as_secs_f64();
+
+    let (common, tally) = (&run.common, findings.tally);
+    let interrupted = run.control.is_interrupted() && !plot.live;
+    let (passed, verdict) = Report::judge(&tally, published.messages, planned);
+    let cpu = (after.cpu.0 - before.cpu.0, after.cpu.1 - before.cpu.1);
+    Ok(Report {
+        passed,
+        verdict: if interrupted {
+            format!("INTERRUPTED: {}", of_planned(&published, planned) + &verdict)
+        } else {
+            verdict
+        },
+        version: env!("CARGO_PKG_VERSION"),
+        started_at,
+        arguments: arguments(std::env::args().skip(1)),
+        interest: plot.traffic.interest.name(),
+        seed: plot.traffic.seed,
+        interrupted,
+        planned,
+        scenario: plot.name,
+        url: common.url.clone(),
+        connections: common.conns,
+        subscriptions: run.subscriptions,
+        channels: run.channels.len(),
+        published: published.messages,
+        published_per_second: per_second(published.messages, published.seconds),
+        tally,
+        delivered_per_second: per_second(tally.delivered, seconds.delivering),
+        bytes_received,
+        latency_us: findings.latency.latency(),
+        opening_seconds: seconds.opening,
+        subscribing_seconds: seconds.subscribing,
+        publishing_seconds: published.seconds,
+        delivering_seconds: seconds.delivering,
+        publisher_late_max_us: published.late_max_ns as f64 / 1000.0,
+        loadgen: LoadgenCost {
+            cpu_user_seconds: cpu.0.as_secs_f64(),
+            cpu_system_seconds: cpu.1.as_secs_f64(),
+            cores: (cpu.0 + cpu.1).as_secs_f64() / (after.at - before.at).as_secs_f64(),
+            cores_allowed: allowed_cores(common),
+        },
+        server_memory: server_memory(&at_first, &before, &run.target)?,
+        kernel_bytes_per_connection: kernel_growth(&at_first, &before)
+            .map(|bytes| bytes as f64 / f64::from(common.conns)),
+        server: before
+            .server
+            .zip(after.server)
+            .map(|(before, after)| before.cost(&after, tally.delivered)),
+        closing_seconds: seconds.closing,
+        stalled: plot.traffic.stalled.min(common.conns),
+        io: run.io.to_string(),
+        closes: findings.closes,
+        first_problem: findings.first_problem.or(published.gave_up),
+        notes: findings.notes,
+    })
+}
+
+impl Run {
+    /// Checks everything that can be checked, and has the fleets begin to connect.
+    fn start(plot: &Plot, target: Target, feed: &dyn Feed) -> anyhow::Result<Run> {
+        let Plot { common, traffic, .. } = plot;
+        let io = choose_io(common.io)?;
+        common.templates.check(&common.url, common.api.is_some())?;
+        check_limits(common, &target, io)?;
+        let channels = Arc::new(feed.channels().to_vec());
+        let plans = plans(common, traffic, plot.dialect, u32::try_from(channels.len())?);
+        let count = |plan: &Plan| plan.channels.len() as u64;
+        let subscriptions: u64 = plans.iter().map(count).sum();
+        let told = plans.iter().filter(|plan| plan.speech == Speech::Ringfeed);
+        let acknowledged = told.map(count).sum();
+        let needs_warm_up = acknowledged < subscriptions && !traffic.no_warm_up;
+        if traffic.churn > 0.0 && acknowledged < subscriptions {
+            bail!(
+                "--churn needs --dialect ringfeed: others are not told from where on they receive"
+            );
+        }
+        let control = Arc::new(Control::new());
+        let stop = control.clone();
+        // A second Ctrl-C ends the process at once.
+        ctrlc::set_handler(move || {
+            if stop.interrupt() {
+                std::process::exit(130);
+            }
+        })?;
+        let crew = Crew::muster(common, traffic, &target, plans, &channels, &control, io)?;
+        Ok(Run {
+            common: common.clone(),
+            target,
+            io,
+            control,
+            channels,
+            crew,
+            subscriptions,
+            acknowledged,
+            needs_warm_up,
+        })
+    }
+
+    fn open(&mut self, seconds: &mut Seconds) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let conns = self.common.conns.into();
+        let bar = bar(&self.common, conns, "opening");
+        let show = Show { bar: &bar, what: "connections were open" };
+        let (control, grace) = (&self.control, self.common.grace);
+        self.crew.wait_until(control, show, grace, |p| &p.opened, conns, |_| Ok(()))?;
+        bar.finish_and_clear();
+        seconds.opening = begun.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Waits until every subscription stands. Returns what publishes, if anything is to be.
+    fn subscribe(
+        &mut self,
+        plot: &Plot,
+        seconds: &mut Seconds,
+    ) -> anyhow::Result<Option<Publisher>> {
+        let begun = Instant::now();
+        let bar = bar(&self.common, self.subscriptions, "subscribing");
+        let mut publisher = match plot.hold {
+            Some(_) if !self.needs_warm_up => None,
+            _ => Some(Publisher::connect(
+                &self.target,
+                plot.traffic.publish,
+                self.channels.to_vec(),
+                self.crew.fleet_senders(),
+                self.control.clone(),
+                self.crew.audience(self.common.grace),
+            )?),
+        };
+        if self.needs_warm_up && plot.hold.is_none() && !self.common.quiet {
+            eprintln!(
+                "loadgen: messages {{\"warmup\":…}} go to the channels first, because not all \
+                 subscriptions are acknowledged; --no-warm-up has it without"
+            );
+        }
+        let all: Vec<u32> = (0..).take(self.channels.len()).collect();
+        let (mut round, mut stood, mut warmed) = (0, 0, None::<Instant>);
+        let (needs_warm_up, acknowledged) = (self.needs_warm_up, self.acknowledged);
+        let meanwhile = |standing| {
             if standing > stood {
                 // It is under way: more would only be in the way.
                 (stood, warmed) = (standing, Some(Instant::now()));
             }
+            // What is published to a channel before its offset is known could not be counted.
             if needs_warm_up
+                && standing >= acknowledged
                 && let Some(publisher) = &mut publisher
                 && warmed.is_none_or(|at| at.elapsed() > WARM_UP_EVERY)
             {
@@ -252,100 +265,108 @@ fn play(mut plot: Plot) -> anyhow::Result<bool> {
                 publisher.warm_up(&all, round)?;
             }
             Ok(())
-        },
-    )?;
-    let subscribing_seconds = begun.elapsed().as_secs_f64() - opening_seconds;
-    subscribing.finish_and_clear();
-
-    let server_before = ServerState::fetch(&target)?;
-    let kernel_open = kernel_bytes();
-    let cpu_before = process_cpu_time();
-    let started = Instant::now();
-    let (length, live) = (plot.feed.len(), plot.live);
-    let published_before = control.published.load(Ordering::Relaxed);
-    let feed = std::mem::replace(&mut plot.feed, Box::new(Nothing));
-    let publishing_control = control.clone();
-    let (until_ns, hold) = (plot.until_ns, plot.hold);
-    let settle = Duration::try_from_secs_f64(common.settle).unwrap_or_default();
-    let counts_from_ns = control.now_ns() + settle.as_nanos() as u64;
-    control.counts_from_ns.store(counts_from_ns, Ordering::Relaxed);
-    control.publishing.store(true, Ordering::Relaxed);
-    let publishing = std::thread::Builder::new().name("publisher".into()).spawn(move || {
-        let mut feed = feed;
-        let mut published = Published::default();
-        if let Some(hold) = hold {
-            sleep_until_stopped(hold, &publishing_control);
+        };
+        let show = Show { bar: &bar, what: "subscriptions stood" };
+        let (control, grace, goal) = (&self.control, self.common.grace, self.subscriptions);
+        self.crew.wait_until(control, show, grace, |p| &p.standing, goal, meanwhile)?;
+        bar.finish_and_clear();
+        seconds.subscribing = begun.elapsed().as_secs_f64();
+        if plot.traffic.no_warm_up {
+            // Nobody says when they stand: they are given a moment.
+            std::thread::sleep(WARM_UP_EVERY);
         }
-        if let Some(mut publisher) = publisher {
-            published = publisher.run(&mut *feed, until_ns)?;
-            publisher.finish()?;
-        }
-        anyhow::Ok(published)
-    })?;
-    let shown = progress(length.unwrap_or(0), "publishing");
-    let published = crew.watch(&control, &shown, live, published_before, publishing)?;
-    control.publishing.store(false, Ordering::Relaxed);
-    let grace = if common.churn > 0.0 { CHURN_GRACE } else { common.grace };
-    let last = crew.wait_for_all(&control, &shown, &published, grace)?;
-    shown.finish_and_clear();
-    let delivering_seconds = last.duration_since(started).as_secs_f64();
-    let (cpu_after, wall) = (process_cpu_time(), started.elapsed());
-    let server_after = ServerState::fetch(&target)?;
-
-    let bytes_received = crew.total(|p| &p.bytes);
-    let closing = Instant::now();
-    let findings = crew.dismiss(&control)?;
-    let closing_seconds = closing.elapsed().as_secs_f64();
-    let server_memory = match &server_at_first {
-        Some(first) => first.wait_for_return(&target)?.map(|memory| ServerMemory {
-            resident_bytes_open: server_before.as_ref().map_or(0, ServerState::resident_bytes),
-            ..memory
-        }),
-        None => None,
-    };
-    let kernel_bytes_per_connection = kernel_at_first
-        .zip(kernel_open)
-        .map(|(first, open)| (open as f64 - first as f64) / f64::from(common.conns));
-    let cpu = (cpu_after.0 - cpu_before.0, cpu_after.1 - cpu_before.1);
-    let report = Report {
-        scenario: plot.name,
-        url: common.url.clone(),
-        connections: common.conns,
-        subscriptions,
-        channels: channels.len(),
-        published: published.messages,
-        published_per_second: per_second(published.messages, published.seconds),
-        tally: findings.tally,
-        delivered_per_second: per_second(findings.tally.delivered, delivering_seconds),
-        bytes_received,
-        latency_us: findings.latency.latency(),
-        opening_seconds,
-        subscribing_seconds,
-        publishing_seconds: published.seconds,
-        delivering_seconds,
-        publisher_late_max_us: published.late_max_ns as f64 / 1000.0,
-        loadgen: LoadgenCost {
-            cpu_user_seconds: cpu.0.as_secs_f64(),
-            cpu_system_seconds: cpu.1.as_secs_f64(),
-            cores: (cpu.0 + cpu.1).as_secs_f64() / wall.as_secs_f64(),
-            cores_allowed: allowed_cores(&common),
-        },
-        server: server_before
-            .zip(server_after)
-            .map(|(before, after)| before.cost(&after, findings.tally.delivered)),
-        server_memory,
-        kernel_bytes_per_connection,
-        closing_seconds,
-        stalled: common.stalled.min(common.conns),
-        io: io.to_string(),
-        first_problem: findings.first_problem,
-    };
-    print!("{}", report.text());
-    if let Some(path) = &common.json {
-        let json = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, json + "\n").with_context(|| path.display().to_string())?;
+        Ok(publisher)
     }
-    Ok(report.tally.is_clean())
+
+    /// Publishes the feed on a thread of its own and shows how it goes.
+    fn publish(
+        &mut self,
+        plot: &Plot,
+        feed: Box<dyn Feed>,
+        publisher: Option<Publisher>,
+    ) -> anyhow::Result<Published> {
+        let control = &self.control;
+        let settle = Duration::try_from_secs_f64(plot.traffic.settle).unwrap_or_default();
+        let counts_from_ns = control.now_ns() + settle.as_nanos() as u64;
+        control.counts_from_ns.store(counts_from_ns, Ordering::Relaxed);
+        let before = control.published.load(Ordering::Relaxed);
+        let bar = bar(&self.common, feed.len().unwrap_or(0), "publishing");
+        let ends_ns = match (plot.hold, plot.until_ns.or(feed.lasts_ns())) {
+            (Some(hold), _) => Some(hold.as_nanos() as u64),
+            (None, ends_ns) => ends_ns,
+        };
+        let ends_ns = ends_ns.map(|ns| control.now_ns().saturating_add(ns));
+        control.set_publishing(true);
+        let publishing = self.begin_publishing(plot, feed, publisher)?;
+        let published = self.crew.watch(control, &bar, plot.live, ends_ns, before, publishing)?;
+        bar.finish_and_clear();
+        Ok(published)
+    }
+
+    fn begin_publishing(
+        &self,
+        plot: &Plot,
+        mut feed: Box<dyn Feed>,
+        publisher: Option<Publisher>,
+    ) -> anyhow::Result<JoinHandle<anyhow::Result<Published>>> {
+        let control = self.control.clone();
+        let (until_ns, hold) = (plot.until_ns, plot.hold);
+        let publish = move || {
+            if let Some(hold) = hold {
+                sleep_until_stopped(hold, &control);
+            }
+            let Some(mut publisher) = publisher else { return Ok(Published::default()) };
+            let published = publisher.run(&mut *feed, until_ns)?;
+            publisher.finish()?;
+            Ok(published)
+        };
+        Ok(std::thread::Builder::new().name("publisher".into()).spawn(publish)?)
+    }
+
+    /// Waits until all has arrived, or nothing does any more.
+    fn last_delivery(&mut self, published: &Published) -> anyhow::Result<Instant> {
+        self.control.set_publishing(false);
+        let bar = bar(&self.common, 0, "receiving");
+        let last = self.crew.wait_for_all(&self.control, &bar, published, self.common.grace)?;
+        bar.finish_and_clear();
+        Ok(last)
+    }
+}
+
+/// How far an interrupted run came.
+fn of_planned(published: &Published, planned: Option<u64>) -> String {
+    match planned {
+        Some(0) => String::new(),
+        Some(planned) => format!("{} of {planned} messages were published; ", published.messages),
+        None => format!("{} messages were published; ", published.messages),
+    }
+}
+
+/// The command line as it may be shown: without the API key.
+fn arguments(all: impl Iterator<Item = String>) -> Vec<String> {
+    let mut hidden = false;
+    all.map(|argument| match std::mem::replace(&mut hidden, argument == "--api-key") {
+        true => "***".to_owned(),
+        false if argument.starts_with("--api-key=") => "--api-key=***".to_owned(),
+        false => argument,
+    })
+    .collect()
+}
+
+fn server_memory(
+    at_first: &Moment,
+    open: &Moment,
+    target: &Target,
+) -> anyhow::Result<Option<ServerMemory>> {
+    let Some(first) = &at_first.server else { return Ok(None) };
+    let resident_bytes_open = open.server.as_ref().map_or(0, ServerState::resident_bytes);
+    let memory = first.wait_for_return(target)?;
+    Ok(memory.map(|memory| ServerMemory { resident_bytes_open, ..memory }))
+}
+
+/// What the kernel holds more; what else happens on the machine may hide it.
+fn kernel_growth(first: &Moment, open: &Moment) -> Option<u64> {
+    open.kernel?.checked_sub(first.kernel?).filter(|&grown| grown > 0)
 }
 
 fn per_second(count: u64, seconds: f64) -> f64 {
@@ -384,39 +405,6 @@ impl Feed for Nothing {
     }
 }
 
-/// What this run draws channels with.
-fn drawing(common: &Common, channels: u32, draws: Draws) -> Interest {
-    Interest::new(common.interest, common.seed, channels, draws)
-}
-
-/// Which connection speaks what and subscribes to which channels. Where both dialects are wanted,
-/// half of the connections speak each, and blocks are dealt out in both alike.
-fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
-    let each = match common.subscriptions {
-        0 => channels,
-        some => some.min(channels),
-    };
-    let mut interest = drawing(common, channels, Draws::Subscriptions);
-    let mut before = Vec::new();
-    (0..common.conns)
-        .map(|number| {
-            let speech = match dialect {
-                _ if common.templates.are_used(&common.url) => Speech::Templates,
-                DialectArg::Ringfeed => Speech::Ringfeed,
-                DialectArg::Raw => Speech::Raw,
-                DialectArg::Both if number % 2 == 0 => Speech::Ringfeed,
-                DialectArg::Both => Speech::Raw,
-            };
-            let pairs = dialect == DialectArg::Both && common.interest == InterestArg::Blocks;
-            if !pairs || number % 2 == 0 {
-                before = interest.channels(each);
-            }
-            let stalled = number < common.stalled;
-            Plan { speech, channels: before.clone(), number, stalled }
-        })
-        .collect()
-}
-
 fn bar(common: &Common, length: u64, what: &'static str) -> ProgressBar {
     if common.quiet {
         return ProgressBar::hidden();
@@ -427,4 +415,16 @@ fn bar(common: &Common, length: u64, what: &'static str) -> ProgressBar {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
     ProgressBar::new(length).with_style(style).with_prefix(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_key_is_in_no_report() {
+        let all = ["--conns", "5", "--api-key", "secret", "--api-key=secret", "-q"];
+        let shown = arguments(all.iter().map(|&argument| argument.to_owned()));
+        assert_eq!(shown, ["--conns", "5", "--api-key", "***", "--api-key=***", "-q"]);
+    }
 }

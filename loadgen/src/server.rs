@@ -12,8 +12,10 @@ use crate::target::Target;
 
 /// Gauges are written every tenth of a second.
 const GAUGES_SETTLE: Duration = Duration::from_millis(150);
-/// How long a server may take to be back where it began once everybody has left.
+/// How long a server may take to be back where it began once everybody has left, while there is
+/// progress, and without.
 const RETURN_PATIENCE: Duration = Duration::from_secs(20);
+const STANDSTILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A server at one moment.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,18 +29,17 @@ pub(crate) struct ServerState {
     totals: Option<Totals>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 struct Totals {
     connections: u64,
     sockets: u64,
-    #[serde(default)]
     rings: u64,
     sends: u64,
     bytes_out: u64,
     kernel_enters: u64,
-    turn_max_us: u64,
-    #[serde(default)]
-    turn_cpu_max_us: u64,
+    turn_max_us: Option<u64>,
+    turn_cpu_max_us: Option<u64>,
 }
 
 impl ServerState {
@@ -76,8 +77,8 @@ impl ServerState {
 
     /// What was used between two moments.
     pub(crate) fn cost(&self, after: &ServerState, delivered: u64) -> ServerCost {
-        let user = after.cpu_user_seconds - self.cpu_user_seconds;
-        let system = after.cpu_system_seconds - self.cpu_system_seconds;
+        let user = (after.cpu_user_seconds - self.cpu_user_seconds).max(0.0);
+        let system = (after.cpu_system_seconds - self.cpu_system_seconds).max(0.0);
         let each = delivered.max(1) as f64;
         let totals = self.totals.as_ref().zip(after.totals.as_ref());
         let sends = totals.map(|(b, a)| a.sends.saturating_sub(b.sends).max(1) as f64);
@@ -93,25 +94,34 @@ impl ServerState {
             sends_per_enter: totals.zip(sends).map(|((b, a), sends)| {
                 sends / a.kernel_enters.saturating_sub(b.kernel_enters).max(1) as f64
             }),
-            turn_max_us: after.totals.as_ref().map(|totals| totals.turn_max_us),
-            turn_cpu_max_us: after.totals.as_ref().map(|totals| totals.turn_cpu_max_us),
+            turn_max_us: after.totals.as_ref().and_then(|totals| totals.turn_max_us),
+            turn_max_is_of_run: totals.is_some_and(|(b, a)| a.turn_max_us > b.turn_max_us),
+            turn_cpu_max_us: after.totals.as_ref().and_then(|totals| totals.turn_cpu_max_us),
             resident_bytes_before: self.resident_bytes,
             resident_bytes: after.resident_bytes,
         }
     }
 
-    /// Waits until the server is back where it was, or does not come back. `self` is before the run.
+    /// Waits until the server is back where it was, or does not come back. `self` is before the
+    /// run.
     pub(crate) fn wait_for_return(&self, target: &Target) -> anyhow::Result<Option<ServerMemory>> {
         let deadline = Instant::now() + RETURN_PATIENCE;
+        let mut seen = (None, Instant::now());
         loop {
             let Some(now) = ServerState::fetch(target)? else { return Ok(None) };
+            let open = now.totals.as_ref().map(|totals| (totals.connections, totals.sockets));
+            if seen.0 != Some(open) {
+                seen = (Some(open), Instant::now());
+            }
+            // Who came in the meantime and is no part of the run would be waited for in vain.
+            let stands_still = seen.1.elapsed() > STANDSTILL_PATIENCE;
             let totals = self.totals.as_ref().zip(now.totals.as_ref());
             let returned = totals.map(|(before, after)| {
                 (after.connections, after.sockets) == (before.connections, before.sockets)
                     && now.open_files.saturating_sub(after.rings)
                         <= self.open_files.saturating_sub(before.rings)
             });
-            if returned != Some(false) || Instant::now() > deadline {
+            if returned != Some(false) || stands_still || Instant::now() > deadline {
                 return Ok(Some(ServerMemory {
                     resident_bytes_before: self.resident_bytes,
                     resident_bytes_open: 0,

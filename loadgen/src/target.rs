@@ -11,6 +11,9 @@ use crate::templates::Templates;
 /// turns slow: half of its default port range, less some.
 const CONNECTIONS_PER_ADDRESS: u32 = 10_000;
 
+/// How long the port of a connection that was closed is not used again.
+const TIME_WAIT_SECONDS: f64 = 60.0;
+
 /// A server's addresses.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
@@ -29,7 +32,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) fn new(args: &Common) -> anyhow::Result<Target> {
+    pub(crate) fn new(args: &Common, churn: f64) -> anyhow::Result<Target> {
         let (host, path, address) = parse("--url", &args.url)?;
         let api = match &args.api {
             Some(api) => {
@@ -39,11 +42,13 @@ impl Target {
             None => SocketAddr::new(address.ip(), address.port().wrapping_add(1)),
         };
         let from = if args.from.is_empty() && address.ip().is_loopback() && address.is_ipv4() {
-            let count = args.conns.div_ceil(CONNECTIONS_PER_ADDRESS);
+            // Half of what churns is connections.
+            let waiting = (churn / 2.0 * TIME_WAIT_SECONDS) as u32;
+            let count = args.conns.saturating_add(waiting).div_ceil(CONNECTIONS_PER_ADDRESS);
             // One address is what the kernel chooses itself.
             let spread = (1..=count).filter(|_| count > 1);
-            // Others with each run: ports of the last one are in TIME_WAIT for a minute, and the kernel
-            // searches around them.
+            // Others with each run: ports of the last one are in TIME_WAIT for a minute, and the
+            // kernel searches around them.
             let base = rand::random_range(1..0xff_0000u32);
             spread
                 .map(|i| {
@@ -74,6 +79,13 @@ impl Target {
 
 /// Host, path and address of a WebSocket URL.
 pub(crate) fn parse(flag: &str, url: &str) -> anyhow::Result<(String, String, SocketAddr)> {
+    if url.starts_with("wss://") {
+        bail!(
+            "{flag} {url}: loadgen speaks no TLS; have something in front of it do that, for \
+             example `socat TCP-LISTEN:9000,fork,reuseaddr OPENSSL:HOST:443`, and say \
+             {flag} ws://127.0.0.1:9000/…"
+        );
+    }
     let Some(rest) = url.strip_prefix("ws://") else {
         bail!("{flag} {url}: it must begin with ws://");
     };

@@ -1,37 +1,38 @@
-//! Speaking to any WebSocket server: frames given as templates on the command line, and the stamps by
-//! which made-up messages are recognised in whatever comes back.
+//! Speaking to any WebSocket server: frames given as templates on the command line, and the stamps
+//! by which made-up messages are recognised in whatever comes back.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 
-/// What a server is told, with `{channel}`, `{payload}` and `{size}` filled in and `\r` and `\n` read
-/// as escapes.
+const OTHERS: &str = "Other servers than ringfeed";
+
+// What a server is told, with `{channel}`, `{payload}` and `{size}` filled in and `\r` and `\n`
+// read as escapes.
 #[derive(Debug, Clone, Default, ClapArgs)]
-#[command(next_help_heading = "Other servers than ringfeed")]
 pub(crate) struct Templates {
     /// Text sent for each subscription, with {channel}. This, or {channels} in the URL, has loadgen
     /// speak to a server that knows none of ringfeed's dialects.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = OTHERS, value_name = "TEXT")]
     pub(crate) subscribe_frame: Option<String>,
     /// Text sent once on each connection, before any subscription.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = OTHERS, value_name = "TEXT")]
     pub(crate) hello_frame: Option<String>,
     /// Text sent for each message, with {channel}, {payload} and {size}, the payload's bytes.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = OTHERS, value_name = "TEXT")]
     pub(crate) publish_frame: Option<String>,
     /// WebSocket to publish over, where that is another one.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, help_heading = OTHERS, value_name = "URL")]
     pub(crate) publish_url: Option<String>,
     /// Send what is published as it is over TCP to this address instead of in WebSocket frames.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, help_heading = OTHERS, value_name = "ADDRESS")]
     pub(crate) publish_tcp: Option<String>,
     /// Text sent first on the publisher's connection.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help_heading = OTHERS, value_name = "TEXT")]
     pub(crate) publish_hello: Option<String>,
     /// Processes of the server: their CPU time and memory are reported.
-    #[arg(long, value_name = "PID")]
+    #[arg(long, help_heading = OTHERS, value_name = "PID")]
     pub(crate) server_pid: Vec<u32>,
 }
 
@@ -65,6 +66,33 @@ impl Templates {
             Some(text) => Ok(fill(text, channel, payload)),
             None => bail!("--publish-frame is needed to publish to this server"),
         }
+    }
+
+    /// Says what is missing to speak to another server.
+    pub(crate) fn check(&self, url: &str, api: bool) -> anyhow::Result<()> {
+        if self.are_used(url) && self.publish_frame.is_none() && !api {
+            bail!(
+                "--publish-frame is missing: the text that publishes one message to this server, \
+                 with {{channel}} and {{payload}}; or --api, if it is ringfeed's"
+            );
+        }
+        let needs = [
+            ("--hello-frame", &self.hello_frame, self.are_used(url), "--subscribe-frame"),
+            ("--publish-url", &self.publish_url, self.publish_frame.is_some(), "--publish-frame"),
+            ("--publish-tcp", &self.publish_tcp, self.publish_frame.is_some(), "--publish-frame"),
+            (
+                "--publish-hello",
+                &self.publish_hello,
+                self.publish_frame.is_some(),
+                "--publish-frame",
+            ),
+        ];
+        for (flag, value, has, needed) in needs {
+            if value.is_some() && !has {
+                bail!("{flag} means nothing without {needed}");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -106,7 +134,8 @@ pub(crate) fn fill(template: &str, channel: &str, payload: &[u8]) -> Vec<u8> {
 pub(crate) enum Stamp {
     /// Number of a message in its channel, times the number of channels, plus the channel.
     Message(u64),
-    /// A message before those that count: the how manieth (from 1) to a place in the list of channels.
+    /// A message before those that count: the how manieth (from 1) to a place in the list of
+    /// channels.
     WarmUp { channel: u32, round: u32 },
 }
 

@@ -1,116 +1,16 @@
 //! The load generator against a real engine: a clean run is believed, a lossy one is not.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use std::io::{BufRead, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+mod support;
 
-use serde_json::Value;
+use std::io::Write as _;
+use std::process::Command;
 
-const BENCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/bench.toml");
+use support::{BENCH, Engine, assert_clean, engine_binary};
 
 /// Refuses io_uring as container runtimes do.
 const WITHOUT_IO_URING: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/without_io_uring.py");
-
-struct Engine {
-    child: Child,
-    url: String,
-    api: String,
-    /// What it logged until it was ready.
-    log: String,
-}
-
-/// The engine's binary: where the tests were told, or beside this one, built if need be.
-fn engine_binary() -> PathBuf {
-    if let Ok(dir) = std::env::var("RINGFEED_BIN_DIR") {
-        return Path::new(&dir).join("ringfeed");
-    }
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "ringfeed-engine", "--bin", "ringfeed"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status();
-    assert!(built.unwrap().success());
-    Path::new(env!("CARGO_BIN_EXE_loadgen")).with_file_name("ringfeed")
-}
-
-impl Engine {
-    fn start(flags: &[&str]) -> Engine {
-        Engine::start_with(BENCH, flags)
-    }
-
-    fn start_with(config: &str, flags: &[&str]) -> Engine {
-        Engine::launch(Command::new(engine_binary()), config, flags)
-    }
-
-    fn launch(mut command: Command, config: &str, flags: &[&str]) -> Engine {
-        let mut child = command
-            .args(["serve", "--config", config, "--port", "0"])
-            .args(["--set", "api.listen=127.0.0.1:0", "--set", "server.pin=false"])
-            .args(flags)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let (mut url, mut api, mut log) = (String::new(), String::new(), String::new());
-        while api.is_empty() {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "the engine ended: {log}");
-            log.push_str(&line);
-            if let Some((_, address)) = line.trim().split_once("clients connect to ") {
-                url = address.to_owned();
-            }
-            if let Some((_, address)) = line.trim().split_once("metrics at ") {
-                api = address.to_owned();
-            }
-        }
-        Engine { child, url, api, log }
-    }
-
-    fn loadgen(&self, args: &[&str]) -> (Output, Value) {
-        let dir = tempfile::tempdir().unwrap();
-        let json = dir.path().join("report.json");
-        // Options belong to the subcommand, if there is one.
-        let (scenario, rest) = match args.first() {
-            Some(&first) if !first.starts_with('-') => (Some(first), &args[1..]),
-            _ => (None, args),
-        };
-        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-            .args(scenario)
-            .args(["--quiet", "--url", &self.url, "--api", &self.api, "--json"])
-            .arg(&json)
-            .args(rest)
-            .output()
-            .unwrap();
-        let report =
-            std::fs::read(&json).map_or(Value::Null, |r| serde_json::from_slice(&r).unwrap());
-        (output, report)
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let _ = self.child.wait();
-    }
-}
-
-fn assert_clean(output: &Output, report: &Value, expected: u64) {
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for (key, value) in [
-        ("expected", expected),
-        ("delivered", expected),
-        ("lost", 0),
-        ("duplicated", 0),
-        ("reordered", 0),
-        ("corrupted", 0),
-    ] {
-        assert_eq!(report[key], value, "{key}: {report}");
-    }
-    assert!(report["latency_us"]["p99"].as_f64().unwrap() > 0.0);
-    assert!(report["opening_seconds"].as_f64().unwrap() > 0.0);
-}
 
 #[test]
 fn a_constant_rate_in_both_dialects_over_both_ways_of_publishing() {
@@ -324,7 +224,9 @@ fn a_storm_and_an_idle_crowd_are_reported() {
         let (output, report) = engine.loadgen(&[scenario, &["--conns", "500"]].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         assert_eq!(report["published"], 0);
-        assert!(report["kernel_bytes_per_connection"].is_number());
+        // Absent where it did not grow; never a figure below 0.
+        let kernel = &report["kernel_bytes_per_connection"];
+        assert!(kernel.is_null() || kernel.as_f64().is_some_and(|bytes| bytes > 0.0), "{report}");
         assert_eq!(report["server_memory"]["returned"], true, "{report}");
     }
 }

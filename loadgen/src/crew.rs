@@ -10,30 +10,42 @@ use crossbeam_channel::Sender;
 use indicatif::ProgressBar;
 use ringfeed_wire::Io;
 
-use super::{Control, LOOK, Phase};
-use crate::args::Common;
-use crate::fleet::{Findings, Fleet, Manner, Plan, Progress};
-use crate::publisher::{Audience, Batch, Published};
-use crate::recorder::Recorder;
-use crate::report::Tally;
+use crate::args::{Common, Traffic};
+use crate::fleet::{Findings, Fleet, Manner};
+use crate::plans::Plan;
+use crate::publisher::{Audience, Published};
+use crate::report::{Close, spoken};
+use crate::signals::{Batch, Control, Phase, Progress};
 use crate::target::Target;
+
+/// How often progress is looked at.
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
+
+/// Time without any message after which it is said for how long that goes on.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// One fleet and its thread.
 struct Member {
     thread: JoinHandle<anyhow::Result<Findings>>,
     progress: Arc<Progress>,
     coming: Sender<Arc<Batch>>,
-    expected: Vec<(u32, u64)>,
-    /// Connections that read.
-    connections: u64,
 }
 
 /// All fleets of a run.
-pub(super) struct Crew(Vec<Member>);
+#[derive(Default)]
+pub(crate) struct Crew(Vec<Member>);
+
+/// How waiting is shown.
+pub(crate) struct Show<'a> {
+    pub(crate) bar: &'a ProgressBar,
+    /// `connections were open`.
+    pub(crate) what: &'static str,
+}
 
 impl Crew {
-    pub(super) fn muster(
+    pub(crate) fn muster(
         common: &Common,
+        traffic: &Traffic,
         target: &Target,
         plans: Vec<Plan>,
         channels: &Arc<Vec<String>>,
@@ -52,16 +64,14 @@ impl Crew {
             #[allow(clippy::disallowed_methods)]
             let (coming, receiver) = crossbeam_channel::unbounded();
             let progress = Arc::new(Progress::new(channels.len()));
-            let mut expected = vec![0u64; channels.len()];
-            for plan in share.iter().filter(|plan| !plan.stalled) {
-                plan.channels.iter().for_each(|&channel| expected[channel as usize] += 1);
-            }
-            let connections = share.iter().filter(|plan| !plan.stalled).count() as u64;
-            let expected = (0u32..).zip(expected).filter(|&(_, n)| n > 0).collect();
             let (target, channels, control) = (target.clone(), channels.clone(), control.clone());
             let own = progress.clone();
-            let manner =
-                Manner { io, pace: common.pace, churn_per_second: common.churn / threads as f64 };
+            let manner = Manner {
+                io,
+                pace: common.pace,
+                churn_per_second: traffic.churn / threads as f64,
+                warm_up: !traffic.no_warm_up,
+            };
             let core = common.core.map(|core| usize::from(core) + i);
             let run = move || {
                 if let Some(core) = core {
@@ -71,39 +81,34 @@ impl Crew {
                     Fleet::new(target, share, channels, receiver, control.clone(), own, manner)?;
                 let found = fleet.run();
                 if found.is_err() {
-                    control.stopped.store(true, Ordering::Release);
+                    control.stop();
                 }
                 found
             };
             let thread = std::thread::Builder::new().name(format!("fleet-{i}")).spawn(run)?;
-            members.push(Member { thread, progress, coming, expected, connections });
+            members.push(Member { thread, progress, coming });
         }
         Ok(Crew(members))
     }
 
-    pub(super) fn fleet_senders(&self) -> Vec<Sender<Arc<Batch>>> {
+    pub(crate) fn fleet_senders(&self) -> Vec<Sender<Arc<Batch>>> {
         self.0.iter().map(|member| member.coming.clone()).collect()
     }
 
-    pub(super) fn audience(&self, channels: usize) -> Audience {
-        let mut subscribers = vec![0; channels];
-        for &(channel, count) in self.0.iter().flat_map(|member| &member.expected) {
-            subscribers[channel as usize] += count;
-        }
+    pub(crate) fn audience(&self, grace: f64) -> Audience {
         let fleets = self.0.iter().map(|member| member.progress.clone()).collect();
-        let connections = self.0.iter().map(|member| member.connections).sum();
-        Audience { subscribers, connections, fleets }
+        Audience { fleets, grace }
     }
 
-    pub(super) fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
+    pub(crate) fn total(&self, figure: impl Fn(&Progress) -> &AtomicU64) -> u64 {
         self.0.iter().map(|member| figure(&member.progress).load(Ordering::Relaxed)).sum()
     }
 
     /// Waits until a figure of all fleets has reached a goal.
-    pub(super) fn wait_until(
+    pub(crate) fn wait_until(
         &mut self,
         control: &Control,
-        bar: &ProgressBar,
+        show: Show<'_>,
         grace: f64,
         figure: impl Fn(&Progress) -> &AtomicU64,
         goal: u64,
@@ -112,7 +117,7 @@ impl Crew {
         let mut best = (0, Instant::now());
         loop {
             let total = self.total(&figure);
-            bar.set_position(total);
+            show.bar.set_position(total);
             if total >= goal {
                 return Ok(());
             }
@@ -123,7 +128,8 @@ impl Crew {
                 return self.fail(control);
             }
             if best.1.elapsed().as_secs_f64() > grace {
-                bail!("only {total} of {goal} after {grace} seconds without progress");
+                let what = show.what;
+                bail!("only {total} of {goal} {what} after {grace} seconds without progress");
             }
             meanwhile(total)?;
             std::thread::sleep(LOOK.min(Duration::from_millis(5)));
@@ -132,7 +138,7 @@ impl Crew {
 
     /// The error of a fleet that has failed, or that of an interruption.
     fn fail<T>(&mut self, control: &Control) -> anyhow::Result<T> {
-        control.phase.store(Phase::Stop as u8, Ordering::Release);
+        control.enter(Phase::Stop);
         for member in self.0.drain(..) {
             match member.thread.join() {
                 Ok(found) => found.map(|_| ())?,
@@ -143,16 +149,18 @@ impl Crew {
     }
 
     /// Shows how publishing goes until it has ended.
-    pub(super) fn watch(
+    pub(crate) fn watch(
         &mut self,
         control: &Control,
         bar: &ProgressBar,
         live: bool,
+        ends_ns: Option<u64>,
         before: u64,
         publishing: JoinHandle<anyhow::Result<Published>>,
     ) -> anyhow::Result<Published> {
         let every = Duration::from_millis(if live { 1000 } else { 200 });
         let mut seen = (Instant::now(), 0, 0);
+        let mut silence = Silence::new();
         while !publishing.is_finished() {
             std::thread::sleep(LOOK);
             let elapsed = seen.0.elapsed();
@@ -161,6 +169,7 @@ impl Crew {
             }
             let published = control.published.load(Ordering::Relaxed) - before;
             let delivered = self.total(|p| &p.delivered);
+            silence.break_if_long(published + delivered, control);
             let rate = |now: u64, then: u64| (now - then) as f64 / elapsed.as_secs_f64();
             let text = format!(
                 "published {:>8.0}/s   delivered {:>10.0}/s   {} subscribers",
@@ -168,12 +177,15 @@ impl Crew {
                 rate(delivered, seen.2),
                 self.total(|p| &p.standing),
             );
-            if live {
-                println!("{text}");
-            } else {
-                bar.set_position(published);
-                bar.set_message(text);
+            let left = ends_ns.map(|ends| ends.saturating_sub(control.now_ns()));
+            match left.filter(|_| !live) {
+                None if live => println!("{text}"),
+                None => bar.set_message(text),
+                Some(left) => {
+                    bar.set_message(format!("{text}   {} left", spoken(left as f64 / 1e9)));
+                }
             }
+            bar.set_position(published);
             seen = (Instant::now(), published, delivered);
         }
         match publishing.join() {
@@ -189,24 +201,30 @@ impl Crew {
 
     /// Waits until everything has arrived, or nothing arrives any more. Returns when the last
     /// delivery was seen.
-    pub(super) fn wait_for_all(
+    pub(crate) fn wait_for_all(
         &mut self,
         control: &Control,
         bar: &ProgressBar,
         published: &Published,
         grace: f64,
     ) -> anyhow::Result<Instant> {
-        let goal = self.goal(published);
+        let audience = self.audience(grace);
         let mut last = (self.total(|p| &p.delivered), Instant::now());
+        // A subscription that comes or goes at this very moment is seen in one figure, and not yet
+        // in another: only what is so twice is so.
+        let mut was_over = false;
         loop {
             let delivered = self.total(|p| &p.delivered);
+            let due = audience.due_in_all(&published.by_channel);
             if delivered > last.0 {
                 last = (delivered, Instant::now());
                 bar.set_message(format!("{delivered} delivered"));
             }
-            if delivered >= goal || last.1.elapsed().as_secs_f64() > grace {
+            let is_over = due == 0;
+            if is_over && was_over || last.1.elapsed().as_secs_f64() > grace {
                 return Ok(last.1);
             }
+            was_over = is_over;
             if control.stopped() && self.0.iter().any(|member| member.thread.is_finished()) {
                 return self.fail(control);
             }
@@ -214,25 +232,54 @@ impl Crew {
         }
     }
 
-    /// Deliveries of what was published, over all fleets.
-    fn goal(&self, published: &Published) -> u64 {
-        let by_channel = &published.by_channel;
-        let of = |&(channel, n): &(u32, u64)| n * by_channel.get(channel as usize).unwrap_or(&0);
-        self.0.iter().flat_map(|member| &member.expected).map(of).sum()
-    }
-
-    pub(super) fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
-        control.phase.store(Phase::Stop as u8, Ordering::Release);
-        let mut all =
-            Findings { tally: Tally::default(), first_problem: None, latency: Recorder::new() };
+    pub(crate) fn dismiss(self, control: &Control) -> anyhow::Result<Findings> {
+        control.enter(Phase::Stop);
+        let mut all = Findings::default();
         for member in self.0 {
             let found =
                 member.thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
             all.tally.add(&found.tally);
+            for close in found.closes {
+                let same = |c: &&mut Close| (c.code, &c.reason) == (close.code, &close.reason);
+                match all.closes.iter_mut().find(same) {
+                    Some(known) => known.count += close.count,
+                    None => all.closes.push(close),
+                }
+            }
+            for note in found.notes {
+                if !all.notes.contains(&note) {
+                    all.notes.push(note);
+                }
+            }
             all.first_problem = all.first_problem.or(found.first_problem);
             all.latency.add(&found.latency);
         }
         Ok(all)
+    }
+}
+
+/// Says that a run lives when nothing has happened for long.
+struct Silence {
+    figure: u64,
+    since: Instant,
+    broken: bool,
+}
+
+impl Silence {
+    fn new() -> Silence {
+        Silence { figure: 0, since: Instant::now(), broken: false }
+    }
+
+    fn break_if_long(&mut self, figure: u64, control: &Control) {
+        if figure != self.figure {
+            *self = Silence { figure, ..Silence::new() };
+        }
+        let due_ns = control.next_due_ns.load(Ordering::Relaxed);
+        let left = due_ns.saturating_sub(control.now_ns()) as f64 / 1e9;
+        if !self.broken && self.since.elapsed() > SILENCE_MAX && left > 0.0 {
+            self.broken = true;
+            eprintln!("loadgen: the next message is due in {}", spoken(left));
+        }
     }
 }
 

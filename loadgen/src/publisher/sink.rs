@@ -1,0 +1,321 @@
+//! Where messages go: a long request of the HTTP API, or a connection to a WebSocket or TCP server.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use ringfeed_protocol::frame::{Opcode, write_client};
+use ringfeed_protocol::handshake::ClientHandshake;
+use ringfeed_protocol::{Connection, Incoming, Role};
+
+use crate::signals::Batch;
+use crate::target::{Target, parse};
+use crate::templates::{Templates, fill};
+
+/// How long to wait for a server that does not take or acknowledge anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for what a server that takes no more has said.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(super) enum Sink {
+    /// One long ingest request, acknowledged as it goes.
+    Api { stream: TcpStream, acks: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
+    /// Publish commands over a WebSocket.
+    Ws { stream: TcpStream, errors: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
+    /// What the command line says, in WebSocket frames or as it is. What the server answers is read
+    /// and not looked at.
+    Templates { stream: TcpStream, framed: bool, templates: Templates, reader: JoinHandle<()> },
+}
+
+/// What the server has said so far.
+#[derive(Debug, Default)]
+pub(super) struct Acks {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    #[allow(clippy::disallowed_types)] // written once, by a thread that has failed
+    first_error: std::sync::Mutex<Option<String>>,
+}
+
+impl Acks {
+    fn refuse(&self, count: u64, error: String) {
+        self.refused.fetch_add(count, Ordering::Relaxed);
+        if let Ok(mut first) = self.first_error.lock() {
+            first.get_or_insert(error);
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.refused.load(Ordering::Relaxed) > 0 {
+            let error = self.first_error.lock().ok().and_then(|e| e.clone()).unwrap_or_default();
+            bail!("the server refuses to publish: {error}");
+        }
+        Ok(())
+    }
+}
+
+impl Acks {
+    /// What the server said last explains better than the kernel why it takes no more.
+    fn explain(
+        &self,
+        written: anyhow::Result<()>,
+        reader: &JoinHandle<anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
+        if written.is_err() {
+            let deadline = Instant::now() + LAST_WORDS;
+            while !reader.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.check()?;
+        }
+        written
+    }
+}
+
+impl Sink {
+    /// Hands over messages to these channels.
+    pub(super) fn send(&mut self, channels: &[String], batch: &Batch) -> anyhow::Result<()> {
+        let mut buffer = Vec::new();
+        match self {
+            Sink::Api { stream, acks, reader } => {
+                acks.check()?;
+                let mut lines = Vec::with_capacity(batch.text.len() * 2);
+                for item in &batch.items {
+                    lines.extend_from_slice(b"{\"channel\":\"");
+                    lines.extend_from_slice(channels[item.channel as usize].as_bytes());
+                    lines.extend_from_slice(b"\",\"data\":");
+                    lines.extend_from_slice(batch.payload(item));
+                    lines.extend_from_slice(b"}\n");
+                }
+                write!(buffer, "{:x}\r\n", lines.len())?;
+                buffer.extend_from_slice(&lines);
+                buffer.extend_from_slice(b"\r\n");
+                let written = stream.write_all(&buffer);
+                acks.explain(written.context("publishing over the HTTP API"), reader)
+            }
+            Sink::Ws { stream, errors, reader } => {
+                errors.check()?;
+                let mut command = Vec::new();
+                for item in &batch.items {
+                    command.clear();
+                    command.extend_from_slice(b"{\"type\":\"publish\",\"channel\":\"");
+                    command.extend_from_slice(channels[item.channel as usize].as_bytes());
+                    command.extend_from_slice(b"\",\"data\":");
+                    command.extend_from_slice(batch.payload(item));
+                    command.push(b'}');
+                    write_client(&mut buffer, Opcode::Text, &command, rand::random());
+                }
+                let written = stream.write_all(&buffer);
+                errors.explain(written.context("publishing over a WebSocket"), reader)
+            }
+            Sink::Templates { stream, framed, templates, .. } => {
+                for item in &batch.items {
+                    let channel = &channels[item.channel as usize];
+                    let text = templates.publishing(channel, batch.payload(item))?;
+                    if *framed {
+                        write_client(&mut buffer, Opcode::Text, &text, rand::random());
+                    } else {
+                        buffer.extend_from_slice(&text);
+                    }
+                }
+                stream.write_all(&buffer).context("publishing")
+            }
+        }
+    }
+
+    /// Ends the request and checks that everything was accepted.
+    pub(super) fn finish(self, published: u64) -> anyhow::Result<()> {
+        match self {
+            Sink::Api { mut stream, acks, reader } => {
+                stream.write_all(b"0\r\n\r\n").context("ending the ingest request")?;
+                match reader.join() {
+                    Ok(result) => result?,
+                    Err(_) => bail!("the thread that reads acknowledgements panicked"),
+                }
+                acks.check()?;
+                let accepted = acks.accepted.load(Ordering::Relaxed);
+                if accepted != published {
+                    bail!("the server acknowledged {accepted} of {published} publications");
+                }
+                Ok(())
+            }
+            Sink::Ws { stream, errors, reader } => {
+                stream.shutdown(std::net::Shutdown::Both)?;
+                let _ = reader.join();
+                errors.check()
+            }
+            Sink::Templates { stream, reader, .. } => {
+                stream.shutdown(std::net::Shutdown::Both)?;
+                let _ = reader.join();
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn api(target: &Target) -> anyhow::Result<Sink> {
+        let api = target.api;
+        let mut stream = TcpStream::connect(api)
+            .with_context(|| format!("no HTTP API answers at {api}; --api says where it is"))?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "POST /api/ingest HTTP/1.1\r\nHost: {api}\r\nAuthorization: Bearer {}\r\n\
+             Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n",
+            target.api_key
+        )?;
+        let acks = Arc::new(Acks::default());
+        let (shared, input) = (acks.clone(), stream.try_clone()?);
+        let reader = std::thread::spawn(move || {
+            let read = read_acks(input, &shared);
+            if let Err(e) = &read {
+                shared.refuse(1, format!("{e:#}"));
+            }
+            read
+        });
+        Ok(Sink::Api { stream, acks, reader })
+    }
+
+    pub(super) fn templates(target: &Target) -> anyhow::Result<Sink> {
+        let templates = target.templates.clone();
+        let (mut stream, framed) = match templates.publish_address()? {
+            Some(address) => (connect(address)?, false),
+            None => {
+                let (host, path, address) = match &templates.publish_url {
+                    Some(url) => parse("--publish-url", url)?,
+                    None => (target.host.clone(), target.path.clone(), target.address),
+                };
+                (upgrade(address, &host, &path)?, true)
+            }
+        };
+        if let Some(hello) = &templates.publish_hello {
+            let mut text = fill(hello, "", b"");
+            if framed {
+                let mut frame = Vec::new();
+                write_client(&mut frame, Opcode::Text, &text, rand::random());
+                text = frame;
+            }
+            stream.write_all(&text)?;
+        }
+        let mut input = stream.try_clone()?;
+        let reader = std::thread::spawn(move || {
+            let mut bytes = vec![0; 1 << 16];
+            while input.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        });
+        Ok(Sink::Templates { stream, framed, templates, reader })
+    }
+
+    pub(super) fn ws(target: &Target) -> anyhow::Result<Sink> {
+        let path = target.path_for("ringfeed.v1");
+        let stream = upgrade(target.address, &target.host, &path)?;
+        let errors = Arc::new(Acks::default());
+        let (shared, mut input) = (errors.clone(), stream.try_clone()?);
+        let reader = std::thread::spawn(move || {
+            let mut connection = Connection::new(Role::Client, 1 << 20);
+            let mut bytes = vec![0; 4096];
+            loop {
+                let count = input.read(&mut bytes)?;
+                if count == 0 {
+                    return Ok(());
+                }
+                let mut at = 0;
+                while at < count {
+                    let (used, incoming) = connection.receive(&mut bytes[at..count])?;
+                    at += used;
+                    match incoming {
+                        Some(Incoming::Text(text)) => shared.refuse(1, text.to_owned()),
+                        Some(Incoming::Close(code)) => {
+                            let code = code.map_or(String::new(), |code| format!(": {}", code.0));
+                            shared.refuse(1, format!("the connection was closed{code}"));
+                        }
+                        Some(Incoming::Ping(_)) => {
+                            let mut pong = Vec::new();
+                            write_client(&mut pong, Opcode::Pong, b"", [0; 4]);
+                            input.write_all(&pong)?;
+                        }
+                        _ => {}
+                    }
+                }
+                connection.settle();
+            }
+        });
+        Ok(Sink::Ws { stream, errors, reader })
+    }
+}
+
+/// A connection that waits no longer than [`PATIENCE`] for the server to take something.
+fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream =
+        TcpStream::connect(address).with_context(|| format!("no server answers at {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// An open WebSocket.
+fn upgrade(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = connect(address)?;
+    let handshake = ClientHandshake::new(host, path, None, rand::random());
+    stream.write_all(handshake.request())?;
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while handshake.receive(&head)?.is_none() {
+        stream.read_exact(&mut byte).context("the server's handshake")?;
+        head.push(byte[0]);
+    }
+    Ok(stream)
+}
+
+/// Reads the answer of an ingest request: chunks of JSON lines.
+fn read_acks(stream: TcpStream, acks: &Acks) -> anyhow::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Ack {
+        #[serde(default)]
+        accepted: u64,
+        #[serde(default)]
+        refused: u64,
+        #[serde(default)]
+        errors: Vec<serde_json::Value>,
+        error: Option<String>,
+        message: Option<String>,
+    }
+    let mut input = BufReader::new(stream);
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    if !line.starts_with("HTTP/1.1 200") {
+        bail!("the HTTP API answers: {}", line.trim());
+    }
+    while line != "\r\n" {
+        line.clear();
+        if input.read_line(&mut line)? == 0 {
+            bail!("the HTTP API's answer broke off");
+        }
+    }
+    let mut pending = Vec::new();
+    loop {
+        line.clear();
+        input.read_line(&mut line)?;
+        let size = usize::from_str_radix(line.trim(), 16).context("the answer is not chunked")?;
+        if size == 0 {
+            return Ok(());
+        }
+        let mut chunk = vec![0; size + 2];
+        input.read_exact(&mut chunk)?;
+        pending.extend_from_slice(&chunk[..size]);
+        while let Some(end) = pending.iter().position(|&b| b == b'\n') {
+            let ack: Ack = serde_json::from_slice(&pending[..end])?;
+            pending.drain(..=end);
+            if let Some(error) = ack.error {
+                bail!("{error}: {}", ack.message.unwrap_or_default());
+            }
+            acks.accepted.store(ack.accepted, Ordering::Relaxed);
+            if ack.refused > 0 {
+                let first = ack.errors.first().map(ToString::to_string).unwrap_or_default();
+                acks.refuse(ack.refused, first);
+            }
+        }
+    }
+}
