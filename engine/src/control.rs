@@ -16,8 +16,8 @@ use std::time::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::message::Request;
 use crate::shard::Shared;
-use crate::shard::inbox::Request;
 
 pub use api::openapi;
 

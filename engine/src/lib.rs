@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod message;
 pub mod plan;
 pub mod server;
 pub mod shard;

@@ -14,9 +14,9 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
+use crate::message::{QUEUE_BATCHES, ShardEnd, ShardId, Shards, Waker, queues};
 use crate::plan;
 use crate::shard::door::{self, Admission};
-use crate::shard::inbox::{QUEUE_BATCHES, ShardEnd, ShardId, Shards, Waker, queues};
 use crate::shard::{Environment, Local, Shard, Shared};
 
 /// Entries of each executor's own ring: accepts, handshakes and timers only.

@@ -4,15 +4,11 @@
 //! from other shards, appends it to logs, and sends what is new; each step has a limit, so that no
 //! turn is long. The shard is generic over the socket layer.
 
-mod commands;
 pub mod door;
 mod fanout;
-mod homes;
-pub mod inbox;
-pub mod log;
-mod outbox;
-mod sessions;
-mod subscriptions;
+pub mod feed;
+mod home;
+pub mod session;
 mod timers;
 
 use std::cell::{Cell, RefCell};
@@ -31,12 +27,12 @@ use ringfeed_wire::{Event as WireEvent, SocketId, Wire, drain_event_fd};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::message::{Delivery, Inbox, Links, Request, ShardId, Shards};
 use door::{Admission, Permit};
 use fanout::Fanout;
-use homes::Homes;
-use inbox::{Delivery, Inbox, Links, Request, ShardId, Shards};
-use sessions::{BACKLOG, BLOCKED, CLOSING, Session, SessionId, Sessions, WOKEN};
-use subscriptions::Subscriptions;
+use feed::Subscriptions;
+use home::Homes;
+use session::{BACKLOG, BLOCKED, CLOSING, Session, SessionId, Sessions, WOKEN};
 use timers::{Purpose, TICK_MS, Timer, Wheel};
 
 /// Time after which no further event is taken: memory touched for the first time makes commands slow.
@@ -53,10 +49,10 @@ const YIELD_EVERY: Duration = Duration::from_millis(1);
 
 /// What a shard keeps for one connection that has nothing to send, in bytes.
 pub(crate) const CONNECTION_BYTES: usize =
-    sessions::SESSION_BYTES + size_of::<Timer>() + ringfeed_wire::SOCKET_BYTES;
+    session::SESSION_BYTES + size_of::<Timer>() + ringfeed_wire::SOCKET_BYTES;
 /// What it keeps for one subscription.
 pub(crate) const SUBSCRIPTION_BYTES: usize =
-    size_of::<sessions::Subscription>() + size_of::<subscriptions::Subscriber>();
+    size_of::<session::Subscription>() + size_of::<feed::Subscriber>();
 
 /// A connection whose handshake is done.
 #[derive(Debug)]
@@ -511,7 +507,7 @@ impl<W: Wire> Shard<W> {
                     &mut deliver,
                 );
                 let answer = match start {
-                    Ok(homes::Start { key, position, recovered, replay }) => Delivery::Subscribed {
+                    Ok(home::Start { key, position, recovered, replay }) => Delivery::Subscribed {
                         origin,
                         attempt,
                         channel,

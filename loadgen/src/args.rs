@@ -37,7 +37,7 @@ pub(crate) enum Scenario {
 pub(crate) struct Constant {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Channels to publish to, in turn.
+    /// Channels to publish to; see --interest.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) channels: u32,
     /// Messages published a second, over all channels; 0 is as fast as the server takes them.
@@ -87,7 +87,7 @@ pub(crate) struct Demo {
     #[command(flatten)]
     pub(crate) common: Common,
     /// Simulated instruments.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) instruments: u32,
     /// Simulated ticks a second, over all instruments.
     #[arg(long, default_value_t = 200)]
@@ -114,6 +114,13 @@ pub(crate) struct Common {
     /// Channels that each connection subscribes to; 0 is all of them.
     #[arg(long, default_value_t = 1)]
     pub(crate) subscriptions: u32,
+    /// How each connection chooses its channels, and, for made-up messages, to which channel each
+    /// goes.
+    #[arg(long, value_enum, default_value = "random")]
+    pub(crate) interest: InterestArg,
+    /// The same seed draws the same channels.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
     /// Connections that stop reading once they are subscribed; they are not waited for.
     #[arg(long, default_value_t = 0)]
     pub(crate) stalled: u32,
@@ -167,6 +174,16 @@ pub(crate) enum IoArg {
     #[value(name = "io_uring")]
     IoUring,
     Epoll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InterestArg {
+    /// Uniformly at random.
+    Random,
+    /// Log-uniformly: the first channels by many, the last by few.
+    Popular,
+    /// In turn: connection n the block of channels that begins at n times --subscriptions.
+    Blocks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

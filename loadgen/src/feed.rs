@@ -6,6 +6,8 @@ use rand::Rng as _;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
+use crate::interest::Interest;
+
 /// A source of messages in order of time.
 pub(crate) trait Feed: Send {
     /// The channels it publishes to.
@@ -21,9 +23,13 @@ pub(crate) trait Feed: Send {
     }
 }
 
-/// Made-up messages of one size at a constant rate.
+/// Made-up messages of one size at a constant rate. Each says which one it is: the number it has in
+/// its channel, times the number of channels, plus the channel.
 pub(crate) struct ConstantFeed {
     channels: Vec<String>,
+    interest: Interest,
+    /// Messages of each channel so far.
+    sent_to: Vec<u64>,
     size: usize,
     rate: u32,
     burst: u64,
@@ -33,10 +39,19 @@ pub(crate) struct ConstantFeed {
 }
 
 impl ConstantFeed {
-    pub(crate) fn new(channels: Vec<String>, size: u32, rate: u32, burst: u32, secs: f64) -> Self {
+    /// `interest` must draw from as many channels as there are.
+    pub(crate) fn new(
+        channels: Vec<String>,
+        interest: Interest,
+        size: u32,
+        rate: u32,
+        burst: u32,
+        secs: f64,
+    ) -> Self {
         let total = (rate > 0).then_some((f64::from(rate) * secs) as u64);
         let until_ns = (secs * 1e9) as u64;
-        Self { channels, size: size as usize, rate, burst: burst.into(), total, until_ns, sent: 0 }
+        let (sent_to, size, burst) = (vec![0; channels.len()], size as usize, burst.into());
+        Self { channels, interest, sent_to, size, rate, burst, total, until_ns, sent: 0 }
     }
 }
 
@@ -51,13 +66,16 @@ impl Feed for ConstantFeed {
         }
         let number = self.sent;
         self.sent += 1;
+        let channel = self.interest.channel();
+        let in_channel = &mut self.sent_to[channel as usize];
+        let stamp = *in_channel * self.channels.len() as u64 + u64::from(channel);
+        *in_channel += 1;
         let mut text = String::with_capacity(self.size);
-        let _ = write!(text, "{{\"n\":{number},\"pad\":\"");
+        let _ = write!(text, "{{\"n\":{stamp},\"pad\":\"");
         let pad = self.size.saturating_sub(text.len() + 2);
         payload.extend_from_slice(text.as_bytes());
         payload.extend(std::iter::repeat_n(b'x', pad));
         payload.extend_from_slice(b"\"}");
-        let channel = (number % self.channels.len() as u64) as u32;
         let due_ns = match self.rate {
             0 => 0,
             rate => number / self.burst * self.burst * 1_000_000_000 / u64::from(rate),

@@ -3,7 +3,7 @@
 
 mod verify;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ impl Speech {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) speech: Speech,
-    /// Places in the list of channels.
+    /// Places in the list of channels, ascending.
     pub(crate) channels: Vec<u32>,
     /// Number over all threads.
     pub(crate) number: u32,
@@ -177,6 +177,8 @@ pub(crate) struct Fleet {
     target: Target,
     plans: Vec<Plan>,
     channels: Arc<Vec<String>>,
+    /// The way back from a name.
+    places: HashMap<Box<str>, u32>,
     coming: Receiver<Arc<Batch>>,
     control: Arc<Control>,
     progress: Arc<Progress>,
@@ -234,12 +236,15 @@ impl Fleet {
                     .get_or_insert_with(|| Stream::new(lane, &channels[channel as usize]));
             }
         }
+        let place = |(place, name): (usize, &String)| (name.as_str().into(), place as u32);
+        let places = channels.iter().enumerate().map(place).collect();
         Ok(Fleet {
             wire,
             target,
             queued: (0..u32::try_from(plans.len())?).collect(),
             plans,
             channels,
+            places,
             coming,
             control,
             progress,

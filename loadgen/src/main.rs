@@ -5,6 +5,7 @@ mod args;
 mod expect;
 mod feed;
 mod fleet;
+mod interest;
 mod machine;
 mod publisher;
 mod recorder;

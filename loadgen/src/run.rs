@@ -10,9 +10,10 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use ringfeed_wire::process_cpu_time;
 
-use crate::args::{Args, Common, DialectArg, Hold, Scenario};
+use crate::args::{Args, Common, DialectArg, Hold, InterestArg, Scenario};
 use crate::feed::{ConstantFeed, Feed, SimulatedFeed};
 use crate::fleet::{Plan, Speech};
+use crate::interest::{Draws, Interest};
 use crate::machine::{check_limits, choose_io, kernel_bytes};
 use crate::publisher::{Published, Publisher};
 use crate::recording::ReplayFeed;
@@ -107,7 +108,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             let common = constant.common.clone();
             let names = (0..constant.channels).map(|i| format!("{}c{i}", common.prefix)).collect();
             let (size, rate, burst) = (constant.size, constant.rate, constant.burst);
-            let feed = ConstantFeed::new(names, size, rate, burst, constant.duration);
+            let interest = drawing(&common, constant.channels, Draws::Publications);
+            let feed = ConstantFeed::new(names, interest, size, rate, burst, constant.duration);
             let until_ns = (rate == 0).then(|| feed.until_ns());
             let dialect = common.dialect.unwrap_or(DialectArg::Ringfeed);
             let name = "constant rate".to_owned();
@@ -161,14 +163,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
 /// Connections on which nothing is published.
 fn held(name: &str, args: &Hold, seconds: f64) -> Plot {
     let common = args.common.clone();
-    let channels = u64::from(common.subscriptions.max(1));
+    let channels = common.subscriptions.max(1);
     let names = (0..channels).map(|i| format!("{}c{i}", common.prefix)).collect();
+    let interest = drawing(&common, channels, Draws::Publications);
     let hold = Duration::try_from_secs_f64(args.duration.unwrap_or(seconds)).unwrap_or_default();
     Plot {
         name: name.to_owned(),
         dialect: common.dialect.unwrap_or(DialectArg::Ringfeed),
         common,
-        feed: Box::new(ConstantFeed::new(names, 40, 1, 1, 0.0)),
+        feed: Box::new(ConstantFeed::new(names, interest, 40, 1, 1, 0.0)),
         until_ns: None,
         live: false,
         hold: Some(hold),
@@ -381,26 +384,35 @@ impl Feed for Nothing {
     }
 }
 
-/// Which connection speaks what and subscribes to which channels: in turn, so that every channel
-/// has as many subscribers as every other, in both dialects where both are wanted.
+/// What this run draws channels with.
+fn drawing(common: &Common, channels: u32, draws: Draws) -> Interest {
+    Interest::new(common.interest, common.seed, channels, draws)
+}
+
+/// Which connection speaks what and subscribes to which channels. Where both dialects are wanted,
+/// half of the connections speak each, and blocks are dealt out in both alike.
 fn plans(common: &Common, dialect: DialectArg, channels: u32) -> Vec<Plan> {
     let each = match common.subscriptions {
         0 => channels,
         some => some.min(channels),
     };
+    let mut interest = drawing(common, channels, Draws::Subscriptions);
+    let mut before = Vec::new();
     (0..common.conns)
         .map(|number| {
-            let (speech, turn) = match dialect {
-                _ if common.templates.are_used(&common.url) => (Speech::Templates, number),
-                DialectArg::Ringfeed => (Speech::Ringfeed, number),
-                DialectArg::Raw => (Speech::Raw, number),
-                DialectArg::Both if number % 2 == 0 => (Speech::Ringfeed, number / 2),
-                DialectArg::Both => (Speech::Raw, number / 2),
+            let speech = match dialect {
+                _ if common.templates.are_used(&common.url) => Speech::Templates,
+                DialectArg::Ringfeed => Speech::Ringfeed,
+                DialectArg::Raw => Speech::Raw,
+                DialectArg::Both if number % 2 == 0 => Speech::Ringfeed,
+                DialectArg::Both => Speech::Raw,
             };
-            let first = u64::from(turn) * u64::from(each);
-            let channels =
-                (0..u64::from(each)).map(|i| ((first + i) % u64::from(channels)) as u32).collect();
-            Plan { speech, channels, number, stalled: number < common.stalled }
+            let pairs = dialect == DialectArg::Both && common.interest == InterestArg::Blocks;
+            if !pairs || number % 2 == 0 {
+                before = interest.channels(each);
+            }
+            let stalled = number < common.stalled;
+            Plan { speech, channels: before.clone(), number, stalled }
         })
         .collect()
 }

@@ -104,7 +104,7 @@ pub(crate) fn fill(template: &str, channel: &str, payload: &[u8]) -> Vec<u8> {
 /// What a made-up message says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stamp {
-    /// Number of a message over all channels, which are published to in turn.
+    /// Number of a message in its channel, times the number of channels, plus the channel.
     Message(u64),
     /// A message before those that count: the how manieth (from 1) to a place in the list of channels.
     WarmUp { channel: u32, round: u32 },

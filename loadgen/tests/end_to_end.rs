@@ -133,10 +133,36 @@ fn a_constant_rate_in_both_dialects_over_both_ways_of_publishing() {
             publish,
             "--threads",
             "2",
+            "--interest",
+            "blocks",
         ]);
         // 60 connections × 3 of 6 channels = 30 on each: 600 messages × 30.
         assert_clean(&output, &report, 18_000);
         assert!(report["server"]["cpu_system_ns_per_delivery"].is_number());
+    }
+}
+
+#[test]
+fn any_interest_is_verified_in_every_dialect_and_drawn_again_from_the_same_seed() {
+    let engine = Engine::start(&["--set", "server.shards=2"]);
+    let flags = "--conns 40 --channels 50 --subscriptions 7 --rate 1000 --duration 1 --interest";
+    let templates = [
+        "--subscribe-frame",
+        r#"{"type":"subscribe","channel":"{channel}"}"#,
+        "--publish-frame",
+        r#"{"type":"publish","channel":"{channel}","data":{payload}}"#,
+    ];
+    for interest in ["random", "popular", "blocks"] {
+        let mut all_expected = Vec::new();
+        for speech in [&["--dialect", "ringfeed"][..], &["--dialect", "raw"], &templates] {
+            let flags: Vec<&str> = flags.split(' ').chain([interest]).collect();
+            let (output, report) = engine.loadgen(&[&flags, speech].concat());
+            let expected = report["expected"].as_u64().unwrap_or(0);
+            assert!(expected > 1000, "{report}");
+            assert_clean(&output, &report, expected);
+            all_expected.push(expected);
+        }
+        assert!(all_expected.iter().all(|&n| n == all_expected[0]), "{all_expected:?}");
     }
 }
 
@@ -155,8 +181,19 @@ fn a_recording_is_replayed_byte_for_byte_as_fast_as_it_goes() {
     }
     gz.finish().unwrap();
     let file = file.to_str().unwrap();
-    let (output, report) = engine
-        .loadgen(&["replay", "--file", file, "--speed", "0", "--clone", "2", "--conns", "80"]);
+    let (output, report) = engine.loadgen(&[
+        "replay",
+        "--file",
+        file,
+        "--speed",
+        "0",
+        "--clone",
+        "2",
+        "--conns",
+        "80",
+        "--interest",
+        "blocks",
+    ]);
     // Two streams, two clones, two dialects: 80 connections are 20 on each channel.
     assert_clean(&output, &report, 5000 * 2 * 20);
     assert_eq!(report["channels"], 4);
@@ -302,6 +339,8 @@ fn a_server_is_spoken_to_by_templates_and_stamps_are_recognised() {
         "8",
         "--subscriptions",
         "4",
+        "--interest",
+        "blocks",
         "--rate",
         "800",
         "--duration",

@@ -25,7 +25,7 @@ use super::publish::{self, ApiError, PublishBody, PublishResult};
 use super::{State, ingest, metrics};
 use crate::config::Secret;
 use crate::counters::Totals;
-use crate::shard::inbox::{Request, StoredPublication};
+use crate::message::{Request, StoredPublication};
 
 type App = FromState<Arc<State>>;
 

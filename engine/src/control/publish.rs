@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::State;
-use crate::shard::inbox::{Published, Request, ShardId, StoredPayload};
+use crate::message::{Published, Request, ShardId, StoredPayload};
 
 /// How long to wait before a full shard is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);

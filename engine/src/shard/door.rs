@@ -17,8 +17,8 @@ use monoio::time::{Instant, sleep, timeout, timeout_at};
 use ringfeed_protocol::Dialect;
 use ringfeed_protocol::handshake::{HEAD_BYTES_MAX, Refusal, Request, write_response};
 
-use super::inbox::ShardId;
 use super::{Local, Promoted, Shared};
+use crate::message::ShardId;
 
 /// Bytes read at once; most request heads are smaller.
 const READ_BYTES: usize = 2048;

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use ringfeed_protocol::{CloseCode, Event};
 use ringfeed_wire::{Segment, ShortSend, SocketId, VECTORED_RUNS_MAX, Wire};
 
-use super::Shard;
-use super::sessions::{
+use crate::config::LagPolicy;
+use crate::shard::Shard;
+use crate::shard::feed::{GAPPED, LaneId};
+use crate::shard::session::{
     BACKLOG, BLOCKED, CLOSING, MULTI, NOT_STAGED, OUTBOX, SessionId, Sessions, Subscription, WOKEN,
 };
-use super::subscriptions::{GAPPED, LaneId};
-use crate::config::LagPolicy;
 
 /// A send by itself: what the kernel takes for one, in units of [`COST_OF_PART`].
 const COST_OF_SEND: usize = 16;

@@ -1,6 +1,6 @@
 //! One wheel of timers for all connections of a shard.
 
-use super::sessions::SessionId;
+use crate::shard::session::SessionId;
 
 /// Milliseconds per bucket.
 pub(super) const TICK_MS: u64 = 100;

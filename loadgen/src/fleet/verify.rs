@@ -13,6 +13,9 @@ use crate::templates::{Stamp, find_stamp};
 /// The longest frame that is believed; a longer one means that the stream is torn.
 const FRAME_BYTES_MAX: u64 = 64 << 20;
 
+/// How a message of `ringfeed.v1` begins; the channel's name follows.
+const MESSAGE_OF_CHANNEL: &[u8] = b"{\"type\":\"message\",\"channel\":\"";
+
 impl Fleet {
     pub(super) fn received(&mut self, at: usize, bytes: &[u8], now_ns: u64) -> anyhow::Result<()> {
         self.progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -130,11 +133,15 @@ impl Fleet {
             self.stamped_bytes(at, payload, now_ns);
             return Ok(());
         }
+        // The next message of one of its channels.
+        let likely = match self.conns[at].subscriptions.len() {
+            0 | 1 => 0,
+            _ => self.meant_for(at, payload).unwrap_or(self.conns[at].last),
+        };
         let conn = &mut self.conns[at];
-        // The next message of one of its channels, most likely of the one before.
         let count = conn.subscriptions.len();
         for i in 0..count {
-            let place = (conn.last + i) % count;
+            let place = (likely + i) % count;
             let subscription = &mut conn.subscriptions[place];
             let Some(stream) =
                 &self.streams[stream_place(subscription.channel, conn.speech.lane())]
@@ -164,11 +171,8 @@ impl Fleet {
 
     fn ringfeed_event(&mut self, at: usize, frame: &[u8], payload: &[u8]) -> anyhow::Result<()> {
         let event: Value = serde_json::from_slice(payload).context("the server sent no JSON")?;
-        let conn = &mut self.conns[at];
         let channel = event["channel"].as_str().unwrap_or_default();
-        let channels = &self.channels;
-        let own = |s: &Subscription| channels[s.channel as usize] == channel;
-        let place = conn.subscriptions.iter().position(own);
+        let place = self.places.get(channel).and_then(|&channel| self.place_of(at, channel));
         match (event["type"].as_str(), place) {
             (Some("subscribed"), Some(place)) => {
                 let offset = event["offset"].as_u64().unwrap_or(0);
@@ -306,13 +310,28 @@ impl Fleet {
         self.conns[at].carry = rest;
     }
 
+    /// Where a connection's subscription to a channel is.
     fn place_of(&self, at: usize, channel: u32) -> Option<usize> {
-        let subscriptions = &self.conns[at].subscriptions;
-        let count = self.channels.len() as u32;
-        // Channels are dealt out in turn: see `plans`.
-        let first = subscriptions.first()?.channel;
-        let place = ((channel + count).checked_sub(first)? % count) as usize;
-        subscriptions.get(place).is_some_and(|s| s.channel == channel).then_some(place)
+        // In the order of the plan, which ascends.
+        let own = &self.plans[self.conns[at].plan as usize].channels;
+        own.binary_search(&channel).ok()
+    }
+
+    /// The subscription that a frame is most likely for: of the channel that it names, or of the one
+    /// that the stamp of a made-up message says.
+    fn meant_for(&self, at: usize, payload: &[u8]) -> Option<usize> {
+        let channel = match self.conns[at].speech {
+            Speech::Ringfeed => {
+                let name = payload.strip_prefix(MESSAGE_OF_CHANNEL)?;
+                let end = name.iter().position(|&byte| byte == b'"')?;
+                *self.places.get(std::str::from_utf8(&name[..end]).ok()?)?
+            }
+            Speech::Raw | Speech::Templates => match find_stamp(payload) {
+                Ok((0, Stamp::Message(number))) => (number % self.channels.len() as u64) as u32,
+                _ => return None,
+            },
+        };
+        self.place_of(at, channel)
     }
 
     /// A message that shows that a subscription stands, and from where on.

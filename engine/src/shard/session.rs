@@ -1,12 +1,15 @@
 //! The connections of a shard, by slot. What fan-out touches for each delivery is kept apart from
 //! the rest, so that walking the subscribers of a channel touches little memory.
 
+mod commands;
+pub(super) mod outbox;
+
 use ringfeed_protocol::{Connection, Dialect};
 use ringfeed_wire::{SocketId, SocketOwners};
 
-use super::door::Permit;
-use super::outbox::Outbox;
-use super::subscriptions::LaneId;
+use crate::shard::door::Permit;
+use crate::shard::feed::LaneId;
+use crate::shard::session::outbox::Outbox;
 
 /// A connection of this shard; stale after it is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

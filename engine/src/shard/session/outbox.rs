@@ -6,35 +6,35 @@ use bytes::Bytes;
 
 /// Whole frames in order; the first may be sent in part.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(in crate::shard) struct Outbox {
     frames: VecDeque<Bytes>,
     bytes: usize,
 }
 
 impl Outbox {
-    pub(super) fn push(&mut self, frame: Bytes) {
+    pub(in crate::shard) fn push(&mut self, frame: Bytes) {
         self.bytes += frame.len();
         self.frames.push_back(frame);
     }
 
     /// Puts bytes before everything else: the rest of a frame that is half sent.
-    pub(super) fn push_front(&mut self, rest: Bytes) {
+    pub(in crate::shard) fn push_front(&mut self, rest: Bytes) {
         self.bytes += rest.len();
         self.frames.push_front(rest);
     }
 
     /// Bytes waiting.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::shard) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Everything waiting, in order.
-    pub(super) fn frames(&self) -> impl Iterator<Item = &Bytes> {
+    pub(in crate::shard) fn frames(&self) -> impl Iterator<Item = &Bytes> {
         self.frames.iter()
     }
 
     /// The kernel has taken so many bytes.
-    pub(super) fn sent(&mut self, mut taken: usize) {
+    pub(in crate::shard) fn sent(&mut self, mut taken: usize) {
         self.bytes -= taken;
         while taken > 0
             && let Some(front) = self.frames.front_mut()
@@ -49,7 +49,7 @@ impl Outbox {
     }
 
     /// Replaces the last frame.
-    pub(super) fn replace_last(&mut self, frame: Bytes) {
+    pub(in crate::shard) fn replace_last(&mut self, frame: Bytes) {
         if let Some(last) = self.frames.pop_back() {
             self.bytes -= last.len();
         }

@@ -9,12 +9,12 @@ use ringfeed_protocol::{
 };
 use ringfeed_wire::Wire;
 
-use super::Shard;
-use super::inbox::{Delivery, Origin, Request, StoredPayload};
-use super::sessions::{Allowance, BLOCKED, CLOSING, MULTI, OUTBOX, Session, Subscription};
-use super::subscriptions::{LaneId, Window};
-use super::timers::{Purpose, Timer};
 use crate::config::{Publishers, Subscribers};
+use crate::message::{Delivery, Origin, Request, StoredPayload};
+use crate::shard::Shard;
+use crate::shard::feed::{LaneId, Window};
+use crate::shard::session::{Allowance, BLOCKED, CLOSING, MULTI, OUTBOX, Session, Subscription};
+use crate::shard::timers::{Purpose, Timer};
 
 /// History requests of one session under way. An answer has up to a sixteenth of what an outbox may
 /// hold, and reading pauses at a quarter, so that answers alone never fill it.
@@ -28,7 +28,7 @@ const PONG: u8 = 0x80 | Opcode::Pong as u8;
 
 impl<W: Wire> Shard<W> {
     /// Feeds received bytes to a session. While it is paused they are held.
-    pub(super) fn received(&mut self, slot: u32, bytes: &mut [u8]) {
+    pub(in crate::shard) fn received(&mut self, slot: u32, bytes: &mut [u8]) {
         let id = self.sessions.id(slot);
         let now_ms = self.now_ms;
         let Some(session) = self.sessions.get_mut(slot) else { return };
@@ -278,7 +278,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Stops reading from a session until the shard has caught up.
-    pub(super) fn pause(&mut self, slot: u32) {
+    pub(in crate::shard) fn pause(&mut self, slot: u32) {
         let id = self.sessions.id(slot);
         let socket = self.sessions.hot(slot).socket;
         if let Some(session) = self.sessions.get_mut(slot)
@@ -291,7 +291,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Reads again from sessions that were paused, where the reason is gone.
-    pub(super) fn unpause(&mut self) {
+    pub(in crate::shard) fn unpause(&mut self) {
         if self.paused.is_empty() || self.is_congested() {
             return;
         }
@@ -316,7 +316,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Answers to commands, and chunks, from the home shards.
-    pub(super) fn delivered(&mut self, delivery: Delivery) {
+    pub(in crate::shard) fn delivered(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Chunk { key, lane, first_offset, count, bytes } => {
                 let Some(id) = self.subscriptions.find_key(key, lane) else { return };
@@ -444,7 +444,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Sends an event to one session, where its dialect has a form for it.
-    pub(super) fn reply(&mut self, slot: u32, event: &Event) {
+    pub(in crate::shard) fn reply(&mut self, slot: u32, event: &Event) {
         let Some(session) = self.sessions.get(slot) else { return };
         let mut frame = Vec::new();
         session.dialect.write_event(&mut frame, event);
@@ -467,7 +467,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Queues bytes for one session. Reading from it stops while it does not read.
-    pub(super) fn push_outbox(&mut self, slot: u32, frame: Bytes) {
+    pub(in crate::shard) fn push_outbox(&mut self, slot: u32, frame: Bytes) {
         let most = self.config.limits.outbox_bytes_max as usize;
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let outbox = session.outbox.get_or_insert_default();
@@ -499,7 +499,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// After a send: frees an empty outbox, and ends a session whose close frame is out.
-    pub(super) fn settle_outbox(&mut self, slot: u32) {
+    pub(in crate::shard) fn settle_outbox(&mut self, slot: u32) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         if session.outbox.as_ref().is_some_and(|outbox| outbox.bytes() > 0) {
             return;
@@ -514,7 +514,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Begins the closing handshake: nothing of any channel follows, the close frame is the last.
-    pub(super) fn close_session(&mut self, slot: u32, code: CloseCode, reason: &str) {
+    pub(in crate::shard) fn close_session(&mut self, slot: u32, code: CloseCode, reason: &str) {
         let Some(session) = self.sessions.get(slot) else { return };
         if self.sessions.hot(slot).flags & CLOSING != 0 {
             return;
@@ -545,7 +545,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Ends a session at once.
-    pub(super) fn remove_session(&mut self, slot: u32) {
+    pub(in crate::shard) fn remove_session(&mut self, slot: u32) {
         let Some(session) = self.sessions.get(slot) else { return };
         for at in (0..session.subscriptions.len()).rev() {
             self.detach(slot, at);
@@ -557,7 +557,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Sees to the timers of sessions.
-    pub(super) fn due(&mut self, timer: Timer) {
+    pub(in crate::shard) fn due(&mut self, timer: Timer) {
         let Some(slot) = self.sessions.current(timer.session) else { return };
         let flags = self.sessions.hot(slot).flags;
         let now_ms = self.now_ms;

@@ -10,10 +10,10 @@ use rand::rngs::SmallRng;
 use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, ErrorCode, Lane, Position};
 
-use super::inbox::{
+use crate::config::ChannelRule;
+use crate::message::{
     ChannelKey, ChannelRow, Delivery, HistoryPage, ShardId, StoredPayload, StoredPublication,
 };
-use crate::config::ChannelRule;
 
 /// What a dialect puts around a payload, at most, besides the channel's name.
 const ENVELOPE_BYTES: usize = 96;

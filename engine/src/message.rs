@@ -20,7 +20,7 @@ use ringfeed_protocol::{ChannelName, ErrorCode, Lane, Position};
 use siphasher::sip::SipHasher13;
 use tokio::sync::oneshot;
 
-use super::sessions::SessionId;
+use crate::shard::session::SessionId;
 
 /// Batches in each queue. With [`BATCH_BYTES_MAX`] it bounds a queue to 64 MiB of payload.
 pub const QUEUE_BATCHES: usize = 256;
@@ -406,7 +406,7 @@ impl<T> Batches<T> {
 
 /// What one shard has under way to all others; owned by the sender.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(crate) struct Links {
     requests: Vec<Batches<Request>>,
     deliveries: Vec<Batches<Delivery>>,
     bytes_max: usize,
@@ -419,7 +419,7 @@ impl std::fmt::Debug for Request {
 }
 
 impl Links {
-    pub(super) fn new(shards: ShardId, bytes_max: u32) -> Links {
+    pub(crate) fn new(shards: ShardId, bytes_max: u32) -> Links {
         Links {
             requests: (0..shards).map(|_| Batches::new()).collect(),
             deliveries: (0..shards).map(|_| Batches::new()).collect(),
@@ -427,18 +427,18 @@ impl Links {
         }
     }
 
-    pub(super) fn request(&mut self, to: ShardId, request: Request) {
+    pub(crate) fn request(&mut self, to: ShardId, request: Request) {
         let cost = request.cost();
         self.requests[usize::from(to)].push(request, cost);
     }
 
-    pub(super) fn deliver(&mut self, to: ShardId, delivery: Delivery) {
+    pub(crate) fn deliver(&mut self, to: ShardId, delivery: Delivery) {
         let cost = delivery.cost();
         self.deliveries[usize::from(to)].push(delivery, cost);
     }
 
     /// Sends what fits and wakes whom it was sent to.
-    pub(super) fn flush(&mut self, shards: &Shards) {
+    pub(crate) fn flush(&mut self, shards: &Shards) {
         for (i, end) in shards.shards.iter().enumerate() {
             let requests = self.requests[i].flush(&end.requests);
             let deliveries = self.deliveries[i].flush(&end.deliveries);
@@ -449,18 +449,18 @@ impl Links {
     }
 
     /// Whether something could not be handed over yet.
-    pub(super) fn waiting(&self) -> bool {
+    pub(crate) fn waiting(&self) -> bool {
         self.requests.iter().any(|lane| !lane.closed.is_empty())
             || self.deliveries.iter().any(|lane| !lane.closed.is_empty())
     }
 
     /// Whether so many deliveries wait that no requests may be taken.
-    pub(super) fn deliveries_full(&self) -> bool {
+    pub(crate) fn deliveries_full(&self) -> bool {
         self.deliveries.iter().any(|lane| lane.closed_bytes > self.bytes_max)
     }
 
     /// Whether so much waits that publishers must be slowed down.
-    pub(super) fn full(&self) -> bool {
+    pub(crate) fn full(&self) -> bool {
         self.deliveries_full()
             || self.requests.iter().any(|lane| lane.closed_bytes > self.bytes_max)
     }

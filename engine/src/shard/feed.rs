@@ -1,14 +1,16 @@
 //! The channels that sessions of this shard are subscribed to: one log and one list of subscribers
 //! for each lane of each.
 
+pub mod log;
+
 use std::collections::HashMap;
 
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Lane, Position};
 
-use super::inbox::ChannelKey;
-use super::log::Log;
 use crate::config::LagPolicy;
+use crate::message::ChannelKey;
+use crate::shard::feed::log::Log;
 
 /// A lane of a channel on this shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
