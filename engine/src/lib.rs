@@ -9,6 +9,8 @@ pub mod config;
 pub mod control;
 pub mod counters;
 pub mod message;
+pub mod origins;
 pub mod plan;
+mod seldom;
 pub mod server;
 pub mod shard;

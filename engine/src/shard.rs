@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use monoio::net::UnixStream;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -28,6 +29,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::message::{Delivery, Inbox, Links, Request, ShardId, Shards};
+use crate::seldom::Seldom;
 use door::{Admission, Permit};
 use fanout::Fanout;
 use feed::Subscriptions;
@@ -63,6 +65,8 @@ pub struct Promoted {
     pub endpoint: u8,
     /// What it speaks.
     pub dialect: Dialect,
+    /// The HTTP answer that opens it, to be sent before anything else.
+    pub answer: Vec<u8>,
     /// Bytes that came behind the request head.
     pub rest: Vec<u8>,
     /// Counts the connection until it ends.
@@ -184,6 +188,7 @@ pub struct Shard<W> {
     subscription_count: u64,
     homes: Homes,
     wheel: Wheel,
+    adopt_failures: Seldom,
     fanout: Fanout,
     /// Deliveries of this shard's own channels to its own sessions.
     own: VecDeque<Delivery>,
@@ -244,6 +249,7 @@ impl<W: Wire> Shard<W> {
             subscriptions: Subscriptions::new(),
             subscription_count: 0,
             wheel: Wheel::new(),
+            adopt_failures: Seldom::default(),
             fanout: Fanout::new(limits.sends),
             own: VecDeque::new(),
             paused: Vec::new(),
@@ -396,7 +402,7 @@ impl<W: Wire> Shard<W> {
 
     /// Moves a connection from the executor to the wire.
     fn promote(&mut self, promoted: Promoted) {
-        let Promoted { socket, endpoint, dialect, mut rest, permit } = promoted;
+        let Promoted { socket, endpoint, dialect, answer, mut rest, permit } = promoted;
         if self.draining {
             return;
         }
@@ -404,7 +410,11 @@ impl<W: Wire> Shard<W> {
             Ok(socket) => socket,
             Err(e) => {
                 self.counters.refused.add(1);
-                tracing::warn!("a connection was dropped after its handshake: {e}");
+                if let Some(count) = self.adopt_failures.count(self.clock.now()) {
+                    tracing::warn!(
+                        "{count} connections got no answer, because there was no socket slot: {e}"
+                    );
+                }
                 return;
             }
         };
@@ -435,6 +445,9 @@ impl<W: Wire> Shard<W> {
             let jitter = self.rng.random_range(0..=interval / 4);
             let due_ms = self.now_ms + u64::from(interval - jitter);
             self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Heartbeat });
+        }
+        if !answer.is_empty() {
+            self.push_outbox(id.slot, Bytes::from(answer));
         }
         if !rest.is_empty() {
             self.received(id.slot, &mut rest);

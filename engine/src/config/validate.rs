@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ringfeed_protocol::channel_name;
 
 use super::schema::{Config, Endpoint};
+use crate::origins::Origins;
 
 impl Config {
     /// What the types cannot say.
@@ -69,6 +70,16 @@ impl Config {
                 channel_prefix.is_empty() || channel_name::check(channel_prefix).is_ok(),
                 format!(
                     "endpoints[{i}].channel_prefix = {channel_prefix:?}: it must be the beginning of a channel name"
+                ),
+            );
+        }
+        for (i, origin) in server.origins.iter().enumerate() {
+            let read = Origins::parse(std::slice::from_ref(origin));
+            need(
+                read.is_ok(),
+                format!(
+                    "server.origins[{i}]: {}",
+                    read.err().map_or_else(String::new, |e| e.to_string())
                 ),
             );
         }

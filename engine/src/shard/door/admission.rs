@@ -63,8 +63,8 @@ impl Drop for Permit {
     }
 }
 
-/// One IPv6 customer usually has a whole /64.
-fn counted_as(address: IpAddr) -> IpAddr {
+/// The address under which a peer is counted: one IPv6 customer usually has a whole /64.
+pub(super) fn counted_as(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
             let [a, b, c, d, ..] = v6.segments();

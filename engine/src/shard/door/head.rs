@@ -1,57 +1,48 @@
-//! Reading a request head before a deadline.
+//! Reading a request head.
 
-use monoio::io::{AsyncReadRent as _, AsyncWriteRentExt as _};
+use monoio::buf::IoBufMut as _;
+use monoio::io::AsyncReadRent as _;
 use monoio::net::TcpStream;
-use monoio::time::{Instant, timeout_at};
-use ringfeed_protocol::handshake::{HEAD_BYTES_MAX, Refusal, Request};
+use ringfeed_protocol::handshake::{HEAD_BYTES_MAX, HeadEnd, Refusal};
 
-use super::READ_BYTES;
-use super::admission::Permit;
-use super::refuse::end;
-use super::route::route;
-use crate::shard::{Promoted, Shared};
+use super::places::Place;
 
-/// Reads the head and answers it, all before the deadline: no trickle of bytes extends it. `None` for a connection that ended or was served a plain answer.
-pub(super) async fn shake(
-    mut stream: TcpStream,
-    permit: Permit,
-    deadline: Instant,
-    shared: &Shared,
-) -> Result<Option<Promoted>, (TcpStream, Refusal)> {
-    let mut head: Vec<u8> = Vec::new();
-    let mut chunk = vec![0; READ_BYTES];
+/// What a connection without a head holds for it. Most heads are smaller: browsers send about 600
+/// bytes, programs 200.
+pub(super) const READ_BYTES: usize = 1024;
+
+/// A head and what came behind it.
+pub(super) struct Head {
+    /// The head, whole.
+    pub(super) bytes: Vec<u8>,
+    /// Bytes of the first frames.
+    pub(super) rest: Vec<u8>,
+}
+
+/// Reads a head. `Ok(None)` for a connection that ended before. The caller sets a deadline for all
+/// of it: no trickle of bytes extends it.
+pub(super) async fn read_head(
+    stream: &mut TcpStream,
+    place: &Place,
+) -> Result<Option<Head>, Refusal> {
+    let mut bytes: Vec<u8> = Vec::with_capacity(READ_BYTES);
+    let mut end = HeadEnd::default();
     loop {
-        let Ok((read, returned)) = timeout_at(deadline, stream.read(chunk)).await else {
-            let text = "the request head took too long\n";
-            return Err((stream, Refusal::new(408, text)));
-        };
-        chunk = returned;
-        match read {
-            Ok(0) | Err(_) => return Ok(None),
-            Ok(n) => head.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+        if bytes.len() == bytes.capacity() {
+            // [`HeadEnd`] refuses what is longer than a head may be.
+            bytes.reserve_exact(bytes.len().min(HEAD_BYTES_MAX));
         }
-        match Request::parse(&head) {
-            Err(refusal) => return Err((stream, refusal)),
-            Ok(None) if head.len() >= HEAD_BYTES_MAX + READ_BYTES => return Ok(None),
-            Ok(None) => {}
-            Ok(Some((request, len))) => {
-                let mut answer = Vec::new();
-                let routed = match route(&request, shared, &mut answer) {
-                    Ok(routed) => routed,
-                    Err(refusal) => return Err((stream, refusal)),
-                };
-                let rest = head.get(len..).unwrap_or_default().to_vec();
-                let written = timeout_at(deadline, stream.write_all(answer)).await;
-                if !written.is_ok_and(|(written, _)| written.is_ok()) {
-                    return Ok(None);
-                }
-                let Some((endpoint, dialect)) = routed else {
-                    let _ = timeout_at(deadline, end(stream)).await;
-                    return Ok(None);
-                };
-                let socket = ringfeed_wire::into_owned_fd(stream);
-                return Ok(Some(Promoted { socket, endpoint, dialect, rest, permit }));
-            }
+        let from = bytes.len();
+        place.set_waits(true);
+        let (read, buffer) = stream.read(bytes.slice_mut(from..)).await;
+        place.set_waits(false);
+        bytes = buffer.into_inner();
+        if !read.is_ok_and(|n| n > 0) {
+            return Ok(None);
+        }
+        if let Some(len) = end.find(&bytes)? {
+            let rest = bytes.split_off(len);
+            return Ok(Some(Head { bytes, rest }));
         }
     }
 }
