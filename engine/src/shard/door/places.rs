@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{AbortHandle, AbortRegistration};
 
+/// See [`Places::new`].
+const SHARE_GRACE: Duration = Duration::from_secs(1);
+
 /// A bounded number of connections, by address and in the order in which they came. Its owner is one
 /// shard.
 #[derive(Debug)]
@@ -46,9 +49,11 @@ pub(super) struct Place {
 }
 
 impl Places {
-    /// An address may hold a quarter of all places without making room for itself.
+    /// Of an address that holds half of all places, those leave that have waited for
+    /// [`SHARE_GRACE`], though there is room: the others find some. Everybody may come from one
+    /// address, that of a proxy.
     pub(super) fn new(most: usize, grace: Duration) -> Places {
-        let per_address_most = (most / 4).max(1);
+        let per_address_most = (most / 2).max(1);
         Places { most, per_address_most, grace, taken: RefCell::default() }
     }
 
@@ -65,7 +70,7 @@ impl Places {
     ) -> Option<(Place, AbortRegistration)> {
         let mut taken = self.taken.borrow_mut();
         if taken.counts.get(&address).is_some_and(|&count| count >= self.per_address_most) {
-            taken.send_away(Some(address), now, self.grace);
+            taken.send_away(Some(address), now, SHARE_GRACE);
         }
         if taken.entries.len() >= self.most && !taken.send_away_any(now, self.grace) {
             return None;
@@ -168,10 +173,12 @@ mod tests {
     fn an_address_beyond_its_share_makes_room_for_itself() {
         let places = Rc::new(Places::new(8, GRACE));
         let start = Instant::now();
-        let held: Vec<_> = (0..3).map(|i| places.enter(address(1), start + GRACE * i)).collect();
-        let held: Vec<_> = held.into_iter().flatten().collect();
-        assert_eq!(places_gone(&places, &held), [true, false, false]);
-        assert_eq!(places.count(), 2);
+        let enter = |after| places.enter(address(1), start + after).unwrap();
+        let mut held: Vec<_> = (0..5).map(|_| enter(Duration::ZERO)).collect();
+        assert_eq!(places_gone(&places, &held), [false; 5], "there is room");
+        held.push(enter(SHARE_GRACE));
+        assert_eq!(places_gone(&places, &held), [true, false, false, false, false, false]);
+        assert_eq!(places.count(), 5);
         drop(held);
         assert_eq!(places.count(), 0);
         assert!(places.taken.borrow().counts.is_empty());
