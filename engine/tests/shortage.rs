@@ -26,7 +26,7 @@ impl Drop for Server {
 }
 
 fn serve(io: &str) -> Server {
-    let mut child = Command::new("sh")
+    let mut started = Command::new("sh")
         .args(["-c", &format!("ulimit -n {DESCRIPTORS}; exec \"$@\""), "sh"])
         .args([env!("CARGO_BIN_EXE_ringfeed"), "serve", "--port", "0"])
         .args(["--set", "api.listen=127.0.0.1:0", "--set", &format!("server.io={io}")])
@@ -35,15 +35,16 @@ fn serve(io: &str) -> Server {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    loop {
+    let log = BufReader::new(started.stderr.take().unwrap());
+    let mut server = Server { child: started, public: String::new(), log };
+    while server.public.is_empty() {
         let mut line = String::new();
-        assert!(log.read_line(&mut line).unwrap() > 0, "the server ended");
+        assert!(server.log.read_line(&mut line).unwrap() > 0, "the server ended");
         if let Some((_, address)) = line.trim().split_once("connect to ws://") {
-            let public = address.trim_end_matches("/ws").to_owned();
-            return Server { child, public, log };
+            server.public = address.trim_end_matches("/ws").to_owned();
         }
     }
+    server
 }
 
 impl Server {
