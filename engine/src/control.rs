@@ -2,6 +2,8 @@
 //! work and nothing can stall a shard.
 
 mod api;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod ingest;
 mod metrics;
 mod publish;

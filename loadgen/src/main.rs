@@ -5,6 +5,8 @@ mod args;
 mod expect;
 mod feed;
 mod fleet;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod interest;
 mod machine;
 mod publisher;

@@ -113,8 +113,16 @@ mod tests {
             let (request, _) = Request::parse(text.as_bytes()).unwrap().unwrap();
             assert_eq!((request.path, request.query), (path, query), "{target}");
         }
-        for target in ["http://", "http:///ws", "ftp://a/ws", "example.org/ws", "*", "http://a@b/"]
-        {
+        for target in [
+            "http://",
+            "http:///ws",
+            "ftp://a/ws",
+            "example.org/ws",
+            "*",
+            "http://a@b/",
+            "/ws#x",
+            "http://a#b/ws",
+        ] {
             assert_eq!(
                 status(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")),
                 400,

@@ -173,7 +173,7 @@ async fn publish_one(
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct BatchBody<'a> {
+pub(super) struct BatchBody<'a> {
     /// In order; those to one channel keep it.
     #[serde(borrow)]
     publications: Vec<PublishBody<'a>>,

@@ -71,8 +71,11 @@ impl HeadEnd {
 }
 
 /// Path and query of a target in origin-form or in absolute-form (RFC 9112 section 3.2). A user name
-/// before the host is refused, as RFC 9110 section 4.2.4 advises.
+/// before the host is refused, as RFC 9110 section 4.2.4 advises, and a fragment, which is never sent.
 fn split_target(target: &str) -> Option<(&str, &str)> {
+    if target.contains('#') {
+        return None;
+    }
     let local = if target.starts_with('/') {
         target
     } else {
@@ -80,7 +83,7 @@ fn split_target(target: &str) -> Option<(&str, &str)> {
         if !["http", "https", "ws", "wss"].iter().any(|s| s.eq_ignore_ascii_case(scheme)) {
             return None;
         }
-        let (authority, local) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (authority, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.is_empty() || authority.contains('@') {
             return None;
         }
@@ -118,7 +121,10 @@ impl<'a> Request<'a> {
             return Err(Refusal::new(505, "only HTTP/1.1 is spoken here\n"));
         }
         let (path, query) = split_target(head.path.unwrap_or_default()).ok_or_else(|| {
-            Refusal::new(400, "the target must begin with '/' or be a URL with a host\n")
+            Refusal::new(
+                400,
+                "the target must begin with '/' or be a URL with a host, and have no '#'\n",
+            )
         })?;
         let request = Request {
             method: head.method.unwrap_or_default(),
