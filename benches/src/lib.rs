@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ringfeed_engine::config::{Config, Sources};
 use ringfeed_engine::counters::Counters;
+use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{QUEUE_BATCHES, Request, Shards, StoredPayload, Waker, queues};
 use ringfeed_engine::shard::door::Admission;
 use ringfeed_engine::shard::{Environment, Local, Promoted, Shard, Shared};
@@ -131,8 +132,14 @@ impl Stage {
             admission: Arc::new(Admission::new(u32::MAX, 0)),
         });
         let local = Rc::new(Local::default());
-        let shard =
-            Shard::new(0, wire, shared.clone(), inbox, local.clone(), Environment::machine());
+        let shard = Shard::new(
+            ShardId(0),
+            wire,
+            shared.clone(),
+            inbox,
+            local.clone(),
+            Environment::machine(),
+        );
         let names = (0..channels).map(|i| ChannelName::new(&format!("bench.c{i}")));
         let channels: Vec<ChannelName> =
             names.collect::<Result<_, _>>().map_err(io::Error::other)?;
@@ -165,7 +172,7 @@ impl Stage {
             let payload = StoredPayload { kind: PayloadKind::Json, bytes: payload.clone() };
             let channel = self.channels[i % self.channels.len()].clone();
             let request = Request::Publish { origin: None, channel, payload };
-            assert!(self.shared.shards.request(0, request).is_ok(), "the queue has room");
+            assert!(self.shared.shards.request(ShardId(0), request).is_ok(), "the queue has room");
         }
     }
 

@@ -86,7 +86,7 @@ impl State {
             return;
         }
         tracing::info!("draining: no new connections, clients are told to come back later");
-        for shard in 0..self.shared.shards.count() {
+        for shard in self.shared.shards.ids() {
             // A shard takes requests in bounded time; it must be told.
             let mut request = Request::Drain;
             while let Err(back) = self.shared.shards.request(shard, request) {

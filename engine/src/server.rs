@@ -14,7 +14,8 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Config, IoChoice};
 use crate::control;
 use crate::counters::Counters;
-use crate::message::{QUEUE_BATCHES, ShardEnd, ShardId, Shards, Waker, queues};
+use crate::ids::ShardId;
+use crate::message::{QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
 use crate::plan;
 use crate::shard::door::{self, Admission};
 use crate::shard::{Environment, Local, Shard, Shared};
@@ -67,7 +68,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let config = Arc::new(config);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {
-        0 => ShardId::try_from(cores.len().max(1)).unwrap_or(ShardId::MAX),
+        0 => u16::try_from(cores.len().max(1)).unwrap_or(u16::MAX),
         count => count,
     };
     for consumer in plan::memory(&config, io, count) {
@@ -91,10 +92,10 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let (ready, started) = crossbeam_channel::bounded::<Result<(ShardId, ShardEnd), ServeError>>(1);
     let mut threads = Vec::new();
     let mut releases = Vec::new();
-    for (id, listener) in (0..).zip(listeners) {
+    for (id, listener) in (0..).map(ShardId).zip(listeners) {
         let (release, released) = crossbeam_channel::bounded::<Arc<Shared>>(1);
         releases.push(release);
-        let core = config.server.pin.then(|| cores.get(usize::from(id) % cores.len().max(1)));
+        let core = config.server.pin.then(|| cores.get(id.index() % cores.len().max(1)));
         let core = core.flatten().copied();
         let (ready, config) = (ready.clone(), config.clone());
         let run = move || {
@@ -145,7 +146,7 @@ impl Server {
 
     /// Waits until every shard has drained.
     pub fn wait(self) -> Result<(), ServeError> {
-        for (id, thread) in (0..).zip(self.shards) {
+        for (id, thread) in (0..).map(ShardId).zip(self.shards) {
             match thread.join() {
                 Ok(result) => result?,
                 Err(_) => return Err(ServeError::Shard(id, "it panicked".into())),

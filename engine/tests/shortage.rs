@@ -109,5 +109,5 @@ fn nobody_is_told_of_a_websocket_for_which_there_is_no_place() {
     assert_eq!(answer, "");
     drop((held, slow));
     let log = server.end();
-    assert!(log.contains("got no answer, because there was no socket slot"), "{log}");
+    assert!(log.contains("connections got no answer: "), "{log}");
 }

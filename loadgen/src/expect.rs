@@ -216,7 +216,7 @@ mod tests {
     use ringfeed_protocol::frame::{Opcode, write_server};
 
     fn stream(count: u64) -> (Stream, Vec<Vec<u8>>) {
-        let mut stream = Stream::new(Lane::Raw, "c");
+        let mut stream = Stream::new(Lane::RAW, "c");
         let mut frames = Vec::new();
         for i in 0..count {
             let payload = format!("{{\"n\":{i}}}");

@@ -51,8 +51,8 @@ impl Speech {
     /// What looks different is recognised by its stamps, at a higher cost.
     pub(crate) fn lane(self) -> Lane {
         match self {
-            Speech::Ringfeed => Lane::Ringfeed,
-            Speech::Raw | Speech::Templates => Lane::Raw,
+            Speech::Ringfeed => Lane::RINGFEED,
+            Speech::Raw | Speech::Templates => Lane::RAW,
         }
     }
 
@@ -207,7 +207,7 @@ fn subscribe_command(channel: &str) -> String {
 }
 
 fn stream_place(channel: u32, lane: Lane) -> usize {
-    channel as usize * Lane::COUNT + lane.index()
+    channel as usize * Lane::ALL.len() + usize::from(lane == Lane::RAW)
 }
 
 impl Fleet {
@@ -228,7 +228,7 @@ impl Fleet {
             ..WireConfig::default()
         })?;
         let mut streams: Vec<Option<Stream>> =
-            (0..channels.len() * Lane::COUNT).map(|_| None).collect();
+            (0..channels.len() * Lane::ALL.len()).map(|_| None).collect();
         for plan in &plans {
             for &channel in &plan.channels {
                 let lane = plan.speech.lane();

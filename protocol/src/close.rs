@@ -18,12 +18,16 @@ impl CloseCode {
     pub const TOO_LARGE: CloseCode = CloseCode(1009);
     /// 1012: the server restarts; come back after the announced delay.
     pub const SERVICE_RESTART: CloseCode = CloseCode(1012);
+    /// 1013: the server has no room for what this connection wants; come back later.
+    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013);
     /// 4000: the reader fell out of the channel's window; resume from the last offset.
     pub const LAGGED: CloseCode = CloseCode(4000);
     /// 4001: nothing was heard from the client within the heartbeat's limit.
     pub const NO_HEARTBEAT: CloseCode = CloseCode(4001);
     /// 4002: replies pile up because the client does not read.
     pub const SLOW: CloseCode = CloseCode(4002);
+    /// 4003: a message was begun and not finished in time.
+    pub const MESSAGE_TIMEOUT: CloseCode = CloseCode(4003);
     /// 4500: a command that the dialect cannot answer in band was refused; the reason says why.
     pub const REFUSED: CloseCode = CloseCode(4500);
     /// 4501: the client goes on sending above the message rate.

@@ -104,7 +104,7 @@ fn every_kind_of_message_is_shown_as_it_is_written() {
     for ((offset, kind, bytes), line) in publications.into_iter().zip(shown) {
         let mut frame = Vec::new();
         let publication = Publication { offset, kind, bytes };
-        Lane::Ringfeed.write_publication(&mut frame, "chat", &publication);
+        Lane::RINGFEED.write_publication(&mut frame, "chat", &publication);
         assert_eq!(body(&frame), line);
     }
 }

@@ -93,6 +93,11 @@ impl Segment {
         unshared
     }
 
+    /// Whether somebody holds a slice of it.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.memory) > 1
+    }
+
     /// The filled bytes `start..end`, shared.
     ///
     /// # Panics
@@ -124,8 +129,9 @@ mod tests {
         let mut segment = Segment::new(4);
         assert!(segment.append(b"abcd"));
         let slice = segment.slice(1, 2);
-        assert!(!segment.reset());
+        assert!(!segment.reset() && segment.is_shared());
         drop(slice);
+        assert!(!segment.is_shared());
         assert!(segment.reset() && segment.is_empty() && segment.append(b"efgh"));
     }
 

@@ -144,7 +144,7 @@ fn frame(size: usize) -> Vec<u8> {
     let publication =
         Publication { offset: 1000, kind: PayloadKind::Json, bytes: payload.as_bytes() };
     let mut frame = Vec::new();
-    Lane::Ringfeed.write_publication(&mut frame, "bench.c0", &publication);
+    Lane::RINGFEED.write_publication(&mut frame, "bench.c0", &publication);
     frame
 }
 

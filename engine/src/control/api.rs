@@ -25,7 +25,7 @@ use super::publish::{self, ApiError, PublishBody, PublishResult};
 use super::{State, ingest, metrics};
 use crate::config::Secret;
 use crate::counters::Totals;
-use crate::message::{Request, StoredPublication};
+use crate::message::{Reply, Request, StoredPublication};
 
 type App = FromState<Arc<State>>;
 
@@ -258,10 +258,15 @@ async fn channels(
     let Query(query) = query.map_err(|e| ApiError::new("bad_request", e.body_text()))?;
     let deadline = Instant::now() + publish::timeout(&state);
     let mut rows = Vec::new();
-    for shard in 0..state.shared.shards.count() {
-        let (reply, answer) = oneshot::channel();
-        publish::send(&state, shard, Request::ListChannels { reply }, deadline).await?;
-        rows.extend(publish::receive(answer, deadline).await?);
+    for shard in state.shared.shards.ids() {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let (reply, answer) = oneshot::channel();
+            publish::send(&state, shard, Request::ListChannels { from, reply }, deadline).await?;
+            let page = publish::receive(answer, deadline).await?;
+            rows.extend(page.rows);
+            next = page.next;
+        }
     }
     rows.retain(|row| row.name.starts_with(&query.prefix));
     rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -345,8 +350,12 @@ async fn history(
     let limit = query.limit.unwrap_or(most).min(most);
     let home = state.shared.shards.home(&channel);
     let (reply, answer) = oneshot::channel();
-    let request =
-        Request::ReadHistory { channel: channel.clone(), after: query.after, limit, reply };
+    let request = Request::History {
+        channel: channel.clone(),
+        after: query.after,
+        limit,
+        reply: Reply::Control(reply),
+    };
     publish::send(&state, home, request, deadline).await?;
     let Some(page) = publish::receive(answer, deadline).await? else {
         return Err(ApiError::new(
@@ -382,7 +391,7 @@ pub(super) struct StatsReply {
 /// Adds up the counters of all shards.
 pub(super) fn totals(state: &State) -> Totals {
     let mut totals = Totals::default();
-    state.shared.counters.iter().for_each(|counters| totals.add(counters));
+    state.shared.counters.iter().for_each(|counters| totals.add(&Totals::of(counters)));
     totals
 }
 

@@ -131,7 +131,10 @@ impl Ingest {
         {
             match result {
                 Ok(_) => self.ack.accepted += 1,
-                Err((code, message)) => self.refuse(line, ApiError::new(code.as_str(), message)),
+                Err(refused) => {
+                    let code = refused.code().as_str();
+                    self.refuse(line, ApiError::new(code, refused.to_string()));
+                }
             }
         }
         Ok(())

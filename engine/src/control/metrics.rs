@@ -29,7 +29,7 @@ impl Collector for Snapshot {
                     let kind = metric.metric_type();
                     metric.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
                 }
-                Kind::Gauge => {
+                Kind::Gauge | Kind::Maximum => {
                     let metric = ConstGauge::new(*value);
                     let kind = metric.metric_type();
                     metric.encode(encoder.encode_descriptor(name, help, None, kind)?)?;

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use super::State;
-use crate::message::{Published, Request, ShardId, StoredPayload};
+use crate::ids::ShardId;
+use crate::message::{Published, Request, StoredPayload};
 
 /// How long to wait before a full shard is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
@@ -108,11 +109,11 @@ pub(super) async fn publish_all(
         (0..shards.count()).map(|_| Vec::new()).collect();
     let count = items.len();
     for (place, (channel, payload)) in (0u32..).zip(items) {
-        by_home[usize::from(shards.home(&channel))].push((place, channel, payload));
+        by_home[shards.home(&channel).index()].push((place, channel, payload));
     }
     let deadline = Instant::now() + timeout(state);
     let mut replies = Vec::new();
-    for (home, items) in (0..).zip(by_home).filter(|(_, items)| !items.is_empty()) {
+    for (home, items) in shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty()) {
         let (reply, answer) = oneshot::channel();
         send(state, home, Request::PublishBatch { items, reply }, deadline).await?;
         replies.push(answer);
@@ -174,6 +175,9 @@ pub(super) fn result(channel: &ChannelName, published: Published) -> PublishResu
             offset,
             ack: "accepted",
         },
-        Err((code, message)) => PublishResult::Refused(ApiError::new(code.as_str(), message)),
+        Err(refused) => {
+            let code = refused.code().as_str();
+            PublishResult::Refused(ApiError::new(code, refused.to_string()))
+        }
     }
 }

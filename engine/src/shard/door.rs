@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use accept::accept;
-pub use admission::{Admission, Permit};
+pub use admission::{Admission, NotAdmitted, Permit};
 
 use super::{Local, Shared};
 use crate::counters::Counters;
-use crate::message::ShardId;
+use crate::ids::ShardId;
 use crate::origins::Origins;
 use places::Places;
 
@@ -44,7 +44,7 @@ struct Door {
 
 impl Door {
     fn new(shard: ShardId, shared: Arc<Shared>, local: Rc<Local>) -> Door {
-        let counters = shared.counters[usize::from(shard)].clone();
+        let counters = shared.counters[shard.index()].clone();
         let server = &shared.config.server;
         let origins = Origins::parse(&server.origins).expect("the configuration was validated");
         let handshakes = Rc::new(Places::new(server.handshakes_max as usize, HEAD_GRACE));

@@ -1,206 +1,315 @@
-//! The channels that sessions of this shard are subscribed to: one log and one list of subscribers
-//! for each lane of each.
+//! The channels that sessions of this shard are subscribed to: one log and its subscribers for each
+//! lane of each.
 
 pub mod log;
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Lane, Position};
+use ringfeed_wire::Segment;
+use smallvec::SmallVec;
 
 use crate::config::LagPolicy;
-use crate::message::ChannelKey;
-use crate::shard::feed::log::Log;
-
-/// A lane of a channel on this shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct LaneId(pub(super) u32);
+use crate::ids::{ChannelKey, LaneId, LogPosition, SessionSlot};
+use crate::message::Chunk;
+use crate::names::Names;
+use crate::slab::Slab;
+use log::Log;
 
 /// A subscriber at this position waits to be told of a gap and to be put at the end.
-pub(super) const GAPPED: u64 = u64::MAX;
+pub(super) const GAPPED: LogPosition = LogPosition(u64::MAX);
+/// A subscriber without a cursor: what it was not sent stands in its session's list of chunks.
+pub(super) const FOLLOWS: LogPosition = LogPosition(u64::MAX - 1);
 
 /// One subscriber of a lane: a cursor and nothing else.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subscriber {
-    /// Everything before this position was sent, or is being sent in the current submission.
-    pub(super) sent: u64,
-    pub(super) session: u32,
+    /// Everything before this position was sent, or is being sent in the current submission; or
+    /// [`GAPPED`], or [`FOLLOWS`].
+    pub(super) sent: LogPosition,
+    pub(super) session: SessionSlot,
+}
+
+impl Subscriber {
+    /// The position, where there is one.
+    pub(super) fn cursor(&self) -> Option<LogPosition> {
+        (self.sent < FOLLOWS).then_some(self.sent)
+    }
+}
+
+/// Which of a lane's two lists a subscriber is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum List {
+    /// Sessions with one subscription, served lane by lane.
+    Walked,
+    /// Sessions that have had several, served one by one.
+    Served,
 }
 
 /// What a reader meets that falls behind, copied from the channel's rule.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
     pub(super) policy: LagPolicy,
-    pub(super) bytes: u64,
+    pub(super) bytes: usize,
     pub(super) age_ms: u64,
+}
+
+/// For how long a lane's readers may still hold its publications back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    left_ms: u64,
+    at_ms: u64,
+}
+
+impl Patience {
+    /// Readers who read are waited for so long, …
+    const FULL_MS: u64 = 2000;
+    /// … and after that one millisecond in so many.
+    const REFILL_MS: u64 = 10;
+
+    fn new() -> Patience {
+        Patience { left_ms: Patience::FULL_MS, at_ms: 0 }
+    }
+
+    /// Books the time since the last look, during which the lane was or was not waited for.
+    pub(super) fn pass(&mut self, now_ms: u64, waited: bool) {
+        let passed = now_ms.saturating_sub(self.at_ms);
+        if waited {
+            self.left_ms = self.left_ms.saturating_sub(passed);
+            self.at_ms = now_ms;
+        } else {
+            self.left_ms = (self.left_ms + passed / Patience::REFILL_MS).min(Patience::FULL_MS);
+            // What does not make a whole millisecond yet is not forgotten.
+            self.at_ms = now_ms - passed % Patience::REFILL_MS;
+        }
+    }
+
+    pub(super) fn is_left(self) -> bool {
+        self.left_ms > 0
+    }
 }
 
 /// One lane of one channel.
 #[derive(Debug)]
 pub(super) struct LaneState {
-    pub(super) channel: u32,
+    channel: u32,
     pub(super) lane: Lane,
     pub(super) name: ChannelName,
     pub(super) epoch: Epoch,
     pub(super) window: Window,
     pub(super) log: Log,
-    pub(super) subscribers: Vec<Subscriber>,
-    /// First offset missed by subscribers that are `GAPPED`, by session slot.
-    pub(super) gaps: HashMap<u32, u64>,
-    /// On the list of lanes with something to send.
+    pub(super) walked: Vec<Subscriber>,
+    pub(super) served: Vec<Subscriber>,
+    /// First offset missed by subscribers that are `GAPPED`.
+    pub(super) gaps: HashMap<SessionSlot, u64>,
+    /// On the list of lanes with something to walk for.
     pub(super) dirty: bool,
-    /// How far the current walk over the subscribers has come.
+    /// How far the current walk over `walked` has come.
     pub(super) walk: u32,
     /// Another walk is needed after this one.
     pub(super) again: bool,
-    /// The least position of a subscriber that could be sent to, in this walk and in the last.
-    pub(super) walk_floor: u64,
-    pub(super) floor: u64,
-    /// Some subscriber could not be sent to in the last walk.
-    pub(super) lagging: bool,
+    /// Where the last whole walk found the log's end: who can be sent to has all before it, but for
+    /// those that came in since.
+    pub(super) walked_to: LogPosition,
+    /// Chunks that stand in lists of sessions that follow, …
+    pub(super) followed: u32,
+    /// … which all lie behind this.
+    pub(super) followed_from: LogPosition,
+    /// On the list of lanes to be looked at after the flush.
+    pub(super) touched: bool,
+    /// Where the last look found the log's end.
+    pub(super) reviewed_to: LogPosition,
+    /// When the newest publication was published.
+    pub(super) newest_at: Option<Instant>,
     /// On the list of lanes to be looked at with each tick.
-    pub(super) lag_listed: bool,
+    pub(super) lagging: bool,
+    /// The home was told to hold publications back.
+    pub(super) pressed: bool,
+    pub(super) patience: Patience,
+}
+
+impl LaneState {
+    pub(super) fn list(&self, list: List) -> &Vec<Subscriber> {
+        match list {
+            List::Walked => &self.walked,
+            List::Served => &self.served,
+        }
+    }
+
+    pub(super) fn list_mut(&mut self, list: List) -> &mut Vec<Subscriber> {
+        match list {
+            List::Walked => &mut self.walked,
+            List::Served => &mut self.served,
+        }
+    }
+
+    pub(super) fn subscriber_mut(&mut self, list: List, index: u32) -> Option<&mut Subscriber> {
+        self.list_mut(list).get_mut(index as usize)
+    }
+
+    pub(super) fn subscribers(&self) -> impl Iterator<Item = &Subscriber> {
+        self.walked.iter().chain(&self.served)
+    }
+
+    pub(super) fn has_subscribers(&self) -> bool {
+        !self.walked.is_empty() || !self.served.is_empty()
+    }
 }
 
 #[derive(Debug)]
 struct Channel {
     name: ChannelName,
     key: Option<ChannelKey>,
-    lanes: [Option<LaneId>; Lane::COUNT],
+    lanes: SmallVec<[(Lane, LaneId); 1]>,
     /// Subscriptions, including those the home has not answered yet.
     users: u32,
 }
 
 /// The table of subscribed channels.
 #[derive(Debug)]
-pub(super) struct Subscriptions {
-    by_name: HashMap<ChannelName, u32>,
+pub(super) struct Feeds {
+    by_name: Names<u32>,
     by_key: HashMap<ChannelKey, u32, foldhash::fast::RandomState>,
-    channels: Vec<Option<Channel>>,
-    free_channels: Vec<u32>,
-    lanes: Vec<Option<LaneState>>,
-    free_lanes: Vec<u32>,
+    channels: Slab<Channel>,
+    lanes: Slab<LaneState>,
+    /// Of all logs.
+    log_bytes: usize,
+    /// Memory of logs that are gone, held by half-sent frames of readers that fell behind.
+    retained: Vec<Segment>,
 }
 
-fn insert<T>(table: &mut Vec<Option<T>>, free: &mut Vec<u32>, value: T) -> u32 {
-    match free.pop() {
-        Some(index) => {
-            table[index as usize] = Some(value);
-            index
-        }
-        None => {
-            table.push(Some(value));
-            u32::try_from(table.len() - 1).expect("channels_max is below 2^30")
-        }
-    }
-}
-
-impl Subscriptions {
-    pub(super) fn new() -> Subscriptions {
-        Subscriptions {
-            by_name: HashMap::new(),
+impl Feeds {
+    pub(super) fn new() -> Feeds {
+        Feeds {
+            by_name: Names::new(),
             by_key: HashMap::default(),
-            channels: Vec::new(),
-            free_channels: Vec::new(),
-            lanes: Vec::new(),
-            free_lanes: Vec::new(),
+            channels: Slab::default(),
+            lanes: Slab::default(),
+            log_bytes: 0,
+            retained: Vec::new(),
         }
     }
 
     /// The lane of a channel, made if there is none. Each call is one use, to be given back by
-    /// [`Subscriptions::release`].
+    /// [`Feeds::release`].
     pub(super) fn acquire(&mut self, name: &ChannelName, lane: Lane, window: Window) -> LaneId {
         let index = match self.by_name.get(name) {
             Some(&index) => index,
             None => {
                 let channel =
-                    Channel { name: name.clone(), key: None, lanes: [None; Lane::COUNT], users: 0 };
-                let index = insert(&mut self.channels, &mut self.free_channels, channel);
+                    Channel { name: name.clone(), key: None, lanes: SmallVec::new(), users: 0 };
+                let (index, _) = self.channels.insert(channel);
                 self.by_name.insert(name.clone(), index);
                 index
             }
         };
-        let channel = self.channels[index as usize].as_mut().expect("an indexed channel is there");
+        let channel = self.channels.get_mut(index).expect("an indexed channel is there");
         channel.users += 1;
-        if let Some(id) = channel.lanes[lane.index()] {
+        if let Some(&(_, id)) = channel.lanes.iter().find(|(own, _)| *own == lane) {
             return id;
         }
-        let state = LaneState {
+        let (slot, generation) = self.lanes.insert(LaneState {
             channel: index,
             lane,
             name: name.clone(),
             epoch: Epoch(0),
             window,
             log: Log::new(0),
-            subscribers: Vec::new(),
+            walked: Vec::new(),
+            served: Vec::new(),
             gaps: HashMap::new(),
             dirty: false,
             walk: 0,
             again: false,
-            walk_floor: u64::MAX,
-            floor: 0,
+            walked_to: LogPosition::START,
+            followed: 0,
+            followed_from: LogPosition::START,
+            touched: false,
+            reviewed_to: LogPosition::START,
+            newest_at: None,
             lagging: false,
-            lag_listed: false,
-        };
-        let id = LaneId(insert(&mut self.lanes, &mut self.free_lanes, state));
-        channel.lanes[lane.index()] = Some(id);
+            pressed: false,
+            patience: Patience::new(),
+        });
+        let id = LaneId { slot, generation };
+        channel.lanes.push((lane, id));
         id
     }
 
     /// Gives one use back. The channel and its logs end with their last use.
     pub(super) fn release(&mut self, id: LaneId) {
         let index = self.lane(id).channel;
-        let channel = self.channels[index as usize].as_mut().expect("a lane has its channel");
+        let channel = self.channels.get_mut(index).expect("a lane has its channel");
         channel.users -= 1;
         if channel.users > 0 {
             return;
         }
-        for lane in channel.lanes.into_iter().flatten() {
-            self.lanes[lane.0 as usize] = None;
-            self.free_lanes.push(lane.0);
-        }
-        if let Some(channel) = self.channels[index as usize].take() {
-            self.by_name.remove(&channel.name);
-            if let Some(key) = channel.key {
-                self.by_key.remove(&key);
+        let Some(channel) = self.channels.remove(index) else { return };
+        for (_, lane) in channel.lanes {
+            if let Some(mut lane) = self.lanes.remove(lane.slot) {
+                self.log_bytes -= lane.log.bytes_held();
+                lane.log.clear(&mut self.retained);
             }
         }
-        self.free_channels.push(index);
+        self.by_name.remove(&channel.name);
+        if let Some(key) = channel.key {
+            self.by_key.remove(&key);
+            if self.by_key.capacity() > 1024 && self.by_key.len() < self.by_key.capacity() / 4 {
+                self.by_key.shrink_to(self.by_key.len() * 2);
+            }
+        }
     }
 
     /// The lane on which a session finds the channel, if anybody here uses it.
     pub(super) fn find(&self, name: &str, lane: Lane) -> Option<LaneId> {
-        let index = *self.by_name.get(name)?;
-        self.channels[index as usize].as_ref()?.lanes[lane.index()]
+        self.lane_of(*self.by_name.get(name)?, lane)
+    }
+
+    /// The lane that a chunk belongs to; `None` when nobody here uses it any more.
+    pub(super) fn find_key(&self, key: ChannelKey, lane: Lane) -> Option<LaneId> {
+        self.lane_of(*self.by_key.get(&key)?, lane)
+    }
+
+    fn lane_of(&self, channel: u32, lane: Lane) -> Option<LaneId> {
+        let channel = self.channels.get(channel)?;
+        channel.lanes.iter().find(|(own, _)| *own == lane).map(|&(_, id)| id)
     }
 
     /// Adds a subscriber that starts behind `position`, which is where the log stands: the home's
-    /// answer is in order among its chunks. Returns its place.
+    /// answer is in order among its chunks. Returns its place in the list.
     pub(super) fn attach(
         &mut self,
         id: LaneId,
         key: ChannelKey,
-        session: u32,
         position: Position,
+        list: List,
+        session: SessionSlot,
     ) -> u32 {
         self.set_key(id, key);
-        let lane = self.lane_mut(id);
-        if lane.subscribers.is_empty() {
+        let Feeds { lanes, retained, log_bytes, .. } = self;
+        let lane = lanes.get_mut(id.slot).expect("a lane in use is there");
+        if !lane.has_subscribers() {
             // What came while nobody was here was not kept.
-            lane.log = Log::new(position.offset);
+            *log_bytes -= lane.log.bytes_held();
+            lane.log.restart(position.offset, retained);
             lane.epoch = position.epoch;
-            (lane.walk, lane.floor, lane.again) = (0, 0, false);
+            (lane.walk, lane.again) = (0, false);
+            lane.walked_to = lane.log.end();
         }
         assert_eq!(lane.log.last_offset(), position.offset, "answers are in order among chunks");
-        let index = u32::try_from(lane.subscribers.len()).expect("sessions have 32-bit slots");
-        lane.subscribers.push(Subscriber { sent: lane.log.end(), session });
+        let sent = lane.log.end();
+        let list_of = lane.list_mut(list);
+        let index = u32::try_from(list_of.len()).expect("sessions have 32-bit slots");
+        list_of.push(Subscriber { sent, session });
         index
     }
 
     /// The home has answered: chunks of this life come under this key.
     fn set_key(&mut self, id: LaneId, key: ChannelKey) {
         let index = self.lane(id).channel;
-        let channel = self.channels[index as usize].as_mut().expect("a lane has its channel");
+        let channel = self.channels.get_mut(index).expect("a lane has its channel");
         if channel.key != Some(key) {
             if let Some(old) = channel.key.replace(key) {
                 self.by_key.remove(&old);
@@ -209,31 +318,101 @@ impl Subscriptions {
         }
     }
 
-    /// The lane that a chunk belongs to; `None` when nobody here uses it any more.
-    pub(super) fn find_key(&self, key: ChannelKey, lane: Lane) -> Option<LaneId> {
-        let index = *self.by_key.get(&key)?;
-        self.channels[index as usize].as_ref()?.lanes[lane.index()]
+    /// Appends a chunk to a lane's log. Returns where it starts.
+    pub(super) fn append(&mut self, id: LaneId, chunk: &Chunk, now_ms: u64) -> LogPosition {
+        let lane = self.lane_mut(id);
+        assert_eq!(chunk.first_offset, lane.log.last_offset() + 1, "offsets are dense");
+        let start = lane.log.append(chunk, now_ms);
+        lane.newest_at = Some(chunk.at);
+        self.log_bytes += chunk.bytes.len();
+        start
     }
 
+    /// Drops what lies before `keep_from` from a lane's log, in whole segments.
+    pub(super) fn trim(&mut self, id: LaneId, keep_from: LogPosition) {
+        let Some(lane) = self.lanes.get_mut(id.slot) else { return };
+        let held = lane.log.bytes_held();
+        lane.log.trim(keep_from, &mut self.retained);
+        self.log_bytes -= held - lane.log.bytes_held();
+    }
+
+    /// Bytes of log memory that only half-sent frames still hold; forgets what nobody holds any more.
+    pub(super) fn retained_bytes(&mut self) -> usize {
+        self.retained.retain(Segment::is_shared);
+        self.retained.iter().map(Segment::capacity).sum()
+    }
+
+    /// A lane that somebody uses.
+    ///
+    /// # Panics
+    /// If nobody uses it: for ids that are held by a use.
     pub(super) fn lane(&self, id: LaneId) -> &LaneState {
-        self.lanes[id.0 as usize].as_ref().expect("a lane in use is there")
+        self.try_lane(id).expect("a lane in use is there")
     }
 
+    /// As [`Feeds::lane`].
     pub(super) fn lane_mut(&mut self, id: LaneId) -> &mut LaneState {
-        self.lanes[id.0 as usize].as_mut().expect("a lane in use is there")
-    }
-
-    /// As [`Subscriptions::try_lane_mut`].
-    pub(super) fn try_lane(&self, id: LaneId) -> Option<&LaneState> {
-        self.lanes.get(id.0 as usize)?.as_ref()
+        self.try_lane_mut(id).expect("a lane in use is there")
     }
 
     /// The lane, if it is still in use: for lists that are cleaned up later.
-    pub(super) fn try_lane_mut(&mut self, id: LaneId) -> Option<&mut LaneState> {
-        self.lanes.get_mut(id.0 as usize)?.as_mut()
+    pub(super) fn try_lane(&self, id: LaneId) -> Option<&LaneState> {
+        (self.lanes.generation(id.slot)? == id.generation).then(|| self.lanes.get(id.slot))?
     }
 
-    pub(super) fn bytes_held(&self) -> u64 {
-        self.lanes.iter().flatten().map(|lane| lane.log.bytes_held()).sum()
+    /// As [`Feeds::try_lane`].
+    pub(super) fn try_lane_mut(&mut self, id: LaneId) -> Option<&mut LaneState> {
+        (self.lanes.generation(id.slot)? == id.generation).then(|| self.lanes.get_mut(id.slot))?
+    }
+
+    /// Bytes in all logs.
+    pub(super) fn log_bytes(&self) -> usize {
+        self.log_bytes
+    }
+
+    /// All lanes, for checks.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = (LaneId, &LaneState)> {
+        self.lanes.iter().map(|(slot, lane)| {
+            let generation = self.lanes.generation(slot).unwrap_or_default();
+            (LaneId { slot, generation }, lane)
+        })
+    }
+
+    /// Uses of all channels, for checks.
+    pub(super) fn users(&self) -> u64 {
+        self.channels.iter().map(|(_, channel)| u64::from(channel.users)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_spent_by_waiting_and_comes_back_a_tenth_as_fast() {
+        let mut patience = Patience::new();
+        patience.pass(1000, false);
+        patience.pass(2500, true);
+        assert!(patience.is_left());
+        patience.pass(3000, true);
+        assert!(!patience.is_left());
+        (3001..3010).for_each(|now| patience.pass(now, false));
+        assert!(!patience.is_left(), "nine milliseconds are not one");
+        patience.pass(3010, false);
+        assert!(patience.is_left());
+        patience.pass(1 << 40, false);
+        assert_eq!(patience.left_ms, Patience::FULL_MS);
+    }
+
+    #[test]
+    fn a_lane_that_was_given_away_again_is_another_one() {
+        let name = ChannelName::new("c").unwrap();
+        let window = Window { policy: LagPolicy::Gap, bytes: 1 << 20, age_ms: 1000 };
+        let mut feeds = Feeds::new();
+        let first = feeds.acquire(&name, Lane::RAW, window);
+        feeds.release(first);
+        let second = feeds.acquire(&name, Lane::RAW, window);
+        assert_eq!(first.slot, second.slot);
+        assert!(feeds.try_lane(first).is_none() && feeds.try_lane(second).is_some());
     }
 }

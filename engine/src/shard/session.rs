@@ -1,29 +1,33 @@
 //! The connections of a shard, by slot. What fan-out touches for each delivery is kept apart from
-//! the rest, so that walking the subscribers of a channel touches little memory.
+//! the rest, so that serving the subscribers of a channel touches little memory.
 
+mod closing;
 mod commands;
+mod heartbeat;
+mod holds;
+mod intake;
 pub(super) mod outbox;
+mod rate;
+mod replies;
 
-use ringfeed_protocol::{Connection, Dialect};
+use bytes::Bytes;
+use ringfeed_protocol::{ChannelName, Connection, Dialect, Refused, Role};
 use ringfeed_wire::{SocketId, SocketOwners};
+use smallvec::SmallVec;
 
-use crate::shard::door::Permit;
-use crate::shard::feed::LaneId;
-use crate::shard::session::outbox::Outbox;
-
-/// A connection of this shard; stale after it is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SessionId {
-    /// Place in the shard's table.
-    pub slot: u32,
-    /// How often the place was given away before.
-    pub generation: u32,
-}
+use super::door::Permit;
+use super::feed::List;
+use crate::ids::{LaneId, SessionId, SessionSlot};
+use crate::slab::{Slab, place_bytes};
+pub(super) use holds::{Holds, OWED_BY_HISTORY};
+use outbox::Outbox;
+use rate::Rate;
 
 /// What fan-out needs of a session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hot {
     pub(super) socket: SocketId,
+    generation: u32,
     /// Place in the list of staged vectored sends, `NOT_STAGED` if none.
     pub(super) staged: u32,
     pub(super) flags: u8,
@@ -31,11 +35,13 @@ pub(super) struct Hot {
 
 pub(super) const NOT_STAGED: u32 = u32::MAX;
 
+// The flags of a session. Which go together is what `Sessions::check` says.
+
 /// Nothing may be sent until the socket takes bytes again.
 pub(super) const BLOCKED: u8 = 1;
-/// It has more to send than fitted in the last send; it is on the resume list.
-pub(super) const BACKLOG: u8 = 2;
-/// It may have several things to send in one turn: several subscriptions, or an outbox.
+/// It is in the queue of sessions to be served.
+pub(super) const QUEUED: u8 = 2;
+/// It has had several subscriptions: it is served as a whole, never by walks over a lane.
 pub(super) const MULTI: u8 = 4;
 /// Its outbox holds something.
 pub(super) const OUTBOX: u8 = 8;
@@ -43,6 +49,10 @@ pub(super) const OUTBOX: u8 = 8;
 pub(super) const CLOSING: u8 = 16;
 /// Its socket was said to take bytes again, and it has not been sent any since.
 pub(super) const WOKEN: u8 = 32;
+/// Of a `MULTI` session: what it was not sent stands in cursors, not in a list of chunks.
+pub(super) const CURSORS: u8 = 64;
+/// It is to be told of a gap.
+pub(super) const GAPS: u8 = 128;
 
 /// One channel of one session.
 #[derive(Debug, Clone, Copy)]
@@ -54,38 +64,11 @@ pub(super) struct Subscription {
     pub(super) attempt: u32,
 }
 
-/// A message rate as a bucket of tokens, in thousandths.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Rate {
-    spent: u64,
-    at_ms: u64,
-}
-
-/// Whether one more message is within the rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Allowance {
-    Within,
-    Above,
-    /// So far above for so long that the peer does not react.
-    FarAbove,
-}
-
-impl Rate {
-    /// Counts a message. Refused messages count too, up to a second full burst.
-    pub(super) fn take(&mut self, now_ms: u64, per_second: u32, burst: u32) -> Allowance {
-        if per_second == 0 {
-            return Allowance::Within;
-        }
-        let back = now_ms.saturating_sub(self.at_ms).saturating_mul(u64::from(per_second));
-        self.at_ms = now_ms;
-        self.spent = self.spent.saturating_sub(back) + 1000;
-        let burst = u64::from(burst) * 1000;
-        match self.spent {
-            spent if spent <= burst => Allowance::Within,
-            spent if spent <= burst * 2 => Allowance::Above,
-            _ => Allowance::FarAbove,
-        }
-    }
+/// An answer that is given here, and waits until the homes have answered what was asked before it.
+#[derive(Debug)]
+pub(super) enum Deferred {
+    Unsubscribe { id: Option<Box<str>>, channel: ChannelName },
+    Refuse { id: Option<Box<str>>, refused: Refused },
 }
 
 /// Everything else about a session.
@@ -100,138 +83,240 @@ pub(super) struct Session {
     /// The peer broke the protocol: nothing more of it is looked at.
     pub(super) failed: bool,
     pub(super) pinged: bool,
-    /// Not read from for now; what had arrived already waits in `held`.
-    pub(super) paused: bool,
+    /// A timer looks after its outbox.
+    pub(super) outbox_timed: bool,
+    /// A timer looks after its unfinished message.
+    pub(super) message_timed: bool,
+    /// Why it is not read from for now; what had arrived already waits in `held`.
+    pub(super) holds: Holds,
     pub(super) held: Vec<u8>,
-    /// History requests that were not answered yet.
-    pub(super) histories: u8,
+    /// Answers under way to it from the homes of its channels; a large one counts as many.
+    pub(super) owed: u16,
+    pub(super) deferred: Option<Deferred>,
     /// The lane of which a frame is half sent: it goes on before anything else.
     pub(super) half_sent: Option<LaneId>,
     pub(super) subscriptions: Vec<Subscription>,
     pub(super) outbox: Option<Box<Outbox>>,
+    /// When something was received last.
     pub(super) heard_ms: u64,
+    /// When its socket last took any of what had to wait.
+    pub(super) progress_ms: u64,
+    /// When the unfinished message began that is being received.
+    pub(super) message_since_ms: Option<u64>,
+    /// Memory of that message, as it is counted for the shard.
+    pub(super) partial_bytes: usize,
+    /// When its close frame was queued.
+    pub(super) closing_since_ms: u64,
     pub(super) rate: Rate,
     /// Counts the connection until it ends.
-    pub(super) _permit: Permit,
+    _permit: Permit,
 }
 
-/// Sessions in one page of the table.
-const PAGE_SESSIONS: usize = 1024;
+impl Session {
+    pub(super) fn new(
+        dialect: Dialect,
+        endpoint: u8,
+        message_bytes_max: u32,
+        now_ms: u64,
+        permit: Permit,
+    ) -> Session {
+        Session {
+            connection: Connection::new(Role::Server, message_bytes_max),
+            dialect,
+            endpoint,
+            peer_closed: false,
+            failed: false,
+            pinged: false,
+            outbox_timed: false,
+            message_timed: false,
+            holds: Holds::default(),
+            held: Vec::new(),
+            owed: 0,
+            deferred: None,
+            half_sent: None,
+            subscriptions: Vec::new(),
+            outbox: None,
+            heard_ms: now_ms,
+            progress_ms: now_ms,
+            message_since_ms: None,
+            partial_bytes: 0,
+            closing_since_ms: 0,
+            rate: Rate::default(),
+            _permit: permit,
+        }
+    }
 
-/// Generation of a place, and the session in it.
-type Place = (u32, Option<Session>);
+    /// Its place in a lane's list of subscribers.
+    pub(super) fn index_in(&self, lane: LaneId) -> Option<u32> {
+        self.subscriptions.iter().find(|own| own.lane == lane)?.index
+    }
+}
+
+/// Chunks that a session was not sent yet, by number, in the order in which they came.
+pub(super) type Waiting = SmallVec<[u32; 4]>;
 
 /// What one session takes in the table.
-pub(super) const SESSION_BYTES: usize = size_of::<Place>() + size_of::<Hot>();
+pub(super) const SESSION_BYTES: usize =
+    place_bytes::<Session>() + size_of::<Hot>() + size_of::<Waiting>();
 
 /// The table of sessions.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     hot: Vec<Hot>,
-    /// In pages, so that no connection has to wait while all others move to a larger table.
-    cold: Vec<Vec<Place>>,
-    free: Vec<u32>,
+    waiting: Vec<Waiting>,
+    cold: Slab<Session>,
     owners: SocketOwners,
     attempts: u32,
+    outbox_bytes: usize,
 }
 
 impl Sessions {
     pub(super) fn add(&mut self, socket: SocketId, session: Session) -> SessionId {
-        let hot = Hot { socket, staged: NOT_STAGED, flags: 0 };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.hot[slot as usize] = hot;
-                self.place_mut(slot).expect("a free place is in the table").1 = Some(session);
-                slot
-            }
-            None => {
-                self.hot.push(hot);
-                if self.cold.last().is_none_or(|page| page.len() == PAGE_SESSIONS) {
-                    self.cold.push(Vec::with_capacity(PAGE_SESSIONS));
-                }
-                let page = self.cold.last_mut().expect("there is one with room");
-                page.push((0, Some(session)));
-                u32::try_from(self.hot.len() - 1).expect("sockets have 32-bit ids")
-            }
-        };
+        let (slot, generation) = self.cold.insert(session);
+        let hot = Hot { socket, generation, staged: NOT_STAGED, flags: 0 };
+        let index = slot as usize;
+        if self.hot.len() <= index {
+            self.hot.resize(index + 1, hot);
+            self.waiting.resize(index + 1, Waiting::new());
+        }
+        self.hot[index] = hot;
         self.owners.set(socket, slot);
-        self.id(slot)
+        SessionId { slot: SessionSlot(slot), generation }
     }
 
-    fn place(&self, slot: u32) -> Option<&Place> {
-        self.cold.get(slot as usize / PAGE_SESSIONS)?.get(slot as usize % PAGE_SESSIONS)
-    }
-
-    fn place_mut(&mut self, slot: u32) -> Option<&mut Place> {
-        self.cold.get_mut(slot as usize / PAGE_SESSIONS)?.get_mut(slot as usize % PAGE_SESSIONS)
-    }
-
-    pub(super) fn remove(&mut self, slot: u32) -> Option<Session> {
-        let (generation, session) = self.place_mut(slot)?;
-        let session = session.take()?;
-        *generation = generation.wrapping_add(1);
-        self.free.push(slot);
+    /// Takes a session out. It has no subscriptions any more.
+    pub(super) fn remove(&mut self, slot: SessionSlot) -> Option<Session> {
+        let session = self.cold.remove(slot.0)?;
+        assert!(session.subscriptions.is_empty(), "subscriptions end before their session");
+        self.outbox_bytes -= session.outbox.as_ref().map_or(0, |outbox| outbox.own_bytes());
+        self.hot_mut(slot).flags = 0;
+        self.waiting[slot.index()] = Waiting::new();
         Some(session)
     }
 
+    /// Sessions there are.
+    pub(super) fn len(&self) -> usize {
+        self.cold.len()
+    }
+
+    /// Memory of all outboxes that is nobody else's.
+    pub(super) fn outbox_bytes(&self) -> usize {
+        self.outbox_bytes
+    }
+
     /// The session that owns a socket.
-    pub(super) fn slot_of(&self, socket: SocketId) -> Option<u32> {
-        let slot = self.owners.get(socket)?;
-        (self.hot.get(slot as usize)?.socket == socket && self.get(slot).is_some()).then_some(slot)
+    pub(super) fn slot_of(&self, socket: SocketId) -> Option<SessionSlot> {
+        let slot = SessionSlot(self.owners.get(socket)?);
+        (self.hot.get(slot.index())?.socket == socket && self.get(slot).is_some()).then_some(slot)
     }
 
     /// The slot of an id that is not stale.
-    pub(super) fn current(&self, id: SessionId) -> Option<u32> {
-        let (generation, session) = self.place(id.slot)?;
-        (*generation == id.generation && session.is_some()).then_some(id.slot)
+    pub(super) fn current(&self, id: SessionId) -> Option<SessionSlot> {
+        let generation = self.cold.generation(id.slot.0)?;
+        (generation == id.generation).then_some(id.slot)
     }
 
-    pub(super) fn id(&self, slot: u32) -> SessionId {
-        SessionId { slot, generation: self.place(slot).map_or(0, |place| place.0) }
+    pub(super) fn id(&self, slot: SessionSlot) -> SessionId {
+        SessionId { slot, generation: self.hot(slot).generation }
     }
 
-    pub(super) fn get(&self, slot: u32) -> Option<&Session> {
-        self.place(slot)?.1.as_ref()
+    pub(super) fn get(&self, slot: SessionSlot) -> Option<&Session> {
+        self.cold.get(slot.0)
     }
 
-    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Session> {
-        self.place_mut(slot)?.1.as_mut()
+    pub(super) fn get_mut(&mut self, slot: SessionSlot) -> Option<&mut Session> {
+        self.cold.get_mut(slot.0)
     }
 
-    pub(super) fn hot(&self, slot: u32) -> &Hot {
-        &self.hot[slot as usize]
+    pub(super) fn hot(&self, slot: SessionSlot) -> &Hot {
+        &self.hot[slot.index()]
     }
 
-    pub(super) fn hot_mut(&mut self, slot: u32) -> &mut Hot {
-        &mut self.hot[slot as usize]
+    pub(super) fn hot_mut(&mut self, slot: SessionSlot) -> &mut Hot {
+        &mut self.hot[slot.index()]
     }
 
-    pub(super) fn slots(&self) -> impl Iterator<Item = u32> + use<> {
-        let count = u32::try_from(self.hot.len()).expect("sockets have 32-bit ids");
-        0..count
+    pub(super) fn waiting_mut(&mut self, slot: SessionSlot) -> &mut Waiting {
+        &mut self.waiting[slot.index()]
+    }
+
+    /// What the marking of followers touches: flags and list of one session.
+    pub(super) fn follower(&mut self, slot: SessionSlot) -> (&mut Hot, &mut Waiting) {
+        (&mut self.hot[slot.index()], &mut self.waiting[slot.index()])
+    }
+
+    pub(super) fn has(&self, slot: SessionSlot, flags: u8) -> bool {
+        self.hot(slot).flags & flags != 0
+    }
+
+    /// In which of its lanes' lists a session stands.
+    pub(super) fn list(&self, slot: SessionSlot) -> List {
+        if self.has(slot, MULTI) { List::Served } else { List::Walked }
+    }
+
+    /// Changes an outbox, and keeps count of all of them.
+    pub(super) fn with_outbox(&mut self, slot: SessionSlot, change: impl FnOnce(&mut Outbox)) {
+        let Some(session) = self.cold.get_mut(slot.0) else { return };
+        let outbox = session.outbox.get_or_insert_default();
+        let before = outbox.own_bytes();
+        change(outbox);
+        self.outbox_bytes = self.outbox_bytes + outbox.own_bytes() - before;
+        let hot = &mut self.hot[slot.index()];
+        if outbox.is_empty() {
+            session.outbox = None;
+            hot.flags &= !OUTBOX;
+        } else {
+            hot.flags |= OUTBOX;
+        }
+    }
+
+    /// Puts the rest of a half-sent frame before everything else that one session is to get.
+    pub(super) fn push_rest(&mut self, slot: SessionSlot, rest: Bytes, shared: bool) {
+        self.with_outbox(slot, |outbox| outbox.push_rest(rest, shared));
+    }
+
+    /// All sessions.
+    pub(super) fn slots(&self) -> impl Iterator<Item = SessionSlot> {
+        self.cold.iter().map(|(slot, _)| SessionSlot(slot))
     }
 
     pub(super) fn next_attempt(&mut self) -> u32 {
         self.attempts = self.attempts.wrapping_add(1);
         self.attempts
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rate_allows_a_burst_then_the_rate_then_gives_up() {
-        let mut rate = Rate::default();
-        let mut take = |now| rate.take(now, 10, 5);
-        assert!((0..5).all(|_| take(1000) == Allowance::Within));
-        assert_eq!(take(1000), Allowance::Above);
-        assert_eq!(take(1300), Allowance::Within, "three came back, one over was owed");
-        for _ in 0..6 {
-            take(1300);
+    /// Panics if flags and what they stand for disagree.
+    pub(super) fn check(&self) {
+        let mut outbox_bytes = 0;
+        for slot in self.slots() {
+            let (hot, waiting) = (self.hot(slot), &self.waiting[slot.index()]);
+            let Some(session) = self.get(slot) else { continue };
+            let has = |flag: u8| hot.flags & flag != 0;
+            assert_eq!(hot.staged, NOT_STAGED, "{slot:?} is staged between turns");
+            assert_eq!(has(OUTBOX), session.outbox.is_some(), "{slot:?} OUTBOX");
+            assert!(
+                !has(OUTBOX) || has(QUEUED | BLOCKED),
+                "{slot:?} has an outbox nobody looks at"
+            );
+            assert!(!has(CURSORS) || has(MULTI), "{slot:?} CURSORS without MULTI");
+            assert!(
+                !(has(MULTI) && has(BLOCKED)) || has(CURSORS),
+                "{slot:?} follows and is blocked"
+            );
+            assert!(
+                waiting.is_empty() || has(MULTI) && !has(CURSORS) && has(QUEUED),
+                "{slot:?} waits"
+            );
+            assert!(!has(GAPS) || has(QUEUED | BLOCKED), "{slot:?} has a gap nobody tells");
+            assert!(
+                !has(CLOSING) || session.subscriptions.is_empty(),
+                "{slot:?} closes with channels"
+            );
+            assert!(!has(WOKEN) || !has(BLOCKED), "{slot:?} is woken and blocked");
+            assert!(has(MULTI) || session.subscriptions.len() <= 1, "{slot:?} MULTI");
+            assert!(session.half_sent.is_none_or(|lane| session.index_in(lane).is_some()));
+            outbox_bytes += session.outbox.as_ref().map_or(0, |outbox| outbox.own_bytes());
         }
-        assert_eq!(take(1300), Allowance::FarAbove);
-        assert_eq!(rate.take(u64::MAX, 0, 1), Allowance::Within);
+        assert_eq!(outbox_bytes, self.outbox_bytes, "outbox bytes");
     }
 }

@@ -1,6 +1,6 @@
 //! One wheel of timers for all connections of a shard.
 
-use crate::shard::session::SessionId;
+use crate::ids::SessionId;
 
 /// Milliseconds per bucket.
 pub(super) const TICK_MS: u64 = 100;
@@ -14,6 +14,10 @@ pub(super) enum Purpose {
     Heartbeat,
     /// Cut the connection if its closing handshake has not ended.
     Close,
+    /// See whether a message that has begun has ended.
+    Message,
+    /// See whether the socket has taken any of what waits for it alone.
+    Outbox,
 }
 
 /// A timer of a session that may be gone by then: the session's generation tells.
@@ -59,11 +63,12 @@ impl Wheel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::SessionSlot;
 
     #[test]
     fn timers_come_once_and_not_early_however_far_ahead() {
         let mut wheel = Wheel::new();
-        let session = SessionId { slot: 0, generation: 0 };
+        let session = SessionId { slot: SessionSlot(0), generation: 0 };
         for due_ms in [0, 50, 99, 100, 5_000, 102_400, 500_000] {
             wheel.add(Timer { due_ms, session, purpose: Purpose::Close });
         }

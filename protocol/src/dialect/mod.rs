@@ -1,16 +1,17 @@
 //! Dialects: each one file that turns messages into commands and events into frames.
 //!
 //! A dialect is fixed before the upgrade and never guessed from what a client sends. To add one:
-//! a file here, a variant of [`Dialect`], and a [`Lane`] if its publications look different from
+//! a file here, a variant of [`Dialect`], and a [`crate::lane::Form`] if its publications look different from
 //! those of every other dialect.
 
 mod echo;
-mod raw;
-mod ringfeed;
+pub(crate) mod raw;
+pub(crate) mod ringfeed;
 
 use crate::command::{Command, CommandError};
 use crate::connection::Incoming;
-use crate::event::{Event, Publication};
+use crate::event::Event;
+use crate::lane::Lane;
 use crate::refused::Refused;
 
 /// The languages spoken inside WebSocket messages.
@@ -22,36 +23,6 @@ pub enum Dialect {
     Raw,
     /// Sends every message back. For conformance tests.
     Echo,
-}
-
-/// An encoding of publications. Subscribers on one lane of a channel receive identical bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Lane {
-    /// As `ringfeed.v1` delivers.
-    Ringfeed = 0,
-    /// As `raw.v1` delivers.
-    Raw = 1,
-}
-
-impl Lane {
-    /// Every lane, in the order of [`Lane::index`].
-    pub const ALL: [Lane; 2] = [Lane::Ringfeed, Lane::Raw];
-    /// How many there are.
-    pub const COUNT: usize = Lane::ALL.len();
-
-    /// Dense, from 0.
-    pub fn index(self) -> usize {
-        self as usize
-    }
-
-    /// Appends one publication as a whole frame.
-    pub fn write_publication(self, out: &mut Vec<u8>, channel: &str, publication: &Publication) {
-        match self {
-            Lane::Ringfeed => ringfeed::write_publication(out, channel, publication),
-            Lane::Raw => raw::write_publication(out, publication),
-        }
-    }
 }
 
 impl Dialect {
@@ -75,8 +46,8 @@ impl Dialect {
     /// The lane on which this dialect's subscribers sit; `None` where it has no subscriptions.
     pub fn lane(self) -> Option<Lane> {
         match self {
-            Dialect::Ringfeed => Some(Lane::Ringfeed),
-            Dialect::Raw => Some(Lane::Raw),
+            Dialect::Ringfeed => Some(Lane::RINGFEED),
+            Dialect::Raw => Some(Lane::RAW),
             Dialect::Echo => None,
         }
     }

@@ -16,7 +16,7 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
     }
 }
 
-pub(super) fn write_publication(out: &mut Vec<u8>, publication: &Publication) {
+pub(crate) fn write_publication(out: &mut Vec<u8>, publication: &Publication) {
     let opcode = match publication.kind {
         PayloadKind::Json | PayloadKind::Text => Opcode::Text,
         PayloadKind::Binary => Opcode::Binary,

@@ -161,7 +161,7 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
 
 /// `{"type":"message","channel":C,"offset":N,"data":D}`; a payload that is not JSON is embedded as
 /// a string, bytes as base64 with `"encoding":"base64"`.
-pub(super) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &Publication) {
+pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &Publication) {
     const HEAD: &str = "{\"type\":\"message\",\"channel\":\"";
     const OFFSET: &str = "\",\"offset\":";
     const DATA: &str = ",\"data\":";

@@ -17,7 +17,8 @@ use super::head::{Head, read_head};
 use super::places::Place;
 use super::refuse::busy;
 use super::route::{Answer, route};
-use crate::message::ShardId;
+use crate::counters::RefusalReason;
+use crate::ids::ShardId;
 use crate::seldom::Seldom;
 use crate::shard::{Local, Promoted, Shared};
 
@@ -50,8 +51,11 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
         let permit = match door.shared.admission.admit(address) {
             Ok(permit) => permit,
             Err(why) => {
-                let door = door.clone();
-                monoio::spawn(async move { door.refuse(stream, address, busy(why)).await });
+                let (door, refusal) = (door.clone(), busy(&format!("{why}\n")));
+                let refused = async move {
+                    door.refuse(stream, address, why.reason(), refusal).await;
+                };
+                monoio::spawn(refused);
                 continue;
             }
         };
@@ -99,14 +103,23 @@ impl Door {
             }
             Ok(Err(_)) => {
                 let late = Refusal::new(408, "the request head took too long\n");
-                return self.refuse(stream, address, late).await;
+                return self.refuse(stream, address, RefusalReason::Timeout, late).await;
             }
-            Ok(Ok(Err(refusal))) => return self.refuse(stream, address, refusal).await,
+            Ok(Ok(Err(refusal))) => {
+                return self.refuse(stream, address, RefusalReason::BadRequest, refusal).await;
+            }
             Ok(Ok(Ok(None))) => return,
             Ok(Ok(Ok(Some(head)))) => head,
         };
         match route(&bytes, &self.shared.config, &self.origins) {
-            Err(refusal) => self.refuse(stream, address, refusal).await,
+            Err(refusal) => {
+                let reason = match refusal.status {
+                    403 => RefusalReason::Origin,
+                    404 => RefusalReason::NotFound,
+                    _ => RefusalReason::BadRequest,
+                };
+                self.refuse(stream, address, reason, refusal).await;
+            }
             Ok(Answer::Page(answer)) => {
                 drop(permit);
                 self.answer(stream, address, answer).await;

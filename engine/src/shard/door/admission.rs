@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dashmap::DashMap;
 
+use crate::counters::RefusalReason;
+
 /// Limits on the connections of this process, shared by all doors.
 #[derive(Debug)]
 pub struct Admission {
@@ -23,6 +25,27 @@ pub struct Permit {
     address: Option<IpAddr>,
 }
 
+/// What stands against a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// `server.connections_max`.
+    #[error("this server has as many connections as it takes")]
+    Server,
+    /// `server.connections_per_address_max`.
+    #[error("this address has as many connections as one address may have")]
+    Address,
+}
+
+impl NotAdmitted {
+    /// For the counters.
+    pub(super) fn reason(self) -> RefusalReason {
+        match self {
+            NotAdmitted::Server => RefusalReason::ConnectionsMax,
+            NotAdmitted::Address => RefusalReason::PerAddressMax,
+        }
+    }
+}
+
 impl Admission {
     /// `per_address_max` 0 is no limit.
     pub fn new(connections_max: u32, per_address_max: u32) -> Admission {
@@ -31,11 +54,11 @@ impl Admission {
     }
 
     /// A permit, or what stands against it.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Permit, &'static str> {
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Permit, NotAdmitted> {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
         let mut permit = Permit { admission: self.clone(), address: None };
         if before >= self.connections_max {
-            return Err("this server has as many connections as it takes\n");
+            return Err(NotAdmitted::Server);
         }
         if self.per_address_max > 0 {
             let address = counted_as(address);
@@ -44,7 +67,7 @@ impl Admission {
             permit.address = Some(address);
             if *count > self.per_address_max {
                 drop(count);
-                return Err("this address has as many connections as one address may have\n");
+                return Err(NotAdmitted::Address);
             }
         }
         Ok(permit)
@@ -84,9 +107,9 @@ mod tests {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let first = admission.admit(address("10.0.0.1")).unwrap();
         let _second = admission.admit(address("::ffff:10.0.0.1")).unwrap();
-        assert!(admission.admit(address("10.0.0.1")).unwrap_err().contains("one address"));
+        assert_eq!(admission.admit(address("10.0.0.1")).unwrap_err(), NotAdmitted::Address);
         let _third = admission.admit(address("10.0.0.2")).unwrap();
-        assert!(admission.admit(address("10.0.0.3")).unwrap_err().contains("as many"));
+        assert_eq!(admission.admit(address("10.0.0.3")).unwrap_err(), NotAdmitted::Server);
         drop(first);
         assert!(admission.admit(address("10.0.0.1")).is_ok());
         assert_eq!(admission.by_address.len(), 2);

@@ -11,6 +11,7 @@ use ringfeed_protocol::handshake::Refusal;
 
 use super::Door;
 use super::head::READ_BYTES;
+use crate::counters::RefusalReason;
 
 /// Connections that linger on one shard; then the one that has longest leaves.
 pub(super) const LINGERING_MAX: usize = 256;
@@ -26,14 +27,20 @@ pub(super) fn busy(why: &str) -> Refusal {
 
 impl Door {
     /// Tells why and ends the connection.
-    pub(super) async fn refuse(&self, stream: TcpStream, address: IpAddr, refusal: Refusal) {
-        self.counters.refused.add(1);
+    pub(super) async fn refuse(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+        reason: RefusalReason,
+        refusal: Refusal,
+    ) {
+        self.counters.refused.add(reason, 1);
         self.answer(stream, address, written(&refusal)).await;
     }
 
     /// Tells why and is gone: for those who leave because places are short.
     pub(super) async fn send_away(&self, mut stream: TcpStream, refusal: Refusal) {
-        self.counters.refused.add(1);
+        self.counters.refused.add(RefusalReason::BusyHandshakes, 1);
         let _ = timeout(LINGER, stream.write_all(written(&refusal))).await;
     }
 

@@ -2,12 +2,15 @@
 //!
 //! Positions count bytes since the log began and never go back. Subscribers are cursors: a position
 //! each. What all of them are past is dropped; what lagging ones still need stays within a window.
+//! Where frames end stands beside the bytes: nothing here parses them.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use ringfeed_protocol::frame::server_frame_ends;
 use ringfeed_wire::Segment;
+
+use crate::ids::LogPosition;
+use crate::message::{Chunk, FrameIndex};
 
 /// First segment of a log, so that a quiet channel stays small.
 const SEGMENT_BYTES_MIN: usize = 1024;
@@ -17,28 +20,30 @@ const SEGMENT_BYTES_MAX: usize = 256 * 1024;
 /// A segment that filled within this is followed by a larger one.
 const BUSY_MS: u64 = 1000;
 
-/// All publications of one turn for one lane, as one run of whole frames.
-#[derive(Debug, Clone, Copy)]
-struct Chunk {
-    start: u64,
+/// Where a chunk lies in the log.
+#[derive(Debug, Clone)]
+struct Placed {
+    start: LogPosition,
     first_offset: u64,
+    count: u32,
     at_ms: u64,
+    frames: FrameIndex,
 }
 
 #[derive(Debug)]
-struct Placed {
-    base: u64,
+struct Stretch {
+    base: LogPosition,
     made_ms: u64,
     segment: Segment,
 }
 
 /// What to send to a subscriber at some position.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Run {
     /// Contiguous bytes, ending at the end of a frame.
     pub bytes: Bytes,
     /// The position behind them.
-    pub to: u64,
+    pub to: LogPosition,
     /// Publications that end in this run.
     pub publications: u64,
 }
@@ -46,12 +51,12 @@ pub struct Run {
 /// See the module's description.
 #[derive(Debug)]
 pub struct Log {
-    segments: VecDeque<Placed>,
-    chunks: VecDeque<Chunk>,
-    end: u64,
+    segments: VecDeque<Stretch>,
+    chunks: VecDeque<Placed>,
+    end: LogPosition,
     last_offset: u64,
     /// The last run made, and `end` at that time: caught-up subscribers all ask for the same one.
-    recent: Option<(u64, u64, Run)>,
+    recent: Option<(LogPosition, LogPosition, Run)>,
 }
 
 impl Log {
@@ -60,14 +65,21 @@ impl Log {
         Log {
             segments: VecDeque::new(),
             chunks: VecDeque::new(),
-            end: 0,
+            end: LogPosition::START,
             last_offset,
             recent: None,
         }
     }
 
+    /// Begins anew behind `last_offset`. Positions go on where they were: none is ever used twice. What
+    /// somebody still holds goes to `retained`.
+    pub fn restart(&mut self, last_offset: u64, retained: &mut Vec<Segment>) {
+        self.clear(retained);
+        self.last_offset = last_offset;
+    }
+
     /// The position behind the newest byte.
-    pub fn end(&self) -> u64 {
+    pub fn end(&self) -> LogPosition {
         self.end
     }
 
@@ -77,12 +89,18 @@ impl Log {
     }
 
     /// Bytes held in segments.
-    pub fn bytes_held(&self) -> u64 {
-        self.segments.front().map_or(0, |oldest| self.end - oldest.base)
+    pub fn bytes_held(&self) -> usize {
+        self.end - self.base()
     }
 
-    /// Appends a chunk: `count` whole frames, the first of them with `first_offset`.
-    pub fn append(&mut self, bytes: &[u8], first_offset: u64, count: u32, now_ms: u64) {
+    /// Start of the oldest segment.
+    pub fn base(&self) -> LogPosition {
+        self.segments.front().map_or(self.end, |oldest| oldest.base)
+    }
+
+    /// Appends a chunk. Returns where it starts.
+    pub fn append(&mut self, chunk: &Chunk, now_ms: u64) -> LogPosition {
+        let Chunk { bytes, frames, first_offset, count, .. } = chunk;
         let appended = self.segments.back_mut().is_some_and(|last| last.segment.append(bytes));
         if !appended {
             let wanted = match self.segments.back() {
@@ -96,16 +114,27 @@ impl Log {
             let mut segment = Segment::new(capacity);
             let fits = segment.append(bytes);
             debug_assert!(fits, "a new segment holds the chunk it was made for");
-            self.segments.push_back(Placed { base: self.end, made_ms: now_ms, segment });
+            self.segments.push_back(Stretch { base: self.end, made_ms: now_ms, segment });
         }
-        self.chunks.push_back(Chunk { start: self.end, first_offset, at_ms: now_ms });
-        self.end += bytes.len() as u64;
-        self.last_offset = first_offset + u64::from(count) - 1;
+        let start = self.end;
+        self.chunks.push_back(Placed {
+            start,
+            first_offset: *first_offset,
+            count: *count,
+            at_ms: now_ms,
+            frames: frames.clone(),
+        });
+        self.end = start + bytes.len();
+        self.last_offset = first_offset + u64::from(*count) - 1;
+        start
     }
 
     /// What a subscriber at `from` is to be sent: up to `bytes_max` in whole chunks, at least one
     /// chunk, all from one segment. `None` when it is caught up.
-    pub fn run(&mut self, from: u64, bytes_max: u64) -> Option<&Run> {
+    ///
+    /// # Panics
+    /// If what stands at `from` was dropped: who falls out of the log meets the lag policy first.
+    pub fn run(&mut self, from: LogPosition, bytes_max: usize) -> Option<&Run> {
         let known = self.recent.as_ref().is_some_and(|&(at, end, _)| at == from && end == self.end);
         if !known {
             let run = self.make_run(from, bytes_max)?;
@@ -114,15 +143,15 @@ impl Log {
         self.recent.as_ref().map(|(_, _, run)| run)
     }
 
-    fn make_run(&self, from: u64, bytes_max: u64) -> Option<Run> {
+    fn make_run(&self, from: LogPosition, bytes_max: usize) -> Option<Run> {
         if from >= self.end {
             return None;
         }
         assert!(from >= self.base(), "who fell out of the log has met the lag policy");
-        let placed = self.placed(from)?;
-        let segment_end = placed.base + placed.segment.len() as u64;
+        let stretch = self.stretch(from)?;
+        let segment_end = stretch.base + stretch.segment.len();
         let target = (from + bytes_max).min(segment_end);
-        // Chunk ends are the starts of the next ones; the last one's is the log's end.
+        // A chunk ends where the next one starts; the last one where the log does.
         let next = self.chunks.partition_point(|chunk| chunk.start <= target);
         let mut to = self.chunks.get(next).map_or(self.end, |chunk| chunk.start).min(segment_end);
         if to > target {
@@ -131,118 +160,108 @@ impl Log {
                 to = start;
             }
         }
-        let (start, end) = (from - placed.base, to - placed.base);
-        // Both lie within one segment, whose length is a usize.
-        let bytes = placed.segment.slice(start as usize, end as usize);
+        let bytes = stretch.segment.slice(from - stretch.base, to - stretch.base);
         let publications = self.publications_before(to) - self.publications_before(from);
         Some(Run { bytes, to, publications })
     }
 
-    /// Where [`Log::trim`] would cut: the start of the oldest segment that it would keep.
-    pub fn trim_point(&self, keep_from: u64) -> u64 {
-        let next = self.segments.partition_point(|placed| placed.base <= keep_from);
-        self.segments.get(next.wrapping_sub(1)).map_or(0, |placed| placed.base)
-    }
-
-    /// Start of the oldest segment.
-    pub fn base(&self) -> u64 {
-        self.segments.front().map_or(self.end, |placed| placed.base)
-    }
-
     /// The first offset whose frame does not end at or before `position`.
-    pub fn next_offset(&self, position: u64) -> u64 {
+    pub fn next_offset(&self, position: LogPosition) -> u64 {
         self.publications_before(position) + 1
     }
 
     /// Offset of the last publication that ends at or before `position`.
-    fn publications_before(&self, position: u64) -> u64 {
-        if position >= self.end {
-            return self.last_offset;
-        }
-        let Some(chunk) = self.chunk_at(position) else {
-            let oldest = self.chunks.front().map_or(self.last_offset + 1, |c| c.first_offset);
-            return oldest - 1;
-        };
-        if position == chunk.start {
-            return chunk.first_offset - 1;
-        }
-        let inside = position - chunk.start;
-        let whole = self.with_chunk(&chunk, |bytes| {
-            server_frame_ends(bytes).take_while(|&end| end as u64 <= inside).count()
-        });
-        chunk.first_offset - 1 + whole as u64
+    fn publications_before(&self, position: LogPosition) -> u64 {
+        let Some((chunk, len)) = self.chunk_at(position) else { return self.last_offset };
+        let inside = chunk.frames.publications_within(position - chunk.start, len, chunk.count);
+        chunk.first_offset - 1 + u64::from(inside)
     }
 
-    /// The bytes that complete the frame in whose middle `position` lies; `None` at its border.
-    pub fn rest_of_frame(&self, position: u64) -> Option<Bytes> {
-        let chunk = self.chunk_at(position)?;
-        let inside = position - chunk.start;
-        if inside == 0 {
-            return None;
-        }
-        self.with_chunk(&chunk, |bytes| {
-            let end = server_frame_ends(bytes).map(|end| end as u64).find(|&end| end >= inside)?;
-            let rest = bytes.get(inside as usize..end as usize)?;
-            (!rest.is_empty()).then(|| Bytes::copy_from_slice(rest))
-        })
+    /// Where the frame ends in whose middle `position` lies; `None` at its border.
+    pub fn end_of_frame(&self, position: LogPosition) -> Option<LogPosition> {
+        let (chunk, len) = self.chunk_at(position)?;
+        Some(chunk.start + chunk.frames.end_of_frame(position - chunk.start, len)?)
+    }
+
+    /// The bytes of one segment from `from` to `to`, shared.
+    pub fn slice(&self, from: LogPosition, to: LogPosition) -> Option<Bytes> {
+        let stretch = self.stretch(from)?;
+        let (start, end) = (from - stretch.base, to - stretch.base);
+        (start <= end && end <= stretch.segment.len()).then(|| stretch.segment.slice(start, end))
     }
 
     /// When the first byte behind `position` was appended.
-    pub fn appended_at(&self, position: u64) -> Option<u64> {
-        self.chunk_at(position).map(|chunk| chunk.at_ms)
+    pub fn appended_at(&self, position: LogPosition) -> Option<u64> {
+        self.chunk_at(position).map(|(chunk, _)| chunk.at_ms)
     }
 
-    /// Drops whole segments below `keep_from`.
-    pub fn trim(&mut self, keep_from: u64) {
-        let base = self.trim_point(keep_from);
-        while self.segments.front().is_some_and(|oldest| oldest.base < base) {
-            self.segments.pop_front();
+    /// Whether [`Log::trim`] at the log's end would drop anything.
+    pub fn is_trimmable(&self) -> bool {
+        self.segments.len() > 1
+    }
+
+    /// Drops whole segments below `keep_from`, never the newest. Those of which somebody still holds
+    /// a slice go to `retained`.
+    pub fn trim(&mut self, keep_from: LogPosition, retained: &mut Vec<Segment>) {
+        // The run that was made last would keep its segment alive.
+        self.recent = None;
+        while self.segments.get(1).is_some_and(|second| second.base <= keep_from) {
+            if let Some(oldest) = self.segments.pop_front()
+                && oldest.segment.is_shared()
+            {
+                retained.push(oldest.segment);
+            }
         }
+        let base = self.base();
         while self.chunks.get(1).is_some_and(|second| second.start <= base) {
             self.chunks.pop_front();
         }
-        // The run that was made last would keep its segment alive.
-        self.recent = None;
     }
 
-    fn placed(&self, position: u64) -> Option<&Placed> {
-        let next = self.segments.partition_point(|placed| placed.base <= position);
+    /// Gives up everything; what somebody still holds goes to `retained`.
+    pub fn clear(&mut self, retained: &mut Vec<Segment>) {
+        self.recent = None;
+        let shared = self.segments.drain(..).filter(|stretch| stretch.segment.is_shared());
+        retained.extend(shared.map(|stretch| stretch.segment));
+        self.chunks.clear();
+    }
+
+    fn stretch(&self, position: LogPosition) -> Option<&Stretch> {
+        let next = self.segments.partition_point(|stretch| stretch.base <= position);
         self.segments.get(next.checked_sub(1)?)
     }
 
-    fn chunk_at(&self, position: u64) -> Option<Chunk> {
+    /// The chunk in which `position` lies, and its length; `None` at the log's end.
+    fn chunk_at(&self, position: LogPosition) -> Option<(&Placed, usize)> {
         if position >= self.end {
             return None;
         }
         let next = self.chunks.partition_point(|chunk| chunk.start <= position);
-        self.chunks.get(next.checked_sub(1)?).copied()
-    }
-
-    fn with_chunk<T>(&self, chunk: &Chunk, read: impl FnOnce(&[u8]) -> T) -> T {
-        let end = match self.chunks.binary_search_by_key(&chunk.start, |c| c.start) {
-            Ok(at) => self.chunks.get(at + 1).map_or(self.end, |next| next.start),
-            Err(_) => self.end,
-        };
-        match self.placed(chunk.start) {
-            Some(placed) => {
-                let start = (chunk.start - placed.base) as usize;
-                let end = ((end - placed.base) as usize).min(placed.segment.len());
-                read(&placed.segment.slice(start, end))
-            }
-            None => read(&[]),
-        }
+        let chunk = self.chunks.get(next.checked_sub(1)?)?;
+        let end = self.chunks.get(next).map_or(self.end, |next| next.start);
+        Some((chunk, end - chunk.start))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfeed_protocol::frame::{Opcode, write_server};
+    use crate::message::FrameEnd;
+    use ringfeed_protocol::frame::{Opcode, server_frame_ends, write_server};
+    use std::time::Instant;
 
-    fn frames(count: usize, size: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        (0..count).for_each(|i| write_server(&mut out, Opcode::Text, &vec![i as u8; size]));
-        out
+    fn chunk(first_offset: u64, count: u32, size: usize) -> Chunk {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for publications in 1..=count {
+            write_server(&mut bytes, Opcode::Text, &vec![b'x'; size]);
+            ends.push(FrameEnd { end: u32::try_from(bytes.len()).unwrap(), publications });
+        }
+        let frames = FrameIndex::new(&ends);
+        Chunk { bytes: bytes.into(), frames, first_offset, count, at: Instant::now() }
+    }
+
+    fn at(position: u64) -> LogPosition {
+        LogPosition(position)
     }
 
     #[test]
@@ -251,34 +270,31 @@ mod tests {
         let mut all = Vec::new();
         let mut offset = 1;
         for i in 0..200u32 {
-            let count = 1 + i % 4;
-            let chunk = frames(count as usize, (i as usize * 37) % 900);
-            log.append(&chunk, offset, count, 0);
-            offset += u64::from(count);
-            all.extend_from_slice(&chunk);
+            let chunk = chunk(offset, 1 + i % 4, (i as usize * 37) % 900);
+            log.append(&chunk, 0);
+            offset += u64::from(chunk.count);
+            all.extend_from_slice(&chunk.bytes);
         }
-        let (mut at, mut got, mut publications) = (0, Vec::new(), 0);
-        while log.run(at, 5000).is_some() {
-            let Run { bytes, to, publications: count } = log.run(at, 5000).unwrap();
-            let run = Run { bytes: bytes.clone(), to: *to, publications: *count };
+        let (mut from, mut got, mut publications) = (LogPosition::START, Vec::new(), 0);
+        while let Some(run) = log.run(from, 5000).cloned() {
             assert!(run.bytes.len() <= 5000, "no chunk here is larger");
             assert_eq!(server_frame_ends(&run.bytes).last(), Some(run.bytes.len()));
             assert_eq!(server_frame_ends(&run.bytes).count() as u64, run.publications);
-            at = run.to;
+            from = run.to;
             got.extend_from_slice(&run.bytes);
             publications += run.publications;
-            assert_eq!(log.next_offset(at), publications + 1);
+            assert_eq!(log.next_offset(from), publications + 1);
         }
-        assert_eq!((got, at), (all, log.end()));
+        assert_eq!((got, from), (all, log.end()));
         assert_eq!(publications, log.last_offset());
     }
 
     #[test]
     fn a_chunk_larger_than_the_limit_goes_out_whole() {
         let mut log = Log::new(7);
-        log.append(&frames(1, 100_000), 8, 1, 0);
-        log.append(&frames(1, 10), 9, 1, 0);
-        let run = log.run(0, 1000).unwrap();
+        log.append(&chunk(8, 1, 100_000), 0);
+        log.append(&chunk(9, 1, 10), 0);
+        let run = log.run(at(0), 1000).unwrap();
         assert_eq!(run.publications, 1);
         assert!(run.bytes.len() > 100_000);
         let to = run.to;
@@ -288,35 +304,35 @@ mod tests {
     #[test]
     fn a_position_inside_a_frame_knows_its_rest_and_its_offset() {
         let mut log = Log::new(0);
-        log.append(&frames(3, 10), 1, 3, 0); // frames of 12 bytes
-        assert_eq!(log.next_offset(0), 1);
-        assert_eq!(log.next_offset(11), 1);
-        assert_eq!(log.next_offset(12), 2);
-        assert_eq!(log.next_offset(13), 2);
-        assert_eq!(log.rest_of_frame(0), None);
-        assert_eq!(log.rest_of_frame(12), None);
-        assert_eq!(log.rest_of_frame(13).unwrap().len(), 11);
-        let run = log.run(13, 1000).unwrap();
+        log.append(&chunk(1, 3, 10), 0); // frames of 12 bytes
+        let offsets = [0, 11, 12, 13].map(|position| log.next_offset(at(position)));
+        assert_eq!(offsets, [1, 1, 2, 2]);
+        assert_eq!((log.end_of_frame(at(0)), log.end_of_frame(at(12))), (None, None));
+        assert_eq!(log.end_of_frame(at(13)), Some(at(24)));
+        assert_eq!(log.slice(at(13), at(24)).unwrap().len(), 11);
+        let run = log.run(at(13), 1000).unwrap();
         assert_eq!((run.bytes.len(), run.publications), (23, 2));
-        assert_eq!(log.rest_of_frame(36), None);
+        assert_eq!(log.end_of_frame(at(36)), None);
     }
 
     #[test]
-    fn trimming_keeps_what_is_still_needed() {
+    fn trimming_keeps_what_is_still_needed_and_tells_what_is_still_held() {
         let mut log = Log::new(0);
-        for i in 0..1000u64 {
-            log.append(&frames(1, 1000), i + 1, 1, i);
-        }
-        let held = log.bytes_held();
-        let keep = log.end() - 300_000;
-        log.trim(keep);
+        (0..1000).for_each(|i| _ = log.append(&chunk(i + 1, 1, 1000), i));
+        let (held, mut retained) = (log.bytes_held(), Vec::new());
+        let slice = log.slice(at(0), at(10));
+        let keep = at(log.end().0 - 300_000);
+        log.trim(keep, &mut retained);
         assert!(log.base() <= keep && log.bytes_held() < held);
         assert!(log.run(keep, 1000).is_some());
+        assert_eq!(retained.len(), 1, "somebody holds a slice of the first segment");
+        drop(slice);
+        assert!(!retained[0].is_shared());
         let end = log.end();
-        log.trim(end);
-        assert!(log.bytes_held() <= SEGMENT_BYTES_MAX as u64);
+        log.trim(end, &mut retained);
+        assert!(log.bytes_held() <= SEGMENT_BYTES_MAX);
         assert_eq!(log.run(end, 1000).map(|r| r.publications), None);
-        log.append(&frames(1, 5), 1001, 1, 0);
+        log.append(&chunk(1001, 1, 5), 0);
         assert_eq!(log.run(end, 1000).unwrap().publications, 1);
         assert_eq!(log.next_offset(end), 1001);
     }

@@ -1,59 +1,125 @@
-//! What waits to be sent to one connection only: replies, pongs, gaps, the closing handshake.
+//! What waits to be sent to one connection only: replies, pongs, gaps, replays, the closing handshake.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+/// Whose memory a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// The connection's own.
+    Own,
+    /// A channel's history or log, whoever else is sent it.
+    Shared,
+}
+
 /// Whole frames in order; the first may be sent in part.
 #[derive(Debug, Default)]
 pub(in crate::shard) struct Outbox {
-    frames: VecDeque<Bytes>,
-    bytes: usize,
+    frames: VecDeque<(Memory, Bytes)>,
+    own_bytes: usize,
+    /// The first frame is sent in part: it stays, whatever else is given up.
+    begun: bool,
+    /// The first frame is the rest of one that was sent from a channel's log.
+    rest: bool,
+}
+
+/// What one frame takes here, besides its bytes.
+const FRAME_BYTES: usize = size_of::<(Memory, Bytes)>();
+
+fn own_bytes_of(memory: Memory, frame: &Bytes) -> usize {
+    FRAME_BYTES + if memory == Memory::Own { frame.len() } else { 0 }
 }
 
 impl Outbox {
+    /// Adds a frame that is nobody else's.
     pub(in crate::shard) fn push(&mut self, frame: Bytes) {
-        self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.own_bytes += own_bytes_of(Memory::Own, &frame);
+        self.frames.push_back((Memory::Own, frame));
     }
 
-    /// Puts bytes before everything else: the rest of a frame that is half sent.
-    pub(in crate::shard) fn push_front(&mut self, rest: Bytes) {
-        self.bytes += rest.len();
-        self.frames.push_front(rest);
+    /// Adds frames that others share.
+    pub(in crate::shard) fn push_shared(&mut self, frames: Bytes) {
+        if !frames.is_empty() {
+            self.own_bytes += own_bytes_of(Memory::Shared, &frames);
+            self.frames.push_back((Memory::Shared, frames));
+        }
     }
 
-    /// Bytes waiting.
-    pub(in crate::shard) fn bytes(&self) -> usize {
-        self.bytes
+    /// Puts the rest of a half-sent frame before everything else. `shared`: it is a slice of a log.
+    pub(in crate::shard) fn push_rest(&mut self, rest: Bytes, shared: bool) {
+        let memory = if shared { Memory::Shared } else { Memory::Own };
+        self.own_bytes += own_bytes_of(memory, &rest);
+        self.frames.push_front((memory, rest));
+        (self.begun, self.rest) = (true, true);
+    }
+
+    /// Whether anything waits that only this connection is to get.
+    pub(in crate::shard) fn is_owed(&self) -> bool {
+        self.frames.len() > usize::from(self.rest)
+    }
+
+    /// Memory that is nobody else's.
+    pub(in crate::shard) fn own_bytes(&self) -> usize {
+        self.own_bytes
+    }
+
+    pub(in crate::shard) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Frames waiting.
+    pub(in crate::shard) fn len(&self) -> usize {
+        self.frames.len()
     }
 
     /// Everything waiting, in order.
     pub(in crate::shard) fn frames(&self) -> impl Iterator<Item = &Bytes> {
-        self.frames.iter()
+        self.frames.iter().map(|(_, frame)| frame)
+    }
+
+    /// The newest frame.
+    pub(in crate::shard) fn last(&self) -> Option<&Bytes> {
+        self.frames.back().map(|(_, frame)| frame)
     }
 
     /// The kernel has taken so many bytes.
     pub(in crate::shard) fn sent(&mut self, mut taken: usize) {
-        self.bytes -= taken;
         while taken > 0
-            && let Some(front) = self.frames.front_mut()
+            && let Some((memory, front)) = self.frames.front_mut()
         {
+            self.own_bytes -= own_bytes_of(*memory, front);
             if taken < front.len() {
                 *front = front.slice(taken..);
+                self.own_bytes += own_bytes_of(*memory, front);
+                self.begun = true;
                 return;
             }
             taken -= front.len();
             self.frames.pop_front();
+            (self.begun, self.rest) = (false, false);
         }
     }
 
-    /// Replaces the last frame.
+    /// Replaces the newest frame, which is one of the connection's own and not begun.
     pub(in crate::shard) fn replace_last(&mut self, frame: Bytes) {
-        if let Some(last) = self.frames.pop_back() {
-            self.bytes -= last.len();
+        if let Some((memory, last)) = self.frames.pop_back() {
+            self.own_bytes -= own_bytes_of(memory, &last);
         }
         self.push(frame);
+    }
+
+    /// Whether the newest frame may be replaced: it is the connection's own, and nothing of it is sent.
+    pub(in crate::shard) fn is_last_replaceable(&self) -> bool {
+        self.frames.back().is_some_and(|(memory, _)| *memory == Memory::Own)
+            && (self.frames.len() > 1 || !self.begun)
+    }
+
+    /// Gives up what has not begun: for who does not read, and is closed. A run of frames that has begun
+    /// is finished.
+    pub(in crate::shard) fn give_up(&mut self) {
+        self.frames.truncate(usize::from(self.begun));
+        self.own_bytes = self.frames.iter().map(|(memory, f)| own_bytes_of(*memory, f)).sum();
     }
 }
 
@@ -61,16 +127,44 @@ impl Outbox {
 mod tests {
     use super::*;
 
+    fn outbox(frames: &[&'static [u8]]) -> Outbox {
+        let mut outbox = Outbox::default();
+        frames.iter().for_each(|frame| outbox.push(Bytes::from_static(frame)));
+        outbox
+    }
+
     #[test]
     fn partial_sends_cut_the_first_frame() {
-        let mut outbox = Outbox::default();
-        outbox.push(Bytes::from_static(b"hello"));
-        outbox.push(Bytes::from_static(b"world"));
+        let mut outbox = outbox(&[b"hello", b"world"]);
         outbox.sent(7);
         assert_eq!(outbox.frames().collect::<Vec<_>>(), [&b"rld"[..]]);
-        outbox.push_front(Bytes::from_static(b"x"));
-        assert_eq!(outbox.bytes(), 4);
+        assert!(!outbox.is_last_replaceable(), "it has begun");
+        outbox.sent(3);
+        assert_eq!((outbox.own_bytes(), outbox.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn shared_memory_costs_its_handle_only() {
+        let mut outbox = outbox(&[b"reply"]);
+        outbox.push_shared(Bytes::from_static(&[0; 4096]));
+        assert_eq!(outbox.own_bytes(), 5 + 2 * FRAME_BYTES);
+        outbox.sent(5 + 4000);
+        assert_eq!(outbox.own_bytes(), FRAME_BYTES);
+        outbox.push(Bytes::from_static(b"later"));
+        outbox.give_up();
+        assert_eq!(outbox.frames().map(Bytes::len).collect::<Vec<_>>(), [96], "it has begun");
+    }
+
+    #[test]
+    fn the_rest_of_a_frame_of_a_channel_is_owed_to_nobody_in_particular() {
+        let mut outbox = Outbox::default();
+        outbox.push_rest(Bytes::from_static(b"rest"), false);
+        assert!(!outbox.is_owed());
+        outbox.push(Bytes::from_static(b"gap"));
+        assert!(outbox.is_owed());
         outbox.sent(4);
-        assert_eq!((outbox.bytes(), outbox.frames().count()), (0, 0));
+        assert!(outbox.is_owed());
+        outbox.give_up();
+        assert!(outbox.is_empty());
     }
 }

@@ -1,0 +1,79 @@
+//! Numbers that name things, each of its own type, so that none is taken for another.
+
+use std::fmt;
+use std::ops::{Add, Sub};
+
+/// Number of a shard, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u16);
+
+impl ShardId {
+    /// For tables with one entry a shard.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Place of a session in its shard's table; somebody else's after the session has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionSlot(pub u32);
+
+impl SessionSlot {
+    /// For tables with one entry a slot.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A connection of one shard; stale after it is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// Place in the shard's table.
+    pub slot: SessionSlot,
+    /// Never the same for two sessions in one place.
+    pub generation: u32,
+}
+
+/// A lane of a channel on one shard; stale after its last user has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LaneId {
+    /// Place in the shard's table.
+    pub slot: u32,
+    /// Never the same for two lanes in one place.
+    pub generation: u32,
+}
+
+/// The life of a channel at its home, unique in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChannelKey(pub u64);
+
+/// A place in a log: bytes since the log began. Never goes back, and a `u64` does not overflow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPosition(pub u64);
+
+impl LogPosition {
+    /// Where a log begins.
+    pub const START: LogPosition = LogPosition(0);
+}
+
+impl Add<usize> for LogPosition {
+    type Output = LogPosition;
+    fn add(self, bytes: usize) -> LogPosition {
+        LogPosition(self.0 + bytes as u64)
+    }
+}
+
+impl Sub for LogPosition {
+    type Output = usize;
+    /// Bytes from `earlier` to here; 0 if it is not earlier.
+    fn sub(self, earlier: LogPosition) -> usize {
+        // What lies between two positions of one log is in memory.
+        self.0.saturating_sub(earlier.0) as usize
+    }
+}

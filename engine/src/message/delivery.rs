@@ -1,0 +1,224 @@
+//! Work for the shard of a subscriber, or of a command's sender.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
+
+use super::request::Origin;
+use crate::ids::ChannelKey;
+
+/// A payload that outlives the message it came in.
+#[derive(Debug, Clone)]
+pub struct StoredPayload {
+    /// How to understand the bytes.
+    pub kind: PayloadKind,
+    /// The payload.
+    pub bytes: Bytes,
+}
+
+/// A publication in a channel's history.
+#[derive(Debug, Clone)]
+pub struct StoredPublication {
+    /// Its offset.
+    pub offset: u64,
+    /// What was published.
+    pub payload: StoredPayload,
+}
+
+/// What a channel's history holds behind some offset.
+#[derive(Debug)]
+pub struct HistoryPage {
+    /// The newest position.
+    pub position: Position,
+    /// In order of offset.
+    pub publications: Vec<StoredPublication>,
+}
+
+/// One row of `GET /api/channels`.
+#[derive(Debug)]
+pub struct ChannelRow {
+    /// The name.
+    pub name: ChannelName,
+    /// The newest position.
+    pub position: Position,
+    /// Subscribers on all shards.
+    pub subscribers: u64,
+    /// Publications kept.
+    pub history: usize,
+}
+
+/// Some of a shard's channels.
+#[derive(Debug)]
+pub struct ChannelPage {
+    /// In no order.
+    pub rows: Vec<ChannelRow>,
+    /// Where the next page begins; `None` behind the last.
+    pub next: Option<u32>,
+}
+
+/// Where one frame of a chunk ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameEnd {
+    /// Bytes from the start of the chunk to the end of the frame.
+    pub end: u32,
+    /// Publications of the chunk that are complete there.
+    pub publications: u32,
+}
+
+/// Where the frames of a chunk end. It stands beside the bytes, so that nobody has to parse them.
+#[derive(Debug, Clone, Default)]
+pub struct FrameIndex(Option<Arc<[FrameEnd]>>);
+
+impl FrameIndex {
+    /// Of a chunk whose frames end there, in order; the last one at the chunk's end.
+    pub fn new(ends: &[FrameEnd]) -> FrameIndex {
+        // Mostly a chunk is one frame, whose end is the chunk's.
+        FrameIndex((ends.len() > 1).then(|| Arc::from(ends)))
+    }
+
+    /// Publications that are complete within the first `bytes` of a chunk that has `count` of them in
+    /// `len` bytes.
+    pub fn publications_within(&self, bytes: usize, len: usize, count: u32) -> u32 {
+        let Some(ends) = &self.0 else { return if bytes >= len { count } else { 0 } };
+        let whole = ends.partition_point(|frame| frame.end as usize <= bytes);
+        whole.checked_sub(1).and_then(|last| ends.get(last)).map_or(0, |frame| frame.publications)
+    }
+
+    /// Where the frame ends in which byte `at` of a chunk of `len` bytes lies; `None` if a frame begins
+    /// there.
+    pub fn end_of_frame(&self, at: usize, len: usize) -> Option<usize> {
+        let Some(ends) = &self.0 else { return (at > 0 && at < len).then_some(len) };
+        let next = ends.partition_point(|frame| frame.end as usize <= at);
+        let begins = next.checked_sub(1).and_then(|last| ends.get(last)).map_or(0, |f| f.end);
+        ends.get(next).filter(|_| at > begins as usize).map(|frame| frame.end as usize)
+    }
+
+    /// What it takes in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |ends| size_of_val::<[FrameEnd]>(ends))
+    }
+}
+
+/// New publications of a channel in one lane: whole frames.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    /// The frames.
+    pub bytes: Bytes,
+    /// Where they end.
+    pub frames: FrameIndex,
+    /// Offset of the first publication.
+    pub first_offset: u64,
+    /// How many.
+    pub count: u32,
+    /// When the first was published.
+    pub at: Instant,
+}
+
+/// Work for the shard of a subscriber or of a command's sender.
+#[derive(Debug)]
+pub enum Delivery {
+    /// New publications.
+    Chunk {
+        /// The channel.
+        key: ChannelKey,
+        /// The lane.
+        lane: Lane,
+        /// The publications.
+        chunk: Chunk,
+    },
+    /// A subscription stands. The live stream follows behind `position`.
+    Subscribed {
+        /// Who asked.
+        origin: Origin,
+        /// As given.
+        attempt: u32,
+        /// The channel.
+        channel: ChannelName,
+        /// Its life.
+        key: ChannelKey,
+        /// The lane.
+        lane: Lane,
+        /// Where the live stream starts.
+        position: Position,
+        /// The answer to `recover`.
+        recovered: Option<bool>,
+        /// Frames of what was missed, up to `position`; shared with everybody who misses them.
+        replay: Vec<Bytes>,
+    },
+    /// A publication is in the log.
+    Published {
+        /// Who asked.
+        origin: Origin,
+        /// The channel.
+        channel: ChannelName,
+        /// Where it stands.
+        position: Position,
+    },
+    /// What was asked of the history.
+    History {
+        /// Who asked.
+        origin: Origin,
+        /// The channel.
+        channel: ChannelName,
+        /// The answer; `None` where there is no such channel.
+        page: Option<HistoryPage>,
+    },
+    /// A command was refused by the home.
+    Refused {
+        /// Who asked.
+        origin: Origin,
+        /// Of a subscribe: as given.
+        attempt: Option<u32>,
+        /// Why.
+        refused: Refused,
+    },
+}
+
+impl Delivery {
+    /// Bytes that it holds while it waits.
+    pub(crate) fn cost(&self) -> usize {
+        size_of::<Delivery>()
+            + match self {
+                Delivery::Chunk { chunk, .. } => chunk.bytes.len() + chunk.frames.bytes(),
+                // The frames belong to the history, whoever else holds them.
+                Delivery::Subscribed { replay, .. } => size_of_val(&replay[..]),
+                Delivery::History { page, .. } => {
+                    page.iter().flat_map(|p| &p.publications).map(|p| p.payload.bytes.len()).sum()
+                }
+                _ => 0,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_knows_frames_and_publications_at_every_byte() {
+        // Frames of 3, 1 and 4 bytes; the second completes no publication, the third two.
+        let ends =
+            [(3, 1), (4, 1), (8, 3)].map(|(end, publications)| FrameEnd { end, publications });
+        let index = FrameIndex::new(&ends);
+        let within: Vec<u32> = (0..=8).map(|at| index.publications_within(at, 8, 3)).collect();
+        assert_eq!(within, [0, 0, 0, 1, 1, 1, 1, 1, 3]);
+        let rest: Vec<_> = (0..=8).map(|at| index.end_of_frame(at, 8)).collect();
+        let (a, c) = (Some(3), Some(8));
+        assert_eq!(rest, [None, a, a, None, None, c, c, c, None]);
+    }
+
+    #[test]
+    fn a_chunk_of_one_frame_needs_no_index() {
+        let index = FrameIndex::new(&[FrameEnd { end: 5, publications: 2 }]);
+        assert_eq!(index.bytes(), 0);
+        assert_eq!(
+            (index.publications_within(4, 5, 2), index.publications_within(5, 5, 2)),
+            (0, 2)
+        );
+        let rest: Vec<_> = (0..=5).map(|at| index.end_of_frame(at, 5)).collect();
+        assert_eq!(rest, [None, Some(5), Some(5), Some(5), Some(5), None]);
+    }
+}

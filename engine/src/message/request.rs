@@ -1,0 +1,135 @@
+//! Work for the home shard of a channel, and where its answer goes.
+
+use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
+use tokio::sync::oneshot;
+
+use super::delivery::{ChannelPage, HistoryPage, StoredPayload};
+use crate::ids::{SessionId, ShardId};
+
+/// A command of a session, to which an answer is owed.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The session's shard.
+    pub shard: ShardId,
+    /// The session.
+    pub session: SessionId,
+    /// JSON text of the command's id.
+    pub id: Option<Box<str>>,
+}
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub enum Reply<T> {
+    /// To a session, as a delivery.
+    Session(Origin),
+    /// To the control thread. One that has gone away does not undo what was done.
+    Control(oneshot::Sender<T>),
+}
+
+/// What came of a publication.
+pub type Published = Result<Position, Refused>;
+
+/// Work for the home shard of a channel.
+#[derive(Debug)]
+pub enum Request {
+    /// A session wants a channel. Answered with `Delivery::Subscribed` or `Delivery::Refused`.
+    Subscribe {
+        /// Who asks.
+        origin: Origin,
+        /// Comes back with the answer.
+        attempt: u32,
+        /// The channel.
+        channel: ChannelName,
+        /// How it is to be encoded.
+        lane: Lane,
+        /// The last position seen.
+        recover: Option<Position>,
+    },
+    /// A subscriber that was answered with `Delivery::Subscribed` is one no more. Not answered.
+    Unsubscribe {
+        /// Its shard.
+        shard: ShardId,
+        /// Who it was.
+        session: SessionId,
+        /// The channel.
+        channel: ChannelName,
+        /// On this lane.
+        lane: Lane,
+    },
+    /// A publication by a session; answered with `Delivery::Published` or `Delivery::Refused` if there
+    /// is an origin.
+    Publish {
+        /// Who wants an answer.
+        origin: Option<Origin>,
+        /// The channel.
+        channel: ChannelName,
+        /// What.
+        payload: StoredPayload,
+    },
+    /// Publications from the control thread, answered all at once.
+    PublishBatch {
+        /// `(place in the caller's list, channel, payload)`.
+        items: Vec<(u32, ChannelName, StoredPayload)>,
+        /// Where the answers go.
+        reply: oneshot::Sender<Vec<(u32, Published)>>,
+    },
+    /// Read a channel's history; a session is answered with `Delivery::History`. `None` if the channel
+    /// does not exist.
+    History {
+        /// The channel.
+        channel: ChannelName,
+        /// Behind this offset.
+        after: Option<u64>,
+        /// At most so many.
+        limit: u32,
+        /// Who asks.
+        reply: Reply<Option<HistoryPage>>,
+    },
+    /// A page of the channels homed here, for the control thread.
+    ListChannels {
+        /// Place in the table where the page begins; 0 is its start.
+        from: u32,
+        /// Where the answer goes.
+        reply: oneshot::Sender<ChannelPage>,
+    },
+    /// Readers of this shard who read are behind on a lane, or no more: publications of the channel
+    /// are to be held back meanwhile. Not answered.
+    Pressure {
+        /// The readers' shard.
+        shard: ShardId,
+        /// The channel.
+        channel: ChannelName,
+        /// The lane.
+        lane: Lane,
+        /// Whether they are behind.
+        on: bool,
+    },
+    /// Stop accepting, tell the clients, flush, close.
+    Drain,
+}
+
+impl Request {
+    /// The channel whose home it is for; `None` if it is for a certain shard.
+    pub(crate) fn channel(&self) -> Option<&ChannelName> {
+        match self {
+            Request::Subscribe { channel, .. }
+            | Request::Unsubscribe { channel, .. }
+            | Request::Publish { channel, .. }
+            | Request::Pressure { channel, .. }
+            | Request::History { channel, .. } => Some(channel),
+            Request::PublishBatch { .. } | Request::ListChannels { .. } | Request::Drain => None,
+        }
+    }
+
+    /// Bytes that it holds while it waits.
+    pub(crate) fn cost(&self) -> usize {
+        let payloads = match self {
+            Request::Publish { payload, .. } => payload.bytes.len(),
+            Request::PublishBatch { items, .. } => {
+                items.iter().map(|(_, _, payload)| payload.bytes.len() + 64).sum()
+            }
+            _ => 0,
+        };
+        payloads + size_of::<Request>()
+    }
+}

@@ -1,0 +1,103 @@
+//! The shard's invariants, checked by code.
+
+use ringfeed_wire::Wire;
+
+use super::Shard;
+use super::feed::{FOLLOWS, GAPPED, LaneState, List, Subscriber};
+use super::session::{BLOCKED, CURSORS, GAPS, MULTI};
+use crate::ids::LaneId;
+
+/// A shard with more subscriptions than this is not checked in each turn.
+const SMALL: u64 = 2000;
+/// Then it is checked in one turn of so many.
+const SELDOM: u64 = 256;
+
+impl<W: Wire> Shard<W> {
+    /// Checks a small shard after each turn, a large one now and then.
+    #[cfg(debug_assertions)]
+    pub(super) fn check_sometimes(&self) {
+        let small = self.subscription_count + self.sessions.len() as u64 <= SMALL;
+        if small || self.counters.turns.read() % SELDOM == 0 {
+            self.check();
+        }
+    }
+
+    /// Looks at everything the shard takes for granted between turns.
+    ///
+    /// # Panics
+    /// If any of it does not hold: then the shard's own code is wrong.
+    pub fn check(&self) {
+        self.sessions.check();
+        self.homes.check();
+        self.fanout.check(&self.feeds);
+        self.check_sessions();
+        let held: usize = self.feeds.lanes().map(|(_, lane)| lane.log.bytes_held()).sum();
+        assert_eq!(held, self.feeds.log_bytes(), "log bytes");
+        assert_eq!(self.feeds.users(), self.subscription_count, "uses of channels");
+        for (id, lane) in self.feeds.lanes() {
+            self.check_lane(id, lane);
+        }
+        assert!(self.own.is_empty(), "deliveries to this shard are handled in their turn");
+    }
+
+    /// What sessions say of their channels is so.
+    fn check_sessions(&self) {
+        let (mut subscriptions, mut partial) = (0, 0);
+        for slot in self.sessions.slots() {
+            let Some(session) = self.sessions.get(slot) else { continue };
+            partial += session.partial_bytes;
+            subscriptions += session.subscriptions.len() as u64;
+            let waits = session.deferred.is_some();
+            assert!(!waits || session.owed > 0 || self.released.iter().any(|id| id.slot == slot));
+            for own in &session.subscriptions {
+                let Some(index) = own.index else { continue };
+                let lane = self.feeds.lane(own.lane);
+                let subscriber = lane.list(self.sessions.list(slot)).get(index as usize);
+                assert!(
+                    subscriber.is_some_and(|subscriber| subscriber.session == slot),
+                    "{slot:?} is where it says in {}",
+                    lane.name
+                );
+            }
+        }
+        assert_eq!(subscriptions, self.subscription_count, "subscriptions");
+        assert_eq!(partial, self.partial_bytes, "unfinished messages");
+    }
+
+    fn check_lane(&self, id: LaneId, lane: &LaneState) {
+        let end = lane.log.end();
+        for list in [List::Walked, List::Served] {
+            for &Subscriber { sent, session } in lane.list(list) {
+                let name = &lane.name;
+                assert_eq!(self.sessions.list(session), list, "{session:?} in {name}");
+                let has = |flag| self.sessions.has(session, flag);
+                match sent {
+                    FOLLOWS => assert!(has(MULTI) && !has(CURSORS), "{session:?} follows {name}"),
+                    GAPPED => {
+                        assert!(lane.gaps.contains_key(&session) && has(GAPS), "gap in {name}");
+                        assert!(has(BLOCKED) || self.fanout.is_queued(&self.sessions, session));
+                    }
+                    position => {
+                        assert!(position >= lane.log.base() && position <= end, "{name}");
+                        assert!(list == List::Walked || has(CURSORS), "{session:?} in {name}");
+                        let looked_at = position == end
+                            || has(BLOCKED)
+                            || self.fanout.is_queued(&self.sessions, session)
+                            || list == List::Walked && lane.dirty;
+                        assert!(looked_at, "nobody looks at {session:?} in {name}");
+                    }
+                }
+            }
+        }
+        let told = lane.subscribers().filter(|s| s.sent == GAPPED).count();
+        assert_eq!(lane.gaps.len(), told, "gaps of {}", lane.name);
+        if lane.followed > 0 {
+            assert!(
+                lane.followed_from >= lane.log.base(),
+                "{}: what is followed is kept",
+                lane.name
+            );
+        }
+        assert!(self.feeds.find(&lane.name, lane.lane) == Some(id), "{}", lane.name);
+    }
+}

@@ -1,0 +1,81 @@
+//! Going away: clients are told to come back later, and closed once they have everything.
+
+use std::time::{Duration, Instant};
+
+use rand::Rng as _;
+use ringfeed_protocol::Event;
+use ringfeed_wire::Wire;
+
+use super::Shard;
+use super::session::{BLOCKED, CLOSING, QUEUED};
+use crate::counters::CloseReason;
+use crate::ids::SessionId;
+
+/// Connections told of a drain in one turn.
+const DRAINS_PER_TURN_MAX: usize = 256;
+
+/// What a drain keeps between turns.
+#[derive(Debug, Default)]
+pub(super) struct Draining {
+    /// Who was not told yet.
+    left: Vec<SessionId>,
+    deadline: Option<Instant>,
+    /// Everybody who is left still has something to get.
+    all_wait: bool,
+}
+
+impl<W: Wire> Shard<W> {
+    /// Stops accepting and begins to send the clients away.
+    pub(super) fn begin_drain(&mut self) {
+        if self.draining {
+            return;
+        }
+        self.draining = true;
+        self.local.stop_accepting();
+        let timeout = Duration::from_millis(self.config.server.drain_timeout_ms.into());
+        self.drain.deadline = Some(self.clock.now() + timeout);
+        self.drain.left = self.sessions.slots().map(|slot| self.sessions.id(slot)).collect();
+    }
+
+    /// Whether there is somebody who can be told at once.
+    pub(super) fn has_to_drain(&self) -> bool {
+        !self.drain.left.is_empty() && !self.drain.all_wait
+    }
+
+    /// Tells some clients to come back later, and closes them once everything was sent to them.
+    pub(super) fn drain_some(&mut self) {
+        let spread = self.config.server.drain_spread_ms;
+        let mut later = Vec::new();
+        let count = self.drain.left.len().min(DRAINS_PER_TURN_MAX);
+        for _ in 0..count {
+            let Some(id) = self.drain.left.pop() else { break };
+            let Some(slot) = self.sessions.current(id) else { continue };
+            if self.sessions.has(slot, CLOSING) {
+                continue;
+            }
+            if self.sessions.has(slot, BLOCKED | QUEUED) {
+                later.push(id);
+                continue;
+            }
+            let reconnect_ms = self.rng.random_range(0..=spread);
+            self.reply(slot, &Event::Drain { reconnect_ms });
+            self.close_session(slot, CloseReason::ServiceRestart, "the server is restarting");
+        }
+        // Those who wait are looked at when something has happened.
+        self.drain.all_wait = later.len() == count && self.drain.left.is_empty();
+        let told = std::mem::replace(&mut self.drain.left, later);
+        self.drain.left.extend(told);
+    }
+
+    /// Whether a drain is over: everybody has left and nothing is under way to other shards, or the time
+    /// for it is up.
+    pub fn is_drained(&self) -> bool {
+        let over = self.drain.deadline.is_some_and(|deadline| self.clock.now() >= deadline);
+        let left = self.sessions.len() > 0
+            || self.links.waiting()
+            || !self.inbox.is_empty()
+            || !self.waiting.is_empty()
+            || self.homes.has_parked();
+        self.draining && (!left || over)
+    }
+}

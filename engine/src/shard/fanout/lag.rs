@@ -1,0 +1,247 @@
+//! Readers that fall behind: how far they may, and what they meet.
+//!
+//! Who reads is waited for: while readers who took something a moment ago are more than half a window
+//! behind, the channel's home is asked to hold publications back. A channel is held for two seconds in
+//! one piece at most, and for a tenth of the time after that, so that a reader who reads slowly cannot
+//! hold it for long. Who does not read, or has had its time, meets the channel's lag policy once it is
+//! out of the window.
+
+use ringfeed_wire::Wire;
+
+use super::{Context, Fanout, Verdict};
+use crate::config::LagPolicy;
+use crate::ids::{LaneId, LogPosition, SessionSlot};
+use crate::shard::feed::{GAPPED, LaneState, List};
+use crate::shard::session::{BLOCKED, CLOSING, GAPS};
+
+/// A reader whose socket has taken something within this reads.
+const ATTENTION_MS: u64 = 250;
+/// The rest of a half-sent frame is copied up to this length; longer ones stay in the log's memory.
+const COPIED_REST_BYTES: usize = 1024;
+
+/// Who is where in a lane.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    /// The least position of those who can be sent to: we are late ourselves.
+    ours: LogPosition,
+    /// The least position of those who cannot, but read.
+    reading: LogPosition,
+    /// The least position of all others who are within the window.
+    within: LogPosition,
+}
+
+impl Fanout {
+    /// Looks at a lane after a flush: trims its log, applies the lag policy to those who are out of its
+    /// window, and says whether publications are to be held back.
+    pub(super) fn review<W: Wire>(&mut self, cx: &mut Context<W>, id: LaneId) {
+        let Some(lane) = cx.feeds.try_lane_mut(id) else { return };
+        lane.touched = false;
+        let end = lane.log.end();
+        let half = lane.window.bytes / 2;
+        if !lane.pressed && !lane.log.is_trimmable() && lane.log.bytes_held() <= half {
+            return;
+        }
+        // Looking at every subscriber costs: not more often than something has changed.
+        let walking = lane.walk > 0;
+        if walking && end - lane.reviewed_to < lane.window.bytes / 8 {
+            return;
+        }
+        self.review_now(cx, id);
+    }
+
+    fn review_now<W: Wire>(&mut self, cx: &mut Context<W>, id: LaneId) {
+        let (standing, fallen) = {
+            let lane = cx.feeds.lane(id);
+            let burst = cx.limits.burst_bytes_max;
+            stand(cx, lane, lane.patience.is_left().then_some(burst))
+        };
+        for (list, index, slot) in fallen {
+            self.fall(cx, id, list, index, slot);
+        }
+        let lane = cx.feeds.lane_mut(id);
+        let end = lane.log.end();
+        lane.reviewed_to = end;
+        let mut keep = standing.ours.min(standing.reading).min(standing.within);
+        if lane.followed > 0 {
+            keep = keep.min(lane.followed_from);
+        }
+        // Half a window, but less where one was enough already: the other half of a burst comes still.
+        let half = lane.window.bytes / 2;
+        let behind = |position: LogPosition| end - position > half;
+        let (late, waited) = (behind(standing.ours), behind(standing.reading));
+        lane.patience.pass(cx.now_ms, waited && lane.pressed);
+        let pressed = late || waited && lane.patience.is_left();
+        if pressed != lane.pressed {
+            lane.pressed = pressed;
+            let (channel, kind) = (lane.name.clone(), lane.lane);
+            self.verdicts.push(Verdict::Pressed { channel, lane: kind, on: pressed });
+        }
+        if pressed && !lane.lagging {
+            lane.lagging = true;
+            self.lagging.push(id);
+        }
+        cx.feeds.trim(id, keep);
+    }
+
+    /// With each tick: looks at the lanes where somebody is behind, and for readers that are too far
+    /// behind in time.
+    pub(in crate::shard) fn check_ages<W: Wire>(&mut self, cx: &mut Context<W>) {
+        for id in std::mem::take(&mut self.lagging) {
+            let Some(lane) = cx.feeds.try_lane_mut(id).filter(|lane| lane.lagging) else {
+                continue;
+            };
+            lane.lagging = false;
+            let fallen = too_old(cx, cx.feeds.lane(id));
+            for (list, index, slot) in fallen {
+                self.fall(cx, id, list, index, slot);
+            }
+            self.review_now(cx, id);
+            let lane = cx.feeds.lane_mut(id);
+            let end = lane.log.end();
+            let behind = |position: LogPosition| position < end;
+            let lags = lane.pressed || lane.subscribers().filter_map(|s| s.cursor()).any(behind);
+            if lags && !lane.lagging {
+                lane.lagging = true;
+                self.lagging.push(id);
+            }
+        }
+    }
+
+    /// Applies the lag policy to a reader that cannot be sent to.
+    fn fall<W: Wire>(
+        &mut self,
+        cx: &mut Context<W>,
+        id: LaneId,
+        list: List,
+        index: u32,
+        slot: SessionSlot,
+    ) {
+        let lane = cx.feeds.lane_mut(id);
+        let Some(subscriber) = lane.subscriber_mut(list, index) else { return };
+        assert_eq!(subscriber.session, slot, "nobody moves while the fallen are seen to");
+        let Some(position) = subscriber.cursor() else { return };
+        let Some(session) = cx.sessions.get_mut(slot) else { return };
+        let rest_end =
+            session.half_sent.filter(|&half| half == id).and(lane.log.end_of_frame(position));
+        // What is missed begins behind the frame that is half sent: it is always completed.
+        let missed = lane.log.next_offset(rest_end.unwrap_or(position));
+        if missed > lane.log.last_offset() {
+            return;
+        }
+        session.half_sent = session.half_sent.filter(|&half| half != id);
+        let tells = lane.window.policy == LagPolicy::Gap && session.dialect.answers_in_band();
+        if let Some(subscriber) = lane.subscriber_mut(list, index) {
+            subscriber.sent = GAPPED;
+        }
+        let reason = format!(
+            "lagged: {} from offset {missed}, epoch {}; resume from your last offset",
+            lane.name, lane.epoch
+        );
+        lane.gaps.insert(slot, missed);
+        cx.sessions.hot_mut(slot).flags |= GAPS;
+        let session = cx.sessions.id(slot);
+        if !self.keep_rest(cx, id, slot, position) {
+            return;
+        }
+        if !tells {
+            cx.counters.lag_disconnects.add(1);
+            self.verdicts.push(Verdict::Lagged { session, reason });
+        }
+    }
+}
+
+impl Fanout {
+    /// Puts the rest of a frame that is half sent into a session's outbox. `false` where it cannot be
+    /// kept: then nothing more may be sent, and the session is cut.
+    pub(in crate::shard) fn keep_rest<W>(
+        &mut self,
+        cx: &mut Context<W>,
+        id: LaneId,
+        slot: SessionSlot,
+        position: LogPosition,
+    ) -> bool {
+        let log = &cx.feeds.lane(id).log;
+        let rest = log.end_of_frame(position).and_then(|end| log.slice(position, end));
+        let Some(rest) = rest else { return true };
+        if rest.len() <= COPIED_REST_BYTES {
+            let copy = bytes::Bytes::copy_from_slice(&rest);
+            // What is copied does not keep its segment.
+            drop(rest);
+            cx.sessions.push_rest(slot, copy, false);
+        } else if cx.feeds.retained_bytes() + rest.len() <= cx.limits.retained_bytes_max {
+            cx.sessions.push_rest(slot, rest, true);
+        } else {
+            cx.sessions.hot_mut(slot).flags |= BLOCKED;
+            self.verdicts.push(Verdict::Cut(cx.sessions.id(slot)));
+            return false;
+        }
+        true
+    }
+}
+
+/// Where a lane's subscribers stand, and who of them is out of the window and not waited for: where
+/// there is patience, readers who read are waited for within `burst` bytes more.
+fn stand<W>(
+    cx: &Context<W>,
+    lane: &LaneState,
+    burst: Option<usize>,
+) -> (Standing, Vec<(List, u32, SessionSlot)>) {
+    let end = lane.log.end();
+    let mut standing = Standing { ours: end, reading: end, within: end };
+    let mut fallen = Vec::new();
+    for (list, index, subscriber) in numbered(lane) {
+        let Some(position) = subscriber.cursor() else { continue };
+        if position >= end {
+            continue;
+        }
+        let lag = end - position;
+        let slot = subscriber.session;
+        let flags = cx.sessions.hot(slot).flags;
+        if flags & (BLOCKED | CLOSING) == 0 {
+            standing.ours = standing.ours.min(position);
+            continue;
+        }
+        // Few are that far behind: a look at the session itself is for them.
+        let reads = lag > lane.window.bytes / 2
+            && burst.is_some_and(|burst| lag <= lane.window.bytes.saturating_add(burst))
+            && is_reading(cx, slot);
+        if reads {
+            standing.reading = standing.reading.min(position);
+        } else if lag <= lane.window.bytes {
+            standing.within = standing.within.min(position);
+        } else {
+            fallen.push((list, index, slot));
+        }
+    }
+    (standing, fallen)
+}
+
+fn is_reading<W>(cx: &Context<W>, slot: SessionSlot) -> bool {
+    let session = cx.sessions.get(slot);
+    session.is_some_and(|session| cx.now_ms.saturating_sub(session.progress_ms) <= ATTENTION_MS)
+}
+
+/// Readers that cannot be sent to and for whom something has waited too long that has not begun.
+fn too_old<W>(cx: &Context<W>, lane: &LaneState) -> Vec<(List, u32, SessionSlot)> {
+    let (end, age_ms) = (lane.log.end(), lane.window.age_ms);
+    let is_old = |position: LogPosition| {
+        let begins = lane.log.end_of_frame(position).unwrap_or(position);
+        let appended_ms = lane.log.appended_at(begins);
+        appended_ms.is_some_and(|at_ms| cx.now_ms.saturating_sub(at_ms) > age_ms)
+    };
+    numbered(lane)
+        .filter(|(_, _, subscriber)| {
+            let blocked = cx.sessions.has(subscriber.session, BLOCKED);
+            blocked
+                && subscriber.cursor().is_some_and(|position| position < end && is_old(position))
+        })
+        .map(|(list, index, subscriber)| (list, index, subscriber.session))
+        .collect()
+}
+
+fn numbered(
+    lane: &LaneState,
+) -> impl Iterator<Item = (List, u32, &crate::shard::feed::Subscriber)> {
+    let walked = (0u32..).zip(&lane.walked).map(|(index, s)| (List::Walked, index, s));
+    walked.chain((0u32..).zip(&lane.served).map(|(index, s)| (List::Served, index, s)))
+}

@@ -1,0 +1,408 @@
+//! The history of one channel: blocks of payloads, each encoded at most once for a lane. What is
+//! replayed to recovering subscribers and what is read as history comes from here.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::event::Publication;
+use ringfeed_protocol::{ChannelName, Lane};
+use smallvec::SmallVec;
+
+use crate::message::{StoredPayload, StoredPublication};
+
+/// A block is closed at so many bytes of payload …
+const BLOCK_BYTES: usize = 32 * 1024;
+/// … or so many publications.
+const BLOCK_PUBLICATIONS: usize = 256;
+
+/// How much may be kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) publications: usize,
+    pub(super) bytes: usize,
+    /// 0 is no limit.
+    pub(super) age_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// Where the payload ends in its block.
+    end: u32,
+    kind: PayloadKind,
+    at_ms: u64,
+}
+
+/// A block in one lane.
+#[derive(Debug)]
+struct Encoded {
+    lane: Lane,
+    bytes: Bytes,
+    /// Where the frame of each entry ends.
+    ends: Box<[u32]>,
+}
+
+#[derive(Debug)]
+struct Block {
+    first_offset: u64,
+    entries: Vec<Entry>,
+    payloads: Vec<u8>,
+    /// Nothing is added any more.
+    closed: bool,
+    encoded: SmallVec<[Encoded; 1]>,
+}
+
+/// What a subscriber that comes back is given.
+#[derive(Debug)]
+pub(super) enum Replay {
+    /// Some of it is gone, or it is too much.
+    Gone,
+    /// Not all of it is encoded yet: ask again in the next turn.
+    Unfinished,
+    /// Everything, in order.
+    Frames(Vec<Bytes>),
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Kept {
+    limits: Limits,
+    blocks: VecDeque<Block>,
+    /// Entries of the oldest block that count as forgotten.
+    skipped: usize,
+    count: usize,
+    bytes: usize,
+}
+
+impl Block {
+    fn new(first_offset: u64) -> Block {
+        Block {
+            first_offset,
+            entries: Vec::new(),
+            payloads: Vec::new(),
+            closed: false,
+            encoded: SmallVec::new(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let encoded = self.encoded.iter().map(|e| e.bytes.len() + size_of_val::<[u32]>(&e.ends));
+        size_of::<Block>()
+            + self.payloads.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + encoded.sum::<usize>()
+    }
+
+    fn start_of(&self, at: usize) -> usize {
+        at.checked_sub(1).and_then(|last| self.entries.get(last)).map_or(0, |e| e.end as usize)
+    }
+
+    /// The publications from entry `from` on, as frames, and where each ends.
+    fn encode(&self, from: usize, lane: Lane, channel: &str) -> (Bytes, Box<[u32]>) {
+        let start = self.start_of(from);
+        let mut frames = Vec::with_capacity(self.payloads.len() - start + 64 * self.entries.len());
+        let mut ends = Vec::with_capacity(self.entries.len() - from);
+        let mut begins = start;
+        for (offset, entry) in (self.first_offset..).zip(&self.entries).skip(from) {
+            let end = entry.end as usize;
+            let bytes = self.payloads.get(begins..end).unwrap_or_default();
+            lane.write_publication(
+                &mut frames,
+                channel,
+                &Publication { offset, kind: entry.kind, bytes },
+            );
+            ends.push(u32::try_from(frames.len()).unwrap_or(u32::MAX));
+            begins = end;
+        }
+        frames.shrink_to_fit();
+        (Bytes::from(frames), ends.into())
+    }
+}
+
+impl Kept {
+    pub(super) fn new(limits: Limits) -> Kept {
+        Kept { limits, blocks: VecDeque::new(), skipped: 0, count: 0, bytes: 0 }
+    }
+
+    /// Publications kept.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// What it all takes in memory, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Keeps a publication, and forgets others for it where that is needed.
+    pub(super) fn push(&mut self, offset: u64, payload: &StoredPayload, now_ms: u64) {
+        let open = self.blocks.back().is_some_and(|block| {
+            !block.closed && block.payloads.len() + payload.bytes.len() <= u32::MAX as usize
+        });
+        if !open {
+            self.blocks.push_back(Block::new(offset));
+            self.bytes += size_of::<Block>();
+        }
+        let Some(block) = self.blocks.back_mut() else { return };
+        let before = block.bytes();
+        block.payloads.extend_from_slice(&payload.bytes);
+        let end = u32::try_from(block.payloads.len()).unwrap_or(u32::MAX);
+        block.entries.push(Entry { end, kind: payload.kind, at_ms: now_ms });
+        if block.payloads.len() >= BLOCK_BYTES || block.entries.len() >= BLOCK_PUBLICATIONS {
+            block.closed = true;
+            block.payloads.shrink_to_fit();
+            block.entries.shrink_to_fit();
+        }
+        self.bytes = self.bytes + block.bytes() - before;
+        self.count += 1;
+        self.forget(now_ms);
+    }
+
+    /// Forgets what is too old or too much.
+    pub(super) fn forget(&mut self, now_ms: u64) {
+        let Limits { publications, bytes, age_ms } = self.limits;
+        let oldest_ms = if age_ms == 0 { 0 } else { now_ms.saturating_sub(age_ms) };
+        while self.count > publications
+            || self.bytes > bytes && self.count > 0
+            || self.oldest_at_ms().is_some_and(|at_ms| at_ms < oldest_ms)
+        {
+            if self.bytes > bytes {
+                self.shed();
+            } else {
+                self.forget_one();
+            }
+        }
+    }
+
+    /// Gives memory back: what can be encoded again first, then the oldest block.
+    pub(super) fn shed(&mut self) {
+        match self.blocks.iter_mut().find(|block| !block.encoded.is_empty()) {
+            Some(block) => {
+                let before = block.bytes();
+                block.encoded = SmallVec::new();
+                self.bytes = self.bytes + block.bytes() - before;
+            }
+            None => self.forget_block(),
+        }
+    }
+
+    fn forget_block(&mut self) {
+        if let Some(block) = self.blocks.pop_front() {
+            self.count -= block.entries.len() - std::mem::take(&mut self.skipped);
+            self.bytes -= block.bytes();
+        }
+    }
+
+    fn forget_one(&mut self) {
+        self.skipped += 1;
+        self.count -= 1;
+        if self.blocks.front().is_some_and(|block| self.skipped == block.entries.len()) {
+            self.forget_block();
+        }
+    }
+
+    fn oldest_at_ms(&self) -> Option<u64> {
+        self.blocks.front()?.entries.get(self.skipped).map(|entry| entry.at_ms)
+    }
+
+    /// The oldest offset kept.
+    fn first_offset(&self) -> Option<u64> {
+        self.blocks.front().map(|block| block.first_offset + self.skipped as u64)
+    }
+
+    /// Up to `limit` publications behind `after`, up to `bytes_max` of payload, but at least one if
+    /// there is any.
+    pub(super) fn page(
+        &self,
+        after: u64,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Vec<StoredPublication> {
+        let from = self.first_offset().unwrap_or(u64::MAX).max(after.saturating_add(1));
+        let mut page = Vec::new();
+        let mut room = bytes_max;
+        let next = self.blocks.partition_point(|block| block.first_offset <= from);
+        for block in self.blocks.iter().skip(next.saturating_sub(1)) {
+            // A block's entries are counted by a usize.
+            let skip = from.saturating_sub(block.first_offset) as usize;
+            let begin = block.start_of(skip);
+            let mut ends = Vec::new();
+            for entry in block.entries.iter().skip(skip).take(limit - page.len()) {
+                let end = entry.end as usize;
+                let size = end - ends.last().map_or(begin, |&(_, end)| end);
+                if size > room && !(page.is_empty() && ends.is_empty()) {
+                    room = 0;
+                    break;
+                }
+                room = room.saturating_sub(size);
+                ends.push((entry.kind, end));
+            }
+            let Some(&(_, end)) = ends.last() else { break };
+            let bytes = Bytes::copy_from_slice(block.payloads.get(begin..end).unwrap_or_default());
+            let mut start = begin;
+            for (offset, (kind, end)) in (block.first_offset + skip as u64..).zip(ends) {
+                let bytes = bytes.slice(start - begin..end - begin);
+                page.push(StoredPublication { offset, payload: StoredPayload { kind, bytes } });
+                start = end;
+            }
+            if page.len() >= limit || room == 0 {
+                break;
+            }
+        }
+        page
+    }
+
+    /// Frames of everything behind `offset` up to `last_offset`, which is the newest kept if any is,
+    /// `bytes_max` at most. What is encoded for it counts against `budget`, in bytes; a first block
+    /// always may be.
+    pub(super) fn replay(
+        &mut self,
+        offset: u64,
+        last_offset: u64,
+        lane: Lane,
+        channel: &ChannelName,
+        bytes_max: usize,
+        budget: &mut usize,
+    ) -> Replay {
+        if offset == last_offset {
+            return Replay::Frames(Vec::new());
+        }
+        if self.first_offset().is_none_or(|first| first > offset + 1) {
+            return Replay::Gone;
+        }
+        let first = self.blocks.partition_point(|block| block.first_offset <= offset + 1);
+        let first = first.saturating_sub(1);
+        // Frames are no shorter than payloads: nothing is encoded in vain for who misses far too much.
+        let missed = self.blocks.iter().skip(first + 1).map(|block| block.payloads.len());
+        if missed.sum::<usize>() > bytes_max {
+            return Replay::Gone;
+        }
+        let (mut frames, mut total) = (Vec::new(), 0);
+        let mut grown = 0;
+        for block in self.blocks.iter_mut().skip(first) {
+            let skip = (offset + 1).saturating_sub(block.first_offset) as usize;
+            let known = block.encoded.iter().position(|encoded| encoded.lane == lane);
+            if known.is_none() && grown > 0 && *budget == 0 {
+                self.bytes += grown;
+                return Replay::Unfinished;
+            }
+            let bytes = if block.closed {
+                let at = known.unwrap_or_else(|| {
+                    let (bytes, ends) = block.encode(0, lane, channel);
+                    *budget = budget.saturating_sub(bytes.len());
+                    grown += bytes.len() + size_of_val::<[u32]>(&ends);
+                    block.encoded.push(Encoded { lane, bytes, ends });
+                    block.encoded.len() - 1
+                });
+                let Encoded { bytes, ends, .. } = &block.encoded[at];
+                let start = skip.checked_sub(1).and_then(|last| ends.get(last)).copied();
+                bytes.slice(start.unwrap_or(0) as usize..)
+            } else {
+                let (bytes, _) = block.encode(skip, lane, channel);
+                *budget = budget.saturating_sub(bytes.len());
+                bytes
+            };
+            total += bytes.len();
+            if total > bytes_max {
+                self.bytes += grown;
+                return Replay::Gone;
+            }
+            frames.push(bytes);
+        }
+        self.bytes += grown;
+        Replay::Frames(frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfeed_protocol::frame::server_frame_ends;
+
+    const ALL: Limits = Limits { publications: usize::MAX, bytes: usize::MAX, age_ms: 0 };
+
+    fn payload(size: usize) -> StoredPayload {
+        StoredPayload { kind: PayloadKind::Json, bytes: Bytes::from(vec![b'1'; size]) }
+    }
+
+    fn kept(limits: Limits, sizes: impl Iterator<Item = usize>) -> (Kept, u64) {
+        let mut kept = Kept::new(limits);
+        let mut last = 0;
+        for size in sizes {
+            last += 1;
+            kept.push(last, &payload(size), last);
+        }
+        let bytes: usize = kept.blocks.iter().map(Block::bytes).sum();
+        assert_eq!(kept.bytes(), bytes, "the count agrees with what is there");
+        (kept, last)
+    }
+
+    fn replay(kept: &mut Kept, offset: u64, last: u64, bytes_max: usize) -> Option<Vec<Bytes>> {
+        let channel = ChannelName::new("c").unwrap();
+        loop {
+            let mut budget = 0;
+            match kept.replay(offset, last, Lane::RAW, &channel, bytes_max, &mut budget) {
+                Replay::Gone => return None,
+                Replay::Unfinished => {}
+                Replay::Frames(frames) => return Some(frames),
+            }
+        }
+    }
+
+    #[test]
+    fn a_replay_is_exactly_what_was_missed_and_is_shared() {
+        let (mut kept, last) = kept(ALL, (0..5000).map(|i| (i * 37) % 700));
+        for offset in [0, 1, 77, 255, 256, 2500, last - 1, last] {
+            let frames = replay(&mut kept, offset, last, usize::MAX).unwrap();
+            let count: usize = frames.iter().map(|run| server_frame_ends(run).count()).sum();
+            assert_eq!(count as u64, last - offset, "behind {offset}");
+        }
+        let (one, two) = (
+            replay(&mut kept, 0, last, usize::MAX).unwrap(),
+            replay(&mut kept, 0, last, usize::MAX).unwrap(),
+        );
+        let shared = one.iter().zip(&two).filter(|(a, b)| a.as_ptr() == b.as_ptr()).count();
+        assert_eq!(shared, one.len() - 1, "all but the block that is still open");
+        let bytes: usize = kept.blocks.iter().map(Block::bytes).sum();
+        assert_eq!(kept.bytes(), bytes);
+        assert!(replay(&mut kept, 0, last, 1000).is_none(), "too much");
+    }
+
+    #[test]
+    fn a_history_page_is_bounded_and_goes_on_from_its_last() {
+        let (kept, last) = kept(ALL, (0..1000).map(|i| 1 + i % 300));
+        let (mut after, mut seen) = (0, 0);
+        while after < last {
+            let page = kept.page(after, 100, 5000);
+            assert!(!page.is_empty() && page.len() <= 100);
+            let bytes: usize = page.iter().map(|p| p.payload.bytes.len()).sum();
+            assert!(bytes <= 5000);
+            for publication in page {
+                assert_eq!(publication.offset, after + 1);
+                assert_eq!(publication.payload.bytes.len() as u64, 1 + (after % 300));
+                after += 1;
+                seen += 1;
+            }
+        }
+        assert_eq!((seen, kept.page(last, 9, 9).len()), (last, 0));
+        assert_eq!(kept.page(0, 5, 0).len(), 1, "at least one");
+        assert_eq!(kept.page(u64::MAX, 5, 0).len(), 0);
+    }
+
+    #[test]
+    fn limits_on_publications_bytes_and_age_hold() {
+        let (mut few, last) = kept(Limits { publications: 300, ..ALL }, (0..1000).map(|_| 10));
+        assert_eq!((few.len(), few.first_offset()), (300, Some(last - 299)));
+        assert!(replay(&mut few, last - 301, last, usize::MAX).is_none());
+        assert!(replay(&mut few, last - 300, last, usize::MAX).is_some());
+        let bytes = 200_000;
+        let (small, _) = kept(Limits { bytes, ..ALL }, (0..10_000).map(|_| 1000));
+        assert!(small.bytes() <= bytes && small.len() > 50);
+        let (none, _) = kept(Limits { bytes, ..ALL }, [10, 300_000].into_iter());
+        assert_eq!((none.len(), none.bytes()), (0, 0), "what is larger than all is not kept");
+        let (mut old, last) = kept(Limits { age_ms: 100, ..ALL }, (0..500).map(|_| 1));
+        assert_eq!(old.len(), 101);
+        old.forget(last + 1000);
+        assert_eq!((old.len(), old.bytes()), (0, 0));
+    }
+}

@@ -1,0 +1,456 @@
+//! The table of homes.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rand::Rng as _;
+use rand::rngs::SmallRng;
+use ringfeed_protocol::event::Epoch;
+use ringfeed_protocol::refused::Limit;
+use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
+use smallvec::SmallVec;
+
+use super::kept::{Kept, Limits, Replay};
+use super::{Asker, Deliver, Home, Parked};
+use crate::config::ChannelRule;
+use crate::ids::{ChannelKey, ShardId};
+use crate::message::{ChannelPage, ChannelRow, HistoryPage, StoredPayload};
+use crate::names::Names;
+use crate::slab::Slab;
+
+/// A channel that nobody needs but that was published to stays for so long, so that a subscriber that
+/// comes right back finds its position again.
+const LINGER_MS: u64 = 10_000;
+/// Channels looked at in one call of [`Homes::sweep`].
+const SWEEP_CHANNELS: u32 = 4096;
+/// Places looked at for one page of [`Homes::page`].
+const PAGE_PLACES: u32 = 2048;
+/// Part of a channel's window that may be appended in one turn, so that readers, and their word that
+/// they are behind, come in between.
+const WINDOW_PARTS_PER_TURN: usize = 8;
+/// One channel may take so small a part of the room for what is held back; above it, it is held back
+/// no more.
+const PARKED_PARTS: usize = 8;
+
+/// What a shard's homes may hold.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::shard) struct HomeLimits {
+    /// Channels of the whole server: what a refusal names.
+    pub(in crate::shard) channels_max: u64,
+    /// Channels of this shard.
+    pub(in crate::shard) own_channels_max: usize,
+    /// Memory of all history.
+    pub(in crate::shard) history_bytes_max: usize,
+    /// Publications held back.
+    pub(in crate::shard) parked_bytes_max: usize,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(in crate::shard) struct Homes {
+    by_name: Names<u32>,
+    homes: Slab<Home>,
+    /// With something pending.
+    dirty: Vec<u32>,
+    /// With something parked.
+    waiting: VecDeque<u32>,
+    parked_bytes: usize,
+    history_bytes: usize,
+    next_key: u64,
+    limits: HomeLimits,
+    sweep: u32,
+    turn: u64,
+    rng: SmallRng,
+}
+
+/// What a subscribe asks of a home.
+#[derive(Debug)]
+pub(in crate::shard) struct Subscribe<'a> {
+    pub(in crate::shard) name: &'a ChannelName,
+    pub(in crate::shard) rule: Option<&'a ChannelRule>,
+    pub(in crate::shard) shard: ShardId,
+    pub(in crate::shard) lane: Lane,
+    pub(in crate::shard) recover: Option<Position>,
+    pub(in crate::shard) recovery_bytes_max: usize,
+}
+
+/// What a new subscriber starts from.
+#[derive(Debug)]
+pub(in crate::shard) enum Subscribed {
+    /// It is counted in.
+    Start { key: ChannelKey, position: Position, recovered: Option<bool>, replay: Vec<Bytes> },
+    /// What it missed is more than one turn encodes: ask again in the next one.
+    Later,
+}
+
+impl Homes {
+    pub(in crate::shard) fn new(shard: ShardId, limits: HomeLimits, rng: SmallRng) -> Homes {
+        Homes {
+            by_name: Names::new(),
+            homes: Slab::default(),
+            dirty: Vec::new(),
+            waiting: VecDeque::new(),
+            parked_bytes: 0,
+            history_bytes: 0,
+            next_key: u64::from(shard.0) << 48,
+            limits,
+            sweep: 0,
+            turn: 1,
+            rng,
+        }
+    }
+
+    pub(in crate::shard) fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Memory of all history, in bytes.
+    pub(in crate::shard) fn history_bytes(&self) -> usize {
+        self.history_bytes
+    }
+
+    /// Bytes of publications held back.
+    #[cfg(test)]
+    fn parked_bytes(&self) -> usize {
+        self.parked_bytes
+    }
+
+    /// Whether so much is held back that nothing more may be taken.
+    pub(in crate::shard) fn is_full(&self) -> bool {
+        self.parked_bytes > self.limits.parked_bytes_max
+    }
+
+    /// Whether anything is held back.
+    pub(in crate::shard) fn has_parked(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether something that was held back can go on in the next turn.
+    pub(in crate::shard) fn has_work(&self) -> bool {
+        let most = self.limits.parked_bytes_max / PARKED_PARTS;
+        let mut waiting = self.waiting.iter().filter_map(|&index| self.homes.get(index));
+        waiting.any(|home| !home.is_held(self.turn + 1, most))
+    }
+
+    /// The home of a channel, made if there is none.
+    fn open(
+        &mut self,
+        name: &ChannelName,
+        rule: Option<&ChannelRule>,
+        now_ms: u64,
+    ) -> Result<u32, Refused> {
+        if let Some(&index) = self.by_name.get(name) {
+            return Ok(index);
+        }
+        if self.by_name.len() >= self.limits.own_channels_max {
+            let most = self.limits.channels_max;
+            return Err(Refused::LimitReached { limit: Limit::Channels, most });
+        }
+        self.next_key += 1;
+        let kept = rule.filter(|rule| rule.history_size > 0).map(|rule| {
+            Box::new(Kept::new(Limits {
+                publications: rule.history_size as usize,
+                bytes: usize::try_from(rule.history_bytes).unwrap_or(usize::MAX),
+                age_ms: rule.history_age_ms.into(),
+            }))
+        });
+        let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
+        let (index, _) = self.homes.insert(Home {
+            name: name.clone(),
+            key: ChannelKey(self.next_key),
+            epoch: Epoch(self.rng.random()),
+            last_offset: 0,
+            kept,
+            lanes: SmallVec::new(),
+            dirty: false,
+            quiet_ms: now_ms,
+            parked: VecDeque::new(),
+            parked_bytes: 0,
+            turn: 0,
+            turn_bytes: 0,
+            turn_bytes_max: window / WINDOW_PARTS_PER_TURN,
+        });
+        self.by_name.insert(name.clone(), index);
+        Ok(index)
+    }
+
+    fn home_mut(&mut self, index: u32) -> &mut Home {
+        self.homes.get_mut(index).expect("an indexed home is there")
+    }
+
+    /// Publishes, now or, while readers who read are behind, later; answers then. Frames are handed out
+    /// by [`Homes::seal_all`] at the end of the turn, or earlier when there are many.
+    ///
+    /// Returns whether it was published at once.
+    pub(in crate::shard) fn publish(
+        &mut self,
+        name: &ChannelName,
+        rule: Option<&ChannelRule>,
+        payload: StoredPayload,
+        asker: Asker,
+        now: (Instant, u64),
+        deliver: Deliver,
+    ) -> bool {
+        let index = match self.open(name, rule, now.1) {
+            Ok(index) => index,
+            Err(refused) => {
+                asker.answer(name, Err(refused), deliver);
+                return false;
+            }
+        };
+        let parked = Parked { payload, asker };
+        if self.is_held(index) {
+            let bytes = parked.payload.bytes.len() + size_of::<Parked>();
+            self.parked_bytes += bytes;
+            let home = self.home_mut(index);
+            home.parked_bytes += bytes;
+            home.parked.push_back(parked);
+            if home.parked.len() == 1 {
+                self.waiting.push_back(index);
+            }
+            return false;
+        }
+        self.append(index, parked, now, deliver);
+        true
+    }
+
+    /// Whether a publication to this channel has to wait.
+    fn is_held(&self, index: u32) -> bool {
+        let most = self.limits.parked_bytes_max / PARKED_PARTS;
+        let home = self.homes.get(index);
+        home.is_some_and(|home| !home.parked.is_empty() || home.is_held(self.turn, most))
+    }
+
+    fn append(
+        &mut self,
+        index: u32,
+        Parked { payload, asker }: Parked,
+        (now, now_ms): (Instant, u64),
+        deliver: Deliver,
+    ) {
+        let (turn, history_max) = (self.turn, self.limits.history_bytes_max);
+        let home = self.homes.get_mut(index).expect("an indexed home is there");
+        if home.turn != turn {
+            (home.turn, home.turn_bytes) = (turn, 0);
+        }
+        let before = home.kept.as_ref().map_or(0, |kept| kept.bytes());
+        let position = home.append(&payload, now, now_ms, deliver);
+        if let Some(kept) = &mut home.kept {
+            let others = self.history_bytes - before;
+            // Who adds makes room: other channels' history is not theirs to take.
+            while kept.bytes() > 0 && others + kept.bytes() > history_max {
+                kept.shed();
+            }
+            self.history_bytes = others + kept.bytes();
+        }
+        if !home.dirty {
+            home.dirty = true;
+            self.dirty.push(index);
+        }
+        let name = home.name.clone();
+        asker.answer(&name, Ok(position), deliver);
+    }
+
+    /// Begins a turn: goes on with what was held back, where it may. Returns how many were published.
+    pub(in crate::shard) fn begin_turn(&mut self, now: (Instant, u64), deliver: Deliver) -> u64 {
+        self.turn += 1;
+        let mut published = 0;
+        for _ in 0..self.waiting.len() {
+            let Some(index) = self.waiting.pop_front() else { break };
+            while let Some(parked) = self.next_parked(index) {
+                self.append(index, parked, now, deliver);
+                published += 1;
+            }
+            if self.homes.get(index).is_some_and(|home| !home.parked.is_empty()) {
+                self.waiting.push_back(index);
+            }
+        }
+        published
+    }
+
+    fn next_parked(&mut self, index: u32) -> Option<Parked> {
+        let (turn, most) = (self.turn, self.limits.parked_bytes_max / PARKED_PARTS);
+        let home = self.homes.get_mut(index)?;
+        if home.is_held(turn, most) {
+            return None;
+        }
+        let parked = home.parked.pop_front()?;
+        let bytes = parked.payload.bytes.len() + size_of::<Parked>();
+        home.parked_bytes -= bytes;
+        self.parked_bytes -= bytes;
+        Some(parked)
+    }
+
+    /// Hands out everything pending: the end of a turn.
+    pub(in crate::shard) fn seal_all(&mut self, deliver: Deliver) {
+        for index in std::mem::take(&mut self.dirty) {
+            if let Some(home) = self.homes.get_mut(index) {
+                home.dirty = false;
+                home.seal(deliver);
+            }
+        }
+    }
+
+    /// Counts a subscriber in and says where it starts. What was published before is handed out
+    /// first, so that the answer stands in order among the chunks. `budget` is what may be encoded in
+    /// this turn, in bytes.
+    pub(in crate::shard) fn subscribe(
+        &mut self,
+        Subscribe { name, rule, shard, lane, recover, recovery_bytes_max }: Subscribe,
+        now_ms: u64,
+        budget: &mut usize,
+        deliver: Deliver,
+    ) -> Result<Subscribed, Refused> {
+        let index = self.open(name, rule, now_ms)?;
+        let home = self.homes.get_mut(index).expect("an indexed home is there");
+        home.seal(deliver);
+        let mut replay = None;
+        if let Some(from) = recover {
+            replay = Some(None);
+            let known = from.epoch == home.epoch && from.offset <= home.last_offset;
+            if known && from.offset == home.last_offset {
+                replay = Some(Some(Vec::new()));
+            } else if let Some(kept) = home.kept.as_mut().filter(|_| known) {
+                let before = kept.bytes();
+                kept.forget(now_ms);
+                let (name, last) = (&home.name, home.last_offset);
+                let found = kept.replay(from.offset, last, lane, name, recovery_bytes_max, budget);
+                self.history_bytes = self.history_bytes - before + kept.bytes();
+                match found {
+                    Replay::Gone => {}
+                    Replay::Unfinished => return Ok(Subscribed::Later),
+                    Replay::Frames(frames) => replay = Some(Some(frames)),
+                }
+            }
+        }
+        home.add_subscriber(lane, shard);
+        Ok(Subscribed::Start {
+            key: home.key,
+            position: home.position(),
+            recovered: replay.as_ref().map(Option::is_some),
+            replay: replay.flatten().unwrap_or_default(),
+        })
+    }
+
+    /// Counts a subscriber out.
+    ///
+    /// # Panics
+    /// If it was not counted in.
+    pub(in crate::shard) fn unsubscribe(
+        &mut self,
+        name: &str,
+        shard: ShardId,
+        lane: Lane,
+        now_ms: u64,
+    ) {
+        let index = *self.by_name.get(name).expect("a channel with subscribers is there");
+        let home = self.home_mut(index);
+        home.remove_subscriber(lane, shard);
+        home.quiet_ms = now_ms;
+        // Nothing was ever said there: nobody can come back to it.
+        if home.last_offset == 0 {
+            self.close_if_idle(index, u64::MAX);
+        }
+    }
+
+    /// Readers who read are behind on a lane of a shard, or no more.
+    pub(in crate::shard) fn press(&mut self, name: &str, shard: ShardId, lane: Lane, on: bool) {
+        if let Some(&index) = self.by_name.get(name) {
+            self.home_mut(index).press(lane, shard, on);
+        }
+    }
+
+    /// A page of history, at least one publication if there is any, else up to `limit` of them and
+    /// `bytes_max` of payload; `None` for a channel that does not exist.
+    pub(in crate::shard) fn history(
+        &mut self,
+        name: &str,
+        after: Option<u64>,
+        limit: u32,
+        bytes_max: usize,
+        now_ms: u64,
+    ) -> Option<HistoryPage> {
+        let index = *self.by_name.get(name)?;
+        self.forget(index, now_ms);
+        let home = self.homes.get(index)?;
+        let publications = match &home.kept {
+            Some(kept) if limit > 0 => kept.page(after.unwrap_or(0), limit as usize, bytes_max),
+            _ => Vec::new(),
+        };
+        Some(HistoryPage { position: home.position(), publications })
+    }
+
+    /// Some of the channels, from a place in the table on.
+    pub(in crate::shard) fn page(&self, from: u32) -> ChannelPage {
+        let end = from.saturating_add(PAGE_PLACES).min(self.homes.slots());
+        let rows = (from..end).filter_map(|slot| self.homes.get(slot)).map(|home| ChannelRow {
+            name: home.name.clone(),
+            position: home.position(),
+            subscribers: home.subscribers(),
+            history: home.history(),
+        });
+        ChannelPage { rows: rows.collect(), next: (end < self.homes.slots()).then_some(end) }
+    }
+
+    /// Forgets aged history of some channels, and channels that nobody needs; over many calls, of all.
+    pub(in crate::shard) fn sweep(&mut self, now_ms: u64) {
+        let slots = self.homes.slots();
+        for _ in 0..SWEEP_CHANNELS.min(slots) {
+            self.sweep = (self.sweep + 1) % slots;
+            self.forget(self.sweep, now_ms);
+            self.close_if_idle(self.sweep, now_ms);
+        }
+    }
+
+    fn forget(&mut self, index: u32, now_ms: u64) {
+        if let Some(kept) = self.homes.get_mut(index).and_then(|home| home.kept.as_mut()) {
+            let before = kept.bytes();
+            kept.forget(now_ms);
+            self.history_bytes = self.history_bytes - before + kept.bytes();
+        }
+    }
+
+    /// A channel with neither subscribers nor history ends; the next life has a new epoch.
+    fn close_if_idle(&mut self, index: u32, now_ms: u64) {
+        let idle = self.homes.get(index).is_some_and(|home| {
+            now_ms.saturating_sub(home.quiet_ms) >= LINGER_MS
+                && home.lanes.is_empty()
+                && home.history() == 0
+                && home.parked.is_empty()
+                && !home.dirty
+        });
+        if idle && let Some(home) = self.homes.remove(index) {
+            self.by_name.remove(&home.name);
+            self.history_bytes -= home.kept.map_or(0, |kept| kept.bytes());
+        }
+    }
+
+    /// Panics if what is counted is not what is there.
+    pub(in crate::shard) fn check(&self) {
+        let homes = || self.homes.iter().map(|(_, home)| home);
+        assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
+        let parked: usize = homes().map(|home| home.parked_bytes).sum();
+        assert_eq!(parked, self.parked_bytes, "parked bytes");
+        let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
+        assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");
+        for home in homes() {
+            let parked = home.parked.iter().map(|p| p.payload.bytes.len() + size_of::<Parked>());
+            assert_eq!(parked.sum::<usize>(), home.parked_bytes, "{}", home.name);
+            assert!(home.lanes.iter().all(|lane| !lane.interests.is_empty()), "{}", home.name);
+            let interests = home.lanes.iter().flat_map(|lane| &lane.interests);
+            assert!(interests.into_iter().all(|interest| interest.subscribers > 0));
+        }
+        let waiting = homes().filter(|home| !home.parked.is_empty()).count();
+        assert_eq!(waiting, self.waiting.len(), "each home with something parked is listed once");
+    }
+
+    /// The newest position, for tests.
+    #[cfg(test)]
+    fn position(&self, name: &str) -> Option<Position> {
+        Some(self.homes.get(*self.by_name.get(name)?)?.position())
+    }
+}
+
+#[cfg(test)]
+mod tests;

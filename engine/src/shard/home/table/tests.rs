@@ -1,0 +1,222 @@
+use super::*;
+use crate::config::{Config, Sources};
+use crate::message::Delivery;
+use ringfeed_protocol::command::PayloadKind;
+use tokio::sync::oneshot;
+
+struct Bench {
+    homes: Homes,
+    rule: ChannelRule,
+    delivered: Vec<(ShardId, Delivery)>,
+    now: Instant,
+}
+
+fn recovered(subscribed: &Subscribed) -> (Option<bool>, usize) {
+    match subscribed {
+        Subscribed::Start { recovered, replay, .. } => (*recovered, replay.len()),
+        Subscribed::Later => panic!("the budget is enough"),
+    }
+}
+
+fn start(subscribed: &Subscribed) -> Position {
+    match subscribed {
+        Subscribed::Start { position, .. } => *position,
+        Subscribed::Later => panic!("the budget is enough"),
+    }
+}
+
+impl Bench {
+    fn new(history_size: u32) -> Bench {
+        let mut rule = Config::load(&Sources::default()).unwrap().channels.remove(0);
+        (rule.history_size, rule.history_age_ms) = (history_size, 1000);
+        let limits = HomeLimits {
+            channels_max: 7,
+            own_channels_max: 3,
+            history_bytes_max: 1 << 20,
+            parked_bytes_max: 8000,
+        };
+        let homes = Homes::new(ShardId(0), limits, rand::SeedableRng::seed_from_u64(1));
+        Bench { homes, rule, delivered: Vec::new(), now: Instant::now() }
+    }
+
+    fn publish_bytes(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        now_ms: u64,
+    ) -> oneshot::Receiver<Vec<(u32, crate::message::Published)>> {
+        let (reply, answer) = oneshot::channel();
+        let payload = StoredPayload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
+        let delivered = &mut self.delivered;
+        let asker = Asker::Batch(0, super::super::Batch::new(reply));
+        self.homes.publish(
+            &ChannelName::new(name).unwrap(),
+            Some(&self.rule),
+            payload,
+            asker,
+            (self.now, now_ms),
+            &mut |shard, delivery| delivered.push((shard, delivery)),
+        );
+        answer
+    }
+
+    fn publish(&mut self, name: &str, now_ms: u64) -> Position {
+        let mut answer = self.publish_bytes(name, 1, now_ms);
+        answer.try_recv().unwrap()[0].1.clone().unwrap()
+    }
+
+    fn subscribe(
+        &mut self,
+        shard: u16,
+        recover: Option<Position>,
+        now_ms: u64,
+    ) -> Result<Subscribed, Refused> {
+        let delivered = &mut self.delivered;
+        let subscribe = Subscribe {
+            name: &ChannelName::new("c").unwrap(),
+            rule: Some(&self.rule),
+            shard: ShardId(shard),
+            lane: Lane::RAW,
+            recover,
+            recovery_bytes_max: 1 << 20,
+        };
+        let subscribed = self.homes.subscribe(
+            subscribe,
+            now_ms,
+            &mut usize::MAX.clone(),
+            &mut |shard, delivery| {
+                delivered.push((shard, delivery));
+            },
+        );
+        self.homes.check();
+        subscribed
+    }
+
+    fn begin_turn(&mut self) -> u64 {
+        let delivered = &mut self.delivered;
+        let published = self.homes.begin_turn((self.now, 0), &mut |shard, delivery| {
+            delivered.push((shard, delivery));
+        });
+        self.homes.check();
+        published
+    }
+}
+
+#[test]
+fn a_subscriber_starts_behind_what_was_pending_before_it() {
+    let mut bench = Bench::new(0);
+    bench.subscribe(1, None, 0).unwrap();
+    bench.publish("c", 0);
+    bench.publish("c", 0);
+    assert!(bench.delivered.is_empty(), "pending until the end of the turn");
+    assert_eq!(start(&bench.subscribe(2, None, 0).unwrap()).offset, 2);
+    // The chunk went to shard 1 before the answer to shard 2 was made, and to nobody else.
+    match &bench.delivered[..] {
+        [(ShardId(1), Delivery::Chunk { chunk, .. })] => {
+            assert_eq!((chunk.first_offset, chunk.count), (1, 2));
+            let half = chunk.bytes.len() / 2;
+            assert_eq!(chunk.frames.publications_within(half, chunk.bytes.len(), 2), 1);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn recovery_replays_exactly_what_was_missed_or_says_it_cannot() {
+    let mut bench = Bench::new(3);
+    let at: Vec<Position> = (0..5).map(|_| bench.publish("c", 0)).collect();
+    let mut back = |from, now_ms| recovered(&bench.subscribe(1, Some(from), now_ms).unwrap());
+    assert_eq!(back(at[1], 0), (Some(true), 1));
+    assert_eq!(back(at[4], 0), (Some(true), 0), "nothing was missed");
+    assert_eq!(back(at[0], 0), (Some(false), 0), "too old");
+    let other_epoch = Position { epoch: Epoch(at[1].epoch.0 ^ 1), ..at[1] };
+    assert_eq!(back(other_epoch, 0), (Some(false), 0));
+    assert_eq!(back(Position { offset: 9, ..at[4] }, 0), (Some(false), 0), "from the future");
+    assert_eq!(back(at[3], 2000), (Some(false), 0), "history is older than its age");
+}
+
+#[test]
+fn a_channel_nobody_needs_lingers_ends_and_comes_back_with_a_new_epoch() {
+    let mut bench = Bench::new(0);
+    let empty = start(&bench.subscribe(1, None, 0).unwrap());
+    bench.homes.unsubscribe("c", ShardId(1), Lane::RAW, 5000);
+    assert_eq!(bench.homes.position("c"), None, "nothing was ever said there");
+    bench.subscribe(1, None, 0).unwrap();
+    let first = bench.publish("c", 5000);
+    assert_ne!(first.epoch, empty.epoch);
+    bench.homes.seal_all(&mut |_, _| {});
+    bench.homes.unsubscribe("c", ShardId(1), Lane::RAW, 5000);
+    bench.homes.sweep(5000 + LINGER_MS - 1);
+    assert_eq!(bench.homes.position("c"), Some(first));
+    bench.homes.sweep(5000 + LINGER_MS);
+    assert_eq!(bench.homes.position("c"), None);
+    let second = bench.subscribe(1, Some(first), 0).unwrap();
+    assert_eq!(recovered(&second), (Some(false), 0));
+    assert_ne!(start(&second).epoch, first.epoch);
+}
+
+#[test]
+fn the_limit_on_channels_is_an_error_not_a_loss() {
+    let mut bench = Bench::new(10);
+    ["a", "b", "d"].iter().for_each(|name| assert_eq!(bench.publish(name, 0).offset, 1));
+    bench.homes.seal_all(&mut |_, _| {});
+    let refused = bench.subscribe(0, None, 0).map(|_| ()).unwrap_err();
+    assert_eq!(refused, Refused::LimitReached { limit: Limit::Channels, most: 7 });
+    bench.homes.sweep(20_000);
+    assert!(bench.subscribe(0, None, 20_000).is_ok(), "aged channels make room");
+}
+
+#[test]
+fn history_of_all_channels_together_is_bounded() {
+    let mut bench = Bench::new(10_000);
+    for _ in 0..3000 {
+        for name in ["a", "b", "d"] {
+            bench.publish_bytes(name, 1000, 0);
+            assert!(bench.homes.history_bytes() <= 1 << 20);
+        }
+    }
+    bench.homes.check();
+    assert!(bench.homes.history_bytes() > 1 << 19);
+}
+
+#[test]
+fn readers_who_are_behind_hold_their_channel_back_and_nobody_else() {
+    let mut bench = Bench::new(0);
+    bench.subscribe(1, None, 0).unwrap();
+    bench.homes.press("c", ShardId(1), Lane::RAW, true);
+    let mut held = bench.publish_bytes("c", 10, 0);
+    assert_eq!(bench.publish("other", 0).offset, 1);
+    assert_eq!((bench.begin_turn(), held.try_recv().is_ok()), (0, false));
+    bench.homes.press("c", ShardId(1), Lane::RAW, false);
+    assert_eq!((bench.begin_turn(), held.try_recv().unwrap().len()), (1, 1));
+    assert_eq!(bench.homes.parked_bytes(), 0);
+}
+
+#[test]
+fn one_channel_takes_only_a_part_of_what_may_be_held_back() {
+    let mut bench = Bench::new(0);
+    bench.subscribe(1, None, 0).unwrap();
+    bench.homes.press("c", ShardId(1), Lane::RAW, true);
+    let answers: Vec<_> = (0..20).map(|_| bench.publish_bytes("c", 100, 0)).collect();
+    bench.begin_turn();
+    assert!(bench.homes.parked_bytes() <= 8000 / PARKED_PARTS + 400);
+    assert!(!bench.homes.is_full());
+    drop(answers);
+}
+
+#[test]
+fn what_is_too_much_for_one_turn_goes_on_in_the_next_in_order() {
+    let mut bench = Bench::new(0);
+    bench.subscribe(1, None, 0).unwrap();
+    let size = bench.rule.window_bytes as usize / 20;
+    let mut answers: Vec<_> = (0..20).map(|_| bench.publish_bytes("c", size, 0)).collect();
+    let mut turns = 0;
+    while bench.homes.has_work() {
+        bench.begin_turn();
+        turns += 1;
+    }
+    assert!(turns >= 5, "{turns}");
+    for (offset, answer) in (1..).zip(&mut answers) {
+        assert_eq!(answer.try_recv().unwrap()[0].1.clone().unwrap().offset, offset);
+    }
+}

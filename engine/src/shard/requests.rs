@@ -1,0 +1,166 @@
+//! Serving the requests for the channels that are homed here.
+
+use ringfeed_wire::Wire;
+
+use super::home::{Asker, Batch, Subscribe, Subscribed};
+use super::{STEP_TIME_MAX, Shard, route};
+use crate::ids::ShardId;
+use crate::message::{Delivery, Reply, Request};
+
+/// What serving a request takes besides the bytes in it, as bytes.
+const REQUEST_BYTES: usize = 128;
+
+impl<W: Wire> Shard<W> {
+    /// Hands a request to the home of its channel, which may be here.
+    pub(super) fn request(&mut self, request: Request) {
+        let home = request.channel().map_or(self.id, |channel| self.shared.shards.home(channel));
+        if home != self.id {
+            return self.links.request(home, request);
+        }
+        if !self.waiting.is_empty() {
+            // One by one, or an answer could overtake one that takes several turns.
+            return self.waiting.push_back(request);
+        }
+        let asks = !matches!(request, Request::Unsubscribe { .. } | Request::Pressure { .. });
+        let mut budget = self.limits.request_bytes;
+        if let Some(later) = self.serve_request(request, &mut budget) {
+            self.waiting.push_back(later);
+        }
+        if asks {
+            self.take_own();
+        }
+    }
+
+    /// Serves what has come for the homes, up to the turn's limit.
+    pub(super) fn take_requests(&mut self) -> bool {
+        let now = (self.now, self.now_ms);
+        let published =
+            self.homes.begin_turn(now, &mut route(self.id, &mut self.own, &mut self.links));
+        self.counters.publications.add(published);
+        let mut budget = self.limits.request_bytes;
+        let (mut batches, mut count) = (0, 0u32);
+        while budget > 0 && !self.links.deliveries_full() && !self.homes.is_full() {
+            let Some(request) = self.waiting.pop_front() else {
+                // The control thread's go first: they are few.
+                let batch = self.inbox.control.take().or_else(|| self.inbox.requests.take());
+                let Some(batch) = batch.filter(|_| batches < self.limits.batches) else { break };
+                batches += 1;
+                self.waiting.extend(batch);
+                continue;
+            };
+            budget = budget.saturating_sub(REQUEST_BYTES);
+            if let Some(later) = self.serve_request(request, &mut budget) {
+                self.waiting.push_front(later);
+                break;
+            }
+            count += 1;
+            if count % 64 == 0 && self.clock.now() - self.now > STEP_TIME_MAX {
+                break;
+            }
+        }
+        published > 0 || count > 0
+    }
+
+    /// Serves one request. What is more than the turn's budget comes back, with what is left to do.
+    fn serve_request(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
+        if let Request::Subscribe { .. } = request {
+            return self.serve_subscribe(request, budget);
+        }
+        let Shard { id, own, links, homes, config, .. } = self;
+        let mut deliver = route(*id, own, links);
+        match request {
+            Request::Subscribe { .. } => {}
+            Request::Unsubscribe { shard, channel, lane, session } => {
+                tracing::trace!(%shard, session = session.slot.0, %channel, "unsubscribed");
+                homes.unsubscribe(&channel, shard, lane, self.now_ms);
+            }
+            Request::Pressure { shard, channel, lane, on } => {
+                tracing::debug!(%shard, %channel, on, "readers who read are behind");
+                homes.press(&channel, shard, lane, on);
+            }
+            Request::Publish { origin, channel, payload } => {
+                *budget = budget.saturating_sub(payload.bytes.len());
+                let rule = config.rule(&channel).map(|(_, rule)| rule);
+                let asker = origin.map_or(Asker::Nobody, Asker::Session);
+                let now = (self.now, self.now_ms);
+                let published = homes.publish(&channel, rule, payload, asker, now, &mut deliver);
+                self.counters.publications.add(published.into());
+            }
+            Request::PublishBatch { items, reply } => {
+                let batch = Batch::new(reply);
+                let now = (self.now, self.now_ms);
+                for (place, channel, payload) in items {
+                    *budget = budget.saturating_sub(payload.bytes.len() + REQUEST_BYTES);
+                    let rule = config.rule(&channel).map(|(_, rule)| rule);
+                    let asker = Asker::Batch(place, batch.clone());
+                    let published =
+                        homes.publish(&channel, rule, payload, asker, now, &mut deliver);
+                    self.counters.publications.add(published.into());
+                }
+            }
+            Request::History { channel, after, limit, reply } => match reply {
+                Reply::Session(origin) => {
+                    let shard = origin.shard;
+                    let bytes_max = config.limits.outbox_bytes_max as usize / 16;
+                    let page = homes.history(&channel, after, limit, bytes_max, self.now_ms);
+                    *budget = budget.saturating_sub(bytes_max);
+                    deliver(shard, Delivery::History { origin, channel, page });
+                }
+                Reply::Control(reply) => {
+                    let bytes_max = config.api.body_bytes_max as usize;
+                    let page = homes.history(&channel, after, limit, bytes_max, self.now_ms);
+                    *budget = budget.saturating_sub(bytes_max);
+                    let _ = reply.send(page);
+                }
+            },
+            Request::ListChannels { from, reply } => {
+                let _ = reply.send(homes.page(from));
+                *budget = budget.saturating_sub(self.limits.request_bytes / 4);
+            }
+            Request::Drain => {
+                drop(deliver);
+                self.begin_drain();
+            }
+        }
+        None
+    }
+
+    fn serve_subscribe(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
+        let Request::Subscribe { origin, attempt, channel, lane, recover } = request else {
+            return Some(request);
+        };
+        let Shard { id, own, links, homes, config, .. } = self;
+        let mut deliver = route(*id, own, links);
+        let subscribe = Subscribe {
+            name: &channel,
+            rule: config.rule(&channel).map(|(_, rule)| rule),
+            shard: origin.shard,
+            lane,
+            recover,
+            recovery_bytes_max: config.limits.recovery_bytes_max as usize,
+        };
+        let shard: ShardId = origin.shard;
+        match homes.subscribe(subscribe, self.now_ms, budget, &mut deliver) {
+            Ok(Subscribed::Later) => {
+                return Some(Request::Subscribe { origin, attempt, channel, lane, recover });
+            }
+            Ok(Subscribed::Start { key, position, recovered, replay }) => deliver(
+                shard,
+                Delivery::Subscribed {
+                    origin,
+                    attempt,
+                    channel,
+                    key,
+                    lane,
+                    position,
+                    recovered,
+                    replay,
+                },
+            ),
+            Err(refused) => {
+                deliver(shard, Delivery::Refused { origin, attempt: Some(attempt), refused });
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,190 @@
+//! How sessions end.
+
+use bytes::Bytes;
+use ringfeed_protocol::frame::{self, Opcode};
+use ringfeed_protocol::{CloseCode, Connection, ProtocolError, Role};
+use ringfeed_wire::Wire;
+
+use super::{BLOCKED, CLOSING, CURSORS, Holds, MULTI, OUTBOX, QUEUED, Subscription};
+use crate::counters::{CloseReason, Reason as _};
+use crate::ids::SessionSlot;
+use crate::message::Request;
+use crate::shard::Shard;
+use crate::shard::timers::{Purpose, Timer};
+
+/// How long the peer has to read the close frame after it broke the protocol.
+const FAIL_LINGER_MS: u64 = 100;
+
+impl<W: Wire> Shard<W> {
+    /// Takes a channel from a session. A half-sent frame of it is still completed.
+    pub(in crate::shard) fn detach(&mut self, slot: SessionSlot, at: usize) {
+        if !self.sessions.waiting_mut(slot).is_empty() {
+            // What waits of other channels is found by cursors, not by place in a list.
+            let (fanout, mut context) = self.fanout_context();
+            fanout.give_cursors(&mut context, slot);
+        }
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(&Subscription { lane, index, .. }) = session.subscriptions.get(at) else {
+            return;
+        };
+        let half_sent = session.half_sent.take_if(|half| *half == lane).is_some();
+        if let Some(index) = index {
+            let subscriber = self.take_subscriber(slot, lane, index);
+            self.feeds.lane_mut(lane).gaps.remove(&slot);
+            if half_sent && let Some(position) = subscriber.cursor() {
+                let (fanout, mut context) = self.fanout_context();
+                fanout.keep_rest(&mut context, lane, slot, position);
+                self.look_at(slot);
+            }
+        }
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.subscriptions.swap_remove(at);
+        }
+        self.subscription_count -= 1;
+        let state = self.feeds.lane(lane);
+        let (channel, kind) = (state.name.clone(), state.lane);
+        self.feeds.release(lane);
+        // The home counts out who was answered; to whom it has not answered yet, it will, and is told
+        // then.
+        if index.is_some() {
+            let (shard, session) = (self.id, self.sessions.id(slot));
+            self.request(Request::Unsubscribe { shard, session, channel, lane: kind });
+        }
+        if self.sessions.has(slot, MULTI) && self.sessions.has(slot, CURSORS) {
+            self.look_at(slot);
+        }
+    }
+
+    /// Has a session looked at as a whole in the next flush.
+    pub(in crate::shard) fn look_at(&mut self, slot: SessionSlot) {
+        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+    }
+
+    /// Begins the closing handshake with the code of its reason.
+    pub(in crate::shard) fn close_session(
+        &mut self,
+        slot: SessionSlot,
+        why: CloseReason,
+        reason: &str,
+    ) {
+        let code = why.code().map_or(CloseCode::NORMAL, CloseCode);
+        self.close_with(slot, why, code, reason);
+    }
+
+    /// Begins the closing handshake: nothing of any channel follows, the close frame is the last.
+    pub(super) fn close_with(
+        &mut self,
+        slot: SessionSlot,
+        why: CloseReason,
+        code: CloseCode,
+        reason: &str,
+    ) {
+        if self.sessions.get(slot).is_none() || self.sessions.has(slot, CLOSING) {
+            return;
+        }
+        self.counters.closes.add(why, 1);
+        tracing::debug!(shard = %self.id, session = slot.0, code = code.0, reason, "closing");
+        self.detach_all(slot);
+        let mut frame = Vec::new();
+        frame::write_server(&mut frame, Opcode::Close, &frame::close_body(code, reason));
+        self.queue_frame(slot, Bytes::from(frame));
+        self.sessions.hot_mut(slot).flags |= CLOSING;
+        let now_ms = self.now_ms;
+        let id = self.sessions.id(slot);
+        let due_ms = now_ms + u64::from(self.config.server.close_timeout_ms);
+        self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Close });
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.closing_since_ms = now_ms;
+            session.deferred = None;
+            // The peer's answer is waited for, whatever it had to wait for before.
+            if !session.holds.is_empty() {
+                session.holds = Holds::default();
+                self.released.push_back(id);
+            }
+        }
+    }
+
+    fn detach_all(&mut self, slot: SessionSlot) {
+        let count = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
+        for at in (0..count).rev() {
+            self.detach(slot, at);
+        }
+    }
+
+    /// Closes a session that does not read what is meant for it: what it has not begun to read is given
+    /// up, and it is told so.
+    pub(in crate::shard) fn close_slow(&mut self, slot: SessionSlot) {
+        if self.sessions.has(slot, OUTBOX) && !self.sessions.has(slot, CLOSING) {
+            self.sessions.with_outbox(slot, |outbox| outbox.give_up());
+        }
+        self.close_session(slot, CloseReason::Slow, "replies are not read");
+    }
+
+    /// Fails the connection (RFC 6455 section 7.1.7): tells the peer what it broke, listens to nothing
+    /// more, and ends it soon. Not at once: closing while the peer still sends would be a reset, which
+    /// may overtake the close frame.
+    pub(super) fn fail_session(&mut self, slot: SessionSlot, error: &ProtocolError) {
+        let code = error.close_code();
+        let why = match code {
+            CloseCode::INVALID_DATA => CloseReason::InvalidData,
+            CloseCode::TOO_LARGE => CloseReason::TooLarge,
+            _ => CloseReason::Protocol,
+        };
+        self.close_with(slot, why, code, &error.to_string());
+        self.stop_listening(slot);
+        let due_ms = self.now_ms + FAIL_LINGER_MS;
+        let session = self.sessions.id(slot);
+        self.wheel.add(Timer { due_ms, session, purpose: Purpose::Close });
+    }
+
+    /// Looks at nothing more that comes from a session, but for the answer to its close frame.
+    pub(super) fn stop_listening(&mut self, slot: SessionSlot) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.failed = true;
+        session.held = Vec::new();
+        session.connection = Connection::new(Role::Server, 0);
+        session.message_since_ms = None;
+        self.partial_bytes -= std::mem::take(&mut session.partial_bytes);
+    }
+
+    /// Ends a session whose closing handshake is over.
+    pub(in crate::shard) fn end_if_closed(&mut self, slot: SessionSlot) {
+        let peer_closed = self.sessions.get(slot).is_some_and(|session| session.peer_closed);
+        if peer_closed && self.sessions.has(slot, CLOSING) && !self.sessions.has(slot, OUTBOX) {
+            self.remove_session(slot);
+        }
+    }
+
+    /// The time for a closing handshake is up. Who still takes what was before the close frame is given
+    /// more of it, as much as an outbox may wait.
+    pub(in crate::shard) fn check_closing(&mut self, slot: SessionSlot, timer: Timer) {
+        let step = u64::from(self.config.server.close_timeout_ms);
+        let most = u64::from(self.config.limits.outbox_timeout_ms);
+        let reads = self.sessions.get(slot).is_some_and(|session| {
+            !session.failed
+                && self.now_ms.saturating_sub(session.progress_ms) < step
+                && self.now_ms < session.closing_since_ms + most
+        });
+        if reads && self.sessions.has(slot, OUTBOX) {
+            self.wheel.add(Timer { due_ms: self.now_ms + step, ..timer });
+        } else {
+            self.remove_session(slot);
+        }
+    }
+
+    /// Its peer is gone, or it must not be sent anything more: ends a session at once.
+    pub(in crate::shard) fn remove_session(&mut self, slot: SessionSlot) {
+        let closing = self.sessions.has(slot, CLOSING);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        // Nothing more is sent: no frame is completed.
+        session.half_sent = None;
+        self.partial_bytes -= session.partial_bytes;
+        if !closing {
+            self.counters.closes.add(CloseReason::PeerGone, 1);
+        }
+        self.detach_all(slot);
+        self.wire.close(self.sessions.hot(slot).socket);
+        self.sessions.hot_mut(slot).flags &= !(QUEUED | BLOCKED);
+        self.sessions.remove(slot);
+    }
+}

@@ -1,0 +1,141 @@
+//! Why a session is not read from for now. Whoever sets a reason lifts it again; when the last one is
+//! lifted, what had arrived already is looked at first.
+
+use ringfeed_wire::Wire;
+
+use super::Deferred;
+use crate::ids::SessionSlot;
+use crate::shard::Shard;
+
+/// Answers under way to one session, above which it is held: replies alone never fill an outbox.
+const OWED_MAX: u16 = 256;
+/// What a history request counts as: its answer has up to a sixteenth of what an outbox may hold.
+pub(in crate::shard) const OWED_BY_HISTORY: u16 = OWED_MAX / 8;
+
+/// Reasons to hold a session's input, as a set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::shard) struct Holds(u8);
+
+impl Holds {
+    /// Replies wait that it does not read.
+    pub(in crate::shard) const OUTBOX: Holds = Holds(1);
+    /// It publishes, and the shard or one that it publishes to is behind.
+    pub(in crate::shard) const CONGESTED: Holds = Holds(2);
+    /// Many answers are under way to it.
+    pub(in crate::shard) const OWED: Holds = Holds(4);
+    /// Its last command is answered here, behind answers that are under way.
+    pub(in crate::shard) const DEFERRED: Holds = Holds(8);
+
+    pub(in crate::shard) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(in crate::shard) fn has(self, reason: Holds) -> bool {
+        self.0 & reason.0 != 0
+    }
+}
+
+impl<W: Wire> Shard<W> {
+    /// Stops reading from a session.
+    pub(in crate::shard) fn hold(&mut self, slot: SessionSlot, reason: Holds) {
+        let socket = self.sessions.hot(slot).socket;
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.holds.is_empty() {
+            self.wire.receive(socket, false);
+        }
+        session.holds.0 |= reason.0;
+    }
+
+    /// A reason is gone. Where it was the last one, the session is read from again in the next turn.
+    pub(in crate::shard) fn lift(&mut self, slot: SessionSlot, reason: Holds) {
+        let id = self.sessions.id(slot);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        if session.holds.has(reason) {
+            session.holds.0 &= !reason.0;
+            if session.holds.is_empty() {
+                self.released.push_back(id);
+            }
+        }
+    }
+
+    /// An answer is under way to a session.
+    pub(in crate::shard) fn owe(&mut self, slot: SessionSlot, weight: u16) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.owed = session.owed.saturating_add(weight);
+        if session.owed >= OWED_MAX {
+            self.hold(slot, Holds::OWED);
+        }
+    }
+
+    /// Has the answer to a command, which is given here, wait until all answers that are under way have
+    /// come: replies are in the order of commands. `false` where none is under way.
+    pub(super) fn defer(&mut self, slot: SessionSlot, deferred: Deferred) -> bool {
+        let Some(session) = self.sessions.get_mut(slot).filter(|s| s.owed > 0) else {
+            return false;
+        };
+        session.deferred = Some(deferred);
+        self.hold(slot, Holds::DEFERRED);
+        true
+    }
+
+    /// An answer has come.
+    pub(in crate::shard) fn settle_owed(&mut self, slot: SessionSlot, weight: u16) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.owed = session.owed.saturating_sub(weight);
+        let owed = session.owed;
+        if owed <= OWED_MAX / 2 {
+            self.lift(slot, Holds::OWED);
+        }
+        if owed == 0 {
+            self.lift(slot, Holds::DEFERRED);
+        }
+    }
+
+    /// Lifts the hold of an outbox that has become short.
+    pub(in crate::shard) fn settle_outbox_hold(&mut self, slot: SessionSlot) {
+        let low = self.config.limits.outbox_bytes_max as usize / 8;
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        if outbox.is_none_or(|outbox| outbox.own_bytes() <= low) {
+            self.lift(slot, Holds::OUTBOX);
+        }
+    }
+
+    /// Reads again from sessions that are held no more. Returns whether there were any.
+    pub(in crate::shard) fn resume_released(&mut self) -> bool {
+        if !self.is_congested() {
+            for id in std::mem::take(&mut self.congested) {
+                if let Some(slot) = self.sessions.current(id) {
+                    self.lift(slot, Holds::CONGESTED);
+                }
+            }
+        }
+        let count = self.released.len().min(self.limits.events);
+        for _ in 0..count {
+            let Some(id) = self.released.pop_front() else { break };
+            let Some(slot) = self.sessions.current(id) else { continue };
+            let socket = self.sessions.hot(slot).socket;
+            let Some(session) = self.sessions.get_mut(slot).filter(|s| s.holds.is_empty()) else {
+                continue;
+            };
+            let (deferred, mut held) = (session.deferred.take(), std::mem::take(&mut session.held));
+            match deferred {
+                None => {}
+                Some(Deferred::Refuse { id, refused }) => {
+                    self.tell_refused(slot, id.as_deref(), &refused);
+                }
+                Some(Deferred::Unsubscribe { id, channel }) => {
+                    self.unsubscribe(slot, id.as_deref(), channel);
+                }
+            }
+            if self.sessions.current(id).is_none() {
+                continue;
+            }
+            self.read(slot, &mut held);
+            let again = self.sessions.current(id).and_then(|slot| self.sessions.get(slot));
+            if again.is_some_and(|session| session.holds.is_empty()) {
+                self.wire.receive(socket, true);
+            }
+        }
+        count > 0
+    }
+}

@@ -1,0 +1,174 @@
+//! What arrives from a session: bytes, messages, control frames.
+
+use bytes::Bytes;
+use ringfeed_protocol::command::CommandError;
+use ringfeed_protocol::frame::{self, Opcode};
+use ringfeed_protocol::{CloseCode, Connection, Incoming, Refused, Role};
+use ringfeed_wire::Wire;
+
+use super::CLOSING;
+use super::rate::Allowance;
+use crate::counters::CloseReason;
+use crate::ids::SessionSlot;
+use crate::shard::Shard;
+use crate::shard::timers::{Purpose, Timer};
+
+/// An unfinished message up to this size never counts as what filled the budget.
+const PARTIAL_BYTES_FAIR: usize = 16 * 1024;
+
+impl<W: Wire> Shard<W> {
+    /// Takes what a session's socket has received. While the session is held, it waits.
+    pub(in crate::shard) fn handle_received(&mut self, slot: SessionSlot, bytes: &mut [u8]) {
+        let now_ms = self.now_ms;
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.heard_ms = now_ms;
+        session.pinged = false;
+        if session.failed {
+            // Where a frame begins is not known any more, but an answer to our close frame mostly
+            // comes by itself; else the linger ends it.
+            let mut fresh = Connection::new(Role::Server, 0);
+            if let Ok((_, Some(Incoming::Close(_)))) = fresh.receive(bytes) {
+                session.peer_closed = true;
+                self.end_if_closed(slot);
+            }
+            return;
+        }
+        if session.holds.is_empty() && session.held.is_empty() {
+            self.read(slot, bytes);
+        } else {
+            // At most what was under way when receiving stopped.
+            session.held.extend_from_slice(bytes);
+        }
+    }
+
+    /// Feeds bytes to a session's connection, and its messages to the session.
+    pub(super) fn read(&mut self, slot: SessionSlot, bytes: &mut [u8]) {
+        let id = self.sessions.id(slot);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        // Taken out, because what it hands out borrows from it.
+        let idle = Connection::new(Role::Server, 0);
+        let mut connection = std::mem::replace(&mut session.connection, idle);
+        let mut finished = false;
+        let mut at = 0;
+        while let Some(rest) = bytes.get_mut(at..).filter(|rest| !rest.is_empty()) {
+            match connection.receive(rest) {
+                Ok((used, incoming)) => {
+                    at += used;
+                    if let Some(incoming) = incoming {
+                        finished = true;
+                        self.handle_incoming(slot, &incoming);
+                    }
+                }
+                Err(e) => {
+                    self.counters.protocol_errors.add(1);
+                    self.fail_session(slot, &e);
+                    break;
+                }
+            }
+            match self.sessions.current(id).and_then(|slot| self.sessions.get_mut(slot)) {
+                None => return,
+                Some(session) if !session.holds.is_empty() => {
+                    session.held.extend_from_slice(bytes.get(at..).unwrap_or_default());
+                    break;
+                }
+                Some(_) => {}
+            }
+        }
+        connection.settle();
+        if let Some(session) = self.sessions.get_mut(slot).filter(|session| !session.failed) {
+            session.connection = connection;
+        }
+        self.see_to_unfinished(slot, finished);
+    }
+
+    /// Keeps count of a message that has begun and not ended, and of its time.
+    fn see_to_unfinished(&mut self, slot: SessionSlot, finished: bool) {
+        let id = self.sessions.id(slot);
+        let now_ms = self.now_ms;
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let bytes = if session.failed { 0 } else { session.connection.pending_bytes() };
+        self.partial_bytes = self.partial_bytes + bytes - session.partial_bytes;
+        session.partial_bytes = bytes;
+        if session.failed || !session.connection.is_unfinished() {
+            session.message_since_ms = None;
+            return;
+        }
+        if session.message_since_ms.is_none() || finished {
+            session.message_since_ms = Some(now_ms);
+        }
+        if !std::mem::replace(&mut session.message_timed, true) {
+            let due_ms = now_ms + u64::from(self.config.limits.message_timeout_ms);
+            self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Message });
+        }
+        let most = self.share_of(self.config.limits.partial_bytes_max);
+        if self.partial_bytes > most && bytes > PARTIAL_BYTES_FAIR {
+            let reason = "unfinished messages take too much memory; come back later";
+            self.close_session(slot, CloseReason::Overload, reason);
+            self.stop_listening(slot);
+        }
+    }
+
+    /// A message was begun and was not finished for a while: perhaps it is another one by now.
+    pub(in crate::shard) fn check_message(&mut self, slot: SessionSlot, timer: Timer) {
+        let timeout = u64::from(self.config.limits.message_timeout_ms);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.message_timed = false;
+        let Some(since_ms) = session.message_since_ms else { return };
+        // What we did not read could not end.
+        let held = !session.holds.is_empty() || !session.held.is_empty();
+        if self.now_ms < since_ms + timeout || held {
+            session.message_timed = true;
+            let due_ms = (since_ms + timeout).max(self.now_ms + 1000);
+            self.wheel.add(Timer { due_ms, ..timer });
+            return;
+        }
+        let reason = "a message was begun and not finished in time";
+        self.close_session(slot, CloseReason::MessageTimeout, reason);
+        self.stop_listening(slot);
+    }
+
+    fn handle_incoming(&mut self, slot: SessionSlot, incoming: &Incoming) {
+        let closing = self.sessions.has(slot, CLOSING);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        match incoming {
+            Incoming::Close(code) => {
+                session.peer_closed = true;
+                if closing {
+                    // Our close frame was sent or waits; this was the peer's answer.
+                    self.end_if_closed(slot);
+                } else {
+                    let code = code.unwrap_or(CloseCode::NORMAL);
+                    self.close_with(slot, CloseReason::Normal, code, "");
+                }
+            }
+            _ if closing => {}
+            Incoming::Pong(_) => {}
+            Incoming::Ping(body) => {
+                let mut pong = Vec::with_capacity(body.len() + 2);
+                frame::write_server(&mut pong, Opcode::Pong, body);
+                self.push_pong(slot, Bytes::from(pong));
+            }
+            Incoming::Text(_) | Incoming::Binary(_) => {
+                self.counters.messages_in.add(1);
+                let limits = &self.config.limits;
+                let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
+                let allowance = session.rate.take(self.now_ms, rate, burst);
+                let dialect = session.dialect;
+                match (allowance, dialect.parse(incoming)) {
+                    (Allowance::Within, Ok(command)) => self.handle_command(slot, command),
+                    (Allowance::Within, Err(CommandError { id, refused })) => {
+                        self.refuse(slot, id, refused);
+                    }
+                    (Allowance::Above, command) => {
+                        let id = command.map_or_else(|e| e.id, |command| command.id);
+                        self.refuse(slot, id, Refused::RateLimited { per_second: rate });
+                    }
+                    (Allowance::FarAbove, _) => {
+                        let reason = Refused::RateLimited { per_second: rate }.to_string();
+                        self.close_session(slot, CloseReason::RateLimited, &reason);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What a session is told: answers to its commands, chunks for its channels, and what waits for it.
+
+use bytes::Bytes;
+use ringfeed_protocol::event::Publication;
+use ringfeed_protocol::frame::Opcode;
+use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Position, Refused};
+use ringfeed_wire::Wire;
+
+use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, OWED_BY_HISTORY};
+use crate::counters::CloseReason;
+use crate::ids::{ChannelKey, SessionSlot};
+use crate::message::{Chunk, Delivery, HistoryPage, Origin, Request};
+use crate::shard::Shard;
+use crate::shard::feed::FOLLOWS;
+use crate::shard::timers::{Purpose, Timer};
+
+/// Pongs may wait in an outbox of so many frames; beyond it only the newest does.
+const PONGS_BEHIND_MAX: usize = 16;
+/// First byte of a whole pong frame.
+const PONG: u8 = 0x80 | Opcode::Pong as u8;
+/// An outbox up to this size never counts as what filled the budget of all outboxes.
+const OUTBOX_BYTES_FAIR: usize = 16 * 1024;
+
+/// A subscription that stands, as its home has answered.
+struct Standing {
+    attempt: u32,
+    channel: ChannelName,
+    key: ChannelKey,
+    lane: Lane,
+    position: Position,
+    recovered: Option<bool>,
+    replay: Vec<Bytes>,
+}
+
+impl<W: Wire> Shard<W> {
+    /// Answers to commands, and chunks, from the home shards.
+    pub(in crate::shard) fn handle_delivery(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Chunk { key, lane, chunk } => self.handle_chunk(key, lane, chunk),
+            Delivery::Subscribed {
+                origin,
+                attempt,
+                channel,
+                key,
+                lane,
+                position,
+                recovered,
+                replay,
+            } => {
+                let standing =
+                    Standing { attempt, channel, key, lane, position, recovered, replay };
+                self.handle_subscribed(origin, standing);
+            }
+            Delivery::Published { origin, channel, position } => {
+                let Some(slot) = self.sessions.current(origin.session) else { return };
+                self.settle_owed(slot, 1);
+                let (id, channel) = (origin.id.as_deref(), &channel);
+                self.reply(slot, &Event::Published { id, channel, position });
+            }
+            Delivery::History { origin, channel, page } => {
+                self.handle_history(&origin, channel, page);
+            }
+            Delivery::Refused { origin, attempt, refused } => {
+                let Some(slot) = self.sessions.current(origin.session) else { return };
+                self.settle_owed(slot, 1);
+                if let Some(attempt) = attempt {
+                    self.forget_attempt(slot, attempt);
+                }
+                self.tell_refused(slot, origin.id.as_deref(), &refused);
+            }
+        }
+    }
+
+    fn handle_chunk(&mut self, key: ChannelKey, lane: Lane, chunk: Chunk) {
+        let Some(id) = self.feeds.find_key(key, lane) else { return };
+        if !self.feeds.lane(id).has_subscribers() {
+            return;
+        }
+        let (fanout, mut context) = self.fanout_context();
+        fanout.append(&mut context, id, chunk);
+    }
+
+    fn handle_subscribed(&mut self, origin: Origin, standing: Standing) {
+        let Standing { attempt, channel, key, lane, position, recovered, replay } = standing;
+        let slot = self.sessions.current(origin.session);
+        let known = self.feeds.find(&channel, lane).zip(slot).filter(|&(id, slot)| {
+            let session = self.sessions.get(slot);
+            session.is_some_and(|session| {
+                let own = session.subscriptions.iter().find(|own| own.attempt == attempt);
+                own.is_some_and(|own| own.lane == id && own.index.is_none())
+            })
+        });
+        if let Some(slot) = slot {
+            self.settle_owed(slot, 1);
+        }
+        let Some((id, slot)) = known else {
+            // Gone in the meantime: the home has counted it in, so it is to count it out.
+            let (shard, session) = (self.id, origin.session);
+            self.request(Request::Unsubscribe { shard, session, channel, lane });
+            return;
+        };
+        let list = self.sessions.list(slot);
+        let index = self.feeds.attach(id, key, position, list, slot);
+        if self.sessions.has(slot, MULTI) && !self.sessions.has(slot, CURSORS) {
+            self.feeds.lane_mut(id).served[index as usize].sent = FOLLOWS;
+        }
+        if let Some(session) = self.sessions.get_mut(slot)
+            && let Some(own) = session.subscriptions.iter_mut().find(|own| own.attempt == attempt)
+        {
+            own.index = Some(index);
+        }
+        match recovered {
+            Some(true) => self.counters.recovered.add(1),
+            Some(false) => self.counters.not_recovered.add(1),
+            None => {}
+        }
+        let id = origin.id.as_deref();
+        let subscribed = Event::Subscribed { id, channel: &channel, position, recovered };
+        self.reply(slot, &subscribed);
+        self.push_replay(slot, replay);
+    }
+
+    fn forget_attempt(&mut self, slot: SessionSlot, attempt: u32) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let at = session.subscriptions.iter().position(|own| own.attempt == attempt);
+        if let Some(at) = at {
+            let own = session.subscriptions.swap_remove(at);
+            self.subscription_count -= 1;
+            self.feeds.release(own.lane);
+        }
+    }
+
+    fn handle_history(&mut self, origin: &Origin, channel: ChannelName, page: Option<HistoryPage>) {
+        let Some(slot) = self.sessions.current(origin.session) else { return };
+        self.settle_owed(slot, OWED_BY_HISTORY);
+        let id = origin.id.as_deref();
+        let Some(page) = page else {
+            return self.tell_refused(slot, id, &Refused::NoSuchChannel { channel });
+        };
+        let publications = page
+            .publications
+            .iter()
+            .map(|p| Publication {
+                offset: p.offset,
+                kind: p.payload.kind,
+                bytes: &p.payload.bytes,
+            })
+            .collect();
+        let (channel, position) = (&channel, page.position);
+        self.reply(slot, &Event::History { id, channel, position, publications });
+    }
+
+    /// Sends an event to one session, where its dialect has a form for it.
+    pub(in crate::shard) fn reply(&mut self, slot: SessionSlot, event: &Event) {
+        let Some(session) = self.sessions.get(slot) else { return };
+        let mut frame = Vec::new();
+        session.dialect.write_event(&mut frame, event);
+        if !frame.is_empty() {
+            self.push_outbox(slot, Bytes::from(frame));
+        }
+    }
+
+    /// Refuses a command here, behind the answers that are under way.
+    pub(super) fn refuse(&mut self, slot: SessionSlot, id: Option<&str>, refused: Refused) {
+        let wait = Deferred::Refuse { id: id.map(Box::from), refused: refused.clone() };
+        if !self.defer(slot, wait) {
+            self.tell_refused(slot, id, &refused);
+        }
+    }
+
+    /// Tells a session that a command was refused; closes it where that cannot be told.
+    pub(super) fn tell_refused(&mut self, slot: SessionSlot, id: Option<&str>, refused: &Refused) {
+        self.counters.errors_told.add(1);
+        let Some(session) = self.sessions.get(slot) else { return };
+        let code = refused.code();
+        if session.dialect.answers_in_band() {
+            self.reply(slot, &Event::Error { id, code, message: &refused.to_string() });
+        } else if !matches!(code, ErrorCode::AlreadySubscribed | ErrorCode::NotSubscribed) {
+            // What is so already needs no telling; anything else cannot be told otherwise.
+            let reason = format!("{}: {refused}", code.as_str());
+            self.close_session(slot, CloseReason::Refused, &reason);
+        }
+    }
+
+    /// Queues a frame for one session; nothing follows a close frame. Reading from the session stops
+    /// while it does not read.
+    pub(in crate::shard) fn push_outbox(&mut self, slot: SessionSlot, frame: Bytes) {
+        if self.sessions.has(slot, CLOSING) {
+            return;
+        }
+        self.queue_frame(slot, frame);
+        let limits = &self.config.limits;
+        let (most, all) = (limits.outbox_bytes_max as usize, limits.outboxes_bytes_max);
+        let all = self.share_of(all);
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        let Some(outbox) = outbox else { return };
+        let waiting = outbox.own_bytes();
+        let newest = outbox.last().map_or(0, Bytes::len);
+        // One large answer is fine; many small ones that nobody reads are not.
+        let many = outbox.len() > 1 && waiting - newest > most;
+        if many || waiting > OUTBOX_BYTES_FAIR && self.sessions.outbox_bytes() > all {
+            self.close_slow(slot);
+        } else if waiting > most / 4 {
+            self.hold(slot, Holds::OUTBOX);
+        }
+    }
+
+    /// Queues a frame for one session, and has the session looked at.
+    pub(super) fn queue_frame(&mut self, slot: SessionSlot, frame: Bytes) {
+        self.sessions.with_outbox(slot, |outbox| outbox.push(frame));
+        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+        self.time_outbox(slot);
+    }
+
+    /// Queues what a subscriber missed. The bytes are the history's.
+    fn push_replay(&mut self, slot: SessionSlot, replay: Vec<Bytes>) {
+        if replay.is_empty() || self.sessions.has(slot, CLOSING) {
+            return;
+        }
+        self.sessions.with_outbox(slot, |outbox| {
+            replay.into_iter().for_each(|frames| outbox.push_shared(frames));
+        });
+        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+        self.time_outbox(slot);
+    }
+
+    /// Queues a pong. Behind a reader that does not read, one that still waits is replaced, as RFC 6455
+    /// section 5.5.3 allows, so that pings cannot fill an outbox.
+    pub(super) fn push_pong(&mut self, slot: SessionSlot, pong: Bytes) {
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        let replaceable = outbox.is_some_and(|outbox| {
+            outbox.len() > PONGS_BEHIND_MAX
+                && outbox.is_last_replaceable()
+                && outbox.last().is_some_and(|last| last.first() == Some(&PONG))
+        });
+        if replaceable {
+            self.sessions.with_outbox(slot, |outbox| outbox.replace_last(pong));
+        } else {
+            self.push_outbox(slot, pong);
+        }
+    }
+
+    /// Sees to it that somebody looks after an outbox whose socket takes nothing.
+    pub(in crate::shard) fn time_outbox(&mut self, slot: SessionSlot) {
+        let (id, blocked) = (self.sessions.id(slot), self.sessions.has(slot, BLOCKED));
+        let due_ms = self.now_ms + u64::from(self.config.limits.outbox_timeout_ms);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let owed = session.outbox.as_ref().is_some_and(|outbox| outbox.is_owed());
+        if blocked && owed && !session.outbox_timed {
+            session.outbox_timed = true;
+            self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Outbox });
+        }
+    }
+
+    /// An outbox may have waited too long: its socket has taken nothing for that time.
+    pub(in crate::shard) fn check_outbox(&mut self, slot: SessionSlot, timer: Timer) {
+        let timeout = u64::from(self.config.limits.outbox_timeout_ms);
+        let waits = self.sessions.has(slot, BLOCKED) && !self.sessions.has(slot, CLOSING);
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.outbox_timed = false;
+        let owed = session.outbox.as_ref().is_some_and(|outbox| outbox.is_owed());
+        if !waits || !owed {
+            return;
+        }
+        let since_ms = session.progress_ms.max(timer.due_ms - timeout);
+        if self.now_ms >= since_ms + timeout {
+            self.close_slow(slot);
+        } else {
+            session.outbox_timed = true;
+            self.wheel.add(Timer { due_ms: since_ms + timeout, ..timer });
+        }
+    }
+}

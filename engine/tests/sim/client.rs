@@ -1,0 +1,443 @@
+//! A client and what it says.
+//!
+//! To add an operation: a function and a line in [`OPERATIONS`]. What it expects back is noted in
+//! [`Link::expect`](super::link::Link::expect) and checked in [`super::listen`].
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::dice::Dice;
+use super::judge::{Judge, Kind};
+use super::link::{Intent, Link, Pending, Want};
+use super::net::ConnId;
+use super::setup::Setup;
+use super::trace::{Trace, note};
+use super::ws;
+
+/// The dialect of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    Ringfeed,
+    Raw,
+    Echo,
+}
+
+/// How a client treats its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Habit {
+    /// Has room for everything and reads it at once.
+    Attentive,
+    /// Has a socket of finite size and empties it before anything else happens.
+    Prompt,
+    /// Reads some of it, now and then.
+    Slow,
+    /// Reads for a while and then not, and comes back.
+    Stalls,
+    /// Reads nothing, ever.
+    Never,
+    /// Neither reads nor sends, and says no farewell.
+    Vanished,
+}
+
+impl Habit {
+    pub(crate) fn keeps_up(self) -> bool {
+        matches!(self, Habit::Attentive | Habit::Prompt)
+    }
+
+    /// Whether it reads everything in the end.
+    pub(crate) fn reads(self) -> bool {
+        !matches!(self, Habit::Never | Habit::Vanished)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) number: usize,
+    pub(crate) speaks: Speaks,
+    pub(crate) endpoint: usize,
+    pub(crate) habit: Habit,
+    /// Answers pings and close frames.
+    pub(crate) answers: bool,
+    /// Reads at present, where its habit leaves that open.
+    pub(crate) reading: bool,
+    /// Channels it can name.
+    channels: Vec<usize>,
+    pub(crate) link: Option<Link>,
+    /// Last position seen of each channel.
+    pub(crate) seen: BTreeMap<usize, (u64, u64)>,
+}
+
+/// What a client needs to act.
+pub(crate) struct Scene<'a> {
+    pub(crate) dice: &'a mut Dice,
+    pub(crate) judge: &'a mut Judge,
+    pub(crate) setup: &'a Setup,
+    pub(crate) trace: &'a Rc<Trace>,
+    /// The longest time in which the server heard nothing of this connection, in ms.
+    pub(crate) silence_ms: u64,
+}
+
+type Operation = fn(&mut Client, &mut Scene);
+
+/// Name, weight for `ringfeed.v1`, `raw.v1` and `echo`, and what is done.
+const OPERATIONS: &[(&str, [u32; 3], Operation)] = &[
+    ("subscribe", [30, 30, 0], |c, s| c.subscribe(s)),
+    ("unsubscribe", [14, 12, 0], |c, s| c.unsubscribe(s)),
+    ("resubscribe", [6, 6, 0], |c, s| c.resubscribe(s)),
+    ("move", [6, 4, 0], |c, s| c.move_on(s)),
+    ("subscribe to many", [3, 3, 0], |c, s| c.subscribe_to_many(s)),
+    ("publish", [25, 0, 0], |c, s| c.publish(s)),
+    ("publish a burst", [5, 0, 0], |c, s| c.publish_burst(s)),
+    ("history", [4, 0, 0], |c, s| c.history(s)),
+    ("ping", [3, 0, 0], |c, s| c.ping(s)),
+    ("bad command", [3, 1, 0], |c, s| c.bad(s)),
+    ("ping frame", [2, 2, 5], |c, s| c.ping_frame(s)),
+    ("echo", [0, 0, 30], |c, s| c.echo(s)),
+    ("break the protocol", [1, 1, 1], |c, s| c.break_protocol(s)),
+    ("half a frame", [1, 1, 1], |c, s| c.half_frame(s)),
+];
+
+impl Client {
+    pub(crate) fn new(number: usize, dice: &mut Dice, setup: &Setup) -> Client {
+        let speaks = match dice.below(1000) as u32 {
+            n if n < setup.raw => Speaks::Raw,
+            n if n < setup.raw + setup.echo => Speaks::Echo,
+            _ => Speaks::Ringfeed,
+        };
+        let endpoint = dice.below(setup.endpoints.len());
+        let prefix = setup.endpoints[endpoint].as_str();
+        let mut channels: Vec<usize> = (0..setup.channels.len())
+            .filter(|&at| setup.channels[at].name.len() > prefix.len())
+            .filter(|&at| setup.channels[at].name.starts_with(prefix))
+            .collect();
+        if speaks == Speaks::Raw && setup.empty > 0 {
+            // A payload of nothing does not say which channel it is of.
+            channels.truncate(1);
+        }
+        let habit = if dice.chance(setup.attentive) {
+            dice.pick(&[Habit::Attentive, Habit::Attentive, Habit::Prompt])
+        } else {
+            use Habit::{Never, Slow, Stalls, Vanished};
+            dice.pick(&[Slow, Slow, Slow, Stalls, Stalls, Stalls, Never, Vanished])
+        };
+        Client {
+            number,
+            speaks,
+            endpoint,
+            habit,
+            answers: habit.keeps_up() || !dice.chance(100),
+            reading: true,
+            channels,
+            link: None,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn connect(&mut self, conn: ConnId) {
+        self.link = Some(Link::new(conn, format!("k{}/c{conn}", self.number)));
+    }
+
+    /// Says something, where it still may.
+    pub(crate) fn act(&mut self, scene: &mut Scene) {
+        let Some(link) = &self.link else { return };
+        if link.mute || link.close_sent.is_some() || link.close_seen.is_some() {
+            return;
+        }
+        if self.speaks != Speaks::Echo && scene.dice.chance(scene.setup.moves) {
+            return self.move_on(scene);
+        }
+        let column = self.speaks as usize;
+        let weights = OPERATIONS.iter().map(|(_, weights, _)| weights[column]);
+        let (_, _, operation) = OPERATIONS[scene.dice.weighted(weights)];
+        operation(self, scene);
+    }
+
+    fn subscribe(&mut self, scene: &mut Scene) {
+        if let Some(channel) = self.any_channel(scene) {
+            self.subscribe_to(channel, scene);
+        }
+    }
+
+    fn any_channel(&self, scene: &mut Scene) -> Option<usize> {
+        let count = self.channels.len();
+        (count > 0).then(|| self.channels[scene.dice.below(count)])
+    }
+
+    fn subscribe_to(&mut self, channel: usize, scene: &mut Scene) {
+        let seen = self.seen.get(&channel).copied();
+        let recover = match (self.speaks, seen) {
+            (Speaks::Ringfeed, Some(seen)) if scene.dice.chance(600) => Some(seen),
+            (Speaks::Ringfeed, _) if scene.dice.chance(20) => Some((scene.dice.number(), 3)),
+            _ => None,
+        };
+        let more = recover.map_or(String::new(), |(epoch, offset)| {
+            format!(",\"recover\":{{\"epoch\":\"{epoch:016x}\",\"offset\":{offset}}}")
+        });
+        self.command(Want::Subscribe { recover }, Some(channel), &more, scene);
+    }
+
+    fn unsubscribe(&mut self, scene: &mut Scene) {
+        let own = self.link.as_ref().map(|link| link.channels.keys().copied().collect::<Vec<_>>());
+        let own = own.unwrap_or_default();
+        let channel = match own.len() {
+            0 => self.any_channel(scene),
+            _ if scene.dice.chance(50) => self.any_channel(scene),
+            count => Some(own[scene.dice.below(count)]),
+        };
+        if let Some(channel) = channel {
+            self.command(Want::Unsubscribe, Some(channel), "", scene);
+        }
+    }
+
+    fn resubscribe(&mut self, scene: &mut Scene) {
+        if let Some(channel) = self.any_channel(scene) {
+            self.command(Want::Unsubscribe, Some(channel), "", scene);
+            self.subscribe_to(channel, scene);
+        }
+    }
+
+    /// Leaves everything for one other channel, and speaks there at once.
+    fn move_on(&mut self, scene: &mut Scene) {
+        let Some(link) = &self.link else { return };
+        let left: Vec<usize> = link.channels.keys().copied().collect();
+        for channel in left {
+            if self.link.as_ref().is_some_and(|l| l.channels[&channel].intent != Intent::No) {
+                self.command(Want::Unsubscribe, Some(channel), "", scene);
+            }
+        }
+        if let Some(channel) = self.any_channel(scene) {
+            self.subscribe_to(channel, scene);
+            if self.speaks == Speaks::Ringfeed && scene.dice.chance(500) {
+                for _ in 0..scene.dice.range(1, 3) {
+                    self.publish_to(channel, scene);
+                }
+            }
+        }
+    }
+
+    fn subscribe_to_many(&mut self, scene: &mut Scene) {
+        for channel in self.channels.clone() {
+            if scene.dice.chance(700) {
+                self.subscribe_to(channel, scene);
+            }
+        }
+    }
+
+    fn publish(&mut self, scene: &mut Scene) {
+        if let Some(channel) = self.any_channel(scene) {
+            self.publish_to(channel, scene);
+        }
+    }
+
+    fn publish_burst(&mut self, scene: &mut Scene) {
+        if let Some(channel) = self.any_channel(scene) {
+            for _ in 0..scene.dice.range(2, 12) {
+                self.publish_to(channel, scene);
+            }
+        }
+    }
+
+    fn publish_to(&mut self, channel: usize, scene: &mut Scene) {
+        let (kind, len) = payload_size(scene.dice, scene.setup);
+        let number = scene.judge.publication(channel, kind, len);
+        let payload = scene.judge.payload(number);
+        let more = match kind {
+            Kind::Json => format!(",\"data\":{}", String::from_utf8_lossy(&payload)),
+            Kind::Text => {
+                let text = String::from_utf8_lossy(&payload);
+                format!(",\"text\":{}", serde_json::to_string(&text).expect("text is JSON"))
+            }
+            Kind::Binary => format!(",\"base64\":\"{}\"", BASE64.encode(&payload)),
+        };
+        self.command(Want::Publish(number), Some(channel), &more, scene);
+    }
+
+    fn history(&mut self, scene: &mut Scene) {
+        let Some(channel) = self.any_channel(scene) else { return };
+        let seen = self.seen.get(&channel).map(|seen| seen.1);
+        let after = seen.filter(|_| scene.dice.chance(500));
+        let limit = scene.dice.chance(500).then(|| scene.dice.below(20) as u32);
+        let mut more = after.map_or(String::new(), |after| format!(",\"after\":{after}"));
+        if let Some(limit) = limit {
+            more.push_str(&format!(",\"limit\":{limit}"));
+        }
+        self.command(Want::History { after, limit }, Some(channel), &more, scene);
+    }
+
+    fn ping(&mut self, scene: &mut Scene) {
+        self.command(Want::Ping, None, "", scene);
+    }
+
+    /// A command that is refused.
+    fn bad(&mut self, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        link.refusable = true;
+        let id = link.next_id;
+        link.next_id += 1;
+        let with_id = |text: &str| text.replace("ID", &id.to_string());
+        let (text, code) = scene.dice.pick(&[
+            ("{\"type\":\"fly\",\"id\":ID}", "unknown_command"),
+            ("{\"id\":ID}", "bad_command"),
+            ("{\"type\":\"subscribe\",\"id\":ID}", "bad_command"),
+            ("{\"type\":\"subscribe\",\"id\":ID,\"channel\":7}", "bad_command"),
+            ("{\"type\":\"subscribe\",\"id\":ID,\"channel\":\"a b\"}", "bad_channel"),
+            ("{\"type\":\"publish\",\"id\":ID,\"channel\":\"a b\",\"data\":1}", "bad_channel"),
+            ("{\"type\":\"publish\",\"id\":ID,\"channel\":\"a\"}", "bad_command"),
+        ]);
+        if self.speaks != Speaks::Ringfeed {
+            link.say(ws::TEXT, with_id("{\"action\":\"fly\",\"id\":ID}").as_bytes(), scene);
+            return;
+        }
+        if scene.dice.chance(200) {
+            link.errors_open += 1;
+            link.say(ws::TEXT, b"[\"subscribe\"", scene);
+            return;
+        }
+        let want = Want::Bad(code);
+        let pending =
+            Pending { id: Some(id.to_string()), want, channel: None, before: Intent::Maybe };
+        link.pending.push_back(pending);
+        link.say(ws::TEXT, with_id(text).as_bytes(), scene);
+    }
+
+    fn ping_frame(&mut self, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        let opcode = scene.dice.pick(&[ws::PING, ws::PING, ws::PONG]);
+        let body = vec![b'p'; scene.dice.pick(&[0, 4, 125])];
+        link.say(opcode, &body, scene);
+    }
+
+    fn echo(&mut self, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        let (_, len) = payload_size(scene.dice, scene.setup);
+        let opcode = scene.dice.pick(&[ws::TEXT, ws::BINARY]);
+        let body: Vec<u8> = (0..len).map(|at| b'a' + (at % 26) as u8).collect();
+        if body.len() <= scene.setup.message_bytes_max as usize {
+            link.echoes.push_back((opcode, body.clone()));
+        } else {
+            link.broke.push(1009);
+        }
+        link.say(opcode, &body, scene);
+    }
+
+    fn break_protocol(&mut self, scene: &mut Scene) {
+        if self.habit.keeps_up() && scene.dice.chance(700) {
+            return;
+        }
+        let Some(link) = &mut self.link else { return };
+        let mut whole = Vec::new();
+        let code = match scene.dice.below(7) {
+            0 => {
+                whole.extend_from_slice(&[0x81, 0x02, b'h', b'i']);
+                1002
+            }
+            1 => {
+                ws::write(&mut whole, true, 3, b"x", [1, 2, 3, 4]);
+                1002
+            }
+            2 => {
+                ws::write(&mut whole, true, ws::TEXT, b"{\"\xff\"}", [1, 2, 3, 4]);
+                1007
+            }
+            3 => {
+                let len = scene.setup.message_bytes_max as usize + 1;
+                ws::write(&mut whole, true, ws::BINARY, &vec![0; len], [1, 2, 3, 4]);
+                1009
+            }
+            4 => {
+                ws::write(&mut whole, true, ws::CONTINUATION, b"x", [1, 2, 3, 4]);
+                1002
+            }
+            5 => {
+                ws::write(&mut whole, true, ws::CLOSE, &ws::close_body(1005), [1, 2, 3, 4]);
+                1002
+            }
+            _ => {
+                ws::write(&mut whole, false, ws::PING, b"x", [1, 2, 3, 4]);
+                1002
+            }
+        };
+        note!(scene.trace, "{} breaks the protocol, to be closed with {code}", link.who);
+        link.broke.push(code);
+        link.out.extend_from_slice(&whole);
+    }
+
+    /// Sends the beginning of a frame and then nothing, ever.
+    fn half_frame(&mut self, scene: &mut Scene) {
+        if self.habit.keeps_up() && scene.dice.chance(900) {
+            return;
+        }
+        let Some(link) = &mut self.link else { return };
+        let mut whole = Vec::new();
+        ws::write(&mut whole, true, ws::TEXT, &[b'x'; 100], [9, 9, 9, 9]);
+        whole.truncate(scene.dice.range(1, whole.len() - 1));
+        note!(scene.trace, "{} sends {} bytes of a frame and no more", link.who, whole.len());
+        link.out.extend_from_slice(&whole);
+        link.mute = true;
+    }
+
+    /// Begins the closing handshake.
+    pub(crate) fn close(&mut self, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        if link.close_sent.is_some() || link.mute {
+            return;
+        }
+        let code = scene.dice.pick(&[0, 1000, 1000, 1001, 3500]);
+        let body = if code == 0 { Vec::new() } else { ws::close_body(code) };
+        link.say(ws::CLOSE, &body, scene);
+        link.close_sent = Some(if code == 0 { 1000 } else { code });
+    }
+
+    /// Sends a command and notes what is expected.
+    fn command(&mut self, want: Want, channel: Option<usize>, more: &str, scene: &mut Scene) {
+        let prefix = &scene.setup.endpoints[self.endpoint];
+        let Some(link) = &mut self.link else { return };
+        let raw = self.speaks == Speaks::Raw;
+        let kind = match want {
+            Want::Subscribe { .. } => "subscribe",
+            Want::Unsubscribe => "unsubscribe",
+            Want::Publish(_) => "publish",
+            Want::History { .. } => "history",
+            Want::Ping | Want::Bad(_) => "ping",
+        };
+        let key = if raw || scene.dice.chance(100) { "action" } else { "type" };
+        let nameless = link.may_go_without_id(want, channel, scene.setup)
+            && scene.dice.chance(if matches!(want, Want::Publish(_)) { 400 } else { 100 });
+        let id = (!raw && !nameless).then(|| {
+            let id = link.next_id;
+            link.next_id += 1;
+            if scene.dice.chance(300) { format!("\"k{id}\"") } else { id.to_string() }
+        });
+        let mut text = format!("{{\"{key}\":\"{kind}\"");
+        if let Some(id) = &id {
+            text.push_str(&format!(",\"id\":{id}"));
+        }
+        if let Some(channel) = channel {
+            let name = &scene.judge.names[channel][prefix.len()..];
+            text.push_str(&format!(",\"channel\":\"{name}\""));
+        }
+        text.push_str(more);
+        text.push('}');
+        if text.len() > scene.setup.message_bytes_max as usize {
+            link.broke.push(1009);
+        }
+        link.expect(id, want, channel, raw, scene);
+        link.say(ws::TEXT, text.as_bytes(), scene);
+    }
+}
+
+/// Kind and bytes of a payload.
+pub(crate) fn payload_size(dice: &mut Dice, setup: &Setup) -> (Kind, usize) {
+    let kind = dice.pick(&[Kind::Json, Kind::Json, Kind::Json, Kind::Text, Kind::Binary]);
+    let len = if dice.chance(setup.empty) {
+        0
+    } else if dice.chance(setup.large) {
+        dice.magnitude(setup.payload_bytes, setup.large_bytes.max(setup.payload_bytes))
+    } else {
+        dice.magnitude(1, setup.payload_bytes).max(1)
+    };
+    (kind, len)
+}

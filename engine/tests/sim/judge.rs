@@ -1,0 +1,343 @@
+//! What clients may rely on (`docs/PROTOCOL.md`), and what all of them together have seen.
+//!
+//! The judge sees what travels and nothing else of the server. To add a rule: a line in `rules!`, and
+//! a call of [`Judge::broken`] where it can be seen; the caller goes on as if nothing had happened, so
+//! that every rule can be switched off.
+
+use std::collections::BTreeMap;
+use std::fmt::Arguments;
+
+macro_rules! rules {
+    ($($rule:ident $name:literal: $what:literal),* $(,)?) => {
+        /// A promise to clients.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Rule { $(#[doc = $what] $rule),* }
+
+        /// Every rule with its name and what it says.
+        pub(crate) const RULES: &[(Rule, &str, &str)] = &[$((Rule::$rule, $name, $what)),*];
+    };
+}
+
+rules! {
+    Frames "frames": "what arrives is a run of whole frames that a server may send, holding events of the dialect",
+    Dense "dense": "publications of a subscription come in order, without hole or repetition that no gap has told",
+    Payload "payload": "a payload arrives as it was published, on the channel it was published to",
+    OneAtAnOffset "one-at-an-offset": "there is one publication at an offset, and everybody sees the same",
+    Subscribed "subscribed": "data of a channel comes after its subscribed reply and not after its unsubscribed one",
+    Gap "gap": "a gap begins at the next offset, is not empty and covers only what was published",
+    RecoveryWhole "recovery-whole": "recovered: true is told for the epoch given, and everything since arrives without gap",
+    OneReply "one-reply": "each command with an id gets exactly one reply",
+    ReplyFits "reply-fits": "a reply is one that the command may get",
+    ReplyOrder "reply-order": "replies that concern one channel come in the order of the commands",
+    AfterClose "after-close": "nothing follows a close frame",
+    CloseCode "close-code": "the close code is one for what the client did",
+    CloseReason "close-reason": "the reason of a close for lag names the first missing offset",
+    CloseEnds "close-ends": "a closing handshake ends",
+    CloseSaysWhy "close-says-why": "a connection that reads is not cut without a close frame",
+    Complete "complete": "once things are quiet, who reads has everything it subscribed to",
+    ReadersKeepUp "readers-keep-up": "who always reads is never gapped, nor closed as slow or lagged, whatever comes at once",
+    SilentClosed "silent-closed": "a connection from which nothing comes is closed by the heartbeat",
+    UnreadClosed "unread-closed": "a connection that does not read its replies is closed in the end",
+    Sleeps "sleeps": "a shard with nothing to do sleeps, whatever its clients do",
+    Settles "settles": "when nothing new happens, everything owed is done in bounded work",
+    Baseline "baseline": "when everybody has left nothing is held",
+    Api "api": "requests of the control thread are answered, and the answers agree with what clients see",
+}
+
+/// How a payload is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Json,
+    Text,
+    Binary,
+}
+
+/// What stands at an offset: a payload of no bytes has no identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ident {
+    Empty,
+    Number(u64),
+}
+
+#[derive(Debug)]
+pub(crate) struct Publication {
+    pub(crate) channel: usize,
+    pub(crate) kind: Kind,
+    pub(crate) len: usize,
+    /// Epoch and offset, once anybody knows.
+    pub(crate) place: Option<(u64, u64)>,
+}
+
+/// One life of a channel.
+#[derive(Debug, Default)]
+struct Life {
+    offsets: BTreeMap<u64, Ident>,
+    /// The newest offset that anybody was told of.
+    newest: u64,
+    /// An offset that was told where it is not known yet that it exists, and by whom.
+    claimed: Option<(u64, String)>,
+}
+
+/// See the module's description.
+pub(crate) struct Judge {
+    on: u64,
+    pub(crate) names: Vec<String>,
+    lives: Vec<BTreeMap<u64, Life>>,
+    pub(crate) publications: Vec<Publication>,
+    /// Publications without acknowledgement, by channel: they may or may not have an offset.
+    pub(crate) unacknowledged: Vec<u64>,
+    /// Publications tried, by channel.
+    submitted: Vec<u64>,
+    /// Runs of publications seen by `raw.v1` clients without any known offset: resolved at the end.
+    runs: Vec<(usize, String, Vec<Ident>)>,
+    /// Reasons of closes to be checked when offsets are known: channel, last seen, offset named, who.
+    reasons: Vec<(Ident, u64, String)>,
+    pub(crate) draining: bool,
+    pub(crate) deliveries: u64,
+    pub(crate) gaps: u64,
+    pub(crate) closes: BTreeMap<u16, u64>,
+}
+
+impl Judge {
+    pub(crate) fn new(names: Vec<String>, on: u64) -> Judge {
+        Judge {
+            on,
+            lives: names.iter().map(|_| BTreeMap::new()).collect(),
+            unacknowledged: vec![0; names.len()],
+            submitted: vec![0; names.len()],
+            names,
+            publications: Vec::new(),
+            runs: Vec::new(),
+            reasons: Vec::new(),
+            draining: false,
+            deliveries: 0,
+            gaps: 0,
+            closes: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn is_on(&self, rule: Rule) -> bool {
+        self.on & (1 << rule as u64) != 0
+    }
+
+    /// Ends the run, unless the rule is switched off.
+    #[track_caller]
+    pub(crate) fn broken(&self, rule: Rule, what: Arguments) {
+        if self.is_on(rule) {
+            let (_, name, says) = RULES[rule as usize];
+            panic!("rule {name}: {what}\n  ({says})");
+        }
+    }
+
+    /// A new publication, unlike all others; `len` bytes as far as they hold its number.
+    pub(crate) fn publication(&mut self, channel: usize, kind: Kind, len: usize) -> u64 {
+        let number = self.publications.len() as u64 + 1;
+        self.submitted[channel] += 1;
+        self.publications.push(Publication { channel, kind, len, place: None });
+        number
+    }
+
+    pub(crate) fn payload(&self, number: u64) -> Vec<u8> {
+        let publication = &self.publications[number as usize - 1];
+        payload(number, publication.kind, publication.len)
+    }
+
+    pub(crate) fn ident(&self, number: u64) -> Ident {
+        let Publication { kind, len, .. } = self.publications[number as usize - 1];
+        if kind != Kind::Json && len == 0 { Ident::Empty } else { Ident::Number(number) }
+    }
+
+    /// Which publication a payload is, after checking it to the byte.
+    pub(crate) fn identify(&self, payload: &[u8], who: &str) -> Option<Ident> {
+        if payload.is_empty() {
+            return Some(Ident::Empty);
+        }
+        let start = payload.iter().position(u8::is_ascii_digit).unwrap_or(payload.len());
+        let digits = payload[start..].iter().take_while(|b| b.is_ascii_digit());
+        let number =
+            digits.fold(0u64, |n, &b| n.saturating_mul(10).saturating_add(u64::from(b - b'0')));
+        if number == 0 || number > self.publications.len() as u64 {
+            let shown = super::trace::shown(payload);
+            self.broken(Rule::Payload, format_args!("{who} got what nobody published: {shown}"));
+            return None;
+        }
+        if self.payload(number) != payload {
+            let (shown, whole) =
+                (super::trace::shown(payload), super::trace::shown(&self.payload(number)));
+            let what = format_args!("{who} got publication {number} as {shown}, not as {whole}");
+            self.broken(Rule::Payload, what);
+            return None;
+        }
+        Some(Ident::Number(number))
+    }
+
+    /// Somebody has seen a publication at an offset.
+    pub(crate) fn learn(&mut self, channel: usize, epoch: u64, offset: u64, is: Ident, who: &str) {
+        let name = &self.names[channel];
+        if let Ident::Number(number) = is {
+            let publication = &self.publications[number as usize - 1];
+            if publication.channel != channel {
+                let of = &self.names[publication.channel];
+                let what = format_args!("{who} got publication {number} of {of} on {name}");
+                return self.broken(Rule::Payload, what);
+            }
+            match publication.place {
+                Some(place) if place != (epoch, offset) => {
+                    let what = format_args!(
+                        "{who} got publication {number} of {name} at {offset} of {epoch:016x}; \
+                         it was at {} of {:016x}",
+                        place.1, place.0
+                    );
+                    return self.broken(Rule::OneAtAnOffset, what);
+                }
+                _ => self.publications[number as usize - 1].place = Some((epoch, offset)),
+            }
+        }
+        let life = self.lives[channel].entry(epoch).or_default();
+        life.newest = life.newest.max(offset);
+        let there = *life.offsets.entry(offset).or_insert(is);
+        if there != is {
+            let what = format_args!(
+                "{who} got {is:?} of {} at {offset} of {epoch:016x}, where {there:?} stands",
+                self.names[channel]
+            );
+            self.broken(Rule::OneAtAnOffset, what);
+        }
+    }
+
+    /// Somebody was told that publications up to `offset` exist.
+    pub(crate) fn claim(&mut self, channel: usize, epoch: u64, offset: u64, who: &str) {
+        let life = self.lives[channel].entry(epoch).or_default();
+        let before = life.claimed.as_ref().map_or(0, |claimed| claimed.0);
+        if offset > life.newest && offset > before {
+            life.claimed = Some((offset, who.to_owned()));
+        }
+        let submitted = self.submitted[channel];
+        if offset > submitted {
+            let name = &self.names[channel];
+            let what =
+                format_args!("{who} was told of {offset} on {name}; {submitted} were published");
+            self.broken(Rule::Gap, what);
+        }
+    }
+
+    /// Where a publication stands, as far as is known.
+    pub(crate) fn place(&self, is: Ident) -> Option<(u64, u64)> {
+        match is {
+            Ident::Empty => None,
+            Ident::Number(number) => self.publications[number as usize - 1].place,
+        }
+    }
+
+    /// What a `raw.v1` client has seen of a channel, in order, with no offset known.
+    pub(crate) fn run(&mut self, channel: usize, who: &str, run: Vec<Ident>) {
+        if run.len() > 1 {
+            self.runs.push((channel, who.to_owned(), run));
+        }
+    }
+
+    /// A close for lag has named an offset as the first missing behind `last`.
+    pub(crate) fn reason(&mut self, last: Ident, named: u64, who: &str) {
+        self.reasons.push((last, named, who.to_owned()));
+    }
+
+    /// What could not be decided before everything was known.
+    pub(crate) fn resolve(&mut self) {
+        let mut runs = std::mem::take(&mut self.runs);
+        let mut before = usize::MAX;
+        while runs.len() < before {
+            before = runs.len();
+            for (channel, who, run) in std::mem::take(&mut runs) {
+                let known =
+                    run.iter().enumerate().find_map(|(at, &is)| Some((at, self.place(is)?)));
+                let Some((at, (epoch, offset))) = known else {
+                    runs.push((channel, who, run));
+                    continue;
+                };
+                let Some(first) = offset.checked_sub(at as u64).filter(|&first| first > 0) else {
+                    let what = format_args!("{who} got {at} publications before offset {offset}");
+                    self.broken(Rule::Dense, what);
+                    continue;
+                };
+                for (offset, is) in (first..).zip(run) {
+                    self.learn(channel, epoch, offset, is, &who);
+                }
+            }
+        }
+        for (last, named, who) in std::mem::take(&mut self.reasons) {
+            if let Some((_, offset)) = self.place(last)
+                && named != offset + 1
+            {
+                let what =
+                    format_args!("{who}: the reason names {named}; {} is missing", offset + 1);
+                self.broken(Rule::CloseReason, what);
+            }
+        }
+        for (channel, lives) in self.lives.iter().enumerate() {
+            for life in lives.values() {
+                if let Some((offset, who)) = &life.claimed
+                    && *offset > life.newest
+                    && self.unacknowledged[channel] == 0
+                {
+                    let name = &self.names[channel];
+                    let what = format_args!(
+                        "{who} was told of {offset} on {name}; the newest is {}",
+                        life.newest
+                    );
+                    self.broken(Rule::Gap, what);
+                }
+            }
+        }
+    }
+
+    /// The control thread was told where a channel stands.
+    pub(crate) fn newest(&mut self, channel: usize, epoch: u64, offset: u64) {
+        let life = self.lives[channel].entry(epoch).or_default();
+        let seen = life.newest;
+        if seen > offset {
+            let name = &self.names[channel];
+            let what = format_args!("{name} is said to stand at {offset}; {seen} was seen");
+            return self.broken(Rule::Api, what);
+        }
+        self.lives[channel].entry(epoch).or_default().newest = offset;
+    }
+}
+
+/// The bytes of a publication: its number, and a filler that is its own.
+pub(crate) fn payload(number: u64, kind: Kind, len: usize) -> Vec<u8> {
+    let letter = |at: usize| b'a' + ((number as usize * 7 + at) % 26) as u8;
+    let mut bytes = Vec::with_capacity(len + 24);
+    match kind {
+        Kind::Text | Kind::Binary if len == 0 => {}
+        Kind::Json if len < 24 => bytes.extend_from_slice(number.to_string().as_bytes()),
+        Kind::Json if number % 2 == 0 => {
+            bytes.extend_from_slice(format!("{{ \"i\" :{number},\"x\":[null, 1.50,\"").as_bytes());
+            let left = len.saturating_sub(bytes.len() + 3);
+            bytes.extend((0..left).map(letter));
+            bytes.extend_from_slice(b"\"]}");
+        }
+        Kind::Json => {
+            bytes.extend_from_slice(format!("\"{number}:").as_bytes());
+            let left = len.saturating_sub(bytes.len() + 1);
+            bytes.extend((0..left).map(letter));
+            bytes.push(b'"');
+        }
+        Kind::Text => {
+            bytes.extend_from_slice(format!("{number}:").as_bytes());
+            for at in 0..len.saturating_sub(bytes.len()) {
+                match at % 16 {
+                    5 => bytes.extend_from_slice("é".as_bytes()),
+                    9 => bytes.push(b'"'),
+                    13 => bytes.push(b'\n'),
+                    _ => bytes.push(letter(at)),
+                }
+            }
+        }
+        Kind::Binary => {
+            bytes.extend_from_slice(format!("{number}:").as_bytes());
+            let left = len.saturating_sub(bytes.len());
+            bytes.extend((0..left).map(|at| (number as usize * 31 + at * 7) as u8));
+        }
+    }
+    bytes
+}

@@ -1,0 +1,365 @@
+//! What a client makes of what arrives. What concerns more than its own connection goes to the
+//! [`Judge`].
+
+use serde_json::value::RawValue;
+
+use super::client::{Client, Scene, Speaks};
+use super::event::{Said, payload_of};
+use super::judge::{Ident, Judge, Kind, Rule};
+use super::link::{Intent, Pending, View, Want};
+use super::trace::{note, shown};
+use super::ws::{self, Frame};
+
+impl Client {
+    /// Takes what has arrived.
+    pub(crate) fn received(&mut self, bytes: &[u8], scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        link.parser.push(bytes);
+        loop {
+            let frame = match self.link.as_mut().map(|link| link.parser.next()) {
+                Some(Ok(Some(frame))) => frame,
+                Some(Err(what)) => {
+                    let who = self.link.as_ref().map_or("", |link| &link.who);
+                    return scene.judge.broken(Rule::Frames, format_args!("{who}: {what}"));
+                }
+                _ => return,
+            };
+            self.frame(frame, scene);
+        }
+    }
+
+    fn frame(&mut self, frame: Frame, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        let who = link.who.clone();
+        note!(scene.trace, "{who} <- {} {}", frame.opcode, shown(&frame.payload));
+        if link.close_seen.is_some() {
+            let what = shown(&frame.payload);
+            let what = format_args!("{who} got opcode {} {what} after the close", frame.opcode);
+            return scene.judge.broken(Rule::AfterClose, what);
+        }
+        match frame.opcode {
+            ws::PING => {
+                if self.answers && !link.mute && link.close_sent.is_none() {
+                    link.say(ws::PONG, &frame.payload, scene);
+                }
+            }
+            ws::PONG => {}
+            ws::CLOSE => self.closed(&frame.payload, scene),
+            opcode => {
+                let whole = match (opcode, link.fragments.take()) {
+                    (ws::CONTINUATION, Some((opcode, mut message))) => {
+                        message.extend_from_slice(&frame.payload);
+                        (opcode, message)
+                    }
+                    (ws::CONTINUATION, None) | (_, Some(_)) => {
+                        let what = format_args!("{who} got fragments out of order");
+                        return scene.judge.broken(Rule::Frames, what);
+                    }
+                    (opcode, None) => (opcode, frame.payload),
+                };
+                if frame.fin {
+                    self.message(whole.0, &whole.1, scene);
+                } else {
+                    link.fragments = Some(whole);
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, opcode: u8, body: &[u8], scene: &mut Scene) {
+        match self.speaks {
+            Speaks::Echo => {
+                let Some(link) = &mut self.link else { return };
+                if link.echoes.pop_front().is_none_or(|(is, was)| is != opcode || was != body) {
+                    let what = format_args!("{} got another echo: {}", link.who, shown(body));
+                    scene.judge.broken(Rule::Frames, what);
+                }
+            }
+            Speaks::Raw => self.raw_message(opcode, body, scene),
+            Speaks::Ringfeed => {
+                let text = std::str::from_utf8(body).ok().filter(|_| opcode == ws::TEXT);
+                match text.map(serde_json::from_str::<Said>) {
+                    Some(Ok(said)) => self.said(&said, scene),
+                    _ => {
+                        let who = self.link.as_ref().map_or("", |link| &link.who);
+                        let what = format_args!("{who} got no event: {}", shown(body));
+                        scene.judge.broken(Rule::Frames, what);
+                    }
+                }
+            }
+        }
+    }
+
+    fn raw_message(&mut self, opcode: u8, body: &[u8], scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        scene.judge.deliveries += 1;
+        let Some(is) = scene.judge.identify(body, &link.who) else { return };
+        let (channel, binary) = match is {
+            Ident::Number(number) => {
+                let publication = &scene.judge.publications[number as usize - 1];
+                (Some(publication.channel), publication.kind == Kind::Binary)
+            }
+            Ident::Empty => (link.channels.keys().next().copied(), opcode == ws::BINARY),
+        };
+        if binary != (opcode == ws::BINARY) {
+            let what = format_args!("{} got {} with opcode {opcode}", link.who, shown(body));
+            return scene.judge.broken(Rule::Payload, what);
+        }
+        let own = channel.and_then(|channel| Some((channel, link.channels.get_mut(&channel)?)));
+        let Some((channel, own)) = own else {
+            let what = format_args!("{} got {} of no channel of its own", link.who, shown(body));
+            return scene.judge.broken(Rule::Subscribed, what);
+        };
+        own.raw.last = Some(is);
+        own.raw.next(channel, is, &link.who, scene.judge);
+    }
+
+    fn said(&mut self, said: &Said, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        let who = link.who.clone();
+        let named = said.channel.and_then(|n| scene.judge.names.iter().position(|own| own == n));
+        let epoch = said.epoch.and_then(|text| u64::from_str_radix(text, 16).ok());
+        match said.kind {
+            "message" => {
+                scene.judge.deliveries += 1;
+                let (Some(channel), Some(offset), Some(data)) = (named, said.offset, said.data)
+                else {
+                    let what = format_args!("{who} got a message without channel, offset or data");
+                    return scene.judge.broken(Rule::Frames, what);
+                };
+                let Some(payload) = payload_of(data, said.encoding, scene.judge) else {
+                    let what = format_args!("{who} got {}, which is no payload", data.get());
+                    return scene.judge.broken(Rule::Payload, what);
+                };
+                let View::Live { epoch, next, seam } =
+                    link.channels.get(&channel).map_or(View::Off, |own| own.view)
+                else {
+                    let name = &scene.judge.names[channel];
+                    let what =
+                        format_args!("{who} got {offset} of {name}, which is not subscribed");
+                    return scene.judge.broken(Rule::Subscribed, what);
+                };
+                if offset != next {
+                    let name = &scene.judge.names[channel];
+                    let what = format_args!("{who} got {offset} of {name} where {next} was due");
+                    let rule = if next <= seam { Rule::RecoveryWhole } else { Rule::Dense };
+                    scene.judge.broken(rule, what);
+                }
+                if let Some(is) = scene.judge.identify(&payload, &who) {
+                    scene.judge.learn(channel, epoch, offset, is, &who);
+                }
+                link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
+                self.seen.insert(channel, (epoch, offset));
+            }
+            "gap" => {
+                scene.judge.gaps += 1;
+                let (Some(channel), Some(epoch), Some(from), Some(to)) =
+                    (named, epoch, said.from, said.to)
+                else {
+                    return scene.judge.broken(Rule::Frames, format_args!("{who} got half a gap"));
+                };
+                let view = link.channels.get(&channel).map_or(View::Off, |own| own.view);
+                let View::Live { epoch: own_epoch, next, seam } = view else {
+                    let what = format_args!("{who} got a gap of a channel that is not subscribed");
+                    return scene.judge.broken(Rule::Subscribed, what);
+                };
+                let name = scene.judge.names[channel].clone();
+                if from != next || to < from || epoch != own_epoch {
+                    let what = format_args!(
+                        "{who} got a gap {from}..={to} of {name} where {next} was due"
+                    );
+                    scene.judge.broken(Rule::Gap, what);
+                }
+                if from <= seam {
+                    let what =
+                        format_args!("{who} got a gap from {from} of {name}, recovered to {seam}");
+                    scene.judge.broken(Rule::RecoveryWhole, what);
+                }
+                if self.habit.keeps_up() {
+                    let what =
+                        format_args!("{who} always reads and got a gap {from}..={to} of {name}");
+                    scene.judge.broken(Rule::ReadersKeepUp, what);
+                }
+                scene.judge.claim(channel, epoch, to, &who);
+                link.set_view(channel, View::Live { epoch, next: to + 1, seam });
+                self.seen.insert(channel, (epoch, to));
+            }
+            "drain" => {
+                if !scene.judge.draining || said.reconnect_ms.is_none() || link.drain_told {
+                    let what = format_args!("{who} was told of a drain that is none, or twice");
+                    scene.judge.broken(Rule::ReplyFits, what);
+                }
+                link.drain_told = true;
+            }
+            _ => self.replied(said, named, epoch, scene),
+        }
+    }
+
+    /// A reply: finds its command and checks that it fits.
+    fn replied(
+        &mut self,
+        said: &Said,
+        named: Option<usize>,
+        epoch: Option<u64>,
+        scene: &mut Scene,
+    ) {
+        let Some(link) = &mut self.link else { return };
+        let who = link.who.clone();
+        let text = said.id.map(RawValue::get);
+        let fits = |pending: &&Pending| match text {
+            Some(id) => pending.id.as_deref() == Some(id),
+            None => {
+                pending.id.is_none()
+                    && match (said.kind, pending.want) {
+                        ("subscribed", Want::Subscribe { .. })
+                        | ("unsubscribed", Want::Unsubscribe) => pending.channel == named,
+                        ("pong", Want::Ping) => true,
+                        _ => false,
+                    }
+            }
+        };
+        let Some(at) = link.pending.iter().position(|pending| fits(&pending)) else {
+            if said.kind == "error" && text.is_none() && link.errors_open > 0 {
+                link.errors_open -= 1;
+                return;
+            }
+            let what = format_args!("{who} got {} for id {text:?}, which is not open", said.kind);
+            return scene.judge.broken(Rule::OneReply, what);
+        };
+        let Some(pending) = link.pending.remove(at) else { return };
+        if text.is_some() && pending.channel.is_some() {
+            let earlier = link.pending.iter().take(at);
+            let mut earlier = earlier.filter(|p| p.channel == pending.channel && p.id.is_some());
+            if let Some(earlier) = earlier.next() {
+                let what = format_args!(
+                    "{who} got {} for id {text:?} before the reply to {:?} with id {:?}",
+                    said.kind, earlier.want, earlier.id
+                );
+                scene.judge.broken(Rule::ReplyOrder, what);
+            }
+        }
+        let misfit = link.reply(&pending, said, named, epoch, &mut self.seen, scene);
+        if let Some(why) = misfit {
+            let what = format_args!(
+                "{who} got {} {} for {:?} of {:?}: {why}",
+                said.kind,
+                said.code.unwrap_or_default(),
+                pending.want,
+                pending.channel.map(|channel| &scene.judge.names[channel])
+            );
+            scene.judge.broken(Rule::ReplyFits, what);
+        }
+    }
+
+    /// The server's close frame.
+    fn closed(&mut self, body: &[u8], scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        let who = link.who.clone();
+        let Some((code, reason)) = body.split_first_chunk::<2>() else {
+            link.close_seen = Some(1005);
+            let what = format_args!("{who} was closed without a code");
+            return scene.judge.broken(Rule::CloseCode, what);
+        };
+        let code = u16::from_be_bytes(*code);
+        let reason = String::from_utf8_lossy(reason).into_owned();
+        link.close_seen = Some(code);
+        *scene.judge.closes.entry(code).or_default() += 1;
+        let setup = scene.setup;
+        let silent = u64::from(setup.heartbeat_interval_ms) + u64::from(setup.heartbeat_timeout_ms);
+        let raw = self.speaks == Speaks::Raw;
+        let lags = |&channel: &usize| raw || setup.group(channel).disconnect;
+        let allowed = match code {
+            4000 => link.channels.keys().any(lags),
+            4001 => setup.heartbeat_interval_ms > 0 && scene.silence_ms >= silent,
+            4002 => true,
+            1012 => scene.judge.draining,
+            1013 => link.mute && setup.partial_bytes_max < 1 << 20,
+            4003 => true,
+            4500 => {
+                self.speaks != Speaks::Ringfeed
+                    && (link.refusable || setup.messages_per_second_max > 0)
+            }
+            4501 => setup.messages_per_second_max > 0,
+            code => link.close_sent == Some(code) || link.broke.contains(&code),
+        };
+        if !allowed {
+            let what = format_args!("{who} was closed with {code} {reason:?}");
+            scene.judge.broken(Rule::CloseCode, what);
+        }
+        if self.habit.keeps_up() && matches!(code, 4000 | 4002) {
+            let what = format_args!("{who} always reads and was closed with {code} {reason:?}");
+            scene.judge.broken(Rule::ReadersKeepUp, what);
+        }
+        if code == 4000 {
+            link.check_reason(&reason, raw, scene);
+        }
+        if self.answers && link.close_sent.is_none() && !link.mute {
+            let answer = body.get(..2).unwrap_or_default().to_vec();
+            link.say(ws::CLOSE, &answer, scene);
+            link.close_sent = Some(code);
+        }
+    }
+
+    /// The connection is over and everything that came was read. `excused`: something other than the
+    /// server's will may have ended it.
+    pub(crate) fn ended(&mut self, excused: bool, scene: &mut Scene) {
+        let Some(link) = self.link.take() else { return };
+        let who = &link.who;
+        note!(scene.trace, "{who} is over, close seen {:?}", link.close_seen);
+        if link.close_seen.is_none() && !excused {
+            let cut = link.parser.pending();
+            let what = format_args!("{who} was cut without a close frame ({cut} bytes of a frame)");
+            scene.judge.broken(Rule::CloseSaysWhy, what);
+        }
+        for pending in &link.pending {
+            if let (Want::Publish(_), Some(channel)) = (pending.want, pending.channel) {
+                scene.judge.unacknowledged[channel] += 1;
+            }
+        }
+        for (channel, own) in link.channels {
+            scene.judge.run(channel, who, own.raw.unknown);
+        }
+    }
+
+    /// Everything is quiet: nothing may be owed. `bells` are the last publications of each channel.
+    pub(crate) fn settled(
+        &self,
+        bells: &[Option<u64>],
+        newest: &[Option<(u64, u64)>],
+        judge: &Judge,
+    ) {
+        let Some(link) = &self.link else { return };
+        let who = &link.who;
+        if link.close_seen.is_some() || link.close_sent.is_some() || !link.broke.is_empty() {
+            return;
+        }
+        if !link.mute
+            && let Some(pending) = link.pending.iter().find(|pending| pending.id.is_some())
+        {
+            let what = format_args!("{who} has no reply to {:?} {:?}", pending.want, pending.id);
+            judge.broken(Rule::OneReply, what);
+        }
+        if let Some((_, body)) = link.echoes.front().filter(|_| !link.mute) {
+            judge.broken(Rule::Complete, format_args!("{who} has no echo of {}", shown(body)));
+        }
+        for (&channel, own) in &link.channels {
+            let name = &judge.names[channel];
+            if let (View::Live { epoch, next, .. }, Some((now, newest))) =
+                (own.view, newest[channel])
+                && (epoch != now || next != newest + 1)
+            {
+                let what = format_args!("{who} waits for {next} of {name}, the newest is {newest}");
+                judge.broken(Rule::Complete, what);
+            }
+            if self.speaks == Speaks::Raw
+                && own.intent == Intent::Yes
+                && let Some(bell) = bells[channel].map(|bell| judge.ident(bell))
+                && own.raw.last != Some(bell)
+            {
+                let last = own.raw.last;
+                let what = format_args!("{who} got {last:?} of {name} last, not {bell:?}");
+                judge.broken(Rule::Complete, what);
+            }
+        }
+    }
+}

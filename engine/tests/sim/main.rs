@@ -1,0 +1,34 @@
+//! The simulator: shards, clients and a network in one thread, all from one seed.
+//!
+//! Every seed is a world of its own ([`world`]): a few shards with small limits ([`setup`]), clients of
+//! every dialect and habit ([`client`]), a socket layer that does what networks do ([`net`]), a clock
+//! that stands still until it is moved, and a judge that knows only what clients may rely on
+//! ([`judge`]). The engine is met in [`node`] alone.
+//!
+//! `cargo test -p ringfeed-engine --test sim` runs fresh seeds for a minute; `-- --help` says more. A
+//! seed that fails is printed with the command that runs it again, with a trace to be read.
+//!
+//! To add an operation of clients: [`client::OPERATIONS`]; something that happens: [`world::STEPS`]; a
+//! fault of sockets: [`net::Faults`]; a promise to clients: `rules!` in [`judge`]; a limit or a shape
+//! of load: [`setup::Setup`].
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod client;
+mod dice;
+mod event;
+mod judge;
+mod link;
+mod listen;
+mod net;
+mod node;
+mod raw;
+mod run;
+mod setup;
+mod trace;
+mod world;
+mod ws;
+
+fn main() -> std::process::ExitCode {
+    run::main()
+}

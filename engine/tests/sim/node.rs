@@ -1,0 +1,382 @@
+//! Every contact with the engine: shards with their inboxes, and what the control thread asks of them.
+//! Nothing else here knows the engine's types.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ringfeed_engine::clock::Clock;
+use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
+use ringfeed_engine::counters::Counters;
+use ringfeed_engine::ids::ShardId;
+use ringfeed_engine::message::{
+    ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload, Waker, queues,
+};
+use ringfeed_engine::shard::door::Admission;
+use ringfeed_engine::shard::{Environment, Local, Promoted, Shard, Shared, TurnLimits};
+use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::{ChannelName, Dialect};
+use tokio::sync::oneshot;
+
+use super::client::Speaks;
+use super::dice::Dice;
+use super::judge::Kind;
+use super::net::{Net, SimWire};
+use super::setup::Setup;
+
+/// One shard, and what is on its thread besides.
+struct Node {
+    shard: Shard<SimWire>,
+    local: Rc<Local>,
+    /// Readable once somebody has woken it.
+    wake: UnixStream,
+    /// Its last turn had nothing left to do.
+    asleep: bool,
+    /// It has drained, and its thread has ended.
+    ended: bool,
+}
+
+/// All shards of one process.
+pub(crate) struct Cluster {
+    nodes: Vec<Node>,
+    shared: Arc<Shared>,
+    net: Rc<RefCell<Net>>,
+}
+
+/// Answers that the control thread waits for.
+pub(crate) enum Waiting {
+    /// Publications: number and channel of each.
+    Published(Vec<(u64, usize)>, oneshot::Receiver<Vec<(u32, Published)>>),
+    History(usize, oneshot::Receiver<Option<HistoryPage>>),
+    Rows(oneshot::Receiver<ChannelPage>),
+}
+
+/// An answer to the control thread, in plain types.
+pub(crate) enum Answer {
+    /// `(number, channel, epoch and offset or the error's code)` of each.
+    Published(Vec<(u64, usize, Result<(u64, u64), String>)>),
+    /// Channel; epoch, newest offset and the publications, each with its offset.
+    History(usize, Option<(u64, u64, Vec<(u64, Vec<u8>)>)>),
+    /// Name, epoch, newest offset, subscribers.
+    Rows(Vec<(String, u64, u64, u64)>),
+    /// The shard dropped the request.
+    Lost,
+}
+
+/// What a shard holds; all zero when nobody is there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) connections: u64,
+    pub(crate) subscriptions: u64,
+    pub(crate) sockets: u64,
+    pub(crate) log_bytes: u64,
+    pub(crate) outbox_bytes: u64,
+}
+
+impl Cluster {
+    pub(crate) fn new(
+        setup: &Setup,
+        net: &Rc<RefCell<Net>>,
+        dice: &mut Dice,
+        elapsed: &Rc<Cell<Duration>>,
+    ) -> Cluster {
+        let config = Arc::new(configuration(setup));
+        let (mut ends, mut inboxes, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..setup.shards {
+            let (wake, waker) = UnixStream::pair().expect("descriptors are to be had");
+            wake.set_nonblocking(true).expect("a socket can be made non-blocking");
+            waker.set_nonblocking(true).expect("a socket can be made non-blocking");
+            let waker = Waker::new(File::from(OwnedFd::from(waker)));
+            let (end, inbox) = queues(waker, setup.queue_batches);
+            ends.push(end);
+            inboxes.push(inbox);
+            wakes.push(wake);
+        }
+        let shared = Arc::new(Shared {
+            config,
+            shards: Shards::new(ends, [dice.number(), dice.number()]),
+            counters: (0..setup.shards).map(|_| Arc::new(Counters::default())).collect(),
+            admission: Arc::new(Admission::new(u32::MAX, 0)),
+        });
+        let start = Instant::now();
+        let nodes = inboxes
+            .into_iter()
+            .zip(wakes)
+            .enumerate()
+            .map(|(number, (inbox, wake))| {
+                let local = Rc::new(Local::new(None));
+                let environment = Environment {
+                    clock: Clock::Simulated { start, elapsed: elapsed.clone() },
+                    seed: dice.number(),
+                    limits: TurnLimits {
+                        events: setup.turn.events,
+                        batches: setup.turn.batches,
+                        promotions: setup.turn.promotions,
+                        sends: setup.turn.sends,
+                        request_bytes: setup.turn.request_bytes,
+                    },
+                };
+                let wire = SimWire::new(net.clone(), number);
+                let number = ShardId(number as u16);
+                let shard =
+                    Shard::new(number, wire, shared.clone(), inbox, local.clone(), environment);
+                Node { shard, local, wake, asleep: false, ended: false }
+            })
+            .collect();
+        Cluster { nodes, shared, net: net.clone() }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// One turn, as the shard's thread would go on. Returns whether it has more to do at once.
+    pub(crate) fn turn(&mut self, at: usize) -> bool {
+        let Node { shard, asleep, wake, ended, .. } = &mut self.nodes[at];
+        if *ended {
+            return false;
+        }
+        let waker = self.shared.shards.waker(ShardId(at as u16));
+        waker.set_sleeping(false);
+        while matches!(wake.read(&mut [0; 64]), Ok(1..)) {}
+        let busy = shard.turn().expect("this wire does not fail");
+        *ended = shard.is_drained();
+        *asleep = !busy && !shard.has_mail();
+        waker.set_sleeping(*asleep);
+        busy
+    }
+
+    /// Whether the shard's thread would run: it has not gone to sleep, or was woken.
+    pub(crate) fn is_awake(&mut self, at: usize) -> bool {
+        let Node { asleep, wake, ended, .. } = &mut self.nodes[at];
+        !*ended
+            && (!*asleep
+                || self.net.borrow().sides[at].has_events()
+                || matches!(wake.read(&mut [0; 64]), Ok(1..)) && {
+                    *asleep = false;
+                    true
+                })
+    }
+
+    /// Whether its thread has ended.
+    pub(crate) fn has_ended(&self, at: usize) -> bool {
+        self.nodes[at].ended
+    }
+
+    /// The shard's timer.
+    pub(crate) fn tick(&self, at: usize) {
+        self.nodes[at].local.set_tick();
+        self.shared.shards.waker(ShardId(at as u16)).wake();
+    }
+
+    /// Hands over a connection as the door does.
+    pub(crate) fn promote(
+        &self,
+        at: usize,
+        socket: OwnedFd,
+        endpoint: usize,
+        speaks: Speaks,
+        rest: Vec<u8>,
+    ) {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let permit = self.shared.admission.admit(address).expect("there is no limit");
+        let dialect = match speaks {
+            Speaks::Ringfeed => Dialect::Ringfeed,
+            Speaks::Raw => Dialect::Raw,
+            Speaks::Echo => Dialect::Echo,
+        };
+        let endpoint = endpoint as u8;
+        let answer = Vec::new();
+        self.nodes[at].local.promote(Promoted { socket, endpoint, dialect, answer, rest, permit });
+        self.shared.shards.waker(ShardId(at as u16)).wake();
+    }
+
+    pub(crate) fn home(&self, channel: &str) -> usize {
+        self.shared.shards.home(channel).index()
+    }
+
+    /// `POST /api/batch` for one home: `(number, channel, name, kind, payload)` of each. `None` when
+    /// the shard's queue is full.
+    pub(crate) fn publish(
+        &self,
+        home: usize,
+        items: Vec<(u64, usize, &str, Kind, Vec<u8>)>,
+    ) -> Option<Waiting> {
+        let (reply, answer) = oneshot::channel();
+        let numbers = items.iter().map(|&(number, channel, ..)| (number, channel)).collect();
+        let items = (0u32..)
+            .zip(items)
+            .map(|(place, (_, _, name, kind, bytes))| {
+                let name = ChannelName::new(name).expect("channels have valid names");
+                let kind = match kind {
+                    Kind::Json => PayloadKind::Json,
+                    Kind::Text => PayloadKind::Text,
+                    Kind::Binary => PayloadKind::Binary,
+                };
+                (place, name, StoredPayload { kind, bytes: Bytes::from(bytes) })
+            })
+            .collect();
+        self.request(home, Request::PublishBatch { items, reply })
+            .then_some(Waiting::Published(numbers, answer))
+    }
+
+    /// `GET /api/history`.
+    pub(crate) fn history(
+        &self,
+        channel: usize,
+        name: &str,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Option<Waiting> {
+        let (reply, answer) = oneshot::channel();
+        let home = self.home(name);
+        let name = ChannelName::new(name).expect("channels have valid names");
+        let request =
+            Request::History { channel: name, after, limit, reply: Reply::Control(reply) };
+        self.request(home, request).then_some(Waiting::History(channel, answer))
+    }
+
+    /// One shard's part of `GET /api/channels`.
+    pub(crate) fn list(&self, home: usize) -> Option<Waiting> {
+        let (reply, answer) = oneshot::channel();
+        self.request(home, Request::ListChannels { from: 0, reply })
+            .then_some(Waiting::Rows(answer))
+    }
+
+    /// Tells one shard to drain; `false` when its queue is full.
+    pub(crate) fn drain(&self, at: usize) -> bool {
+        self.request(at, Request::Drain)
+    }
+
+    fn request(&self, home: usize, request: Request) -> bool {
+        self.shared.shards.request(ShardId(home as u16), request).is_ok()
+    }
+
+    /// Counters as the last tick wrote them.
+    pub(crate) fn held(&self, at: usize) -> Held {
+        let counters = &self.shared.counters[at];
+        Held {
+            connections: counters.connections.read(),
+            subscriptions: counters.subscriptions.read(),
+            sockets: counters.sockets.read(),
+            log_bytes: counters.log_bytes.read(),
+            outbox_bytes: counters.outbox_bytes.read(),
+        }
+    }
+}
+
+impl Waiting {
+    /// The answer, once it is there.
+    pub(crate) fn poll(&mut self) -> Option<Answer> {
+        use oneshot::error::TryRecvError::{Closed, Empty};
+        match self {
+            Waiting::Published(numbers, answer) => match answer.try_recv() {
+                Ok(answers) => {
+                    assert_eq!(
+                        answers.len(),
+                        numbers.len(),
+                        "rule api: each item is answered once"
+                    );
+                    let places = answers.into_iter().map(|(place, result)| {
+                        let (number, channel) = numbers[place as usize];
+                        let result = result
+                            .map(|position| (position.epoch.0, position.offset))
+                            .map_err(|refused| refused.code().as_str().to_owned());
+                        (number, channel, result)
+                    });
+                    Some(Answer::Published(places.collect()))
+                }
+                Err(Empty) => None,
+                Err(Closed) => Some(Answer::Lost),
+            },
+            Waiting::History(channel, answer) => match answer.try_recv() {
+                Ok(page) => Some(Answer::History(
+                    *channel,
+                    page.map(|page| {
+                        let publications = page.publications.into_iter();
+                        let publications =
+                            publications.map(|p| (p.offset, p.payload.bytes.to_vec())).collect();
+                        (page.position.epoch.0, page.position.offset, publications)
+                    }),
+                )),
+                Err(Empty) => None,
+                Err(Closed) => Some(Answer::Lost),
+            },
+            Waiting::Rows(answer) => match answer.try_recv() {
+                Ok(page) => Some(Answer::Rows(
+                    page.rows
+                        .into_iter()
+                        .map(|row| {
+                            let (epoch, offset) = (row.position.epoch.0, row.position.offset);
+                            (row.name.to_string(), epoch, offset, row.subscribers)
+                        })
+                        .collect(),
+                )),
+                Err(Empty) => None,
+                Err(Closed) => Some(Answer::Lost),
+            },
+        }
+    }
+}
+
+fn configuration(setup: &Setup) -> Config {
+    static DEFAULTS: OnceLock<Config> = OnceLock::new();
+    let defaults = || Config::load(&Sources::default()).expect("the defaults are valid");
+    let mut config = DEFAULTS.get_or_init(defaults).clone();
+    let limits = &mut config.limits;
+    limits.message_bytes_max = setup.message_bytes_max;
+    limits.messages_per_second_max = setup.messages_per_second_max;
+    limits.messages_burst = setup.messages_burst;
+    limits.subscriptions_per_connection_max = setup.subscriptions_max;
+    limits.channels_max = setup.channels_max;
+    limits.outbox_bytes_max = setup.outbox_bytes_max;
+    limits.outbox_timeout_ms = setup.outbox_timeout_ms;
+    limits.outboxes_bytes_max = setup.outboxes_bytes_max;
+    limits.message_timeout_ms = setup.message_timeout_ms;
+    limits.partial_bytes_max = setup.partial_bytes_max;
+    limits.history_bytes_max = setup.history_bytes_max;
+    limits.parked_bytes_max = setup.parked_bytes_max;
+    limits.retained_bytes_max = setup.retained_bytes_max;
+    limits.history_reply_max = setup.history_reply_max;
+    limits.recovery_bytes_max = setup.recovery_bytes_max;
+    limits.cross_shard_bytes_max = setup.cross_shard_bytes_max;
+    config.api.body_bytes_max = setup.body_bytes_max;
+    config.server.close_timeout_ms = setup.close_timeout_ms;
+    config.server.drain_timeout_ms = setup.drain_timeout_ms;
+    config.server.drain_spread_ms = setup.drain_spread_ms;
+    config.heartbeat.interval_ms = setup.heartbeat_interval_ms;
+    config.heartbeat.timeout_ms = setup.heartbeat_timeout_ms;
+    let endpoint = config.endpoints[0].clone();
+    config.endpoints.clear();
+    for prefix in &setup.endpoints {
+        let mut endpoint = endpoint.clone();
+        endpoint.channel_prefix.clone_from(prefix);
+        config.endpoints.push(endpoint);
+    }
+    let rule = config.channels[0].clone();
+    config.channels = setup
+        .groups
+        .iter()
+        .enumerate()
+        .map(|(number, group)| ChannelRule {
+            pattern: format!("g{number}.*"),
+            subscribe: if group.subscribable { Subscribers::Anyone } else { Subscribers::Nobody },
+            publish: if group.publishable { Publishers::Anyone } else { Publishers::Api },
+            history_size: group.history_size,
+            history_bytes: group.history_bytes,
+            history_age_ms: group.history_age_ms,
+            lag_policy: if group.disconnect { LagPolicy::Disconnect } else { LagPolicy::Gap },
+            window_bytes: group.window_bytes,
+            window_age_ms: group.window_age_ms,
+        })
+        .chain([rule])
+        .collect();
+    config
+}

@@ -1,0 +1,217 @@
+//! What one seed runs with: sizes, limits and rules far below those of a machine, so that little work
+//! meets every limit.
+
+use super::dice::Dice;
+
+/// What most of the load looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Anything.
+    Mixed,
+    /// Many connections on few channels: more subscribers on a lane than a turn serves.
+    Crowd,
+    /// Connections on many channels each.
+    Lists,
+    /// Few connections that do a lot.
+    Few,
+}
+
+/// Channels under one rule of the configuration: those named `g<number>.*`.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    pub(crate) subscribable: bool,
+    /// Clients may publish.
+    pub(crate) publishable: bool,
+    pub(crate) history_size: u32,
+    pub(crate) history_bytes: u64,
+    pub(crate) history_age_ms: u32,
+    /// Readers that lag are closed, not told of a gap.
+    pub(crate) disconnect: bool,
+    pub(crate) window_bytes: u32,
+    pub(crate) window_age_ms: u32,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Channel {
+    pub(crate) name: String,
+    pub(crate) group: usize,
+}
+
+/// What a turn may do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TurnSizes {
+    pub(crate) events: usize,
+    pub(crate) batches: usize,
+    pub(crate) promotions: usize,
+    pub(crate) sends: usize,
+    pub(crate) request_bytes: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) mode: Mode,
+    pub(crate) shards: usize,
+    pub(crate) turn: TurnSizes,
+    pub(crate) queue_batches: usize,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) channels: Vec<Channel>,
+    /// Prefix of each endpoint.
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) message_bytes_max: u32,
+    pub(crate) messages_per_second_max: u32,
+    pub(crate) messages_burst: u32,
+    pub(crate) subscriptions_max: u32,
+    pub(crate) channels_max: u32,
+    pub(crate) outbox_bytes_max: u32,
+    pub(crate) outbox_timeout_ms: u32,
+    pub(crate) outboxes_bytes_max: u64,
+    pub(crate) message_timeout_ms: u32,
+    pub(crate) partial_bytes_max: u64,
+    pub(crate) history_bytes_max: u64,
+    pub(crate) parked_bytes_max: u64,
+    pub(crate) retained_bytes_max: u64,
+    pub(crate) history_reply_max: u32,
+    pub(crate) recovery_bytes_max: u32,
+    pub(crate) cross_shard_bytes_max: u32,
+    pub(crate) body_bytes_max: u32,
+    pub(crate) close_timeout_ms: u32,
+    pub(crate) drain_timeout_ms: u32,
+    pub(crate) drain_spread_ms: u32,
+    /// 0 switches pings off.
+    pub(crate) heartbeat_interval_ms: u32,
+    pub(crate) heartbeat_timeout_ms: u32,
+    pub(crate) clients: usize,
+    pub(crate) steps: usize,
+    pub(crate) adopt_faults: u32,
+    /// Most bytes of an ordinary payload, and of a rare large one.
+    pub(crate) payload_bytes: usize,
+    pub(crate) large_bytes: usize,
+    /// In 1,000 publications.
+    pub(crate) large: u32,
+    pub(crate) empty: u32,
+    /// Of 1,000 clients.
+    pub(crate) attentive: u32,
+    pub(crate) raw: u32,
+    pub(crate) echo: u32,
+    /// Of 1,000 things that clients do: leave all channels for another one.
+    pub(crate) moves: u32,
+    /// In 1,000 steps that move the clock.
+    pub(crate) jumps: u32,
+    /// Share of turns among the steps.
+    pub(crate) turns: u32,
+    pub(crate) clocks: u32,
+    /// Whether the server may be drained in the middle.
+    pub(crate) drains: bool,
+}
+
+impl Setup {
+    pub(crate) fn draw(dice: &mut Dice) -> Setup {
+        let mode = dice.pick(&[Mode::Mixed, Mode::Crowd, Mode::Crowd, Mode::Lists, Mode::Few]);
+        let shards = match mode {
+            Mode::Crowd => dice.pick(&[1, 1, 1, 2, 3]),
+            _ => dice.pick(&[1, 1, 2, 2, 3, 4]),
+        };
+        let turn = TurnSizes {
+            events: dice.magnitude(1, 32),
+            batches: dice.range(1, 4),
+            promotions: dice.range(1, 8),
+            sends: dice.magnitude(1, if mode == Mode::Lists { 24 } else { 10 }),
+            request_bytes: dice.magnitude(200, 200_000),
+        };
+        let groups: Vec<Group> = (0..dice.range(1, 3)).map(|_| Group::draw(dice)).collect();
+        let channel_count = match mode {
+            Mode::Crowd => dice.pick(&[1, 1, 2, 3]),
+            Mode::Lists => dice.range(6, 40),
+            Mode::Mixed => dice.range(1, 12),
+            Mode::Few => dice.range(1, 5),
+        };
+        let channels = (0..channel_count)
+            .map(|number| {
+                let group = dice.below(groups.len());
+                let name = match dice.below(12) {
+                    0 => format!("g{group}.{number}@räume/{}", "x".repeat(dice.below(200))),
+                    _ => format!("g{group}.c{number}"),
+                };
+                Channel { name, group }
+            })
+            .collect();
+        let clients = match mode {
+            Mode::Crowd if dice.chance(100) => dice.range(60, 200),
+            Mode::Crowd => dice.range(4, 40),
+            Mode::Lists => dice.range(3, 14),
+            Mode::Mixed => dice.range(2, 24),
+            Mode::Few => dice.range(1, 5),
+        };
+        let heartbeat = dice.chance(500);
+        let limited = dice.chance(120);
+        Setup {
+            mode,
+            shards,
+            turn,
+            queue_batches: dice.pick(&[1, 1, 2, 4, 256]),
+            endpoints: if dice.chance(300) {
+                vec!["".into(), "g0.".into()]
+            } else {
+                vec!["".into()]
+            },
+            message_bytes_max: dice.pick(&[1 << 20, 1 << 16, 1 << 16, 4096, 700]),
+            messages_per_second_max: if limited { dice.range(5, 50) as u32 } else { 0 },
+            messages_burst: dice.range(5, 30) as u32,
+            subscriptions_max: dice.pick(&[128, 128, 128, 8, 3, 1]),
+            channels_max: if dice.chance(100) { dice.range(1, 12) as u32 } else { 1_000_000 },
+            outbox_bytes_max: dice.pick(&[1 << 20, 1 << 16, 16_384, 4096, 1024]),
+            outbox_timeout_ms: dice.pick(&[10_000, 10_000, 1000]),
+            outboxes_bytes_max: dice.pick(&[64 << 20, 64 << 20, 200_000]),
+            message_timeout_ms: dice.pick(&[10_000, 10_000, 1000]),
+            partial_bytes_max: dice.pick(&[64 << 20, 64 << 20, 100_000]),
+            history_bytes_max: dice.pick(&[1 << 30, 1 << 30, 40_000]),
+            parked_bytes_max: dice.pick(&[32 << 20, 32 << 20, 100_000, 2000]),
+            retained_bytes_max: dice.pick(&[32 << 20, 32 << 20, 4000]),
+            history_reply_max: dice.pick(&[1000, 10, 2]),
+            recovery_bytes_max: dice.pick(&[1 << 24, 1 << 16, 2000]),
+            cross_shard_bytes_max: dice.pick(&[8 << 20, 1 << 16, 4096, 500]),
+            body_bytes_max: dice.pick(&[4 << 20, 10_000, 1024]),
+            close_timeout_ms: dice.pick(&[3000, 1000, 200]),
+            drain_timeout_ms: dice.pick(&[10_000, 2000, 300]),
+            drain_spread_ms: dice.pick(&[5000, 100, 0]),
+            heartbeat_interval_ms: if heartbeat { dice.pick(&[25_000, 2000, 400]) } else { 0 },
+            heartbeat_timeout_ms: dice.pick(&[10_000, 1000, 300]),
+            clients,
+            steps: dice.magnitude(100, 2500),
+            adopt_faults: if dice.chance(200) { 30 } else { 0 },
+            payload_bytes: dice.magnitude(8, 1500),
+            large_bytes: dice.magnitude(2000, 300_000),
+            large: dice.pick(&[0, 0, 5, 20, 60]),
+            empty: if dice.chance(100) { 50 } else { 0 },
+            attentive: dice.pick(&[1000, 950, 800, 500, 200, 0]),
+            raw: dice.pick(&[0, 100, 300, 1000]),
+            echo: dice.pick(&[0, 0, 50]),
+            moves: dice.pick(&[0, 0, 300, 800]),
+            jumps: dice.pick(&[0, 50, 200]),
+            turns: dice.magnitude(200, 1500) as u32,
+            clocks: dice.pick(&[5, 30, 100]),
+            drains: dice.chance(150),
+            groups,
+            channels,
+        }
+    }
+
+    pub(crate) fn group(&self, channel: usize) -> &Group {
+        &self.groups[self.channels[channel].group]
+    }
+}
+
+impl Group {
+    fn draw(dice: &mut Dice) -> Group {
+        Group {
+            subscribable: !dice.chance(40),
+            publishable: dice.chance(700),
+            history_size: dice.pick(&[0, 0, 1, 5, 40, 1000]),
+            history_bytes: dice.pick(&[16 << 20, 16 << 20, 10_000]),
+            history_age_ms: dice.pick(&[0, 300_000, 300_000, 500]),
+            disconnect: dice.chance(300),
+            window_bytes: dice.magnitude(256, 256 * 1024) as u32,
+            window_age_ms: dice.pick(&[10_000, 10_000, 1000, 100]),
+        }
+    }
+}

@@ -1,0 +1,846 @@
+//! One seed's world: shards, clients, the control thread's part and the clock, all moved by one stream
+//! of choices.
+//!
+//! To add something that happens: a function and a line in [`STEPS`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::client::{Client, Habit, Scene, Speaks, payload_size};
+use super::dice::Dice;
+use super::judge::{Judge, Rule};
+use super::net::{ConnId, Fate, Faults, Net, Phase};
+use super::node::{Answer, Cluster, Held, Waiting};
+use super::setup::{Mode, Setup};
+use super::trace::{Trace, Tracing, note};
+
+/// How often shards may take turns in vain, or at all, before things are quiet.
+const IDLE_ROUNDS_MAX: u32 = 300;
+const ROUNDS_MAX: u32 = 30_000;
+
+/// What a run was made of.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) seeds: u64,
+    pub(crate) turns: u64,
+    pub(crate) connections: u64,
+    pub(crate) publications: u64,
+    pub(crate) deliveries: u64,
+    pub(crate) gaps: u64,
+    pub(crate) faults: u64,
+    pub(crate) closes: std::collections::BTreeMap<u16, u64>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Tally) {
+        self.seeds += other.seeds;
+        self.turns += other.turns;
+        self.connections += other.connections;
+        self.publications += other.publications;
+        self.deliveries += other.deliveries;
+        self.gaps += other.gaps;
+        self.faults += other.faults;
+        for (code, count) in &other.closes {
+            *self.closes.entry(*code).or_default() += count;
+        }
+    }
+}
+
+/// See the module's description.
+pub(crate) struct World {
+    setup: Setup,
+    dice: Dice,
+    trace: Rc<Trace>,
+    elapsed: Rc<Cell<Duration>>,
+    net: Rc<RefCell<Net>>,
+    cluster: Cluster,
+    judge: Judge,
+    clients: Vec<Client>,
+    /// Client of each connection.
+    owners: Vec<usize>,
+    /// Connections that are not over on both sides.
+    open: Vec<ConnId>,
+    waiting: Vec<Waiting>,
+    /// Shards that get no turn for so many steps.
+    slow: Vec<u32>,
+    turns: u64,
+    /// Shards that were not told of the drain yet.
+    to_drain: BTreeSet<usize>,
+    /// Newest position of each channel, as the control thread was told last.
+    newest: Vec<Option<(u64, u64)>>,
+    healed: bool,
+    /// Rows are of now: everything is quiet.
+    listing: bool,
+}
+
+type Step = fn(&mut World);
+
+/// Name, weight, and what is done.
+const STEPS: &[(&str, fn(&World) -> u32, Step)] = &[
+    ("turn", |w| w.setup.turns, World::any_turn),
+    ("input arrives", |_| 350, World::any_input),
+    ("a client acts", |_| 250, World::any_client),
+    ("a client reads", |_| 200, World::any_reader),
+    ("a socket is writable", |_| 250, World::any_writable),
+    ("a socket is writable in vain", |_| 3, World::any_vain),
+    ("a peer's end is noticed", |_| 120, World::any_end),
+    ("a client connects", |w| if w.has_room() { 90 } else { 0 }, World::connect),
+    ("a client leaves", |w| w.churn(), World::leave),
+    ("the API publishes", |_| 70, World::publish),
+    ("the API asks", |_| 6, World::ask),
+    ("the API gives up", |_| 2, |w| w.waiting.clear()),
+    ("the clock moves", |w| w.setup.clocks, World::clock),
+    ("a shard is slow", |_| 3, World::slow_shard),
+    ("a reader stalls or comes back", |_| 15, World::stall),
+    ("slots are free again", |_| 20, World::release_slots),
+    ("drain", |w| u32::from(w.setup.drains), World::drain),
+];
+
+impl World {
+    pub(crate) fn new(seed: u64, rules: u64, tracing: Tracing) -> World {
+        let mut dice = Dice::new(seed);
+        let setup = Setup::draw(&mut dice);
+        let elapsed = Rc::new(Cell::new(Duration::ZERO));
+        let trace = Rc::new(Trace::new(tracing, elapsed.clone()));
+        note!(trace, "seed {seed}: {setup:#?}");
+        let net = Net::new(setup.shards, dice.split(), trace.clone(), setup.adopt_faults);
+        let net = Rc::new(RefCell::new(net));
+        let cluster = Cluster::new(&setup, &net, &mut dice, &elapsed);
+        let names: Vec<String> =
+            setup.channels.iter().map(|channel| channel.name.clone()).collect();
+        World {
+            judge: Judge::new(names, rules),
+            clients: Vec::new(),
+            owners: Vec::new(),
+            open: Vec::new(),
+            waiting: Vec::new(),
+            slow: vec![0; setup.shards],
+            turns: 0,
+            to_drain: BTreeSet::new(),
+            newest: vec![None; setup.channels.len()],
+            healed: false,
+            listing: false,
+            setup,
+            dice,
+            trace,
+            elapsed,
+            net,
+            cluster,
+        }
+    }
+
+    /// Everything that happens under this seed. Panics when a rule is broken.
+    pub(crate) fn run(&mut self) {
+        for _ in 0..self.setup.steps {
+            let weights = STEPS.iter().map(|(_, weight, _)| weight(self)).collect::<Vec<_>>();
+            let (_, _, step) = STEPS[self.dice.weighted(weights.iter().copied())];
+            step(self);
+        }
+        self.heal();
+        self.part();
+        self.judge.resolve();
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        Tally {
+            seeds: 1,
+            turns: self.turns,
+            connections: self.owners.len() as u64,
+            publications: self.judge.publications.len() as u64,
+            deliveries: self.judge.deliveries,
+            gaps: self.judge.gaps,
+            faults: self.net.borrow().faults,
+            closes: self.judge.closes.clone(),
+        }
+    }
+
+    pub(crate) fn trace(&self) -> Vec<String> {
+        self.trace.take()
+    }
+
+    // Steps.
+
+    fn any_turn(&mut self) {
+        let shard = self.dice.below(self.cluster.count());
+        if self.slow[shard] > 0 {
+            self.slow[shard] -= 1;
+        } else if self.cluster.is_awake(shard) || self.dice.chance(20) {
+            self.turn(shard);
+        }
+    }
+
+    fn any_conn(&mut self) -> Option<ConnId> {
+        let count = self.open.len();
+        (count > 0).then(|| self.open[self.dice.below(count)])
+    }
+
+    fn any_input(&mut self) {
+        let Some(conn) = self.any_conn() else { return };
+        let most = match self.dice.below(10) {
+            0 => 1,
+            1..4 => self.dice.range(1, 40),
+            _ => self.dice.pick(&[4096, 4096, 16_384]),
+        };
+        self.net.borrow_mut().deliver(conn, most);
+    }
+
+    fn any_client(&mut self) {
+        if let Some(conn) = self.any_conn() {
+            for _ in 0..self.dice.pick(&[1, 1, 1, 2, 5]) {
+                self.act(conn);
+            }
+        }
+    }
+
+    fn any_reader(&mut self) {
+        let Some(conn) = self.any_conn() else { return };
+        let client = &self.clients[self.owners[conn]];
+        if client.reading && !client.habit.keeps_up() {
+            let most = self.dice.magnitude(1, 65_536);
+            self.read(conn, most);
+        }
+    }
+
+    fn any_writable(&mut self) {
+        if let Some(conn) = self.any_conn() {
+            self.net.borrow_mut().tell_writable(conn, false);
+        }
+    }
+
+    fn any_vain(&mut self) {
+        let Some(conn) = self.any_conn() else { return };
+        if !self.clients[self.owners[conn]].habit.keeps_up() {
+            self.net.borrow_mut().tell_writable(conn, true);
+        }
+    }
+
+    fn any_end(&mut self) {
+        if let Some(conn) = self.any_conn() {
+            self.net.borrow_mut().tell_closed(conn);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.setup.drains && self.open.len() < self.setup.clients || self.open.is_empty()
+    }
+
+    fn churn(&self) -> u32 {
+        match self.setup.mode {
+            Mode::Crowd => 25,
+            _ => 10,
+        }
+    }
+
+    /// A client comes, or comes back.
+    fn connect(&mut self) {
+        let away: Vec<usize> =
+            (0..self.clients.len()).filter(|&at| self.clients[at].link.is_none()).collect();
+        let at = if away.is_empty() || self.dice.chance(300) {
+            let number = self.clients.len();
+            let client = Client::new(number, &mut self.dice, &self.setup);
+            self.clients.push(client);
+            number
+        } else {
+            away[self.dice.below(away.len())]
+        };
+        let client = &mut self.clients[at];
+        client.reading = client.habit != Habit::Never;
+        let shard = self.dice.below(self.cluster.count());
+        let capacity = match client.habit {
+            Habit::Attentive => usize::MAX,
+            Habit::Prompt => self.dice.magnitude(256, 65_536),
+            _ => self.dice.magnitude(16, 65_536),
+        };
+        let faults = match client.habit {
+            Habit::Slow | Habit::Stalls if self.dice.chance(500) => Faults {
+                short: self.dice.pick(&[0, 20, 300]),
+                refused: self.dice.pick(&[0, 20, 100]),
+                broken: self.dice.pick(&[0, 0, 5]),
+            },
+            _ => Faults::default(),
+        };
+        let (conn, socket) = self.net.borrow_mut().connect(shard, capacity, faults);
+        self.owners.push(at);
+        self.open.push(conn);
+        client.connect(conn);
+        note!(
+            self.trace,
+            "k{at}/c{conn} connects to s{shard}: {:?} {:?}, {capacity} bytes of buffer",
+            client.speaks,
+            client.habit
+        );
+        let (endpoint, speaks) = (client.endpoint, client.speaks);
+        let mut rest = Vec::new();
+        if self.dice.chance(400) {
+            self.act(conn);
+            if self.dice.chance(500) {
+                rest = self.net.borrow_mut().conns[conn].upstream.drain(..).collect();
+            }
+        }
+        self.cluster.promote(shard, socket, endpoint, speaks, rest);
+    }
+
+    fn leave(&mut self) {
+        let Some(conn) = self.any_conn() else { return };
+        let how = self.dice.below(4);
+        self.leave_by(conn, how);
+    }
+
+    /// Ends a connection from the client's side: by a close frame, half, or with a reset.
+    fn leave_by(&mut self, conn: ConnId, how: usize) {
+        let at = self.owners[conn];
+        if self.clients[at].link.as_ref().is_none_or(|link| link.conn != conn) {
+            return;
+        }
+        if self.net.borrow().conns[conn].phase != Phase::Open {
+            return;
+        }
+        match how {
+            0 | 1 => self.with_client(conn, |client, scene| client.close(scene)),
+            2 => {
+                note!(self.trace, "k{at}/c{conn} half-closes");
+                let state = &mut self.net.borrow_mut().conns[conn];
+                if state.fate == Fate::Alive {
+                    state.fate = Fate::HalfClosed;
+                }
+                if let Some(link) = &mut self.clients[at].link {
+                    link.mute = true;
+                }
+            }
+            _ => {
+                note!(self.trace, "k{at}/c{conn} is gone");
+                {
+                    let state = &mut self.net.borrow_mut().conns[conn];
+                    state.fate = Fate::Reset;
+                    state.unread.clear();
+                    state.upstream.clear();
+                }
+                self.with_client(conn, |client, scene| client.ended(true, scene));
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let channel = self.dice.below(self.setup.channels.len());
+        let home = self.cluster.home(&self.setup.channels[channel].name);
+        let others: Vec<usize> = (0..self.setup.channels.len())
+            .filter(|&other| self.cluster.home(&self.setup.channels[other].name) == home)
+            .collect();
+        let count = match self.dice.below(10) {
+            0..6 => 1,
+            6..9 => self.dice.range(2, 8),
+            _ => self.dice.magnitude(8, 100),
+        };
+        let mixed = self.dice.chance(300);
+        let channels: Vec<usize> = (0..count)
+            .map(|_| if mixed { others[self.dice.below(others.len())] } else { channel })
+            .collect();
+        self.publish_to(home, &channels);
+    }
+
+    /// Returns the numbers, where the shard took them.
+    fn publish_to(&mut self, home: usize, channels: &[usize]) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        let mut items = Vec::new();
+        for &channel in channels {
+            let (kind, len) = payload_size(&mut self.dice, &self.setup);
+            let number = self.judge.publication(channel, kind, len);
+            numbers.push(number);
+            let payload = self.judge.payload(number);
+            items.push((
+                number,
+                channel,
+                self.setup.channels[channel].name.as_str(),
+                kind,
+                payload,
+            ));
+        }
+        let bytes: usize = items.iter().map(|(.., payload)| payload.len()).sum();
+        match self.cluster.publish(home, items) {
+            Some(waiting) => {
+                note!(
+                    self.trace,
+                    "the API publishes {} on {:?} at s{home}, {bytes} bytes",
+                    numbers.len(),
+                    channels.first()
+                );
+                self.waiting.push(waiting);
+                numbers
+            }
+            None => {
+                note!(self.trace, "the API cannot publish: the queue of s{home} is full");
+                Vec::new()
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let waiting = if self.dice.chance(500) {
+            self.cluster.list(self.dice.below(self.cluster.count()))
+        } else {
+            let channel = self.dice.below(self.setup.channels.len());
+            let after = self.dice.chance(500).then(|| self.dice.below(20) as u64);
+            let limit = self.dice.range(1, 50) as u32;
+            self.cluster.history(channel, &self.setup.channels[channel].name, after, limit)
+        };
+        self.waiting.extend(waiting);
+    }
+
+    fn clock(&mut self) {
+        let step = if self.dice.chance(self.setup.jumps) {
+            let group = self.dice.below(self.setup.groups.len());
+            self.dice.pick(&[
+                100,
+                500,
+                self.setup.groups[group].window_age_ms + 1,
+                self.setup.heartbeat_interval_ms + 1,
+                self.setup.heartbeat_timeout_ms + 1,
+                self.setup.close_timeout_ms + 1,
+                11_000,
+            ])
+        } else {
+            self.dice.range(1, 60) as u32
+        };
+        self.pass(step.into());
+    }
+
+    fn slow_shard(&mut self) {
+        let shard = self.dice.below(self.slow.len());
+        self.slow[shard] = self.dice.magnitude(5, 200) as u32;
+        note!(self.trace, "s{shard} is slow");
+    }
+
+    fn stall(&mut self) {
+        let Some(conn) = self.any_conn() else { return };
+        let client = &mut self.clients[self.owners[conn]];
+        match client.habit {
+            Habit::Stalls => client.reading = !client.reading,
+            Habit::Vanished => {
+                client.reading = false;
+                if let Some(link) = &mut client.link {
+                    link.mute = true;
+                }
+            }
+            _ => return,
+        }
+        note!(self.trace, "c{conn} reads: {}", client.reading);
+    }
+
+    fn release_slots(&mut self) {
+        let shard = self.dice.below(self.slow.len());
+        self.net.borrow_mut().release_slots(shard);
+    }
+
+    fn drain(&mut self) {
+        if !self.judge.draining {
+            note!(self.trace, "drain");
+            self.judge.draining = true;
+            self.to_drain = (0..self.cluster.count()).collect();
+            self.tell_drain();
+        }
+    }
+
+    /// Tells the shards whose queues have room.
+    fn tell_drain(&mut self) {
+        let World { to_drain, cluster, .. } = self;
+        to_drain.retain(|&shard| !cluster.drain(shard));
+    }
+
+    // What steps are made of.
+
+    fn turn(&mut self, shard: usize) {
+        self.turns += 1;
+        self.tell_drain();
+        let busy = self.cluster.turn(shard);
+        note!(self.trace, "s{shard} turn, {}", if busy { "busy" } else { "idle" });
+        if self.cluster.has_ended(shard) {
+            self.end_shard(shard);
+        }
+        let fresh = std::mem::take(&mut self.net.borrow_mut().fresh);
+        for conn in fresh {
+            if self.clients[self.owners[conn]].habit.keeps_up() {
+                self.read(conn, usize::MAX);
+                self.net.borrow_mut().tell_writable(conn, false);
+            }
+        }
+        self.poll();
+    }
+
+    /// The shard's thread is over: the kernel closes what it had.
+    fn end_shard(&mut self, shard: usize) {
+        let mut net = self.net.borrow_mut();
+        for conn in net.conns.iter_mut().filter(|conn| conn.shard == shard) {
+            if matches!(conn.phase, Phase::Open | Phase::Offered) {
+                (conn.phase, conn.socket) = (Phase::Ended, None);
+            }
+        }
+    }
+
+    fn poll(&mut self) {
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            match waiting.poll() {
+                None => self.waiting.push(waiting),
+                Some(answer) => self.answered(answer),
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        const WHO: &str = "the API";
+        let judge = &mut self.judge;
+        match answer {
+            Answer::Published(results) => {
+                for (number, channel, result) in results {
+                    match result {
+                        Ok((epoch, offset)) => {
+                            note!(self.trace, "the API has published {number} at {offset}");
+                            judge.learn(channel, epoch, offset, judge.ident(number), WHO);
+                        }
+                        Err(code) if code == "limit_reached" && self.setup.channels_max < 1000 => {}
+                        Err(code) => {
+                            judge.broken(
+                                Rule::Api,
+                                format_args!("a publication was refused: {code}"),
+                            );
+                        }
+                    }
+                }
+            }
+            Answer::History(channel, Some((epoch, newest, publications))) => {
+                judge.claim(channel, epoch, newest, WHO);
+                for (offset, payload) in publications {
+                    if let Some(is) = judge.identify(&payload, WHO) {
+                        judge.learn(channel, epoch, offset, is, WHO);
+                    }
+                }
+            }
+            Answer::History(_, None) => {}
+            Answer::Rows(rows) => {
+                for (name, epoch, offset, _) in rows {
+                    let at = self.setup.channels.iter().position(|channel| channel.name == name);
+                    match at {
+                        // Later answers may have been read by now.
+                        Some(at) if !self.listing => judge.claim(at, epoch, offset, WHO),
+                        Some(at) => {
+                            judge.newest(at, epoch, offset);
+                            self.newest[at] = Some((epoch, offset));
+                        }
+                        None => judge.broken(Rule::Api, format_args!("a channel {name} is listed")),
+                    }
+                }
+            }
+            Answer::Lost => {
+                if !judge.draining {
+                    judge.broken(Rule::Api, format_args!("a request was dropped"));
+                }
+            }
+        }
+    }
+
+    /// Has the client of a connection do something, and hands what it says to the network.
+    fn with_client(&mut self, conn: ConnId, act: impl FnOnce(&mut Client, &mut Scene)) {
+        let client = &mut self.clients[self.owners[conn]];
+        if client.link.as_ref().is_none_or(|link| link.conn != conn) {
+            return;
+        }
+        let mut net = self.net.borrow_mut();
+        let state = &mut net.conns[conn];
+        let silence_ms =
+            state.silence_ms.max(self.elapsed.get().as_millis() as u64 - state.heard_ms);
+        let mut scene = Scene {
+            dice: &mut self.dice,
+            judge: &mut self.judge,
+            setup: &self.setup,
+            trace: &self.trace,
+            silence_ms,
+        };
+        act(client, &mut scene);
+        if let Some(link) = &mut client.link
+            && state.fate == Fate::Alive
+        {
+            state.upstream.extend(link.out.drain(..));
+        }
+    }
+
+    fn act(&mut self, conn: ConnId) {
+        if self.net.borrow().conns[conn].fate == Fate::Alive {
+            self.with_client(conn, |client, scene| client.act(scene));
+        }
+    }
+
+    /// Reads up to so many bytes of a connection; ends it where nothing more will come.
+    fn read(&mut self, conn: ConnId, most: usize) {
+        let bytes: Vec<u8> = {
+            let unread = &mut self.net.borrow_mut().conns[conn].unread;
+            if unread.len() <= most {
+                std::mem::take(unread)
+            } else {
+                unread.drain(..most).collect()
+            }
+        };
+        if !bytes.is_empty() {
+            self.net.borrow_mut().activity += 1;
+            self.with_client(conn, |client, scene| client.received(&bytes, scene));
+        }
+        self.look(conn);
+    }
+
+    /// Takes a connection off the list that is over on both sides.
+    fn look(&mut self, conn: ConnId) {
+        let (over, excused) = {
+            let net = self.net.borrow();
+            let state = &net.conns[conn];
+            let keeps_up = self.clients[self.owners[conn]].habit.keeps_up();
+            let excused = state.fate != Fate::Alive
+                || state.phase == Phase::Refused
+                || (state.blocked && !keeps_up)
+                || self.cluster.has_ended(state.shard);
+            let over = match state.phase {
+                Phase::Ended => state.unread.is_empty(),
+                Phase::Refused => true,
+                _ => false,
+            };
+            (over, excused)
+        };
+        if over {
+            self.with_client(conn, |client, scene| client.ended(excused, scene));
+            self.open.retain(|&other| other != conn);
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        let before = self.elapsed.get();
+        let now = before + Duration::from_millis(ms);
+        self.elapsed.set(now);
+        self.net.borrow_mut().now_ms = now.as_millis() as u64;
+        if now.as_millis() / 100 > before.as_millis() / 100 {
+            for shard in 0..self.cluster.count() {
+                if self.healed || !self.dice.chance(100) {
+                    self.cluster.tick(shard);
+                }
+            }
+        }
+    }
+
+    // The end.
+
+    /// Lets everything under way arrive, with no more faults, until shards sleep.
+    fn settle(&mut self) {
+        let (mut idle_rounds, mut activity) = (0, 0);
+        for round in 0.. {
+            let mut moved = false;
+            for conn in self.open.clone() {
+                let client = &self.clients[self.owners[conn]];
+                let reads = client.link.is_none() || client.reading;
+                let waits = !self.net.borrow().conns[conn].unread.is_empty();
+                if reads && waits {
+                    self.read(conn, usize::MAX);
+                    moved = true;
+                }
+                {
+                    let mut net = self.net.borrow_mut();
+                    moved |= net.deliver(conn, 16_384);
+                    moved |= net.tell_writable(conn, false);
+                    moved |= net.tell_closed(conn);
+                }
+                self.look(conn);
+            }
+            let mut awake = false;
+            for shard in 0..self.cluster.count() {
+                moved |= self.net.borrow_mut().release_slots(shard);
+                if self.cluster.is_awake(shard) {
+                    awake = true;
+                    self.turn(shard);
+                }
+            }
+            if !awake && !moved && self.to_drain.is_empty() {
+                return;
+            }
+            if self.judge.draining && round > 2000 {
+                return;
+            }
+            let now = self.net.borrow().activity;
+            idle_rounds = if now == activity { idle_rounds + 1 } else { 0 };
+            activity = now;
+            if idle_rounds > IDLE_ROUNDS_MAX {
+                if (0..self.cluster.count()).any(|shard| self.cluster.has_ended(shard)) {
+                    // What others have for it waits until the process ends.
+                    return;
+                }
+                let what = format_args!("a shard takes turns for ever and does nothing in them");
+                return self.judge.broken(Rule::Sleeps, what);
+            }
+            if round > ROUNDS_MAX {
+                let what = format_args!("it goes on and on");
+                return self.judge.broken(Rule::Settles, what);
+            }
+        }
+    }
+
+    /// Time passes and nothing new happens.
+    fn rest(&mut self, ms: u64) {
+        let steps = (ms / 100).clamp(1, 25);
+        for _ in 0..steps {
+            self.pass(ms.div_ceil(steps).max(100));
+            self.settle();
+        }
+    }
+
+    /// Faults end, stalled readers come back; then nothing may be owed.
+    fn heal(&mut self) {
+        note!(self.trace, "faults end");
+        self.healed = true;
+        {
+            let mut net = self.net.borrow_mut();
+            net.adopt_faults = 0;
+            for conn in &mut net.conns {
+                (conn.faults, conn.vain_left) = (Faults::default(), 0);
+            }
+        }
+        for client in self.clients.iter_mut().filter(|client| client.habit.reads()) {
+            client.reading = true;
+        }
+        self.settle();
+        // Sockets that were called writable in vain are asked again by the tick.
+        self.rest(1000);
+        if !self.judge.draining {
+            let bells = self.ring();
+            self.settled(&bells);
+            let setup = &self.setup;
+            let ages = setup.groups.iter().map(|group| group.window_age_ms).max().unwrap_or(0);
+            let heartbeat = setup.heartbeat_interval_ms + setup.heartbeat_timeout_ms;
+            let long = ages.max(heartbeat).max(setup.close_timeout_ms) + 1000;
+            self.rest(long.into());
+            self.settled(&bells);
+            if setup_has_heartbeat(&self.setup) {
+                self.rest(long.into());
+                self.silent_are_gone(u64::from(long));
+            }
+            self.closings_are_over();
+            self.rest(600_000);
+            self.unread_are_gone();
+        }
+    }
+
+    /// One more publication on every channel, so that everybody has to get something.
+    fn ring(&mut self) -> Vec<Option<u64>> {
+        let mut bells = Vec::new();
+        for channel in 0..self.setup.channels.len() {
+            let home = self.cluster.home(&self.setup.channels[channel].name);
+            let numbers = self.publish_to(home, &[channel]);
+            self.settle();
+            let rung = numbers.first().copied();
+            bells.push(rung.filter(|&n| self.judge.publications[n as usize - 1].place.is_some()));
+        }
+        self.newest.fill(None);
+        self.listing = true;
+        for shard in 0..self.cluster.count() {
+            self.waiting.extend(self.cluster.list(shard));
+        }
+        self.settle();
+        self.poll();
+        if !self.waiting.is_empty() {
+            self.judge.broken(Rule::Api, format_args!("a request is not answered"));
+        }
+        bells
+    }
+
+    fn settled(&mut self, bells: &[Option<u64>]) {
+        for client in &self.clients {
+            let alive = client.link.as_ref().is_some_and(|link| {
+                let net = self.net.borrow();
+                let conn = &net.conns[link.conn];
+                conn.phase == Phase::Open && conn.fate == Fate::Alive
+            });
+            if alive && client.reading {
+                client.settled(bells, &self.newest, &self.judge);
+            }
+        }
+    }
+
+    /// Connections that the shards still hold, with their clients.
+    fn held(&self) -> Vec<(ConnId, &Client)> {
+        let net = self.net.borrow();
+        let open = self.open.iter().filter(|&&conn| net.conns[conn].phase == Phase::Open);
+        open.map(|&conn| (conn, &self.clients[self.owners[conn]])).collect()
+    }
+
+    fn silent_are_gone(&self, long_ms: u64) {
+        let now = self.elapsed.get().as_millis() as u64;
+        for (conn, _) in self.held() {
+            let heard = self.net.borrow().conns[conn].heard_ms;
+            if now - heard > long_ms {
+                let what = format_args!("c{conn} has been silent for {} ms", now - heard);
+                self.judge.broken(Rule::SilentClosed, what);
+            }
+        }
+    }
+
+    fn closings_are_over(&self) {
+        for (conn, client) in self.held() {
+            let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
+                continue;
+            };
+            if link.close_seen.is_some() || (link.close_sent.is_some() && client.reading) {
+                let what = format_args!("k{}/c{conn} is closing and does not end", client.number);
+                self.judge.broken(Rule::CloseEnds, what);
+            }
+        }
+    }
+
+    fn unread_are_gone(&self) {
+        for (conn, client) in self.held() {
+            let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
+                continue;
+            };
+            let blocked = self.net.borrow().conns[conn].blocked;
+            if !client.reading && blocked && link.has_pending() && client.speaks == Speaks::Ringfeed
+            {
+                let what =
+                    format_args!("k{}/c{conn} has not read its replies for long", client.number);
+                self.judge.broken(Rule::UnreadClosed, what);
+            }
+        }
+    }
+
+    /// Everybody leaves, or the server does; then nothing may be held.
+    fn part(&mut self) {
+        if self.judge.draining || self.dice.chance(300) {
+            self.drain();
+            self.settle();
+            let timeout = u64::from(self.setup.drain_timeout_ms);
+            self.rest(timeout + u64::from(self.setup.close_timeout_ms) + 1000);
+            for shard in 0..self.cluster.count() {
+                if !self.cluster.has_ended(shard) {
+                    self.judge.broken(Rule::CloseEnds, format_args!("s{shard} does not drain"));
+                }
+            }
+            return;
+        }
+        note!(self.trace, "everybody leaves");
+        for conn in self.open.clone() {
+            let owner = &self.clients[self.owners[conn]];
+            let stuck = !owner.reading || owner.link.as_ref().is_some_and(|link| link.mute);
+            let how = if stuck { 3 } else { self.dice.below(4) };
+            self.leave_by(conn, how);
+        }
+        self.settle();
+        self.rest(u64::from(self.setup.close_timeout_ms) + 1000);
+        self.rest(200);
+        if let Some(conn) = self.held().first().map(|(conn, _)| *conn) {
+            self.judge.broken(Rule::CloseEnds, format_args!("c{conn} is still held"));
+        }
+        for shard in 0..self.cluster.count() {
+            let held = self.cluster.held(shard);
+            if held != Held::default() {
+                self.judge.broken(Rule::Baseline, format_args!("s{shard} holds {held:?}"));
+            }
+        }
+    }
+}
+
+fn setup_has_heartbeat(setup: &Setup) -> bool {
+    setup.heartbeat_interval_ms > 0
+}

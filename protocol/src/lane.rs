@@ -1,0 +1,38 @@
+//! Lanes: what makes the bytes of a publication.
+
+use crate::dialect::{raw, ringfeed};
+use crate::event::Publication;
+
+/// An encoding of publications, as a record of everything that decides the bytes. Subscribers on
+/// one lane of a channel receive identical bytes; a lane is encoded only while somebody is on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lane {
+    /// What stands around a payload.
+    pub form: Form,
+}
+
+/// What stands around a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// The `message` event of `ringfeed.v1`, in JSON.
+    Ringfeed,
+    /// Nothing: `raw.v1`.
+    Raw,
+}
+
+impl Lane {
+    /// Of `ringfeed.v1`.
+    pub const RINGFEED: Lane = Lane { form: Form::Ringfeed };
+    /// Of `raw.v1`.
+    pub const RAW: Lane = Lane { form: Form::Raw };
+    /// Every lane there can be.
+    pub const ALL: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
+
+    /// Appends one publication as a whole frame.
+    pub fn write_publication(self, out: &mut Vec<u8>, channel: &str, publication: &Publication) {
+        match self.form {
+            Form::Ringfeed => ringfeed::write_publication(out, channel, publication),
+            Form::Raw => raw::write_publication(out, publication),
+        }
+    }
+}
