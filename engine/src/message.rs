@@ -17,5 +17,6 @@ pub use delivery::{
     StoredPublication,
 };
 pub(crate) use link::Links;
+pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
 pub use request::{Origin, Published, Reply, Request};

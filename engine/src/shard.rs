@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{CloseReason, Counters, RefusalReason};
 use crate::ids::{SessionId, ShardId};
-use crate::message::{Delivery, Inbox, Links, Request, Shards};
+use crate::message::{Delivery, Inbox, Links, QUEUE_BYTES_MAX, Request, Shards};
 use door::{Admission, Permit};
 use drain::Draining;
 use fanout::{Context, Fanout, FlushLimits, Verdict};
@@ -391,7 +391,7 @@ impl<W: Wire> Shard<W> {
         let limits = FlushLimits {
             outbox_bytes_max: limits.outbox_bytes_max as usize,
             retained_bytes_max: share_of(limits.retained_bytes_max, self.shared.shards.count()),
-            burst_bytes_max: 2 * limits.cross_shard_bytes_max as usize,
+            burst_bytes_max: QUEUE_BYTES_MAX + limits.cross_shard_bytes_max as usize,
         };
         let context = Context {
             wire: &mut self.wire,

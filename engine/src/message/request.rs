@@ -121,6 +121,15 @@ impl Request {
         }
     }
 
+    /// The command of a session that it is, of those that have an answer but do not publish.
+    pub(crate) fn origin(&self) -> Option<&Origin> {
+        match self {
+            Request::Subscribe { origin, .. }
+            | Request::History { reply: Reply::Session(origin), .. } => Some(origin),
+            _ => None,
+        }
+    }
+
     /// Bytes that it holds while it waits.
     pub(crate) fn cost(&self) -> usize {
         let payloads = match self {

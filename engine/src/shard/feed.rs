@@ -296,7 +296,7 @@ impl Feeds {
             lane.log.restart(position.offset, retained);
             lane.epoch = position.epoch;
             (lane.walk, lane.again) = (0, false);
-            lane.walked_to = lane.log.end();
+            (lane.walked_to, lane.followed_from) = (lane.log.end(), lane.log.end());
         }
         assert_eq!(lane.log.last_offset(), position.offset, "answers are in order among chunks");
         let sent = lane.log.end();

@@ -15,7 +15,7 @@ use ringfeed_protocol::{ChannelName, Lane, Position};
 use smallvec::SmallVec;
 
 use crate::ids::{ChannelKey, ShardId};
-use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, StoredPayload};
+use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Origin, Request, StoredPayload};
 pub(super) use answer::{Asker, Batch};
 use kept::Kept;
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
@@ -51,11 +51,32 @@ struct HomeLane {
     pending: Pending,
 }
 
-/// A publication that is held back.
+/// What is held back.
 #[derive(Debug)]
-struct Parked {
-    payload: StoredPayload,
-    asker: Asker,
+enum Parked {
+    Publication(StoredPayload, Asker),
+    /// Something that a session has asked behind a publication of its own.
+    Request(Request),
+}
+
+impl Parked {
+    /// What it takes in memory.
+    fn bytes(&self) -> usize {
+        size_of::<Parked>()
+            + match self {
+                Parked::Publication(payload, _) => payload.bytes.len(),
+                Parked::Request(request) => request.cost(),
+            }
+    }
+
+    /// The session that it is from.
+    fn session(&self) -> Option<&Origin> {
+        match self {
+            Parked::Publication(_, Asker::Session(origin)) => Some(origin),
+            Parked::Publication(..) => None,
+            Parked::Request(request) => request.origin(),
+        }
+    }
 }
 
 #[derive(Debug)]

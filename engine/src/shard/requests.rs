@@ -3,6 +3,7 @@
 use ringfeed_wire::Wire;
 
 use super::home::{Asker, Batch, Subscribe, Subscribed};
+use super::session::HISTORY_PARTS;
 use super::{STEP_TIME_MAX, Shard, route};
 use crate::ids::ShardId;
 use crate::message::{Delivery, Reply, Request};
@@ -34,16 +35,24 @@ impl<W: Wire> Shard<W> {
     /// Serves what has come for the homes, up to the turn's limit.
     pub(super) fn take_requests(&mut self) -> bool {
         let now = (self.now, self.now_ms);
-        let published =
+        let (published, requests) =
             self.homes.begin_turn(now, &mut route(self.id, &mut self.own, &mut self.links));
         self.counters.publications.add(published);
         let mut budget = self.limits.request_bytes;
+        for request in requests {
+            // Now or never: what was held back with them goes on in the next turn.
+            let later = self.serve(request, &mut usize::MAX.clone());
+            assert!(later.is_none(), "without a limit nothing is left over");
+        }
         let (mut batches, mut count) = (0, 0u32);
         while budget > 0 && !self.links.deliveries_full() && !self.homes.is_full() {
             let Some(request) = self.waiting.pop_front() else {
+                if batches == self.limits.batches {
+                    break;
+                }
                 // The control thread's go first: they are few.
                 let batch = self.inbox.control.take().or_else(|| self.inbox.requests.take());
-                let Some(batch) = batch.filter(|_| batches < self.limits.batches) else { break };
+                let Some(batch) = batch else { break };
                 batches += 1;
                 self.waiting.extend(batch);
                 continue;
@@ -63,6 +72,16 @@ impl<W: Wire> Shard<W> {
 
     /// Serves one request. What is more than the turn's budget comes back, with what is left to do.
     fn serve_request(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
+        let request = match request.origin().cloned().zip(request.channel().cloned()) {
+            Some((origin, channel)) if self.homes.has_parked() => {
+                self.homes.park_behind_own(&channel, &origin, request)?
+            }
+            _ => request,
+        };
+        self.serve(request, budget)
+    }
+
+    fn serve(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
         if let Request::Subscribe { .. } = request {
             return self.serve_subscribe(request, budget);
         }
@@ -101,7 +120,7 @@ impl<W: Wire> Shard<W> {
             Request::History { channel, after, limit, reply } => match reply {
                 Reply::Session(origin) => {
                     let shard = origin.shard;
-                    let bytes_max = config.limits.outbox_bytes_max as usize / 16;
+                    let bytes_max = (config.limits.outbox_bytes_max / HISTORY_PARTS) as usize;
                     let page = homes.history(&channel, after, limit, bytes_max, self.now_ms);
                     *budget = budget.saturating_sub(bytes_max);
                     deliver(shard, Delivery::History { origin, channel, page });

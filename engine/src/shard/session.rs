@@ -19,7 +19,7 @@ use super::door::Permit;
 use super::feed::List;
 use crate::ids::{LaneId, SessionId, SessionSlot};
 use crate::slab::{Slab, place_bytes};
-pub(super) use holds::{Holds, OWED_BY_HISTORY};
+pub(super) use holds::{HISTORY_PARTS, Holds};
 use outbox::Outbox;
 use rate::Rate;
 
@@ -91,7 +91,7 @@ pub(super) struct Session {
     pub(super) holds: Holds,
     pub(super) held: Vec<u8>,
     /// Answers under way to it from the homes of its channels; a large one counts as many.
-    pub(super) owed: u16,
+    pub(super) owed: u32,
     pub(super) deferred: Option<Deferred>,
     /// The lane of which a frame is half sent: it goes on before anything else.
     pub(super) half_sent: Option<LaneId>,

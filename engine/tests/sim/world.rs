@@ -711,16 +711,22 @@ impl World {
             let setup = &self.setup;
             let ages = setup.groups.iter().map(|group| group.window_age_ms).max().unwrap_or(0);
             let heartbeat = setup.heartbeat_interval_ms + setup.heartbeat_timeout_ms;
-            let long = ages.max(heartbeat).max(setup.close_timeout_ms) + 1000;
+            let waits = setup.message_timeout_ms.max(setup.outbox_timeout_ms);
+            let close = setup.close_timeout_ms;
+            let long = ages.max(heartbeat).max(waits) + close + 1000;
             self.rest(long.into());
             self.settled(&bells);
+            // Who was closed at the end of that time still has the time to say goodbye.
+            self.rest(u64::from(close) + 1000);
             if setup_has_heartbeat(&self.setup) {
                 self.rest(long.into());
                 self.silent_are_gone(u64::from(long));
             }
             self.closings_are_over();
-            self.rest(600_000);
-            self.unread_are_gone();
+            if setup_has_heartbeat(&self.setup) {
+                self.rest(600_000);
+                self.unread_are_gone();
+            }
         }
     }
 

@@ -75,7 +75,8 @@ impl Recent {
             self.bytes -= oldest.bytes.len();
             if let Some(lane) = feeds.try_lane_mut(oldest.lane) {
                 lane.followed -= 1;
-                lane.followed_from = oldest.start + oldest.bytes.len();
+                // Its log may have begun anew since.
+                lane.followed_from = lane.followed_from.max(oldest.start + oldest.bytes.len());
             }
         }
     }

@@ -91,7 +91,12 @@ impl Fanout {
                 continue;
             };
             lane.lagging = false;
-            let fallen = too_old(cx, cx.feeds.lane(id));
+            let now_ms = cx.now_ms;
+            let patience = cx.feeds.lane(id).patience.is_left();
+            let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
+            if waited {
+                cx.feeds.lane_mut(id).patience.pass(now_ms, true);
+            }
             for (list, index, slot) in fallen {
                 self.fall(cx, id, list, index, slot);
             }
@@ -188,6 +193,8 @@ fn stand<W>(
 ) -> (Standing, Vec<(List, u32, SessionSlot)>) {
     let end = lane.log.end();
     let mut standing = Standing { ours: end, reading: end, within: end };
+    // One chunk comes whole, however large it is.
+    let most = burst.map(|burst| lane.window.bytes + burst + lane.log.newest_bytes());
     let mut fallen = Vec::new();
     for (list, index, subscriber) in numbered(lane) {
         let Some(position) = subscriber.cursor() else { continue };
@@ -203,7 +210,7 @@ fn stand<W>(
         }
         // Few are that far behind: a look at the session itself is for them.
         let reads = lag > lane.window.bytes / 2
-            && burst.is_some_and(|burst| lag <= lane.window.bytes.saturating_add(burst))
+            && most.is_some_and(|most| lag <= most)
             && is_reading(cx, slot);
         if reads {
             standing.reading = standing.reading.min(position);
@@ -221,22 +228,33 @@ fn is_reading<W>(cx: &Context<W>, slot: SessionSlot) -> bool {
     session.is_some_and(|session| cx.now_ms.saturating_sub(session.progress_ms) <= ATTENTION_MS)
 }
 
-/// Readers that cannot be sent to and for whom something has waited too long that has not begun.
-fn too_old<W>(cx: &Context<W>, lane: &LaneState) -> Vec<(List, u32, SessionSlot)> {
+/// Readers that cannot be sent to and for whom something has waited too long that has not begun. Where
+/// there is patience, those who read are not among them; and whether there are any.
+fn too_old<W>(
+    cx: &Context<W>,
+    lane: &LaneState,
+    patience: bool,
+) -> (Vec<(List, u32, SessionSlot)>, bool) {
     let (end, age_ms) = (lane.log.end(), lane.window.age_ms);
     let is_old = |position: LogPosition| {
         let begins = lane.log.end_of_frame(position).unwrap_or(position);
         let appended_ms = lane.log.appended_at(begins);
         appended_ms.is_some_and(|at_ms| cx.now_ms.saturating_sub(at_ms) > age_ms)
     };
-    numbered(lane)
-        .filter(|(_, _, subscriber)| {
-            let blocked = cx.sessions.has(subscriber.session, BLOCKED);
-            blocked
-                && subscriber.cursor().is_some_and(|position| position < end && is_old(position))
-        })
-        .map(|(list, index, subscriber)| (list, index, subscriber.session))
-        .collect()
+    let (mut fallen, mut waited) = (Vec::new(), false);
+    for (list, index, subscriber) in numbered(lane) {
+        let slot = subscriber.session;
+        let old = subscriber.cursor().is_some_and(|at| at < end && is_old(at));
+        if !old || !cx.sessions.has(slot, BLOCKED) {
+            continue;
+        }
+        if patience && is_reading(cx, slot) {
+            waited = true;
+        } else {
+            fallen.push((list, index, slot));
+        }
+    }
+    (fallen, waited)
 }
 
 fn numbered(

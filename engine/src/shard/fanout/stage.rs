@@ -179,6 +179,11 @@ impl Fanout {
         let index = cx.sessions.get(slot).and_then(|session| session.index_in(id));
         let lane = cx.feeds.lane_mut(id);
         let end = lane.log.end();
+        if lane.pressed && !lane.touched {
+            // Its publications wait for those who were behind: perhaps this was the last of them.
+            lane.touched = true;
+            self.touched.push(id);
+        }
         let Some(index) = index else { return false };
         let subscribers = match list {
             List::Walked => &mut lane.walked,

@@ -195,6 +195,11 @@ impl Log {
         self.chunk_at(position).map(|(chunk, _)| chunk.at_ms)
     }
 
+    /// Bytes of the newest chunk.
+    pub fn newest_bytes(&self) -> usize {
+        self.chunks.back().map_or(0, |newest| self.end - newest.start)
+    }
+
     /// Whether [`Log::trim`] at the log's end would drop anything.
     pub fn is_trimmable(&self) -> bool {
         self.segments.len() > 1

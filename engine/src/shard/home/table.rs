@@ -15,7 +15,7 @@ use super::kept::{Kept, Limits, Replay};
 use super::{Asker, Deliver, Home, Parked};
 use crate::config::ChannelRule;
 use crate::ids::{ChannelKey, ShardId};
-use crate::message::{ChannelPage, ChannelRow, HistoryPage, StoredPayload};
+use crate::message::{ChannelPage, ChannelRow, HistoryPage, Origin, Request, StoredPayload};
 use crate::names::Names;
 use crate::slab::Slab;
 
@@ -199,20 +199,41 @@ impl Homes {
                 return false;
             }
         };
-        let parked = Parked { payload, asker };
         if self.is_held(index) {
-            let bytes = parked.payload.bytes.len() + size_of::<Parked>();
-            self.parked_bytes += bytes;
-            let home = self.home_mut(index);
-            home.parked_bytes += bytes;
-            home.parked.push_back(parked);
-            if home.parked.len() == 1 {
-                self.waiting.push_back(index);
-            }
+            self.park(index, Parked::Publication(payload, asker));
             return false;
         }
-        self.append(index, parked, now, deliver);
+        self.append(index, &payload, asker, now, deliver);
         true
+    }
+
+    fn park(&mut self, index: u32, parked: Parked) {
+        let bytes = parked.bytes();
+        self.parked_bytes += bytes;
+        let home = self.home_mut(index);
+        home.parked_bytes += bytes;
+        home.parked.push_back(parked);
+        if home.parked.len() == 1 {
+            self.waiting.push_back(index);
+        }
+    }
+
+    /// Holds a request of a session back where a publication of that session is: answers are in the
+    /// order of commands. Gives it back where none is.
+    pub(in crate::shard) fn park_behind_own(
+        &mut self,
+        name: &str,
+        origin: &Origin,
+        request: Request,
+    ) -> Option<Request> {
+        let same = |own: &Origin| own.session == origin.session && own.shard == origin.shard;
+        let index = self.by_name.get(name).copied().filter(|&index| {
+            let home = self.homes.get(index);
+            home.is_some_and(|h| h.parked.iter().filter_map(Parked::session).any(same))
+        });
+        let Some(index) = index else { return Some(request) };
+        self.park(index, Parked::Request(request));
+        None
     }
 
     /// Whether a publication to this channel has to wait.
@@ -225,7 +246,8 @@ impl Homes {
     fn append(
         &mut self,
         index: u32,
-        Parked { payload, asker }: Parked,
+        payload: &StoredPayload,
+        asker: Asker,
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) {
@@ -235,7 +257,7 @@ impl Homes {
             (home.turn, home.turn_bytes) = (turn, 0);
         }
         let before = home.kept.as_ref().map_or(0, |kept| kept.bytes());
-        let position = home.append(&payload, now, now_ms, deliver);
+        let position = home.append(payload, now, now_ms, deliver);
         if let Some(kept) = &mut home.kept {
             let others = self.history_bytes - before;
             // Who adds makes room: other channels' history is not theirs to take.
@@ -252,21 +274,35 @@ impl Homes {
         asker.answer(&name, Ok(position), deliver);
     }
 
-    /// Begins a turn: goes on with what was held back, where it may. Returns how many were published.
-    pub(in crate::shard) fn begin_turn(&mut self, now: (Instant, u64), deliver: Deliver) -> u64 {
+    /// Begins a turn: goes on with what was held back, where it may. Returns how many were published,
+    /// and the requests that are to be served now.
+    pub(in crate::shard) fn begin_turn(
+        &mut self,
+        now: (Instant, u64),
+        deliver: Deliver,
+    ) -> (u64, Vec<Request>) {
         self.turn += 1;
-        let mut published = 0;
+        let (mut published, mut requests) = (0, Vec::new());
         for _ in 0..self.waiting.len() {
             let Some(index) = self.waiting.pop_front() else { break };
             while let Some(parked) = self.next_parked(index) {
-                self.append(index, parked, now, deliver);
-                published += 1;
+                match parked {
+                    Parked::Publication(payload, asker) => {
+                        self.append(index, &payload, asker, now, deliver);
+                        published += 1;
+                    }
+                    Parked::Request(request) => {
+                        requests.push(request);
+                        // What is behind it goes on in the next turn, when it is served.
+                        break;
+                    }
+                }
             }
             if self.homes.get(index).is_some_and(|home| !home.parked.is_empty()) {
                 self.waiting.push_back(index);
             }
         }
-        published
+        (published, requests)
     }
 
     fn next_parked(&mut self, index: u32) -> Option<Parked> {
@@ -276,7 +312,7 @@ impl Homes {
             return None;
         }
         let parked = home.parked.pop_front()?;
-        let bytes = parked.payload.bytes.len() + size_of::<Parked>();
+        let bytes = parked.bytes();
         home.parked_bytes -= bytes;
         self.parked_bytes -= bytes;
         Some(parked)
@@ -435,8 +471,8 @@ impl Homes {
         let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
         assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");
         for home in homes() {
-            let parked = home.parked.iter().map(|p| p.payload.bytes.len() + size_of::<Parked>());
-            assert_eq!(parked.sum::<usize>(), home.parked_bytes, "{}", home.name);
+            let parked: usize = home.parked.iter().map(Parked::bytes).sum();
+            assert_eq!(parked, home.parked_bytes, "{}", home.name);
             assert!(home.lanes.iter().all(|lane| !lane.interests.is_empty()), "{}", home.name);
             let interests = home.lanes.iter().flat_map(|lane| &lane.interests);
             assert!(interests.into_iter().all(|interest| interest.subscribers > 0));

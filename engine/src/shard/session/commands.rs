@@ -7,7 +7,7 @@ use ringfeed_protocol::refused::{Limit, Operation};
 use ringfeed_protocol::{ChannelName, Event, Position, Refused};
 use ringfeed_wire::Wire;
 
-use super::{CURSORS, Deferred, Holds, MULTI, OWED_BY_HISTORY, Subscription};
+use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
 use crate::config::{Publishers, Subscribers};
 use crate::ids::{LaneId, SessionSlot};
 use crate::message::{Origin, Reply, Request, StoredPayload};
@@ -235,7 +235,7 @@ impl<W: Wire> Shard<W> {
         let most = self.config.limits.history_reply_max;
         let limit = limit.unwrap_or(most).min(most);
         let reply = Reply::Session(self.origin(slot, id));
-        self.owe(slot, OWED_BY_HISTORY);
+        self.owe(slot, self.owed_by_history());
         self.request(Request::History { channel, after, limit, reply });
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_wire::Wire;
 
-use super::{BLOCKED, CLOSING};
+use super::CLOSING;
 use crate::counters::CloseReason;
 use crate::ids::{SessionId, SessionSlot};
 use crate::shard::Shard;
@@ -47,13 +47,8 @@ impl<W: Wire> Shard<W> {
             now_ms + timeout
         } else {
             self.counters.heartbeat_timeouts.add(1);
-            let blocked = self.sessions.has(slot, BLOCKED);
             let reason = "nothing was heard within the heartbeat's timeout";
-            self.close_session(slot, CloseReason::NoHeartbeat, reason);
-            if blocked {
-                self.remove_session(slot);
-            }
-            return;
+            return self.close_session(slot, CloseReason::NoHeartbeat, reason);
         };
         self.wheel.add(Timer { due_ms, ..timer });
     }

@@ -7,10 +7,13 @@ use super::Deferred;
 use crate::ids::SessionSlot;
 use crate::shard::Shard;
 
-/// Answers under way to one session, above which it is held: replies alone never fill an outbox.
-const OWED_MAX: u16 = 256;
-/// What a history request counts as: its answer has up to a sixteenth of what an outbox may hold.
-pub(in crate::shard) const OWED_BY_HISTORY: u16 = OWED_MAX / 8;
+/// Answers under way to one session, above which it is held, …
+const OWED_MAX: u32 = 256;
+/// … and half of what its outbox may hold, when each is as long as this: so that replies alone never fill
+/// it.
+const REPLY_BYTES: u32 = 512;
+/// An answer to a history request has up to this part of what an outbox may hold.
+pub(in crate::shard) const HISTORY_PARTS: u32 = 16;
 
 /// Reasons to hold a session's input, as a set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,11 +61,21 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// An answer is under way to a session.
-    pub(in crate::shard) fn owe(&mut self, slot: SessionSlot, weight: u16) {
+    fn owed_max(&self) -> u32 {
+        (self.config.limits.outbox_bytes_max / 2 / REPLY_BYTES).clamp(1, OWED_MAX)
+    }
+
+    /// How many answers the answer to a history request counts as.
+    pub(super) fn owed_by_history(&self) -> u32 {
+        (self.owed_max() * 2 / HISTORY_PARTS).max(1)
+    }
+
+    /// An answer is under way to a session, which counts as so many.
+    pub(in crate::shard) fn owe(&mut self, slot: SessionSlot, weight: u32) {
+        let most = self.owed_max();
         let Some(session) = self.sessions.get_mut(slot) else { return };
         session.owed = session.owed.saturating_add(weight);
-        if session.owed >= OWED_MAX {
+        if session.owed >= most {
             self.hold(slot, Holds::OWED);
         }
     }
@@ -79,11 +92,12 @@ impl<W: Wire> Shard<W> {
     }
 
     /// An answer has come.
-    pub(in crate::shard) fn settle_owed(&mut self, slot: SessionSlot, weight: u16) {
+    pub(in crate::shard) fn settle_owed(&mut self, slot: SessionSlot, weight: u32) {
+        let most = self.owed_max();
         let Some(session) = self.sessions.get_mut(slot) else { return };
         session.owed = session.owed.saturating_sub(weight);
         let owed = session.owed;
-        if owed <= OWED_MAX / 2 {
+        if owed <= most / 2 {
             self.lift(slot, Holds::OWED);
         }
         if owed == 0 {

@@ -6,7 +6,7 @@ use ringfeed_protocol::frame::Opcode;
 use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Position, Refused};
 use ringfeed_wire::Wire;
 
-use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, OWED_BY_HISTORY};
+use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI};
 use crate::counters::CloseReason;
 use crate::ids::{ChannelKey, SessionSlot};
 use crate::message::{Chunk, Delivery, HistoryPage, Origin, Request};
@@ -132,7 +132,7 @@ impl<W: Wire> Shard<W> {
 
     fn handle_history(&mut self, origin: &Origin, channel: ChannelName, page: Option<HistoryPage>) {
         let Some(slot) = self.sessions.current(origin.session) else { return };
-        self.settle_owed(slot, OWED_BY_HISTORY);
+        self.settle_owed(slot, self.owed_by_history());
         let id = origin.id.as_deref();
         let Some(page) = page else {
             return self.tell_refused(slot, id, &Refused::NoSuchChannel { channel });

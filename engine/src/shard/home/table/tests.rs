@@ -94,7 +94,7 @@ impl Bench {
 
     fn begin_turn(&mut self) -> u64 {
         let delivered = &mut self.delivered;
-        let published = self.homes.begin_turn((self.now, 0), &mut |shard, delivery| {
+        let (published, _) = self.homes.begin_turn((self.now, 0), &mut |shard, delivery| {
             delivered.push((shard, delivery));
         });
         self.homes.check();
