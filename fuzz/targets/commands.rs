@@ -35,10 +35,10 @@ fn accepted(command: &Command) {
     let Ok(channel) = ChannelName::new(channel) else { return };
     let mut frame = Vec::new();
     let publication = Publication { offset: 7, kind: *kind, bytes };
-    Lane::Ringfeed.write_publication(&mut frame, &channel, &publication);
+    Lane::RINGFEED.write_publication(&mut frame, &channel, &publication);
     json(&frame);
     frame.clear();
-    Lane::Raw.write_publication(&mut frame, &channel, &publication);
+    Lane::RAW.write_publication(&mut frame, &channel, &publication);
     assert_eq!(body(&frame), &bytes[..]);
     if *kind != PayloadKind::Binary {
         assert!(std::str::from_utf8(bytes).is_ok());
