@@ -13,7 +13,7 @@ use super::dice::Dice;
 use super::judge::{Judge, Kind};
 use super::link::{Intent, Link, Pending, Want};
 use super::net::ConnId;
-use super::setup::Setup;
+use super::setup::{Mode, Setup};
 use super::trace::{Trace, note};
 use super::ws;
 
@@ -113,6 +113,10 @@ impl Client {
             .filter(|&at| setup.channels[at].name.len() > prefix.len())
             .filter(|&at| setup.channels[at].name.starts_with(prefix))
             .collect();
+        if setup.mode == Mode::Wander && channels.len() > 1 {
+            let stays = dice.chance(500);
+            channels.retain(|&channel| (channel == 0) == stays);
+        }
         if speaks == Speaks::Raw && setup.empty > 0 {
             // A payload of nothing does not say which channel it is of.
             channels.truncate(1);

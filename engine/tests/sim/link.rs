@@ -93,6 +93,8 @@ pub(crate) struct Link {
     /// Sent, not handed to the network.
     pub(crate) out: Vec<u8>,
     pub(crate) drain_told: bool,
+    /// The channel it subscribed to last.
+    pub(crate) newest_channel: Option<usize>,
 }
 
 impl Link {
@@ -114,6 +116,7 @@ impl Link {
             mute: false,
             out: Vec::new(),
             drain_told: false,
+            newest_channel: None,
         }
     }
 
@@ -178,6 +181,7 @@ impl Link {
             let own = self.channels.entry(channel).or_insert_with(fresh);
             before = own.intent;
             if matches!(want, Want::Subscribe { .. }) {
+                self.newest_channel = Some(channel);
                 // Not where it stands already: such a subscribe changes nothing.
                 own.raw.subscribes += u32::from(own.intent != Intent::Yes);
                 own.intent = match before {

@@ -17,6 +17,7 @@
 mod client;
 mod dice;
 mod event;
+mod finale;
 mod judge;
 mod link;
 mod listen;

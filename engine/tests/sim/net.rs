@@ -57,6 +57,22 @@ pub(crate) struct Faults {
     pub(crate) broken: u32,
 }
 
+/// What a network must not do: shows that it would be noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    /// A byte in the middle of a send does not arrive.
+    LostByte,
+    /// A send is called taken and does not arrive.
+    LostSend,
+    /// A send arrives twice.
+    Repeated,
+    /// A send is taken in part, and nobody is told.
+    Untold,
+}
+
+/// One send in so many is sabotaged.
+const SABOTAGED: usize = 40;
+
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) shard: usize,
@@ -134,6 +150,7 @@ pub(crate) struct Net {
     /// Grows with every event told and every byte taken.
     pub(crate) activity: u64,
     pub(crate) faults: u64,
+    pub(crate) sabotage: Option<Sabotage>,
     submissions: u64,
 }
 
@@ -150,6 +167,7 @@ impl Net {
             fresh: Vec::new(),
             activity: 0,
             faults: 0,
+            sabotage: None,
             submissions: 0,
         }
     }
@@ -392,10 +410,25 @@ impl Wire for SimWire {
                 net.fresh.push(id);
             }
             let mut left = taken;
+            let arrived = conn.unread.len();
             for run in &runs {
                 let part = left.min(run.len());
                 conn.unread.extend_from_slice(&run[..part]);
                 left -= part;
+            }
+            if let Some(sabotage) = net.sabotage
+                && taken > 0
+                && net.dice.below(SABOTAGED) == 0
+            {
+                match sabotage {
+                    Sabotage::LostByte => drop(conn.unread.remove(arrived + taken / 2)),
+                    Sabotage::LostSend => conn.unread.truncate(arrived),
+                    Sabotage::Repeated => conn.unread.extend_from_within(arrived..),
+                    Sabotage::Untold => {
+                        conn.unread.truncate(arrived + taken / 2);
+                        continue;
+                    }
+                }
             }
             note!(
                 net.trace,

@@ -60,14 +60,34 @@ pub(crate) enum Waiting {
 
 /// An answer to the control thread, in plain types.
 pub(crate) enum Answer {
-    /// `(number, channel, epoch and offset or the error's code)` of each.
-    Published(Vec<(u64, usize, Result<(u64, u64), String>)>),
-    /// Channel; epoch, newest offset and the publications, each with its offset.
-    History(usize, Option<(u64, u64, Vec<(u64, Vec<u8>)>)>),
-    /// Name, epoch, newest offset, subscribers.
-    Rows(Vec<(String, u64, u64, u64)>),
+    Published(Vec<Outcome>),
+    /// The channel's page, if there is such a channel.
+    History(usize, Option<Page>),
+    Rows(Vec<Row>),
     /// The shard dropped the request.
     Lost,
+}
+
+/// What came of a publication: epoch and offset, or the error's code.
+pub(crate) struct Outcome {
+    pub(crate) number: u64,
+    pub(crate) channel: usize,
+    pub(crate) place: Result<(u64, u64), String>,
+}
+
+/// A page of history.
+pub(crate) struct Page {
+    pub(crate) epoch: u64,
+    pub(crate) newest: u64,
+    /// Offset and payload of each.
+    pub(crate) publications: Vec<(u64, Vec<u8>)>,
+}
+
+/// Where a channel stands.
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) epoch: u64,
+    pub(crate) newest: u64,
 }
 
 /// What a shard holds; all zero when nobody is there.
@@ -275,53 +295,43 @@ impl Cluster {
 impl Waiting {
     /// The answer, once it is there.
     pub(crate) fn poll(&mut self) -> Option<Answer> {
-        use oneshot::error::TryRecvError::{Closed, Empty};
-        match self {
-            Waiting::Published(numbers, answer) => match answer.try_recv() {
-                Ok(answers) => {
-                    assert_eq!(
-                        answers.len(),
-                        numbers.len(),
-                        "rule api: each item is answered once"
-                    );
-                    let places = answers.into_iter().map(|(place, result)| {
-                        let (number, channel) = numbers[place as usize];
-                        let result = result
-                            .map(|position| (position.epoch.0, position.offset))
-                            .map_err(|refused| refused.code().as_str().to_owned());
-                        (number, channel, result)
-                    });
-                    Some(Answer::Published(places.collect()))
-                }
-                Err(Empty) => None,
-                Err(Closed) => Some(Answer::Lost),
-            },
-            Waiting::History(channel, answer) => match answer.try_recv() {
-                Ok(page) => Some(Answer::History(
-                    *channel,
-                    page.map(|page| {
-                        let publications = page.publications.into_iter();
-                        let publications =
-                            publications.map(|p| (p.offset, p.payload.bytes.to_vec())).collect();
-                        (page.position.epoch.0, page.position.offset, publications)
-                    }),
-                )),
-                Err(Empty) => None,
-                Err(Closed) => Some(Answer::Lost),
-            },
-            Waiting::Rows(answer) => match answer.try_recv() {
-                Ok(page) => Some(Answer::Rows(
-                    page.rows
+        let answer = match self {
+            Waiting::Published(numbers, answer) => answer.try_recv().map(|answers| {
+                assert_eq!(answers.len(), numbers.len(), "rule api: each item is answered once");
+                let outcomes = answers.into_iter().map(|(place, result)| {
+                    let (number, channel) = numbers[place as usize];
+                    let place = result
+                        .map(|position| (position.epoch.0, position.offset))
+                        .map_err(|refused| refused.code().as_str().to_owned());
+                    Outcome { number, channel, place }
+                });
+                Answer::Published(outcomes.collect())
+            }),
+            Waiting::History(channel, answer) => answer.try_recv().map(|page| {
+                let page = page.map(|page| Page {
+                    epoch: page.position.epoch.0,
+                    newest: page.position.offset,
+                    publications: page
+                        .publications
                         .into_iter()
-                        .map(|row| {
-                            let (epoch, offset) = (row.position.epoch.0, row.position.offset);
-                            (row.name.to_string(), epoch, offset, row.subscribers)
-                        })
+                        .map(|p| (p.offset, p.payload.bytes.to_vec()))
                         .collect(),
-                )),
-                Err(Empty) => None,
-                Err(Closed) => Some(Answer::Lost),
-            },
+                });
+                Answer::History(*channel, page)
+            }),
+            Waiting::Rows(answer) => answer.try_recv().map(|page| {
+                let rows = page.rows.into_iter().map(|row| Row {
+                    name: row.name.to_string(),
+                    epoch: row.position.epoch.0,
+                    newest: row.position.offset,
+                });
+                Answer::Rows(rows.collect())
+            }),
+        };
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Answer::Lost),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::judge::{RULES, Rule};
+use super::net::Sabotage;
 use super::trace::Tracing;
 use super::world::{Tally, World};
 
@@ -17,7 +18,7 @@ usage: cargo test -p ringfeed-engine --test sim -- [options]
   --seed S       run this seed alone, and print its trace with --trace
   --seeds N      run N seeds, from a random one on or from --from
   --from S       the first of them
-  --seconds T    run fresh seeds for so long (default 60)
+  --seconds T    run fresh seeds for so long (default 50)
   --threads N    default: one for each core
   --trace        print everything that happens
   --keep-going   do not stop at the first failure; count failures by kind
@@ -28,9 +29,15 @@ usage: cargo test -p ringfeed-engine --test sim -- [options]
 The same from the environment: RINGFEED_SIM_SEED, RINGFEED_SIM_SEEDS, RINGFEED_SIM_SECONDS.
 ";
 
-/// Test names, as the test runner asks for them.
-const TESTS: &[(&str, fn(&Options) -> bool)] =
-    &[("fresh_seeds", search), ("the_same_seed_is_the_same_run", same_seed)];
+/// Whether it passed.
+type Test = fn(&Options) -> bool;
+
+/// Tests by name, as the test runner asks for them.
+const TESTS: &[(&str, Test)] = &[
+    ("fresh_seeds", search),
+    ("the_same_seed_is_the_same_run", same_seed),
+    ("a_network_that_loses_or_repeats_is_noticed", sabotaged),
+];
 
 struct Options {
     seed: Option<u64>,
@@ -110,7 +117,7 @@ fn parse(arguments: &[String]) -> Result<(Options, Vec<String>), String> {
         seed: environment("RINGFEED_SIM_SEED")?,
         seeds: environment("RINGFEED_SIM_SEEDS")?,
         from: None,
-        seconds: environment("RINGFEED_SIM_SECONDS")?.unwrap_or(60),
+        seconds: environment("RINGFEED_SIM_SECONDS")?.unwrap_or(50),
         threads: cores,
         trace: false,
         keep_going: false,
@@ -153,7 +160,10 @@ fn mask(names: &str) -> Result<u64, String> {
 /// Panics are told with their seed, not as they come.
 fn note_panics() {
     panic::set_hook(Box::new(|info| {
-        let message = info.payload_as_str().unwrap_or("a panic").to_owned();
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or(payload.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("a panic").to_owned();
         let place = info.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
         let place = place.filter(|_| !message.starts_with("rule ")).unwrap_or_default();
         PANICKED.with(|panicked| *panicked.borrow_mut() = format!("{message}{place}"));
@@ -162,8 +172,20 @@ fn note_panics() {
 
 /// Runs a seed. The error is what was wrong.
 fn run(seed: u64, rules: u64, tracing: Tracing) -> Result<(Tally, Vec<String>), String> {
+    run_with(seed, rules, tracing, None)
+}
+
+fn run_with(
+    seed: u64,
+    rules: u64,
+    tracing: Tracing,
+    sabotage: Option<Sabotage>,
+) -> Result<(Tally, Vec<String>), String> {
     let run = AssertUnwindSafe(|| {
         let mut world = World::new(seed, rules, tracing);
+        if let Some(sabotage) = sabotage {
+            world.sabotage(sabotage);
+        }
         world.run();
         (world.tally(), world.trace())
     });
@@ -193,6 +215,24 @@ fn same_seed(options: &Options) -> bool {
             println!("seed {seed} does not run the same way twice");
         }
         same
+    })
+}
+
+/// The judge sees what a network does that must not be; not in every run, since in some hardly
+/// anything is sent.
+fn sabotaged(options: &Options) -> bool {
+    use Sabotage::{LostByte, LostSend, Repeated, Untold};
+    const SEEDS: u64 = 100;
+    let first = options.from.unwrap_or_else(|| rand::random::<u64>() >> 16);
+    [LostByte, LostSend, Repeated, Untold].into_iter().all(|sabotage| {
+        let noticed = (first..first + SEEDS)
+            .filter(|&seed| {
+                let result = run_with(seed, options.rules, Tracing::Off, Some(sabotage));
+                result.is_err_and(|what| what.starts_with("rule "))
+            })
+            .count();
+        println!("{sabotage:?} is noticed under {noticed} of {SEEDS} seeds");
+        noticed as u64 >= SEEDS / 4
     })
 }
 
@@ -236,7 +276,7 @@ fn search(options: &Options) -> bool {
     });
     failures.sort();
     println!("from seed {first}, {:.1} s: {}", began.elapsed().as_secs_f64(), shown(&tally));
-    report(&failures, first);
+    report(&failures, first, options.rules);
     failures.is_empty()
 }
 
@@ -257,16 +297,23 @@ fn shown(tally: &Tally) -> String {
     )
 }
 
+/// Characters of a failure that tell it from others.
+const KIND_CHARS: usize = 64;
+
 /// Failures by kind: how often, the first seed, what it said, and how to run it again.
-fn report(failures: &[(u64, String)], first: u64) {
+fn report(failures: &[(u64, String)], first: u64, rules: u64) {
+    let on = |rule: &Rule| rules & (1 << *rule as u64) != 0;
+    let only: Vec<&str> = RULES.iter().filter(|(r, ..)| on(r)).map(|rule| rule.1).collect();
+    let flag = if only.len() == RULES.len() {
+        String::new()
+    } else {
+        format!(" --only {}", only.join(","))
+    };
     let mut kinds: BTreeMap<String, Vec<&(u64, String)>> = BTreeMap::new();
     for failure in failures {
         let line = failure.1.lines().next().unwrap_or_default();
-        let kind = if line.starts_with("rule ") {
-            line.split(':').next().unwrap_or_default().to_owned()
-        } else {
-            line.chars().filter(|c| !c.is_ascii_digit()).collect()
-        };
+        // The same with other numbers is the same.
+        let kind = line.chars().filter(|c| !c.is_ascii_digit()).take(KIND_CHARS).collect();
         kinds.entry(kind).or_default().push(failure);
     }
     let mut kinds: Vec<_> = kinds.into_values().collect();
@@ -274,6 +321,8 @@ fn report(failures: &[(u64, String)], first: u64) {
     for kind in kinds {
         let (seed, what) = kind[0];
         println!("\n{} times, after {} seeds: {what}", kind.len(), seed - first + 1);
-        println!("  again: cargo test -p ringfeed-engine --test sim -- --seed {seed} --trace");
+        println!(
+            "  again: cargo test -p ringfeed-engine --test sim -- --seed {seed} --trace{flag}"
+        );
     }
 }

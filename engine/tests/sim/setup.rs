@@ -14,6 +14,9 @@ pub(crate) enum Mode {
     Lists,
     /// Few connections that do a lot.
     Few,
+    /// Half of the connections stay on one channel and keep its shard busy; the others wander among
+    /// channels that they mostly have for themselves.
+    Wander,
 }
 
 /// Channels under one rule of the configuration: those named `g<number>.*`.
@@ -89,6 +92,8 @@ pub(crate) struct Setup {
     /// In 1,000 publications.
     pub(crate) large: u32,
     pub(crate) empty: u32,
+    /// Among the steps: publications of more at once than anything holds.
+    pub(crate) floods: u32,
     /// Of 1,000 clients.
     pub(crate) attentive: u32,
     pub(crate) raw: u32,
@@ -106,24 +111,26 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn draw(dice: &mut Dice) -> Setup {
-        let mode = dice.pick(&[Mode::Mixed, Mode::Crowd, Mode::Crowd, Mode::Lists, Mode::Few]);
+        use Mode::{Crowd, Few, Lists, Mixed, Wander};
+        let mode = dice.pick(&[Mixed, Crowd, Crowd, Lists, Few, Wander, Wander]);
         let shards = match mode {
-            Mode::Crowd => dice.pick(&[1, 1, 1, 2, 3]),
+            Crowd | Wander => dice.pick(&[1, 1, 1, 2, 3]),
             _ => dice.pick(&[1, 1, 2, 2, 3, 4]),
         };
         let turn = TurnSizes {
             events: dice.magnitude(1, 32),
             batches: dice.range(1, 4),
             promotions: dice.range(1, 8),
-            sends: dice.magnitude(1, if mode == Mode::Lists { 24 } else { 10 }),
+            sends: dice.magnitude(1, if mode == Lists { 24 } else { 10 }),
             request_bytes: dice.magnitude(200, 200_000),
         };
         let groups: Vec<Group> = (0..dice.range(1, 3)).map(|_| Group::draw(dice)).collect();
         let channel_count = match mode {
-            Mode::Crowd => dice.pick(&[1, 1, 2, 3]),
-            Mode::Lists => dice.range(6, 40),
-            Mode::Mixed => dice.range(1, 12),
-            Mode::Few => dice.range(1, 5),
+            Crowd => dice.pick(&[1, 1, 2, 3]),
+            Lists => dice.range(6, 40),
+            Mixed => dice.range(1, 12),
+            Few => dice.range(1, 5),
+            Wander => dice.range(4, 20),
         };
         let channels = (0..channel_count)
             .map(|number| {
@@ -136,15 +143,16 @@ impl Setup {
             })
             .collect();
         let clients = match mode {
-            Mode::Crowd if dice.chance(100) => dice.range(60, 200),
-            Mode::Crowd => dice.range(4, 40),
-            Mode::Lists => dice.range(3, 14),
-            Mode::Mixed => dice.range(2, 24),
-            Mode::Few => dice.range(1, 5),
+            Crowd if dice.chance(100) => dice.range(60, 200),
+            Crowd => dice.range(4, 40),
+            Lists => dice.range(3, 14),
+            Mixed => dice.range(2, 24),
+            Few => dice.range(1, 5),
+            Wander => dice.range(8, 30),
         };
         let heartbeat = dice.chance(500);
         let limited = dice.chance(120);
-        Setup {
+        let mut setup = Setup {
             mode,
             shards,
             turn,
@@ -183,6 +191,7 @@ impl Setup {
             large_bytes: dice.magnitude(2000, 300_000),
             large: dice.pick(&[0, 0, 5, 20, 60]),
             empty: if dice.chance(100) { 50 } else { 0 },
+            floods: dice.pick(&[0, 0, 3, 20]),
             attentive: dice.pick(&[1000, 950, 800, 500, 200, 0]),
             raw: dice.pick(&[0, 100, 300, 1000]),
             echo: dice.pick(&[0, 0, 50]),
@@ -193,7 +202,21 @@ impl Setup {
             drains: dice.chance(150),
             groups,
             channels,
+        };
+        if mode == Wander {
+            // Busy, but not so far behind that nothing more is taken.
+            setup.steps = dice.range(800, 2500);
+            setup.moves = setup.moves.max(300);
+            setup.raw = dice.pick(&[100, 500, 900]);
+            setup.attentive = setup.attentive.max(500);
+            setup.turns = dice.magnitude(100, 500) as u32;
+            setup.payload_bytes = dice.range(100, 1500);
+            setup.turn.sends = dice.range(2, 12);
+            for group in &mut setup.groups {
+                group.window_bytes = group.window_bytes.max(32_768);
+            }
         }
+        setup
     }
 
     pub(crate) fn group(&self, channel: usize) -> &Group {

@@ -8,17 +8,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::client::{Client, Habit, Scene, Speaks, payload_size};
+use super::client::{Client, Habit, Scene, payload_size};
 use super::dice::Dice;
 use super::judge::{Judge, Rule};
-use super::net::{ConnId, Fate, Faults, Net, Phase};
-use super::node::{Answer, Cluster, Held, Waiting};
+use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
+use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting};
 use super::setup::{Mode, Setup};
 use super::trace::{Trace, Tracing, note};
-
-/// How often shards may take turns in vain, or at all, before things are quiet.
-const IDLE_ROUNDS_MAX: u32 = 300;
-const ROUNDS_MAX: u32 = 30_000;
 
 /// What a run was made of.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -50,35 +46,36 @@ impl Tally {
 
 /// See the module's description.
 pub(crate) struct World {
-    setup: Setup,
-    dice: Dice,
-    trace: Rc<Trace>,
-    elapsed: Rc<Cell<Duration>>,
-    net: Rc<RefCell<Net>>,
-    cluster: Cluster,
-    judge: Judge,
-    clients: Vec<Client>,
+    pub(super) setup: Setup,
+    pub(super) dice: Dice,
+    pub(super) trace: Rc<Trace>,
+    pub(super) elapsed: Rc<Cell<Duration>>,
+    pub(super) net: Rc<RefCell<Net>>,
+    pub(super) cluster: Cluster,
+    pub(super) judge: Judge,
+    pub(super) clients: Vec<Client>,
     /// Client of each connection.
-    owners: Vec<usize>,
+    pub(super) owners: Vec<usize>,
     /// Connections that are not over on both sides.
-    open: Vec<ConnId>,
-    waiting: Vec<Waiting>,
+    pub(super) open: Vec<ConnId>,
+    pub(super) waiting: Vec<Waiting>,
     /// Shards that get no turn for so many steps.
-    slow: Vec<u32>,
-    turns: u64,
+    pub(super) slow: Vec<u32>,
+    pub(super) turns: u64,
     /// Shards that were not told of the drain yet.
-    to_drain: BTreeSet<usize>,
+    pub(super) to_drain: BTreeSet<usize>,
     /// Newest position of each channel, as the control thread was told last.
-    newest: Vec<Option<(u64, u64)>>,
-    healed: bool,
+    pub(super) newest: Vec<Option<(u64, u64)>>,
+    pub(super) healed: bool,
     /// Rows are of now: everything is quiet.
-    listing: bool,
+    pub(super) listing: bool,
 }
 
+type Weight = fn(&World) -> u32;
 type Step = fn(&mut World);
 
 /// Name, weight, and what is done.
-const STEPS: &[(&str, fn(&World) -> u32, Step)] = &[
+const STEPS: &[(&str, Weight, Step)] = &[
     ("turn", |w| w.setup.turns, World::any_turn),
     ("input arrives", |_| 350, World::any_input),
     ("a client acts", |_| 250, World::any_client),
@@ -89,8 +86,9 @@ const STEPS: &[(&str, fn(&World) -> u32, Step)] = &[
     ("a client connects", |w| if w.has_room() { 90 } else { 0 }, World::connect),
     ("a client leaves", |w| w.churn(), World::leave),
     ("the API publishes", |_| 70, World::publish),
+    ("the API publishes a flood", |w| w.setup.floods, World::flood),
     ("the API asks", |_| 6, World::ask),
-    ("the API gives up", |_| 2, |w| w.waiting.clear()),
+    ("the API gives up", |_| 2, World::give_up),
     ("the clock moves", |w| w.setup.clocks, World::clock),
     ("a shard is slow", |_| 3, World::slow_shard),
     ("a reader stalls or comes back", |_| 15, World::stall),
@@ -129,6 +127,11 @@ impl World {
             net,
             cluster,
         }
+    }
+
+    /// Has the network do what it must not.
+    pub(crate) fn sabotage(&mut self, sabotage: Sabotage) {
+        self.net.borrow_mut().sabotage = Some(sabotage);
     }
 
     /// Everything that happens under this seed. Panics when a rule is broken.
@@ -289,7 +292,7 @@ impl World {
     }
 
     /// Ends a connection from the client's side: by a close frame, half, or with a reset.
-    fn leave_by(&mut self, conn: ConnId, how: usize) {
+    pub(super) fn leave_by(&mut self, conn: ConnId, how: usize) {
         let at = self.owners[conn];
         if self.clients[at].link.as_ref().is_none_or(|link| link.conn != conn) {
             return;
@@ -322,8 +325,23 @@ impl World {
         }
     }
 
+    /// A channel to publish to; where clients wander, the busy one or one that somebody is on.
+    fn any_channel(&mut self) -> usize {
+        if self.setup.mode == Mode::Wander {
+            if self.dice.chance(400) {
+                return 0;
+            }
+            let conn = self.any_conn();
+            let link = conn.and_then(|conn| self.clients[self.owners[conn]].link.as_ref());
+            if let Some(channel) = link.and_then(|link| link.newest_channel.as_ref()) {
+                return *channel;
+            }
+        }
+        self.dice.below(self.setup.channels.len())
+    }
+
     fn publish(&mut self) {
-        let channel = self.dice.below(self.setup.channels.len());
+        let channel = self.any_channel();
         let home = self.cluster.home(&self.setup.channels[channel].name);
         let others: Vec<usize> = (0..self.setup.channels.len())
             .filter(|&other| self.cluster.home(&self.setup.channels[other].name) == home)
@@ -337,16 +355,30 @@ impl World {
         let channels: Vec<usize> = (0..count)
             .map(|_| if mixed { others[self.dice.below(others.len())] } else { channel })
             .collect();
-        self.publish_to(home, &channels);
+        self.publish_to(home, &channels, None);
     }
 
-    /// Returns the numbers, where the shard took them.
-    fn publish_to(&mut self, home: usize, channels: &[usize]) -> Vec<u64> {
+    /// More at once than any chunk, window or send holds.
+    fn flood(&mut self) {
+        let channel = self.any_channel();
+        let home = self.cluster.home(&self.setup.channels[channel].name);
+        let each = self.dice.magnitude(500, 20_000);
+        let count = self.dice.magnitude(34_000, 200_000) / each + 1;
+        self.publish_to(home, &vec![channel; count], Some(each));
+    }
+
+    /// Payloads of `len` bytes, or of any. Returns the numbers, where the shard took them.
+    pub(super) fn publish_to(
+        &mut self,
+        home: usize,
+        channels: &[usize],
+        len: Option<usize>,
+    ) -> Vec<u64> {
         let mut numbers = Vec::new();
         let mut items = Vec::new();
         for &channel in channels {
-            let (kind, len) = payload_size(&mut self.dice, &self.setup);
-            let number = self.judge.publication(channel, kind, len);
+            let (kind, any) = payload_size(&mut self.dice, &self.setup);
+            let number = self.judge.publication(channel, kind, len.unwrap_or(any));
             numbers.push(number);
             let payload = self.judge.payload(number);
             items.push((
@@ -386,6 +418,14 @@ impl World {
             self.cluster.history(channel, &self.setup.channels[channel].name, after, limit)
         };
         self.waiting.extend(waiting);
+    }
+
+    /// The control thread is gone, or its callers are: nobody waits for the answers.
+    fn give_up(&mut self) {
+        if !self.waiting.is_empty() {
+            self.waiting.clear();
+            self.judge.unacknowledged.iter_mut().for_each(|count| *count += 1);
+        }
     }
 
     fn clock(&mut self) {
@@ -433,7 +473,7 @@ impl World {
         self.net.borrow_mut().release_slots(shard);
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         if !self.judge.draining {
             note!(self.trace, "drain");
             self.judge.draining = true;
@@ -443,14 +483,14 @@ impl World {
     }
 
     /// Tells the shards whose queues have room.
-    fn tell_drain(&mut self) {
+    pub(super) fn tell_drain(&mut self) {
         let World { to_drain, cluster, .. } = self;
         to_drain.retain(|&shard| !cluster.drain(shard));
     }
 
     // What steps are made of.
 
-    fn turn(&mut self, shard: usize) {
+    pub(super) fn turn(&mut self, shard: usize) {
         self.turns += 1;
         self.tell_drain();
         let busy = self.cluster.turn(shard);
@@ -478,7 +518,7 @@ impl World {
         }
     }
 
-    fn poll(&mut self) {
+    pub(super) fn poll(&mut self) {
         for mut waiting in std::mem::take(&mut self.waiting) {
             match waiting.poll() {
                 None => self.waiting.push(waiting),
@@ -492,8 +532,8 @@ impl World {
         let judge = &mut self.judge;
         match answer {
             Answer::Published(results) => {
-                for (number, channel, result) in results {
-                    match result {
+                for Outcome { number, channel, place } in results {
+                    match place {
                         Ok((epoch, offset)) => {
                             note!(self.trace, "the API has published {number} at {offset}");
                             judge.learn(channel, epoch, offset, judge.ident(number), WHO);
@@ -508,7 +548,8 @@ impl World {
                     }
                 }
             }
-            Answer::History(channel, Some((epoch, newest, publications))) => {
+            Answer::History(channel, Some(page)) => {
+                let Page { epoch, newest, publications } = page;
                 judge.claim(channel, epoch, newest, WHO);
                 for (offset, payload) in publications {
                     if let Some(is) = judge.identify(&payload, WHO) {
@@ -518,7 +559,7 @@ impl World {
             }
             Answer::History(_, None) => {}
             Answer::Rows(rows) => {
-                for (name, epoch, offset, _) in rows {
+                for Row { name, epoch, newest: offset } in rows {
                     let at = self.setup.channels.iter().position(|channel| channel.name == name);
                     match at {
                         // Later answers may have been read by now.
@@ -571,7 +612,7 @@ impl World {
     }
 
     /// Reads up to so many bytes of a connection; ends it where nothing more will come.
-    fn read(&mut self, conn: ConnId, most: usize) {
+    pub(super) fn read(&mut self, conn: ConnId, most: usize) {
         let bytes: Vec<u8> = {
             let unread = &mut self.net.borrow_mut().conns[conn].unread;
             if unread.len() <= most {
@@ -588,7 +629,7 @@ impl World {
     }
 
     /// Takes a connection off the list that is over on both sides.
-    fn look(&mut self, conn: ConnId) {
+    pub(super) fn look(&mut self, conn: ConnId) {
         let (over, excused) = {
             let net = self.net.borrow();
             let state = &net.conns[conn];
@@ -610,7 +651,7 @@ impl World {
         }
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub(super) fn pass(&mut self, ms: u64) {
         let before = self.elapsed.get();
         let now = before + Duration::from_millis(ms);
         self.elapsed.set(now);
@@ -623,230 +664,4 @@ impl World {
             }
         }
     }
-
-    // The end.
-
-    /// Lets everything under way arrive, with no more faults, until shards sleep.
-    fn settle(&mut self) {
-        let (mut idle_rounds, mut activity) = (0, 0);
-        for round in 0.. {
-            let mut moved = false;
-            for conn in self.open.clone() {
-                let client = &self.clients[self.owners[conn]];
-                let reads = client.link.is_none() || client.reading;
-                let waits = !self.net.borrow().conns[conn].unread.is_empty();
-                if reads && waits {
-                    self.read(conn, usize::MAX);
-                    moved = true;
-                }
-                {
-                    let mut net = self.net.borrow_mut();
-                    moved |= net.deliver(conn, 16_384);
-                    moved |= net.tell_writable(conn, false);
-                    moved |= net.tell_closed(conn);
-                }
-                self.look(conn);
-            }
-            let mut awake = false;
-            for shard in 0..self.cluster.count() {
-                moved |= self.net.borrow_mut().release_slots(shard);
-                if self.cluster.is_awake(shard) {
-                    awake = true;
-                    self.turn(shard);
-                }
-            }
-            if !awake && !moved && self.to_drain.is_empty() {
-                return;
-            }
-            if self.judge.draining && round > 2000 {
-                return;
-            }
-            let now = self.net.borrow().activity;
-            idle_rounds = if now == activity { idle_rounds + 1 } else { 0 };
-            activity = now;
-            if idle_rounds > IDLE_ROUNDS_MAX {
-                if (0..self.cluster.count()).any(|shard| self.cluster.has_ended(shard)) {
-                    // What others have for it waits until the process ends.
-                    return;
-                }
-                let what = format_args!("a shard takes turns for ever and does nothing in them");
-                return self.judge.broken(Rule::Sleeps, what);
-            }
-            if round > ROUNDS_MAX {
-                let what = format_args!("it goes on and on");
-                return self.judge.broken(Rule::Settles, what);
-            }
-        }
-    }
-
-    /// Time passes and nothing new happens.
-    fn rest(&mut self, ms: u64) {
-        let steps = (ms / 100).clamp(1, 25);
-        for _ in 0..steps {
-            self.pass(ms.div_ceil(steps).max(100));
-            self.settle();
-        }
-    }
-
-    /// Faults end, stalled readers come back; then nothing may be owed.
-    fn heal(&mut self) {
-        note!(self.trace, "faults end");
-        self.healed = true;
-        {
-            let mut net = self.net.borrow_mut();
-            net.adopt_faults = 0;
-            for conn in &mut net.conns {
-                (conn.faults, conn.vain_left) = (Faults::default(), 0);
-            }
-        }
-        for client in self.clients.iter_mut().filter(|client| client.habit.reads()) {
-            client.reading = true;
-        }
-        self.settle();
-        // Sockets that were called writable in vain are asked again by the tick.
-        self.rest(1000);
-        if !self.judge.draining {
-            let bells = self.ring();
-            self.settled(&bells);
-            let setup = &self.setup;
-            let ages = setup.groups.iter().map(|group| group.window_age_ms).max().unwrap_or(0);
-            let heartbeat = setup.heartbeat_interval_ms + setup.heartbeat_timeout_ms;
-            let waits = setup.message_timeout_ms.max(setup.outbox_timeout_ms);
-            let close = setup.close_timeout_ms;
-            let long = ages.max(heartbeat).max(waits) + close + 1000;
-            self.rest(long.into());
-            self.settled(&bells);
-            // Who was closed at the end of that time still has the time to say goodbye.
-            self.rest(u64::from(close) + 1000);
-            if setup_has_heartbeat(&self.setup) {
-                self.rest(long.into());
-                self.silent_are_gone(u64::from(long));
-            }
-            self.closings_are_over();
-            if setup_has_heartbeat(&self.setup) {
-                self.rest(600_000);
-                self.unread_are_gone();
-            }
-        }
-    }
-
-    /// One more publication on every channel, so that everybody has to get something.
-    fn ring(&mut self) -> Vec<Option<u64>> {
-        let mut bells = Vec::new();
-        for channel in 0..self.setup.channels.len() {
-            let home = self.cluster.home(&self.setup.channels[channel].name);
-            let numbers = self.publish_to(home, &[channel]);
-            self.settle();
-            let rung = numbers.first().copied();
-            bells.push(rung.filter(|&n| self.judge.publications[n as usize - 1].place.is_some()));
-        }
-        self.newest.fill(None);
-        self.listing = true;
-        for shard in 0..self.cluster.count() {
-            self.waiting.extend(self.cluster.list(shard));
-        }
-        self.settle();
-        self.poll();
-        if !self.waiting.is_empty() {
-            self.judge.broken(Rule::Api, format_args!("a request is not answered"));
-        }
-        bells
-    }
-
-    fn settled(&mut self, bells: &[Option<u64>]) {
-        for client in &self.clients {
-            let alive = client.link.as_ref().is_some_and(|link| {
-                let net = self.net.borrow();
-                let conn = &net.conns[link.conn];
-                conn.phase == Phase::Open && conn.fate == Fate::Alive
-            });
-            if alive && client.reading {
-                client.settled(bells, &self.newest, &self.judge);
-            }
-        }
-    }
-
-    /// Connections that the shards still hold, with their clients.
-    fn held(&self) -> Vec<(ConnId, &Client)> {
-        let net = self.net.borrow();
-        let open = self.open.iter().filter(|&&conn| net.conns[conn].phase == Phase::Open);
-        open.map(|&conn| (conn, &self.clients[self.owners[conn]])).collect()
-    }
-
-    fn silent_are_gone(&self, long_ms: u64) {
-        let now = self.elapsed.get().as_millis() as u64;
-        for (conn, _) in self.held() {
-            let heard = self.net.borrow().conns[conn].heard_ms;
-            if now - heard > long_ms {
-                let what = format_args!("c{conn} has been silent for {} ms", now - heard);
-                self.judge.broken(Rule::SilentClosed, what);
-            }
-        }
-    }
-
-    fn closings_are_over(&self) {
-        for (conn, client) in self.held() {
-            let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
-                continue;
-            };
-            if link.close_seen.is_some() || (link.close_sent.is_some() && client.reading) {
-                let what = format_args!("k{}/c{conn} is closing and does not end", client.number);
-                self.judge.broken(Rule::CloseEnds, what);
-            }
-        }
-    }
-
-    fn unread_are_gone(&self) {
-        for (conn, client) in self.held() {
-            let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
-                continue;
-            };
-            let blocked = self.net.borrow().conns[conn].blocked;
-            if !client.reading && blocked && link.has_pending() && client.speaks == Speaks::Ringfeed
-            {
-                let what =
-                    format_args!("k{}/c{conn} has not read its replies for long", client.number);
-                self.judge.broken(Rule::UnreadClosed, what);
-            }
-        }
-    }
-
-    /// Everybody leaves, or the server does; then nothing may be held.
-    fn part(&mut self) {
-        if self.judge.draining || self.dice.chance(300) {
-            self.drain();
-            self.settle();
-            let timeout = u64::from(self.setup.drain_timeout_ms);
-            self.rest(timeout + u64::from(self.setup.close_timeout_ms) + 1000);
-            for shard in 0..self.cluster.count() {
-                if !self.cluster.has_ended(shard) {
-                    self.judge.broken(Rule::CloseEnds, format_args!("s{shard} does not drain"));
-                }
-            }
-            return;
-        }
-        note!(self.trace, "everybody leaves");
-        for conn in self.open.clone() {
-            let owner = &self.clients[self.owners[conn]];
-            let stuck = !owner.reading || owner.link.as_ref().is_some_and(|link| link.mute);
-            let how = if stuck { 3 } else { self.dice.below(4) };
-            self.leave_by(conn, how);
-        }
-        self.settle();
-        self.rest(u64::from(self.setup.close_timeout_ms) + 1000);
-        self.rest(200);
-        if let Some(conn) = self.held().first().map(|(conn, _)| *conn) {
-            self.judge.broken(Rule::CloseEnds, format_args!("c{conn} is still held"));
-        }
-        for shard in 0..self.cluster.count() {
-            let held = self.cluster.held(shard);
-            if held != Held::default() {
-                self.judge.broken(Rule::Baseline, format_args!("s{shard} holds {held:?}"));
-            }
-        }
-    }
-}
-
-fn setup_has_heartbeat(setup: &Setup) -> bool {
-    setup.heartbeat_interval_ms > 0
 }
