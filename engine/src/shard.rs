@@ -44,6 +44,12 @@ use timers::{Purpose, Timer, Wheel};
 
 /// Time after which no further event is taken: memory touched for the first time makes commands slow.
 const STEP_TIME_MAX: Duration = Duration::from_millis(2);
+/// What a turn may take of the time that timers count. A shard that was stopped for longer (its core was
+/// taken away, the machine was suspended) could hear nobody meanwhile, and blames nobody for it.
+const TURN_TIME_MAX: u64 = 1000;
+/// The same for whether a reader reads, which is told within a quarter of a second: no turn is later than
+/// the tick.
+const ATTENTION_TURN_MAX: u64 = timers::TICK_MS;
 /// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
 /// or two.
 const BYTES_PER_TURN_MAX: usize = 64 * 1024;
@@ -160,8 +166,13 @@ pub struct Shard<W> {
     rng: SmallRng,
     limits: TurnLimits,
     start: Instant,
+    /// Milliseconds since then, in the last turn.
+    elapsed_ms: u64,
     now: Instant,
+    /// What timers count: time, but for what no turn can have been that long.
     now_ms: u64,
+    /// What attention is told by.
+    attended_ms: u64,
 }
 
 /// Where a home's deliveries go: to this shard's own queue, or to another shard.
@@ -225,17 +236,17 @@ impl<W: Wire> Shard<W> {
             rng,
             limits,
             start: now,
+            elapsed_ms: 0,
             now,
             now_ms: 0,
+            attended_ms: 0,
         }
     }
 
     /// One turn. Returns whether there is more to do at once. [`Shard::run`] calls it for ever; it is
     /// public for benchmarks and simulations, which bring a wire and a clock of their own.
     pub fn turn(&mut self) -> std::io::Result<bool> {
-        self.now = self.clock.now();
-        // Milliseconds of a process that runs for less than 500 million years.
-        self.now_ms = self.now.duration_since(self.start).as_millis() as u64;
+        self.begin_turn();
         let cpu_began = self.clock.thread_cpu();
         let mut busy = self.take_events();
         busy |= self.take_promotions();
@@ -268,6 +279,16 @@ impl<W: Wire> Shard<W> {
             return Ok(true);
         }
         Ok(busy)
+    }
+
+    fn begin_turn(&mut self) {
+        self.now = self.clock.now();
+        // Milliseconds of a process that runs for less than 500 million years.
+        let elapsed_ms = self.now.duration_since(self.start).as_millis() as u64;
+        let passed_ms = elapsed_ms - self.elapsed_ms;
+        self.elapsed_ms = elapsed_ms;
+        self.now_ms += passed_ms.min(TURN_TIME_MAX);
+        self.attended_ms += passed_ms.min(ATTENTION_TURN_MAX);
     }
 
     fn has_work(&self) -> bool {
@@ -308,6 +329,8 @@ impl<W: Wire> Shard<W> {
             let Some(slot) = self.sessions.slot_of(socket) else { continue };
             match what {
                 What::Received => self.handle_received(slot, &mut scratch),
+                // Who is cut takes nothing more.
+                What::Writable if self.sessions.get(slot).is_some_and(|s| s.cut) => {}
                 What::Writable => {
                     let hot = self.sessions.hot_mut(slot);
                     hot.flags = (hot.flags & !BLOCKED) | WOKEN;
@@ -401,6 +424,7 @@ impl<W: Wire> Shard<W> {
             limits,
             now: self.now,
             now_ms: self.now_ms,
+            attended_ms: self.attended_ms,
         };
         (&mut self.fanout, context)
     }

@@ -81,6 +81,7 @@ pub(super) struct Context<'a, W> {
     pub(super) limits: FlushLimits,
     pub(super) now: Instant,
     pub(super) now_ms: u64,
+    pub(super) attended_ms: u64,
 }
 
 /// What the flush must know of the configuration.

@@ -80,6 +80,8 @@ pub(super) struct Session {
     pub(super) endpoint: u8,
     /// The peer has sent its close frame, or the handshake is over for another reason.
     pub(super) peer_closed: bool,
+    /// A frame is half sent and cannot be completed: nothing more is sent, and it is cut in this turn.
+    pub(super) cut: bool,
     /// The peer broke the protocol: nothing more of it is looked at.
     pub(super) failed: bool,
     pub(super) pinged: bool,
@@ -101,6 +103,8 @@ pub(super) struct Session {
     pub(super) heard_ms: u64,
     /// When its socket last took any of what had to wait.
     pub(super) progress_ms: u64,
+    /// The same as attention is told.
+    pub(super) attended_ms: u64,
     /// When the unfinished message began that is being received.
     pub(super) message_since_ms: Option<u64>,
     /// Memory of that message, as it is counted for the shard.
@@ -125,6 +129,7 @@ impl Session {
             dialect,
             endpoint,
             peer_closed: false,
+            cut: false,
             failed: false,
             pinged: false,
             outbox_timed: false,
@@ -138,6 +143,7 @@ impl Session {
             outbox: None,
             heard_ms: now_ms,
             progress_ms: now_ms,
+            attended_ms: 0,
             message_since_ms: None,
             partial_bytes: 0,
             closing_since_ms: 0,

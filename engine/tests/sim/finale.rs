@@ -9,7 +9,7 @@ use super::trace::note;
 use super::world::World;
 
 /// How often shards may take turns in vain, or at all, before things are quiet.
-const IDLE_ROUNDS_MAX: u32 = 300;
+const IDLE_ROUNDS_MAX: u32 = 3000;
 const ROUNDS_MAX: u32 = 30_000;
 
 impl World {
@@ -68,7 +68,8 @@ impl World {
 
     /// Time passes and nothing new happens.
     fn rest(&mut self, ms: u64) {
-        let steps = (ms / 100).clamp(1, 25);
+        // As often as a shard's time goes on.
+        let steps = (ms / 100).clamp(1, ms / 900 + 10);
         for _ in 0..steps {
             self.pass(ms.div_ceil(steps).max(100));
             self.settle();

@@ -273,7 +273,7 @@ impl Client {
             4001 => setup.heartbeat_interval_ms > 0 && scene.silence_ms >= silent,
             4002 => true,
             1012 => scene.judge.draining,
-            1013 => link.mute && setup.partial_bytes_max < 1 << 20,
+            1013 => setup.partial_bytes_max < 1 << 20,
             4003 => true,
             4500 => {
                 self.speaks != Speaks::Ringfeed
@@ -306,6 +306,8 @@ impl Client {
         let Some(link) = self.link.take() else { return };
         let who = &link.who;
         note!(scene.trace, "{who} is over, close seen {:?}", link.close_seen);
+        // Where nothing can be kept of a half-sent frame there is no whole one to say why.
+        let excused = excused || scene.setup.retained_bytes_max < 1 << 20;
         if link.close_seen.is_none() && !excused {
             let cut = link.parser.pending();
             let what = format_args!("{who} was cut without a close frame ({cut} bytes of a frame)");

@@ -33,14 +33,13 @@ use super::setup::Setup;
 
 /// One shard, and what is on its thread besides.
 struct Node {
-    shard: Shard<SimWire>,
+    /// `None` once it has drained and its thread has ended.
+    shard: Option<Shard<SimWire>>,
     local: Rc<Local>,
     /// Readable once somebody has woken it.
     wake: UnixStream,
     /// Its last turn had nothing left to do.
     asleep: bool,
-    /// It has drained, and its thread has ended.
-    ended: bool,
 }
 
 /// All shards of one process.
@@ -147,7 +146,7 @@ impl Cluster {
                 let number = ShardId(number as u16);
                 let shard =
                     Shard::new(number, wire, shared.clone(), inbox, local.clone(), environment);
-                Node { shard, local, wake, asleep: false, ended: false }
+                Node { shard: Some(shard), local, wake, asleep: false }
             })
             .collect();
         Cluster { nodes, shared, net: net.clone() }
@@ -159,24 +158,25 @@ impl Cluster {
 
     /// One turn, as the shard's thread would go on. Returns whether it has more to do at once.
     pub(crate) fn turn(&mut self, at: usize) -> bool {
-        let Node { shard, asleep, wake, ended, .. } = &mut self.nodes[at];
-        if *ended {
-            return false;
-        }
+        let Node { shard, asleep, wake, .. } = &mut self.nodes[at];
+        let Some(running) = shard else { return false };
         let waker = self.shared.shards.waker(ShardId(at as u16));
         waker.set_sleeping(false);
         while matches!(wake.read(&mut [0; 64]), Ok(1..)) {}
-        let busy = shard.turn().expect("this wire does not fail");
-        *ended = shard.is_drained();
-        *asleep = !busy && !shard.has_mail();
+        let busy = running.turn().expect("this wire does not fail");
+        *asleep = !busy && !running.has_mail();
+        if running.is_drained() {
+            // With its thread its queues are gone.
+            *shard = None;
+        }
         waker.set_sleeping(*asleep);
         busy
     }
 
     /// Whether the shard's thread would run: it has not gone to sleep, or was woken.
     pub(crate) fn is_awake(&mut self, at: usize) -> bool {
-        let Node { asleep, wake, ended, .. } = &mut self.nodes[at];
-        !*ended
+        let Node { shard, asleep, wake, .. } = &mut self.nodes[at];
+        shard.is_some()
             && (!*asleep
                 || self.net.borrow().sides[at].has_events()
                 || matches!(wake.read(&mut [0; 64]), Ok(1..)) && {
@@ -187,7 +187,7 @@ impl Cluster {
 
     /// Whether its thread has ended.
     pub(crate) fn has_ended(&self, at: usize) -> bool {
-        self.nodes[at].ended
+        self.nodes[at].shard.is_none()
     }
 
     /// The shard's timer.

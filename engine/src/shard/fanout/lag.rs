@@ -69,7 +69,7 @@ impl Fanout {
         let half = lane.window.bytes / 2;
         let behind = |position: LogPosition| end - position > half;
         let (late, waited) = (behind(standing.ours), behind(standing.reading));
-        lane.patience.pass(cx.now_ms, waited && lane.pressed);
+        lane.patience.pass(cx.attended_ms, waited && lane.pressed);
         let pressed = late || waited && lane.patience.is_left();
         if pressed != lane.pressed {
             lane.pressed = pressed;
@@ -91,11 +91,11 @@ impl Fanout {
                 continue;
             };
             lane.lagging = false;
-            let now_ms = cx.now_ms;
+            let attended_ms = cx.attended_ms;
             let patience = cx.feeds.lane(id).patience.is_left();
             let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
             if waited {
-                cx.feeds.lane_mut(id).patience.pass(now_ms, true);
+                cx.feeds.lane_mut(id).patience.pass(attended_ms, true);
             }
             for (list, index, slot) in fallen {
                 self.fall(cx, id, list, index, slot);
@@ -177,6 +177,9 @@ impl Fanout {
             cx.sessions.push_rest(slot, rest, true);
         } else {
             cx.sessions.hot_mut(slot).flags |= BLOCKED;
+            if let Some(session) = cx.sessions.get_mut(slot) {
+                session.cut = true;
+            }
             self.verdicts.push(Verdict::Cut(cx.sessions.id(slot)));
             return false;
         }
@@ -225,7 +228,7 @@ fn stand<W>(
 
 fn is_reading<W>(cx: &Context<W>, slot: SessionSlot) -> bool {
     let session = cx.sessions.get(slot);
-    session.is_some_and(|session| cx.now_ms.saturating_sub(session.progress_ms) <= ATTENTION_MS)
+    session.is_some_and(|session| cx.attended_ms - session.attended_ms <= ATTENTION_MS)
 }
 
 /// Readers that cannot be sent to and for whom something has waited too long that has not begun. Where

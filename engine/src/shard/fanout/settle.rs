@@ -126,6 +126,7 @@ impl Fanout {
             && let Some(session) = cx.sessions.get_mut(slot)
         {
             session.progress_ms = cx.now_ms;
+            session.attended_ms = cx.attended_ms;
         }
         if broken {
             self.verdicts.push(Verdict::Broken(id));

@@ -273,7 +273,7 @@ impl Fanout {
             frames.into_iter().for_each(|frame| outbox.push(frame));
         });
         let outbox = cx.sessions.get(slot).and_then(|session| session.outbox.as_ref());
-        let waiting = outbox.map_or(0, |outbox| outbox.own_bytes());
+        let waiting = outbox.map_or(0, |outbox| outbox.owed_bytes());
         if waiting > cx.limits.outbox_bytes_max {
             self.verdicts.push(Verdict::Slow(cx.sessions.id(slot)));
         }

@@ -65,9 +65,10 @@ impl<W: Wire> Shard<W> {
         (self.config.limits.outbox_bytes_max / 2 / REPLY_BYTES).clamp(1, OWED_MAX)
     }
 
-    /// How many answers the answer to a history request counts as.
+    /// How many answers the answer to a history request counts as: it may hold one publication of any
+    /// size, so nothing else is asked until it has come.
     pub(super) fn owed_by_history(&self) -> u32 {
-        (self.owed_max() * 2 / HISTORY_PARTS).max(1)
+        self.owed_max()
     }
 
     /// An answer is under way to a session, which counts as so many.
@@ -109,7 +110,7 @@ impl<W: Wire> Shard<W> {
     pub(in crate::shard) fn settle_outbox_hold(&mut self, slot: SessionSlot) {
         let low = self.config.limits.outbox_bytes_max as usize / 8;
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
-        if outbox.is_none_or(|outbox| outbox.own_bytes() <= low) {
+        if outbox.is_none_or(|outbox| outbox.owed_bytes() <= low) {
             self.lift(slot, Holds::OUTBOX);
         }
     }

@@ -33,7 +33,8 @@ impl<W: Wire> Shard<W> {
             }
             return;
         }
-        if session.holds.is_empty() && session.held.is_empty() {
+        let waits = !session.held.is_empty() || session.deferred.is_some();
+        if session.holds.is_empty() && !waits {
             self.read(slot, bytes);
         } else {
             // At most what was under way when receiving stopped.

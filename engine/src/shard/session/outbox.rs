@@ -59,6 +59,12 @@ impl Outbox {
         self.frames.len() > usize::from(self.rest)
     }
 
+    /// Memory of what only this connection is to get, and nobody else's.
+    pub(in crate::shard) fn owed_bytes(&self) -> usize {
+        let rest = self.frames.front().filter(|_| self.rest);
+        self.own_bytes - rest.map_or(0, |(memory, frame)| own_bytes_of(*memory, frame))
+    }
+
     /// Memory that is nobody else's.
     pub(in crate::shard) fn own_bytes(&self) -> usize {
         self.own_bytes

@@ -194,7 +194,7 @@ impl<W: Wire> Shard<W> {
         let all = self.share_of(all);
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
         let Some(outbox) = outbox else { return };
-        let waiting = outbox.own_bytes();
+        let waiting = outbox.owed_bytes();
         let newest = outbox.last().map_or(0, Bytes::len);
         // One large answer is fine; many small ones that nobody reads are not.
         let many = outbox.len() > 1 && waiting - newest > most;
