@@ -156,7 +156,8 @@ impl Stage {
             let permit = shared.admission.admit(address).map_err(io::Error::other)?;
             let socket = File::open("/dev/null")?.into();
             let dialect = Dialect::Ringfeed;
-            local.promote(Promoted { socket, endpoint: 0, dialect, rest, permit });
+            let answer = Vec::new();
+            local.promote(Promoted { socket, endpoint: 0, dialect, answer, rest, permit });
             if stage.turn()? {
                 stage.settle()?;
             }

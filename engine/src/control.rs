@@ -7,6 +7,8 @@ mod budget;
 mod channels;
 mod error;
 mod figures;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guard;
 mod history;
 mod ingest;

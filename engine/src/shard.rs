@@ -22,6 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use ringfeed_protocol::Dialect;
@@ -69,6 +70,8 @@ pub struct Promoted {
     pub endpoint: u8,
     /// What it speaks.
     pub dialect: Dialect,
+    /// The HTTP answer that opens it, to be sent before anything else.
+    pub answer: Vec<u8>,
     /// Bytes that came behind the request head.
     pub rest: Vec<u8>,
     /// Counts the connection until it ends.
@@ -349,7 +352,7 @@ impl<W: Wire> Shard<W> {
 
     /// Moves a connection from the executor to the wire.
     fn promote(&mut self, promoted: Promoted) {
-        let Promoted { socket, endpoint, dialect, mut rest, permit } = promoted;
+        let Promoted { socket, endpoint, dialect, answer, mut rest, permit } = promoted;
         if self.draining {
             return;
         }
@@ -367,6 +370,9 @@ impl<W: Wire> Shard<W> {
         self.counters.opened.add(1);
         tracing::trace!(shard = %self.id, session = id.slot.0, dialect = dialect.name(), "opened");
         self.begin_heartbeat(id);
+        if !answer.is_empty() {
+            self.push_outbox(id.slot, Bytes::from(answer));
+        }
         if !rest.is_empty() {
             self.handle_received(id.slot, &mut rest);
         }

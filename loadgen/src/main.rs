@@ -8,6 +8,8 @@ mod crew;
 mod expect;
 mod feed;
 mod fleet;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod interest;
 mod machine;
 mod payloads;

@@ -9,7 +9,7 @@ mod response;
 mod upgrade;
 
 pub use client::{ClientHandshake, ClientHandshakeError};
-pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, Request};
+pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, HeadEnd, Request};
 pub use response::{Refusal, write_response};
 pub use upgrade::Upgrade;
 
@@ -55,11 +55,80 @@ mod tests {
         assert_eq!(status(&GOOD.replace("Host: a\r\n", "Host: a\r\nHost: b\r\n")), 400);
         assert_eq!(status(&GOOD.replace("Host: a", "Host: a\r\nContent-Length: 5")), 400);
         assert_eq!(status(&GOOD.replace("Host: a", "Host: a\r\nTransfer-Encoding: chunked")), 400);
+        let host = |with: &str| status(&GOOD.replace("Host: a\r\n", with));
+        assert_eq!(host("Host: a\r\nContent-Length: 0\r\nContent-Length: 10\r\n"), 400);
+        assert_eq!(host("Host: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n"), 101);
+        assert_eq!(host("Host: a\r\nSec-WebSocket-Version: 8\r\n"), 400);
+        assert_eq!(host("Sec-WebSocket-Version: 13\r\nHost: a\r\n"), 400);
+        assert_eq!(host("Host: a\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"), 400);
+        assert_eq!(host("Host: a\r\nOrigin: http://a\r\nOrigin: http://b\r\n"), 400);
+        assert_eq!(host("Host: a\n"), 400);
+        assert_eq!(status(&GOOD.replace("\r\n", "\n")), 400);
         assert_eq!(status("\u{1}\u{2} what\r\n\r\n"), 400);
         assert_eq!(status(&GOOD.replace("Host: a", &format!("Host: {}", "x".repeat(17_000)))), 431);
         let many = (0..70).map(|i| format!("x{i}: y\r\n")).collect::<String>();
         assert_eq!(status(&GOOD.replace("Host: a\r\n", &format!("Host: a\r\n{many}"))), 431);
         assert_eq!(status(&format!("GET /{}", "x".repeat(17_000))), 431);
+    }
+
+    #[test]
+    fn a_head_in_pieces_ends_where_a_whole_one_ends() {
+        let text = format!("\r\n{GOOD}behind it");
+        for step in 1..text.len() {
+            let (mut end, mut came) = (HeadEnd::default(), 0);
+            let found = loop {
+                came = (came + step).min(text.len());
+                if let Some(len) = end.find(&text.as_bytes()[..came]).unwrap() {
+                    break len;
+                }
+            };
+            assert_eq!(found, 2 + GOOD.len());
+        }
+    }
+
+    #[test]
+    fn what_is_no_head_is_refused_from_its_first_bytes() {
+        let find = |bytes: &[u8]| HeadEnd::default().find(bytes).map_err(|refusal| refusal.status);
+        assert_eq!(find(b""), Ok(None));
+        assert_eq!(find(b"\r\n"), Ok(None));
+        assert_eq!(find(b"G"), Ok(None));
+        assert_eq!(find(b"\x16\x03\x01"), Err(400));
+        assert_eq!(find(b"\n"), Err(400));
+        assert_eq!(find(b"\r\n\0"), Err(400));
+        assert_eq!(find(b"GET / HTTP/1.1\n"), Err(400));
+        assert_eq!(find(&[b'x'; HEAD_BYTES_MAX]), Err(431));
+    }
+
+    #[test]
+    fn targets_in_absolute_form_are_served() {
+        for (target, path, query) in [
+            ("http://example.org/ws?protocol=raw.v1", "/ws", "protocol=raw.v1"),
+            ("HTTPS://example.org:8443/ws", "/ws", ""),
+            ("ws://[::1]:9800/a/b", "/a/b", ""),
+            ("http://example.org", "/", ""),
+            ("http://example.org?x", "/", "x"),
+            ("/http://example.org/ws", "/http://example.org/ws", ""),
+        ] {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let (request, _) = Request::parse(text.as_bytes()).unwrap().unwrap();
+            assert_eq!((request.path, request.query), (path, query), "{target}");
+        }
+        for target in [
+            "http://",
+            "http:///ws",
+            "ftp://a/ws",
+            "example.org/ws",
+            "*",
+            "http://a@b/",
+            "/ws#x",
+            "http://a#b/ws",
+        ] {
+            assert_eq!(
+                status(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")),
+                400,
+                "{target}"
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! translated to and from ([`command`], [`event`], [`refused`]). It refuses sockets, clocks and threads: the
 //! caller owns every buffer, hands bytes in and takes bytes out.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 // Bytes from outside pass through here: nothing may panic on them.
 #![cfg_attr(
     not(test),

@@ -13,11 +13,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, 
 use bytes::Bytes;
 use socket2::{Domain, Socket, Type};
 
-use crate::limits::new_event_fd;
+use crate::limits::{INT_BYTES, new_event_fd};
 use crate::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireConfig, WireError};
 
 /// Events fetched from the kernel at once.
-const EVENTS_AT_ONCE: usize = 512;
+const EVENTS_AT_ONCE: u16 = 512;
 /// There is one receive buffer, so it may be large: what a busy sender has sent comes in one turn.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Key of the event descriptor among the sockets' keys.
@@ -90,7 +90,7 @@ impl EpollWire {
             free: Vec::new(),
             short: Vec::new(),
             ready: VecDeque::new(),
-            fetched: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_AT_ONCE],
+            fetched: vec![libc::epoll_event { events: 0, u64: 0 }; usize::from(EVENTS_AT_ONCE)],
             buffer: vec![0; BUFFER_BYTES.max(config.receive_buffer_bytes as usize)],
             usage: Usage { rings: 1, ..Usage::default() },
         })
@@ -99,10 +99,11 @@ impl EpollWire {
     fn add(&mut self, socket: Socket, connecting: bool) -> Result<SocketId, WireError> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if self.slots.len() >= self.sockets_max as usize => {
-                return Err(WireError::Full(self.sockets_max));
-            }
             None => {
+                let slot = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+                if slot >= self.sockets_max {
+                    return Err(WireError::Full(self.sockets_max));
+                }
                 self.slots.push(Slot {
                     generation: 0,
                     socket: None,
@@ -112,8 +113,7 @@ impl EpollWire {
                     watching: false,
                     interest: 0,
                 });
-                // Below `sockets_max`.
-                (self.slots.len() - 1) as u32
+                slot
             }
         };
         let place = &mut self.slots[slot as usize];
@@ -187,7 +187,7 @@ impl EpollWire {
             libc::epoll_wait(
                 self.epoll.as_raw_fd(),
                 self.fetched.as_mut_ptr(),
-                EVENTS_AT_ONCE as i32,
+                i32::from(EVENTS_AT_ONCE),
                 0,
             )
         };
@@ -203,7 +203,7 @@ impl EpollWire {
             if key == EVENT_FD_KEY {
                 continue;
             }
-            let (slot, generation) = ((key >> 32) as u32, key as u32);
+            let (slot, generation) = parts(key);
             let Some(place) = self.slots.get(slot as usize) else { continue };
             // Errors and hang-ups come with what was asked for, so that the call that follows tells.
             let both = flags & (libc::EPOLLERR | libc::EPOLLHUP).unsigned_abs() != 0;
@@ -239,7 +239,7 @@ fn bind_without_port(socket: &Socket) -> io::Result<()> {
                 libc::IPPROTO_IP,
                 libc::IP_BIND_ADDRESS_NO_PORT,
                 (&raw const one).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
+                INT_BYTES,
             )
         };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -247,6 +247,12 @@ fn bind_without_port(socket: &Socket) -> io::Result<()> {
 
 fn key(slot: u32, generation: u32) -> u64 {
     u64::from(slot) << 32 | u64::from(generation)
+}
+
+/// What [`key`] was made of.
+#[expect(clippy::cast_possible_truncation, reason = "the halves are cut out")]
+fn parts(key: u64) -> (u32, u32) {
+    ((key >> 32) as u32, key as u32)
 }
 
 fn control(

@@ -3,9 +3,11 @@
 //! [`Wire`] is the API: completion-shaped, so that different bodies can stand behind it. [`UringWire`]
 //! is the one over io_uring; [`EpollWire`] stands in where io_uring is not to be had. This crate
 //! holds all the `unsafe` code of ringfeed and knows neither WebSocket nor channels.
+#![warn(clippy::cast_possible_truncation)]
 
 mod epoll;
 mod limits;
+mod probe;
 mod segment;
 mod uring;
 
@@ -21,8 +23,9 @@ pub use limits::{
     drain_event_fd, into_owned_fd, memory_bytes, open_files_limit, process_cpu_time,
     raise_open_files_limit, resident_bytes, thread_cpu_split, thread_cpu_time,
 };
+pub use probe::probe;
 pub use segment::Segment;
-pub use uring::{UringWire, probe};
+pub use uring::UringWire;
 
 /// A socket in the wire. Stale ids (of a closed socket whose slot is in use again) are recognised
 /// by their generation and ignored.

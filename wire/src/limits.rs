@@ -4,6 +4,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
+/// Length of an option value that is a C `int`.
+#[expect(clippy::cast_possible_truncation, reason = "four")]
+pub(crate) const INT_BYTES: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+
 /// Soft and hard `RLIMIT_NOFILE`.
 pub fn open_files_limit() -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -93,8 +97,9 @@ pub fn drain_event_fd(fd: BorrowedFd<'_>) {
     unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
 }
 
-/// The descriptor of a socket of another library, which gives it up.
-pub fn into_owned_fd(socket: impl IntoRawFd) -> OwnedFd {
-    // SAFETY: `IntoRawFd` hands over the ownership of an open descriptor.
+/// The descriptor of an executor's socket, which gives it up. Not for anything that is `IntoRawFd`:
+/// plain numbers are, too.
+pub fn into_owned_fd(socket: monoio::net::TcpStream) -> OwnedFd {
+    // SAFETY: a `TcpStream` owns an open descriptor, and hands it over.
     unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) }
 }

@@ -31,7 +31,7 @@ pub struct UringWire {
     armed: bool,
     /// What staged sends point to, kept until they are submitted.
     held: Vec<Bytes>,
-    #[allow(clippy::vec_box)] // the kernel is given their addresses: they must not move
+    #[expect(clippy::vec_box, reason = "the kernel is given their addresses: they must not move")]
     vectors: Vec<Box<Vector>>,
     vectors_used: usize,
     ready: VecDeque<(u16, Outcome)>,
@@ -110,8 +110,7 @@ impl UringWire {
             let (ready, short) = (&mut self.ready, &mut self.short);
             ring.reap(|outcome| match outcome {
                 Outcome::Short(send) => short.push(send),
-                // At most 2^12 rings: see `add_ring`.
-                #[allow(clippy::cast_possible_truncation)]
+                #[expect(clippy::cast_possible_truncation, reason = "2^12 rings: see `add_ring`")]
                 other => ready.push_back((number as u16, other)),
             });
         }
@@ -133,8 +132,9 @@ impl Wire for UringWire {
         let (number, slot) = self.free_slot()?;
         let ring = &mut self.rings[number];
         match ring.adopt(slot, &socket) {
-            Ok(generation) => {
-                #[allow(clippy::cast_possible_truncation)] // at most 2^12 rings
+            Ok(generation) =>
+            {
+                #[expect(clippy::cast_possible_truncation, reason = "at most 2^12 rings")]
                 Ok(id_of(number as u16, slot, generation))
             }
             Err(e) => {
@@ -147,7 +147,7 @@ impl Wire for UringWire {
     fn connect(&mut self, to: SocketAddr, from: Option<IpAddr>) -> Result<SocketId, WireError> {
         let (number, slot) = self.free_slot()?;
         let generation = self.rings[number].connect(slot, to, from);
-        #[allow(clippy::cast_possible_truncation)] // at most 2^12 rings
+        #[expect(clippy::cast_possible_truncation, reason = "at most 2^12 rings")]
         Ok(id_of(number as u16, slot, generation))
     }
 
@@ -289,48 +289,4 @@ impl Wire for UringWire {
             completion_overflows: a.completion_overflows + b.completion_overflows,
         })
     }
-}
-
-/// Tries every feature the wire needs on a socket pair, and says which one is missing.
-pub fn probe() -> Result<(), WireError> {
-    // On a thread of its own: taking a ring down interrupts system calls of the thread that made it.
-    std::thread::spawn(probe_here).join().unwrap_or_else(|_| {
-        let source = io::Error::other("it panicked");
-        Err(WireError::Unsupported { step: "the probe", source, hint: "" })
-    })
-}
-
-fn probe_here() -> Result<(), WireError> {
-    let failed = |step, source| WireError::Unsupported { step, source, hint: "" };
-    let mut wire = UringWire::new(WireConfig {
-        sockets_max: 2,
-        sockets_per_ring_max: 2,
-        submission_entries: 8,
-        receive_buffers: 2,
-        receive_buffer_bytes: 64,
-    })?;
-    let (near, far) =
-        std::os::unix::net::UnixStream::pair().map_err(|e| failed("socketpair", e))?;
-    let id = wire.adopt(near.into())?;
-    let mut short = Vec::new();
-    wire.send(id, 1, &Bytes::from_static(b"there"));
-    wire.submit(&mut short).map_err(|e| failed("an inline send", e))?;
-    let mut there = [0; 5];
-    let timeout = std::time::Duration::from_secs(1);
-    far.set_read_timeout(Some(timeout)).map_err(|e| failed("setsockopt", e))?;
-    io::Read::read_exact(&mut (&far), &mut there).map_err(|e| failed("an inline send", e))?;
-    io::Write::write_all(&mut (&far), b"back").map_err(|e| failed("write", e))?;
-    let deadline = std::time::Instant::now() + timeout;
-    while std::time::Instant::now() < deadline {
-        wire.submit(&mut short).map_err(|e| failed("io_uring_enter", e))?;
-        match wire.next_event() {
-            Some(Event::Received(_, bytes)) if bytes == b"back" => return Ok(()),
-            Some(Event::Closed(_, error)) => {
-                let error = error.unwrap_or(io::ErrorKind::UnexpectedEof.into());
-                return Err(failed("multishot receive into provided buffers (Linux 6.0)", error));
-            }
-            _ => wire.wait(timeout).map_err(|e| failed("waiting on an eventfd", e))?,
-        }
-    }
-    Err(failed("multishot receive into provided buffers", io::ErrorKind::TimedOut.into()))
 }

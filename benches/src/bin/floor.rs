@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use ringfeed_protocol::Lane;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::Publication;
-use ringfeed_wire::{Event, Io, SocketId, Wire, WireConfig, into_owned_fd, thread_cpu_split};
+use ringfeed_wire::{Event, Io, SocketId, Wire, WireConfig, thread_cpu_split};
 
 /// Most bytes in one send, as in the engine.
 const SEND_BYTES_MAX: usize = 64 * 1024;
@@ -82,7 +82,7 @@ fn main() -> anyhow::Result<()> {
         let (near, _) = listener.accept()?;
         near.set_nodelay(true)?;
         socket2::SockRef::from(&near).set_send_buffer_size(SEND_BYTES_MAX)?;
-        sockets.push(wire.adopt(into_owned_fd(near))?);
+        sockets.push(wire.adopt(near.into())?);
         far_ends.send(far).context("the draining thread has ended")?;
     }
     wire.submit(&mut Vec::new())?;
@@ -178,7 +178,7 @@ fn drain(
     let mut short = Vec::new();
     while !ended.load(Ordering::Relaxed) {
         while let Ok(far) = coming.try_recv() {
-            wire.adopt(into_owned_fd(far))?;
+            wire.adopt(far.into())?;
         }
         wire.submit(&mut short)?;
         let mut bytes = 0;

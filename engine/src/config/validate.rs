@@ -8,6 +8,7 @@ use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::rules::matches;
 use super::schema::{ChannelRule, Config, Endpoint};
+use crate::origins::Origins;
 
 /// Endpoints are numbered in a byte.
 const ENDPOINTS_MAX: usize = 255;
@@ -27,14 +28,8 @@ impl Config {
         self.validate_limits(errors);
         self.validate_endpoints(errors);
         self.validate_rules(errors);
-        for (i, origin) in self.server.origins.iter().enumerate() {
-            if !is_origin(origin) {
-                errors.push(format!(
-                    "server.origins[{i}] = {origin:?}: allowed is what browsers send as Origin, in small \
-                     letters and without a path, such as https://example.org, https://*.example.org or \
-                     http://localhost:8080"
-                ));
-            }
+        if let Err(e) = Origins::parse(&self.server.origins) {
+            errors.push(format!("server.origins: {e}"));
         }
     }
 
@@ -196,25 +191,4 @@ impl Config {
 fn is_path(path: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte);
     path.starts_with('/') && path.len() <= PATH_BYTES_MAX && path.bytes().all(plain)
-}
-
-/// `scheme://host[:port]` as RFC 6454, section 6.2, writes it, with `*` in the host; or `null`.
-fn is_origin(origin: &str) -> bool {
-    let Some((scheme, rest)) = origin.split_once("://") else { return origin == "null" };
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (rest, None),
-    };
-    let small = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let named = |byte: u8| small(byte) || b"-.*_".contains(&byte);
-    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host_fits = match inner {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(named),
-    };
-    let port_fits = |port: &str| port == "*" || port.parse::<u16>().is_ok();
-    !scheme.is_empty()
-        && scheme.bytes().all(|byte| small(byte) || b"+-.".contains(&byte))
-        && host_fits
-        && port.is_none_or(port_fits)
 }

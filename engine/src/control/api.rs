@@ -122,7 +122,7 @@ async fn publish_one(
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct BatchBody<'a> {
+pub(super) struct BatchBody<'a> {
     /// In order; those to one channel keep it. At most 65536.
     #[serde(borrow)]
     #[schema(value_type = Vec<PublishBody>, max_items = 65536)]

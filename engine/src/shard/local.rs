@@ -11,9 +11,7 @@ use ringfeed_wire::WireError;
 use super::timers::TICK_MS;
 use super::{Promoted, Shared};
 use crate::ids::ShardId;
-
-/// A warning that could come with every connection is given once in so long.
-const WARN_EVERY: Duration = Duration::from_secs(1);
+use crate::seldom::Seldom;
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -26,8 +24,8 @@ pub struct Local {
     pub(super) handshakes: Cell<u32>,
     /// A second handle of the door's listener, to end its accepts.
     listener: Option<socket2::Socket>,
-    /// When a refusal was warned of last, and how many came since.
-    warned: Cell<(Option<Instant>, u64)>,
+    /// Connections that the wire did not take.
+    refused: RefCell<Seldom>,
 }
 
 impl Local {
@@ -80,12 +78,8 @@ impl Local {
 
     /// Warns of a connection that the wire did not take, but not of each.
     pub(super) fn warn_refused(&self, error: &WireError, now: Instant) {
-        let (last, more) = self.warned.get();
-        if last.is_some_and(|last| now.duration_since(last) < WARN_EVERY) {
-            self.warned.set((last, more + 1));
-            return;
+        if let Some(count) = self.refused.borrow_mut().count(now) {
+            tracing::warn!("{count} connections got no answer: {error}");
         }
-        self.warned.set((Some(now), 0));
-        tracing::warn!(more, "connections were dropped after their handshake: {error}");
     }
 }

@@ -213,7 +213,8 @@ impl Cluster {
             Speaks::Echo => Dialect::Echo,
         };
         let endpoint = endpoint as u8;
-        self.nodes[at].local.promote(Promoted { socket, endpoint, dialect, rest, permit });
+        let answer = Vec::new();
+        self.nodes[at].local.promote(Promoted { socket, endpoint, dialect, answer, rest, permit });
         self.shared.shards.waker(ShardId(at as u16)).wake();
     }
 

@@ -110,7 +110,12 @@ fn raw_clients_are_told_by_the_close_reason() {
 
 #[test]
 fn the_door_answers_every_wrong_request_with_a_status() {
-    let flags = ["server.handshake_timeout_ms=1500", "server.connections_per_address_max=3"];
+    let flags = [
+        "server.handshake_timeout_ms=1500",
+        "server.connections_per_address_max=3",
+        "server.demo_page=true",
+        "server.origins=https://example.org",
+    ];
     let server = TestServer::open(&flags);
     let to = server.public;
     let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -118,7 +123,15 @@ fn the_door_answers_every_wrong_request_with_a_status() {
     for (head, status) in [
         (format!("GET /ws HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n"), "101"),
         ("GET /health HTTP/1.1\r\nHost: a\r\n\r\n".into(), "200"),
+        ("HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n".into(), "200"),
+        ("POST /health HTTP/1.1\r\nHost: a\r\n\r\n".into(), "405"),
+        ("GET http://a/health HTTP/1.1\r\nHost: a\r\n\r\n".into(), "200"),
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".into(), "200"),
+        (
+            format!("GET /ws HTTP/1.1\r\nHost: a\r\nOrigin: https://evil.test\r\n{upgrade}\r\n"),
+            "403",
+        ),
+        (format!("GET /ws HTTP/1.1\r\nHost: a\r\nOrigin: null\r\n{upgrade}\r\n"), "403"),
         (format!("GET /nowhere HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n"), "404"),
         ("GET /ws HTTP/1.1\r\nHost: a\r\n\r\n".into(), "426"),
         (format!("POST /ws HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n"), "405"),
@@ -144,6 +157,8 @@ fn the_door_answers_every_wrong_request_with_a_status() {
             "{head}: {got}"
         );
     }
+    let page = answer(to, "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(page.contains("Content-Length: ") && page.ends_with("\r\n\r\n"), "{page}");
     server.wait_total("connections", |n| n == 0);
     let held: Vec<_> = (0..3).map(|_| server.client()).collect();
     let got = answer(to, "GET /ws HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -151,6 +166,33 @@ fn the_door_answers_every_wrong_request_with_a_status() {
     drop(held);
     server.wait_total("connections", |n| n == 0);
     server.client();
+}
+
+#[test]
+fn a_server_that_is_not_told_to_serves_no_page() {
+    let server = TestServer::open(&[]);
+    let got = answer(server.public, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(got.starts_with("HTTP/1.1 404 ") && got.contains("WebSocket is at /ws"), "{got}");
+}
+
+#[test]
+fn only_pages_of_listed_origins_may_connect() {
+    let server = TestServer::open(&["server.origins=https://example.org"]);
+    let upgrade = |origin: &str| {
+        let mut stream = TcpStream::connect(server.public).unwrap();
+        write!(
+            stream,
+            "GET /ws HTTP/1.1\r\nHost: a\r\n{origin}Upgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        .unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        String::from_utf8_lossy(&status).into_owned()
+    };
+    assert_eq!(upgrade("Origin: https://example.org\r\n"), "HTTP/1.1 101");
+    assert_eq!(upgrade("Origin: https://example.org.evil.test\r\n"), "HTTP/1.1 403");
+    assert_eq!(upgrade(""), "HTTP/1.1 101", "who sends none is no browser");
 }
 
 #[test]

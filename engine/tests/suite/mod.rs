@@ -12,4 +12,5 @@ mod cross_shard;
 mod publish_subscribe;
 mod recovery;
 mod shutdown;
+mod slow_handshakes;
 mod slow_subscriber;

@@ -38,7 +38,7 @@ pub(super) struct Fields<'a> {
     #[serde(borrow, default)]
     base64: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    recover: Option<Recover<'a>>,
+    recover: Option<&'a RawValue>,
     #[serde(default)]
     after: Option<u64>,
     #[serde(default)]
@@ -83,14 +83,19 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn subscribe(self) -> Result<Command<'a>, CommandError<'a>> {
-        let recover = match &self.recover {
+        let recover = match self.recover.map(RawValue::get) {
             None => None,
-            Some(Recover { epoch, offset }) => match epoch.parse::<Epoch>() {
-                Ok(epoch) => Some(Position { epoch, offset: *offset }),
-                Err(()) => {
-                    return Err(self.bad("'recover.epoch' must be 16 hexadecimal digits"));
-                }
+            // Not an array of the two, which serde would take.
+            Some(text) if text.starts_with('{') => match serde_json::from_str::<Recover>(text) {
+                Ok(Recover { epoch, offset }) => match epoch.parse::<Epoch>() {
+                    Ok(epoch) => Some(Position { epoch, offset }),
+                    Err(()) => {
+                        return Err(self.bad("'recover.epoch' must be 16 hexadecimal digits"));
+                    }
+                },
+                Err(e) => return Err(self.bad(format_args!("'recover': {e}"))),
             },
+            Some(_) => return Err(self.bad("'recover' must be an object with epoch and offset")),
         };
         self.with_channel(|channel| Action::Subscribe { channel, recover })
     }
@@ -135,7 +140,7 @@ impl<'a> Fields<'a> {
         self.id.and_then(valid_id)
     }
 
-    fn bad(&self, detail: &str) -> CommandError<'a> {
+    fn bad(&self, detail: impl std::fmt::Display) -> CommandError<'a> {
         CommandError { id: self.id(), refused: Refused::bad_command(detail) }
     }
 }
@@ -353,6 +358,10 @@ mod tests {
                 r#"{"id":7,"type":"subscribe","channel":"a","recover":{"offset":-1}}"#,
                 ErrorCode::BadCommand,
             ),
+            (
+                r#"{"id":7,"type":"subscribe","channel":"a","recover":["00c0ffee00c0ffee",1]}"#,
+                ErrorCode::BadCommand,
+            ),
             (r#"{"id":7,"type":"publish","channel":"a"}"#, ErrorCode::BadCommand),
             (
                 r#"{"id":7,"type":"publish","channel":"a","data":1,"text":""}"#,
@@ -373,6 +382,10 @@ mod tests {
         let long = "\u{7f}".repeat(64_000);
         for text in [
             format!(r#"{{"type":"subscribe","id":7,"channel":"a","recover":"{long}"}}"#),
+            format!(
+                r#"{{"type":"subscribe","id":7,"channel":"a","recover":{{"offset":"{long}"}}}}"#
+            ),
+            format!(r#"{{"type":"subscribe","id":7,"channel":"a","after":"{long}"}}"#),
             format!(r#"{{"type":"{long}","id":7}}"#),
             format!(r#"{{"type":"publish","id":7,"channel":"a","base64":"{long}"}}"#),
             format!(r#"{{"type":"history","id":7,"channel":"a","limit":"{long}"}}"#),

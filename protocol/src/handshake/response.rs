@@ -28,6 +28,7 @@ pub fn write_response(out: &mut Vec<u8>, status: u16, headers: &str, kind: &str,
     let reason = match status {
         200 => "OK",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",

@@ -34,7 +34,12 @@ impl<'a> Request<'a> {
                     .into(),
             });
         }
-        if self.header("sec-websocket-version") != Some(b"13") {
+        let mut versions = self.all("sec-websocket-version");
+        let version = versions.next();
+        if versions.next().is_some() {
+            return Err(Refusal::new(400, "at most one Sec-WebSocket-Version is allowed\n"));
+        }
+        if version != Some(b"13") {
             return Err(Refusal {
                 status: 426,
                 headers: "Sec-WebSocket-Version: 13\r\n",

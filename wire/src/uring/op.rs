@@ -37,7 +37,7 @@ impl UserData {
     }
 
     /// `None` for a value this wire never made.
-    #[allow(clippy::cast_possible_truncation)] // the fields are cut out by shifts and masks
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out by shifts and masks")]
     pub(super) fn unpack(bits: u64) -> Option<UserData> {
         let op = match bits & 0xf {
             1 => Op::Receive,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
 
 use bytes::Bytes;
 use io_uring::squeue::{Entry, Flags};
@@ -11,7 +12,7 @@ use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::buffers::{Buffers, GROUP};
 use super::op::{Op, SLOT_BITS, UserData};
-use crate::limits::open_files_limit;
+use crate::limits::{INT_BYTES, open_files_limit};
 use crate::{ShortSend, Usage, WireConfig, WireError};
 
 /// Completion queue entries per submission queue entry: every socket may complete at once.
@@ -21,6 +22,12 @@ const COMPLETIONS_PER_SUBMISSION: u32 = 8;
 const FETCHES_MAX: usize = 64;
 /// Entries in a row without a completion after which nothing is expected of the next.
 const IDLE_FETCHES_MAX: usize = 16;
+
+/// Entries in a row that submit nothing before a pause is made between them, and before the ring is
+/// given up, which takes one or two seconds.
+const VAIN_ENTRIES_AT_ONCE: u32 = 64;
+const VAIN_ENTRIES_MAX: u32 = 1064;
+const VAIN_ENTRY_PAUSE: Duration = Duration::from_millis(1);
 
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
@@ -69,13 +76,15 @@ pub(super) struct Ring {
     /// Receives to be armed again once buffers are back.
     starved: Vec<u32>,
     /// Socket addresses that staged submissions point to; the kernel copies them on submission.
-    #[allow(clippy::vec_box)] // the kernel is given their addresses: they must not move
+    #[expect(clippy::vec_box, reason = "the kernel is given their addresses: they must not move")]
     addresses: Vec<Box<Address>>,
     one: Box<libc::c_int>,
     /// Completions taken off the queue and not looked at yet.
     completed: VecDeque<cqueue::Entry>,
     /// See `fetch_rest`.
     flag_is_stale: bool,
+    /// See `entered_in_vain`.
+    vain_entries: u32,
     usage: Usage,
 }
 
@@ -128,6 +137,7 @@ impl Ring {
             one: Box::new(1),
             completed: VecDeque::new(),
             flag_is_stale: false,
+            vain_entries: 0,
             usage: Usage { rings: 1, ..Usage::default() },
         })
     }
@@ -165,8 +175,10 @@ impl Ring {
     }
 
     fn user_data(&self, op: Op, slot: u32, tag: u32) -> u64 {
-        // The low bits tell the life of a slot apart from the one before.
-        #[allow(clippy::cast_possible_truncation)]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the low bits tell one life of a slot from the next"
+        )]
         let generation = self.slots[slot as usize].generation as u8;
         UserData { op, slot, generation, tag }.pack()
     }
@@ -195,11 +207,37 @@ impl Ring {
         const GETEVENTS: u32 = 1;
         // SAFETY: no argument is passed; what the entries point to is alive (see `push`).
         let entered = unsafe { self.ring.submitter().enter::<()>(staged, 0, GETEVENTS, None) };
+        let before = self.completed.len();
         self.completed.extend(self.ring.completion());
+        let gained = self.completed.len() > before;
         match entered.map_err(|e| (e.raw_os_error(), e)) {
-            Ok(_) | Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => Ok(()),
+            Ok(submitted) if submitted > 0 || staged == 0 || gained => {
+                self.vain_entries = 0;
+                Ok(())
+            }
+            Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) if gained => {
+                self.vain_entries = 0;
+                Ok(())
+            }
+            Ok(_) => self.entered_in_vain(io::ErrorKind::WouldBlock.into()),
+            Err((Some(libc::EINTR | libc::EBUSY | libc::EAGAIN), e)) => self.entered_in_vain(e),
             Err((_, e)) => Err(e),
         }
+    }
+
+    /// The kernel is short of memory, or has completions that must be taken first: it may be asked
+    /// again, but not for ever.
+    fn entered_in_vain(&mut self, error: io::Error) -> io::Result<()> {
+        self.vain_entries += 1;
+        match self.vain_entries {
+            0..VAIN_ENTRIES_AT_ONCE => std::thread::yield_now(),
+            VAIN_ENTRIES_AT_ONCE..VAIN_ENTRIES_MAX => std::thread::sleep(VAIN_ENTRY_PAUSE),
+            count => {
+                let why = format!("{count} entries in a row submitted nothing: {error}");
+                return Err(io::Error::new(error.kind(), why));
+            }
+        }
+        Ok(())
     }
 
     /// Submits all that is staged and what waits to be armed again; skips the kernel if it has
@@ -326,8 +364,7 @@ impl Ring {
             level.unsigned_abs(),
             name.unsigned_abs(),
             one.cast(),
-            // A c_int has four bytes.
-            size_of::<libc::c_int>() as u32,
+            INT_BYTES,
         )
         .build()
         .user_data(data)
@@ -470,7 +507,7 @@ impl Ring {
         let Some(&Slot { generation: current, state, .. }) = self.slots.get(slot as usize) else {
             return;
         };
-        #[allow(clippy::cast_possible_truncation)] // compares the bits that travel
+        #[expect(clippy::cast_possible_truncation, reason = "compares the bits that travel")]
         let stale = current as u8 != generation;
         assert!(!stale, "a slot is not used again before its operations have ended");
         let (result, flags, generation) = (entry.result(), entry.flags(), current);
@@ -548,6 +585,16 @@ impl Ring {
     }
 }
 
+/// What the kernel's types for lengths and families make of constants that fit them.
+#[expect(clippy::cast_possible_truncation, reason = "small constants")]
+mod narrow {
+    pub(super) const V4_BYTES: libc::socklen_t = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    pub(super) const V6_BYTES: libc::socklen_t = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    pub(super) const AF_INET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
+    pub(super) const AF_INET6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
+}
+use narrow::{AF_INET, AF_INET6, V4_BYTES, V6_BYTES};
+
 /// A socket address as the kernel reads it.
 union Address {
     v4: libc::sockaddr_in,
@@ -560,7 +607,7 @@ impl From<SocketAddr> for Address {
         match address {
             SocketAddr::V4(a) => Address {
                 v4: libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_family: AF_INET,
                     sin_port: a.port().to_be(),
                     sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(a.ip().octets()) },
                     sin_zero: [0; 8],
@@ -568,7 +615,7 @@ impl From<SocketAddr> for Address {
             },
             SocketAddr::V6(a) => Address {
                 v6: libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_family: AF_INET6,
                     sin6_port: a.port().to_be(),
                     sin6_flowinfo: a.flowinfo(),
                     sin6_addr: libc::in6_addr { s6_addr: a.ip().octets() },
@@ -582,9 +629,8 @@ impl From<SocketAddr> for Address {
 impl Address {
     fn as_ptr(&self) -> (*const libc::sockaddr, libc::socklen_t) {
         // SAFETY: every variant begins with the family.
-        let v4 = i32::from(unsafe { self.family }) == libc::AF_INET;
-        let len = if v4 { size_of::<libc::sockaddr_in>() } else { size_of::<libc::sockaddr_in6>() };
-        // Both sizes are below 32.
-        (std::ptr::from_ref(self).cast(), len as libc::socklen_t)
+        let v4 = unsafe { self.family } == AF_INET;
+        let len = if v4 { V4_BYTES } else { V6_BYTES };
+        (std::ptr::from_ref(self).cast(), len)
     }
 }

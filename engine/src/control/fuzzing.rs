@@ -1,0 +1,32 @@
+//! What fuzz targets call: the parts of the API that read what clients send, without a server.
+
+use ringfeed_protocol::command::PayloadKind;
+
+use super::{api, publish};
+
+/// Largest payload.
+const BYTES_MAX: usize = 1 << 16;
+
+/// A body of `/api/publish`. Whether it would be published.
+pub fn publication(body: &[u8]) -> bool {
+    let checked = publish::parse(body).and_then(|body| body.check(BYTES_MAX));
+    if let Ok((_, payload)) = &checked {
+        assert!(payload.bytes.len() <= BYTES_MAX);
+        if payload.kind == PayloadKind::Json {
+            serde_json::from_slice::<serde::de::IgnoredAny>(&payload.bytes).expect("valid JSON");
+        }
+    }
+    checked.is_ok()
+}
+
+/// A body of `/api/batch`.
+pub fn batch(body: &[u8]) {
+    let _ = serde_json::from_slice::<api::BatchBody>(body);
+}
+
+/// The body of `/api/ingest` in pieces. Which of its lines would be published.
+pub fn ingest<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<bool> {
+    let body = pieces.into_iter().collect::<Vec<_>>().concat();
+    let lines = body.split(|&b| b == b'\n').map(<[u8]>::trim_ascii);
+    lines.filter(|line| !line.is_empty()).map(publication).collect()
+}

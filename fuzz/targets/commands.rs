@@ -1,0 +1,64 @@
+//! Commands of every dialect: a refusal is short and printable, what is accepted is handed on as
+//! valid JSON.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ringfeed_protocol::command::{Action, Command, CommandError, Payload, PayloadKind};
+use ringfeed_protocol::event::Publication;
+use ringfeed_protocol::frame::Header;
+use ringfeed_protocol::{ChannelName, Dialect, Event, Incoming, Lane};
+use serde_json::value::RawValue;
+
+fuzz_target!(|bytes: &[u8]| {
+    let messages =
+        [std::str::from_utf8(bytes).ok().map(Incoming::Text), Some(Incoming::Binary(bytes))];
+    for message in messages.iter().flatten() {
+        for dialect in Dialect::ALL {
+            match dialect.parse(message) {
+                Ok(command) => accepted(&command),
+                Err(CommandError { id, refused }) => {
+                    let text = refused.to_string();
+                    assert!(text.len() < 400, "{} bytes: {text}", text.len());
+                    assert!(!text.chars().any(char::is_control), "{text:?}");
+                    replied(&Event::Error { id, code: refused.code(), message: &text });
+                }
+            }
+        }
+    }
+});
+
+fn accepted(command: &Command) {
+    replied(&Event::Pong { id: command.id });
+    let Action::Publish { channel, payload: Payload { kind, bytes } } = &command.action else {
+        return;
+    };
+    let Ok(channel) = ChannelName::new(channel) else { return };
+    let mut frame = Vec::new();
+    let publication = Publication { offset: 7, kind: *kind, bytes };
+    Lane::RINGFEED.write_publication(&mut frame, &channel, &publication);
+    json(&frame);
+    frame.clear();
+    Lane::RAW.write_publication(&mut frame, &channel, &publication);
+    assert_eq!(body(&frame), &bytes[..]);
+    if *kind != PayloadKind::Binary {
+        assert!(std::str::from_utf8(bytes).is_ok());
+    }
+}
+
+fn replied(event: &Event) {
+    let mut frame = Vec::new();
+    Dialect::Ringfeed.write_event(&mut frame, event);
+    json(&frame);
+}
+
+fn json(frame: &[u8]) {
+    let parsed = serde_json::from_slice::<&RawValue>(body(frame));
+    parsed.unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(body(frame))));
+}
+
+/// The payload of one whole frame.
+fn body(frame: &[u8]) -> &[u8] {
+    let (header, len) = Header::parse(frame).expect("a frame").expect("whole");
+    assert_eq!(header.len, (frame.len() - len) as u64);
+    &frame[len..]
+}
