@@ -1,7 +1,8 @@
 // uWebSockets, as Bun serves it: "S channel" subscribes, "P channel payload" publishes.
+const [port, hostname] = process.argv.slice(2);
 const server = Bun.serve({
-  hostname: "127.0.0.1",
-  port: Number(process.argv[2]),
+  hostname,
+  port: Number(port),
   fetch(request, server) {
     return server.upgrade(request) ? undefined : new Response("WebSocket only", { status: 400 });
   },
@@ -18,4 +19,3 @@ const server = Bun.serve({
     },
   },
 });
-console.log("ready");

@@ -3,9 +3,8 @@ import { createRequire } from "node:module";
 const { WebSocketServer } = createRequire(process.cwd() + "/")("ws");
 const channels = new Map();
 const server = new WebSocketServer({
-  host: "127.0.0.1", port: Number(process.argv[2]), perMessageDeflate: false, backlog: 4096,
+  host: process.argv[3], port: Number(process.argv[2]), perMessageDeflate: false, backlog: 4096,
 });
-server.on("listening", () => console.log("ready"));
 server.on("connection", (socket) => {
   const own = [];
   socket.on("message", (data) => {
