@@ -422,42 +422,43 @@ impl<W: Wire> Shard<W> {
         (&mut self.fanout, context)
     }
 
-    /// Does what the flush has found to be done.
+    /// Does what the flush has found to be done. Who is closed in the middle of a frame may have to be cut:
+    /// there may be more to do then.
     fn apply_verdicts(&mut self) {
-        let mut verdicts = VecDeque::from(self.fanout.take_verdicts());
-        while let Some(verdict) = verdicts.pop_front() {
-            let (session, then): (_, &mut dyn FnMut(&mut Shard<W>, _)) = match verdict {
-                Verdict::Pressed { channel, lane, on } => {
-                    let shard = self.id;
-                    self.request(Request::Pressure { shard, channel, lane, on });
-                    continue;
-                }
-                Verdict::Lagged { session, reason } => {
-                    if let Some(slot) = self.sessions.current(session) {
-                        self.close_session(slot, CloseReason::Lagged, &reason);
-                    }
-                    verdicts.extend(self.fanout.take_verdicts());
-                    continue;
-                }
-                Verdict::Slow(session) => (session, &mut |shard, slot| shard.close_slow(slot)),
-                Verdict::Cut(session) => (session, &mut |shard, slot| {
-                    shard.counters.closes.add(CloseReason::Slow, 1);
-                    shard.remove_session(slot);
-                }),
-                Verdict::Broken(session) => {
-                    (session, &mut |shard, slot| shard.remove_session(slot))
-                }
-                Verdict::Stalled(session) => (session, &mut |shard, slot| shard.time_outbox(slot)),
-                Verdict::Read(session) => (session, &mut |shard, slot| {
-                    shard.settle_outbox_hold(slot);
-                    shard.end_if_closed(slot);
-                }),
-            };
-            if let Some(slot) = self.sessions.current(session) {
-                then(self, slot);
+        loop {
+            let verdicts = self.fanout.take_verdicts();
+            if verdicts.is_empty() {
+                return;
             }
-            // Who is closed in the middle of a frame may have to be cut.
-            verdicts.extend(self.fanout.take_verdicts());
+            verdicts.into_iter().for_each(|verdict| self.apply(verdict));
+        }
+    }
+
+    fn apply(&mut self, verdict: Verdict) {
+        let Some(session) = verdict.session() else {
+            if let Verdict::Pressed { channel, lane, on } = verdict {
+                let shard = self.id;
+                self.request(Request::Pressure { shard, channel, lane, on });
+            }
+            return;
+        };
+        let Some(slot) = self.sessions.current(session) else { return };
+        match verdict {
+            Verdict::Lagged { reason, .. } => {
+                self.close_session(slot, CloseReason::Lagged, &reason);
+            }
+            Verdict::Slow(_) => self.close_slow(slot),
+            Verdict::Cut(_) => {
+                self.counters.closes.add(CloseReason::Slow, 1);
+                self.remove_session(slot);
+            }
+            Verdict::Broken(_) => self.remove_session(slot),
+            Verdict::Stalled(_) => self.time_outbox(slot),
+            Verdict::Read(_) => {
+                self.settle_outbox_hold(slot);
+                self.end_if_closed(slot);
+            }
+            Verdict::Pressed { .. } => {}
         }
     }
 

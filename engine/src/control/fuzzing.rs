@@ -9,7 +9,7 @@ const BYTES_MAX: usize = 1 << 16;
 
 /// A body of `/api/publish`. Whether it would be published.
 pub fn publication(body: &[u8]) -> bool {
-    let checked = publish::parse(body).and_then(|body| body.check(BYTES_MAX));
+    let checked = publish::parse(body, BYTES_MAX);
     if let Ok((_, payload)) = &checked {
         assert!(payload.bytes.len() <= BYTES_MAX);
         if payload.kind == PayloadKind::Json {

@@ -71,6 +71,21 @@ pub(super) enum Verdict {
     Pressed { channel: ChannelName, lane: Lane, on: bool },
 }
 
+impl Verdict {
+    /// Whom it is about.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        match *self {
+            Verdict::Lagged { session, .. }
+            | Verdict::Slow(session)
+            | Verdict::Cut(session)
+            | Verdict::Broken(session)
+            | Verdict::Stalled(session)
+            | Verdict::Read(session) => Some(session),
+            Verdict::Pressed { .. } => None,
+        }
+    }
+}
+
 /// What the flush works on and does not own.
 #[derive(Debug)]
 pub(super) struct Context<'a, W> {

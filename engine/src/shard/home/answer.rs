@@ -20,21 +20,21 @@ pub(in crate::shard) enum Asker {
     Batch(u32, Rc<Batch>),
 }
 
+/// Each with its place in the list of the control thread.
+type Answers = Vec<(u32, Published)>;
+
 /// The answers to a batch of publications. They are sent when the last of them is there; where one never
 /// comes, because the shard has ended, none is.
 #[derive(Debug)]
 pub(in crate::shard) struct Batch {
     count: usize,
-    answers: RefCell<Vec<(u32, Published)>>,
-    reply: RefCell<Option<oneshot::Sender<Vec<(u32, Published)>>>>,
+    answers: RefCell<Answers>,
+    reply: RefCell<Option<oneshot::Sender<Answers>>>,
 }
 
 impl Batch {
     /// For so many publications.
-    pub(in crate::shard) fn new(
-        count: usize,
-        reply: oneshot::Sender<Vec<(u32, Published)>>,
-    ) -> Rc<Batch> {
+    pub(in crate::shard) fn new(count: usize, reply: oneshot::Sender<Answers>) -> Rc<Batch> {
         let answers = RefCell::new(Vec::with_capacity(count));
         Rc::new(Batch { count, answers, reply: RefCell::new(Some(reply)) })
     }
