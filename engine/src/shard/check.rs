@@ -8,8 +8,10 @@ use super::session::{BLOCKED, CURSORS, GAPS, MULTI};
 use crate::ids::LaneId;
 
 /// A shard with more subscriptions than this is not checked in each turn.
+#[cfg(debug_assertions)]
 const SMALL: u64 = 2000;
 /// Then it is checked in one turn of so many.
+#[cfg(debug_assertions)]
 const SELDOM: u64 = 256;
 
 impl<W: Wire> Shard<W> {

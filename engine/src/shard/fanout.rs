@@ -243,7 +243,8 @@ impl Fanout {
         let submitted = self.submit(cx);
         self.settle(cx);
         self.recent.forget(cx.feeds);
-        for id in std::mem::take(&mut self.touched) {
+        // Kept for the next turn: no turn allocates.
+        while let Some(id) = self.touched.pop() {
             self.review(cx, id);
         }
         self.behind = self.recent.bytes() > RECENT_BYTES_MAX || self.is_late(cx);

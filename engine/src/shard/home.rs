@@ -168,9 +168,10 @@ impl Home {
     fn seal(&mut self, deliver: Deliver) {
         for HomeLane { lane, interests, pending } in &mut self.lanes {
             let Some(at) = pending.at.take() else { continue };
-            let Pending { bytes, ends, first_offset, .. } = std::mem::take(pending);
-            let count = ends.last().map_or(0, |last| last.publications);
-            let frames = FrameIndex::new(&ends);
+            let bytes = std::mem::take(&mut pending.bytes);
+            let count = pending.ends.last().map_or(0, |last| last.publications);
+            let (frames, first_offset) = (FrameIndex::new(&pending.ends), pending.first_offset);
+            pending.ends.clear();
             let chunk = Chunk { bytes: Bytes::from(bytes), frames, first_offset, count, at };
             let key = self.key;
             // The last one, mostly the only one, is given what the others share.

@@ -66,10 +66,11 @@ fn without_keys_pages_of_other_sites_are_refused() {
 
 #[test]
 fn beyond_loopback_figures_need_a_key_too() {
-    let server = TestServer::open(&["api.listen=0.0.0.0:0", "api.keys=secret,other"]);
+    let server =
+        TestServer::open(&["api.listen=0.0.0.0:0", "api.keys=0123456789abcdef,fedcba9876543210"]);
     for target in ["/metrics", "/api/openapi.json", "/api/stats"] {
         assert_eq!(status(&server, target, "Host: localhost\r\n"), 401, "{target}");
-        let key = "Host: any.example\r\nAuthorization: Bearer other\r\n";
+        let key = "Host: any.example\r\nAuthorization: Bearer fedcba9876543210\r\n";
         assert_eq!(status(&server, target, key), 200, "{target}");
     }
     assert_eq!(status(&server, "/health", "Host: any.example\r\n"), 200);

@@ -59,8 +59,19 @@ impl Staged {
     fn push(&mut self, source: Source, run: &Bytes, joined: &mut Segment) {
         self.parts.push((source, run.len()));
         self.bytes += run.len();
+        let short = run.len() <= JOINED_RUN_BYTES;
+        if let ([first], true) = (&self.runs[..], short && self.parts.len() == 2)
+            && first.len() <= JOINED_RUN_BYTES
+        {
+            // The first one stood alone until now.
+            let start = joined.len();
+            if joined.append(first) {
+                self.runs.clear();
+                self.joining = Some(start);
+            }
+        }
         let start = joined.len();
-        if run.len() <= JOINED_RUN_BYTES && joined.append(run) {
+        if short && self.parts.len() > 1 && joined.append(run) {
             self.joining.get_or_insert(start);
         } else {
             self.finish_joining(joined);

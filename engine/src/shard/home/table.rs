@@ -320,7 +320,7 @@ impl Homes {
 
     /// Hands out everything pending: the end of a turn.
     pub(in crate::shard) fn seal_all(&mut self, deliver: Deliver) {
-        for index in std::mem::take(&mut self.dirty) {
+        while let Some(index) = self.dirty.pop() {
             if let Some(home) = self.homes.get_mut(index) {
                 home.dirty = false;
                 home.seal(deliver);
