@@ -161,8 +161,7 @@ impl<W: Wire> Shard<W> {
         let step = u64::from(self.config.server.close_timeout_ms);
         let most = u64::from(self.config.limits.outbox_timeout_ms);
         let reads = self.sessions.get(slot).is_some_and(|session| {
-            !session.failed
-                && self.now_ms.saturating_sub(session.progress_ms) < step
+            self.now_ms.saturating_sub(session.progress_ms) < step
                 && self.now_ms < session.closing_since_ms + most
         });
         if reads && self.sessions.has(slot, OUTBOX) {
