@@ -195,9 +195,9 @@ impl<W: Wire> Shard<W> {
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
         let Some(outbox) = outbox else { return };
         let waiting = outbox.owed_bytes();
-        let newest = outbox.last().map_or(0, Bytes::len);
-        // One large answer is fine; many small ones that nobody reads are not.
-        let many = outbox.len() > 1 && waiting - newest > most;
+        // A large answer is fine, also one behind another; many small ones that nobody reads are not.
+        let large = outbox.last().map_or(0, Bytes::len) + outbox.oldest_owed_bytes();
+        let many = outbox.len() > 2 && waiting > most + large;
         if many || waiting > OUTBOX_BYTES_FAIR && self.sessions.outbox_bytes() > all {
             self.close_slow(slot);
         } else if waiting > most / 4 {
