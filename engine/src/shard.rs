@@ -31,7 +31,7 @@ use ringfeed_wire::{Event as WireEvent, SocketId, Wire};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{CloseReason, Counters, RefusalReason};
-use crate::ids::{SessionId, ShardId};
+use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{Delivery, Inbox, Links, QUEUE_BYTES_MAX, Request, Shards};
 use door::{Admission, Permit};
 use drain::Draining;
@@ -435,7 +435,6 @@ impl<W: Wire> Shard<W> {
     fn fanout_context(&mut self) -> (&mut Fanout, Context<'_, W>) {
         let limits = &self.config.limits;
         let limits = FlushLimits {
-            outbox_bytes_max: limits.outbox_bytes_max as usize,
             retained_bytes_max: share_of(limits.retained_bytes_max, self.shared.shards.count()),
             burst_bytes_max: QUEUE_BYTES_MAX + limits.cross_shard_bytes_max as usize,
         };
@@ -464,11 +463,17 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Tells a lane's home how its readers stand, as the lane has it now.
+    fn tell_pressure(&mut self, id: LaneId) {
+        let Some(state) = self.feeds.try_lane(id) else { return };
+        let (shard, channel, lane, on) = (self.id, state.name.clone(), state.lane, state.pressed);
+        self.request(Request::Pressure { shard, channel, lane, on });
+    }
+
     fn apply(&mut self, verdict: Verdict) {
         let Some(session) = verdict.session() else {
-            if let Verdict::Pressed { channel, lane, on } = verdict {
-                let shard = self.id;
-                self.request(Request::Pressure { shard, channel, lane, on });
+            if let Verdict::Pressed(lane) = verdict {
+                self.tell_pressure(lane);
             }
             return;
         };
@@ -477,7 +482,6 @@ impl<W: Wire> Shard<W> {
             Verdict::Lagged { reason, .. } => {
                 self.close_session(slot, CloseReason::Lagged, &reason);
             }
-            Verdict::Slow(_) => self.close_slow(slot),
             Verdict::Cut(_) => self.remove_session(slot, CloseReason::Slow),
             Verdict::Broken(_) => self.remove_session(slot, CloseReason::PeerGone),
             Verdict::Stalled(_) => self.time_outbox(slot),
@@ -485,7 +489,7 @@ impl<W: Wire> Shard<W> {
                 self.settle_outbox_hold(slot);
                 self.end_if_closed(slot);
             }
-            Verdict::Pressed { .. } => {}
+            Verdict::Pressed(_) => {}
         }
     }
 

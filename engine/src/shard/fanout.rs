@@ -18,7 +18,6 @@ mod walk;
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use ringfeed_protocol::{ChannelName, Lane};
 use ringfeed_wire::{Segment, ShortSend, Wire};
 
 use super::feed::Feeds;
@@ -57,8 +56,6 @@ const PLACE_BITS: u32 = 23;
 pub(super) enum Verdict {
     /// It fell out of a channel's window, and the channel or its dialect has it closed.
     Lagged { session: SessionId, reason: String },
-    /// It does not read what is meant for it alone.
-    Slow(SessionId),
     /// It is to be closed without a word, because no whole frame can be sent any more.
     Cut(SessionId),
     /// Its socket is broken.
@@ -67,8 +64,8 @@ pub(super) enum Verdict {
     Stalled(SessionId),
     /// Its outbox has become shorter.
     Read(SessionId),
-    /// Readers of a lane who read are behind, or no more.
-    Pressed { channel: ChannelName, lane: Lane, on: bool },
+    /// Readers of a lane who read are behind, or no more: the lane says which.
+    Pressed(LaneId),
 }
 
 impl Verdict {
@@ -76,12 +73,11 @@ impl Verdict {
     pub(super) fn session(&self) -> Option<SessionId> {
         match *self {
             Verdict::Lagged { session, .. }
-            | Verdict::Slow(session)
             | Verdict::Cut(session)
             | Verdict::Broken(session)
             | Verdict::Stalled(session)
             | Verdict::Read(session) => Some(session),
-            Verdict::Pressed { .. } => None,
+            Verdict::Pressed(_) => None,
         }
     }
 }
@@ -104,8 +100,6 @@ pub(super) struct Context<'a, W> {
 /// What the flush must know of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FlushLimits {
-    /// Of one session.
-    pub(super) outbox_bytes_max: usize,
     /// Log memory that only half-sent frames hold.
     pub(super) retained_bytes_max: usize,
     /// What may be under way to this shard's logs beyond their windows.

@@ -73,8 +73,7 @@ impl Fanout {
         let pressed = late || waited && lane.patience.is_left();
         if pressed != lane.pressed {
             lane.pressed = pressed;
-            let (channel, kind) = (lane.name.clone(), lane.lane);
-            self.verdicts.push(Verdict::Pressed { channel, lane: kind, on: pressed });
+            self.verdicts.push(Verdict::Pressed(id));
         }
         if pressed && !lane.lagging {
             lane.lagging = true;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::Event;
 use ringfeed_wire::{Segment, SocketId, VECTORED_RUNS_MAX, Wire};
 
-use super::{BYTES_PER_COST, COST_OF_PART, COST_OF_SEND, Context, Fanout, SEND_BYTES_MAX, Verdict};
+use super::{BYTES_PER_COST, COST_OF_PART, COST_OF_SEND, Context, Fanout, SEND_BYTES_MAX};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{FOLLOWS, GAPPED, List};
 use crate::shard::session::{BLOCKED, CLOSING, CURSORS, GAPS, MULTI, NOT_STAGED, QUEUED, WOKEN};
@@ -294,10 +294,5 @@ impl Fanout {
         cx.sessions.with_outbox(slot, |outbox| {
             frames.into_iter().for_each(|frame| outbox.push(frame));
         });
-        let outbox = cx.sessions.get(slot).and_then(|session| session.outbox.as_ref());
-        let waiting = outbox.map_or(0, |outbox| outbox.owed_bytes());
-        if waiting > cx.limits.outbox_bytes_max {
-            self.verdicts.push(Verdict::Slow(cx.sessions.id(slot)));
-        }
     }
 }

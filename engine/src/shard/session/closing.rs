@@ -42,9 +42,7 @@ impl<W: Wire> Shard<W> {
             }
             self.take_subscriber(slot, lane, index);
             if self.feeds.clear_if_unused(lane) {
-                let (shard, state) = (self.id, self.feeds.lane(lane));
-                let (channel, lane) = (state.name.clone(), state.lane);
-                self.request(Request::Pressure { shard, channel, lane, on: false });
+                self.tell_pressure(lane);
             }
         }
         if let Some(session) = self.sessions.get_mut(slot) {
