@@ -154,15 +154,15 @@ impl Fanout {
                 subscriber.sent = end;
             }
         }
-        // From the newest to the oldest, so that the oldest of each lane counts.
-        for &number in waiting.iter().rev() {
+        for &number in &waiting {
             let &Followed { lane, start, .. } = self.recent.get(number);
             self.recent.take(number);
             self.put_back(cx, slot, lane, start);
         }
     }
 
-    /// Puts a session's cursor in one lane back to what was really sent.
+    /// Puts a session's cursor in one lane back to what was really sent: never forward, so that of
+    /// several such places the oldest counts.
     pub(super) fn put_back<W>(
         &mut self,
         cx: &mut Context<W>,
@@ -175,7 +175,7 @@ impl Fanout {
         let lane = cx.feeds.lane_mut(id);
         if let Some(subscriber) = index.and_then(|index| lane.subscriber_mut(list, index)) {
             debug_assert_eq!(subscriber.session, slot, "a place belongs to its session");
-            subscriber.sent = position;
+            subscriber.sent = subscriber.sent.min(position);
         }
         if !lane.lagging {
             lane.lagging = true;

@@ -63,8 +63,7 @@ impl Fanout {
         slot: SessionSlot,
         unsent: &[(LaneId, LogPosition, LogPosition)],
     ) {
-        // From the newest to the oldest, so that the oldest of each lane counts.
-        for &(lane, from, to) in unsent.iter().rev() {
+        for &(lane, from, to) in unsent {
             let log = &cx.feeds.lane(lane).log;
             let undone = log.next_offset(to) - log.next_offset(from);
             cx.counters.deliveries.add(undone.wrapping_neg());
