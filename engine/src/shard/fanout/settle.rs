@@ -121,9 +121,8 @@ impl Fanout {
         if hot.flags & OUTBOX != 0 {
             self.verdicts.push(Verdict::Stalled(id));
         }
-        if sent > 0
-            && let Some(session) = cx.sessions.get_mut(slot)
-        {
+        // Who was not blocked has taken everything until now, even if nothing of this send.
+        if !in_vain && let Some(session) = cx.sessions.get_mut(slot) {
             session.progress_ms = cx.now_ms;
         }
         if broken {
