@@ -13,10 +13,10 @@ mod mailbox;
 mod request;
 
 pub use delivery::{
-    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, StoredPayload,
-    StoredPublication,
+    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Origin,
+    StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
-pub use request::{Origin, Published, Reply, Request};
+pub use request::{Published, Reply, Request};
