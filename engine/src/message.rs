@@ -5,7 +5,7 @@
 //! session that it closes unsubscribes) waits in the sender's own links and holds nothing up: a shard
 //! that cannot get rid of its deliveries stops taking requests, but never the other way round, so two
 //! shards cannot wait for each other. Nothing is dropped: what does not fit waits in the sender's
-//! [`Links`], and publishers are slowed down there.
+//! `Links`, and publishers are slowed down there.
 
 mod delivery;
 mod link;
