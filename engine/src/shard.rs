@@ -48,6 +48,9 @@ const STEP_TIME_MAX: Duration = Duration::from_millis(2);
 /// stopped for longer (its core was taken away, the machine was suspended) could hear nobody meanwhile, and
 /// blames nobody for it.
 const TURN_TIME_MAX: u64 = 2 * timers::TICK_MS;
+/// Turns with more events than one takes, during which no time passes for timers: what a client has said
+/// or taken may be among the events that wait. After so many it does.
+const BACKLOG_TURNS_MAX: u32 = 1024;
 /// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
 /// or two.
 const BYTES_PER_TURN_MAX: usize = 64 * 1024;
@@ -169,6 +172,8 @@ pub struct Shard<W> {
     now: Instant,
     /// What timers count: time, but for what no turn can have been that long.
     now_ms: u64,
+    /// Turns since one took all events there were.
+    backlog_turns: u32,
 }
 
 /// Where a home's deliveries go: to this shard's own queue, or to another shard.
@@ -235,6 +240,7 @@ impl<W: Wire> Shard<W> {
             elapsed_ms: 0,
             now,
             now_ms: 0,
+            backlog_turns: 0,
         }
     }
 
@@ -282,7 +288,9 @@ impl<W: Wire> Shard<W> {
         let elapsed_ms = self.now.duration_since(self.start).as_millis() as u64;
         let passed_ms = elapsed_ms - self.elapsed_ms;
         self.elapsed_ms = elapsed_ms;
-        self.now_ms += passed_ms.min(TURN_TIME_MAX);
+        if self.backlog_turns == 0 || self.backlog_turns > BACKLOG_TURNS_MAX {
+            self.now_ms += passed_ms.min(TURN_TIME_MAX);
+        }
     }
 
     fn has_work(&self) -> bool {
@@ -303,12 +311,16 @@ impl<W: Wire> Shard<W> {
     fn take_events(&mut self) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
         let (mut count, mut bytes_taken) = (0, 0);
+        self.backlog_turns = self.backlog_turns.saturating_add(1);
         while count < self.limits.events
             && bytes_taken < BYTES_PER_TURN_MAX
             && (count % 8 != 7 || self.clock.now() - self.now < STEP_TIME_MAX)
         {
             let (socket, what) = match self.wire.next_event() {
-                None => break,
+                None => {
+                    self.backlog_turns = 0;
+                    break;
+                }
                 Some(WireEvent::Received(socket, bytes)) => {
                     scratch.clear();
                     scratch.extend_from_slice(bytes);

@@ -5,7 +5,6 @@ use ringfeed_wire::Wire;
 use super::home::{Asker, Batch, Subscribe, Subscribed};
 use super::session::HISTORY_PARTS;
 use super::{STEP_TIME_MAX, Shard, route};
-use crate::ids::ShardId;
 use crate::message::{Delivery, Reply, Request};
 
 /// What serving a request takes besides the bytes in it, as bytes.
@@ -41,7 +40,8 @@ impl<W: Wire> Shard<W> {
         let mut budget = self.limits.request_bytes;
         for request in requests {
             // Now or never: what was held back with them goes on in the next turn.
-            let later = self.serve(request, &mut usize::MAX.clone());
+            let mut without_limit = usize::MAX;
+            let later = self.serve(request, &mut without_limit);
             assert!(later.is_none(), "without a limit nothing is left over");
         }
         let (mut batches, mut count) = (0, 0u32);
@@ -72,12 +72,10 @@ impl<W: Wire> Shard<W> {
 
     /// Serves one request. What is more than the turn's budget comes back, with what is left to do.
     fn serve_request(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
-        let request = match request.origin().cloned().zip(request.channel().cloned()) {
-            Some((origin, channel)) if self.homes.has_parked() => {
-                self.homes.park_behind_own(&channel, &origin, request)?
-            }
-            _ => request,
-        };
+        if !self.homes.has_parked() {
+            return self.serve(request, budget);
+        }
+        let request = self.homes.park_behind_own(request)?;
         self.serve(request, budget)
     }
 
@@ -158,7 +156,7 @@ impl<W: Wire> Shard<W> {
             recover,
             recovery_bytes_max: config.limits.recovery_bytes_max as usize,
         };
-        let shard: ShardId = origin.shard;
+        let shard = origin.shard;
         match homes.subscribe(subscribe, self.now_ms, budget, &mut deliver) {
             Ok(Subscribed::Later) => {
                 return Some(Request::Subscribe { origin, attempt, channel, lane, recover });

@@ -93,8 +93,9 @@ impl World {
             client.reading = true;
         }
         self.settle();
-        // Sockets that were called writable in vain are asked again by the tick.
-        self.rest(1000);
+        // Sockets that were called writable in vain are asked again by the tick, and who stopped reading
+        // is waited for a moment.
+        self.rest(3000);
         if !self.judge.draining {
             let bells = self.ring();
             self.settled(&bells);

@@ -175,7 +175,7 @@ impl Client {
                         format_args!("{who} got a gap from {from} of {name}, recovered to {seam}");
                     scene.judge.broken(Rule::RecoveryWhole, what);
                 }
-                if self.habit.keeps_up() {
+                if self.habit.keeps_up() && scene.setup.nobody_is_slow() {
                     let what =
                         format_args!("{who} always reads and got a gap {from}..={to} of {name}");
                     scene.judge.broken(Rule::ReadersKeepUp, what);
@@ -286,7 +286,8 @@ impl Client {
             let what = format_args!("{who} was closed with {code} {reason:?}");
             scene.judge.broken(Rule::CloseCode, what);
         }
-        if self.habit.keeps_up() && matches!(code, 4000 | 4002) {
+        let waited_for = code == 4002 || code == 4000 && setup.nobody_is_slow();
+        if self.habit.keeps_up() && waited_for {
             let what = format_args!("{who} always reads and was closed with {code} {reason:?}");
             scene.judge.broken(Rule::ReadersKeepUp, what);
         }

@@ -633,7 +633,9 @@ impl World {
         let (over, excused) = {
             let net = self.net.borrow();
             let state = &net.conns[conn];
-            let keeps_up = self.clients[self.owners[conn]].habit.keeps_up();
+            let client = &self.clients[self.owners[conn]];
+            let mute = client.link.as_ref().is_some_and(|link| link.mute);
+            let keeps_up = client.habit.keeps_up() && !mute;
             let excused = state.fate != Fate::Alive
                 || state.phase == Phase::Refused
                 || (state.blocked && !keeps_up)

@@ -175,7 +175,8 @@ impl Fanout {
         let lane = cx.feeds.lane_mut(id);
         if let Some(subscriber) = index.and_then(|index| lane.subscriber_mut(list, index)) {
             debug_assert_eq!(subscriber.session, slot, "a place belongs to its session");
-            subscriber.sent = position;
+            // Never forward: something older may have been put back before.
+            subscriber.sent = subscriber.sent.min(position);
         }
         if !lane.lagging {
             lane.lagging = true;

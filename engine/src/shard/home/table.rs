@@ -220,18 +220,14 @@ impl Homes {
 
     /// Holds a request of a session back where a publication of that session is: answers are in the
     /// order of commands. Gives it back where none is.
-    pub(in crate::shard) fn park_behind_own(
-        &mut self,
-        name: &str,
-        origin: &Origin,
-        request: Request,
-    ) -> Option<Request> {
-        let same = |own: &Origin| own.session == origin.session && own.shard == origin.shard;
-        let index = self.by_name.get(name).copied().filter(|&index| {
-            let home = self.homes.get(index);
-            home.is_some_and(|h| h.parked.iter().filter_map(Parked::session).any(same))
+    pub(in crate::shard) fn park_behind_own(&mut self, request: Request) -> Option<Request> {
+        let held = request.origin().zip(request.channel()).and_then(|(origin, name)| {
+            let same = |own: &Origin| own.session == origin.session && own.shard == origin.shard;
+            let index = *self.by_name.get(name)?;
+            let mut parked = self.homes.get(index)?.parked.iter().filter_map(Parked::session);
+            parked.any(same).then_some(index)
         });
-        let Some(index) = index else { return Some(request) };
+        let Some(index) = held else { return Some(request) };
         self.park(index, Parked::Request(request));
         None
     }

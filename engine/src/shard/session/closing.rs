@@ -155,14 +155,14 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// The time for a closing handshake is up. Who still takes what was before the close frame is given
-    /// more of it, as much as an outbox may wait.
+    /// The time for a closing handshake is up. Who still takes what was before the close frame, or waits for
+    /// us to send it, is given more of it, as much as an outbox may wait.
     pub(in crate::shard) fn check_closing(&mut self, slot: SessionSlot, timer: Timer) {
         let step = u64::from(self.config.server.close_timeout_ms);
         let most = u64::from(self.config.limits.outbox_timeout_ms);
+        let ours = !self.sessions.has(slot, BLOCKED);
         let reads = self.sessions.get(slot).is_some_and(|session| {
-            !session.failed
-                && self.now_ms.saturating_sub(session.progress_ms) < step
+            (ours || self.now_ms.saturating_sub(session.progress_ms) < step)
                 && self.now_ms < session.closing_since_ms + most
         });
         if reads && self.sessions.has(slot, OUTBOX) {

@@ -65,6 +65,11 @@ impl Outbox {
         self.own_bytes - rest.map_or(0, |(memory, frame)| own_bytes_of(*memory, frame))
     }
 
+    /// Bytes left of the oldest frame that only this connection is to get.
+    pub(in crate::shard) fn oldest_owed_bytes(&self) -> usize {
+        self.frames.get(usize::from(self.rest)).map_or(0, |(_, frame)| frame.len())
+    }
+
     /// Memory that is nobody else's.
     pub(in crate::shard) fn own_bytes(&self) -> usize {
         self.own_bytes

@@ -177,8 +177,13 @@ impl<W: Wire> Shard<W> {
             self.reply(slot, &Event::Error { id, code, message: &refused.to_string() });
         } else if !matches!(code, ErrorCode::AlreadySubscribed | ErrorCode::NotSubscribed) {
             // What is so already needs no telling; anything else cannot be told otherwise.
-            let reason = format!("{}: {refused}", code.as_str());
-            self.close_session(slot, CloseReason::Refused, &reason);
+            // Who comes at the wrong time may come back, who asks for the wrong thing need not.
+            let why = match refused {
+                Refused::Draining => CloseReason::ServiceRestart,
+                Refused::Busy => CloseReason::Overload,
+                _ => CloseReason::Refused,
+            };
+            self.close_session(slot, why, &format!("{}: {refused}", code.as_str()));
         }
     }
 
@@ -195,10 +200,12 @@ impl<W: Wire> Shard<W> {
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
         let Some(outbox) = outbox else { return };
         let waiting = outbox.owed_bytes();
-        let newest = outbox.last().map_or(0, Bytes::len);
-        // One large answer is fine; many small ones that nobody reads are not.
-        let many = outbox.len() > 1 && waiting - newest > most;
-        if many || waiting > OUTBOX_BYTES_FAIR && self.sessions.outbox_bytes() > all {
+        // A large answer is fine, also one behind another; many small ones that nobody reads are not.
+        let large = outbox.last().map_or(0, Bytes::len) + outbox.oldest_owed_bytes();
+        let many = outbox.len() > 2 && waiting > most + large;
+        let too_much = many || waiting > OUTBOX_BYTES_FAIR && self.sessions.outbox_bytes() > all;
+        // Whose socket takes everything waits for us.
+        if too_much && self.sessions.has(slot, BLOCKED) {
             self.close_slow(slot);
         } else if waiting > most / 4 {
             self.hold(slot, Holds::OUTBOX);
