@@ -13,7 +13,7 @@ mod mailbox;
 mod request;
 
 pub use delivery::{
-    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Origin,
+    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Origin, Replay,
     StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;

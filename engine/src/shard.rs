@@ -149,6 +149,8 @@ pub struct Shard<W> {
     feeds: Feeds,
     homes: Homes,
     wheel: Wheel,
+    /// Timers that were due and were too many for their turn.
+    due: VecDeque<Timer>,
     fanout: Fanout,
     /// Deliveries of this shard's own channels to its own sessions.
     own: VecDeque<Delivery>,
@@ -172,6 +174,10 @@ pub struct Shard<W> {
     now: Instant,
     /// What timers count: time, but for what no turn can have been that long.
     now_ms: u64,
+    /// The same, also while events wait: for what no client is blamed for.
+    work_ms: u64,
+    /// The next batch of requests is one of the control thread's, if it has any.
+    control_next: bool,
     /// Turns since one took all events there were.
     backlog_turns: u32,
 }
@@ -224,6 +230,7 @@ impl<W: Wire> Shard<W> {
             subscription_count: 0,
             feeds: Feeds::new(),
             wheel: Wheel::new(),
+            due: VecDeque::new(),
             fanout: Fanout::new(limits.sends),
             own: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -240,6 +247,8 @@ impl<W: Wire> Shard<W> {
             elapsed_ms: 0,
             now,
             now_ms: 0,
+            work_ms: 0,
+            control_next: false,
             backlog_turns: 0,
         }
     }
@@ -259,8 +268,10 @@ impl<W: Wire> Shard<W> {
         }
         if self.local.take_tick() {
             self.tick();
+        } else if !self.due.is_empty() {
+            self.see_to_due();
         }
-        if self.draining && !self.fanout.has_work() {
+        if self.draining {
             self.drain_some();
         }
         self.homes.seal_all(&mut route(self.id, &mut self.own, &mut self.links));
@@ -288,8 +299,10 @@ impl<W: Wire> Shard<W> {
         let elapsed_ms = self.now.duration_since(self.start).as_millis() as u64;
         let passed_ms = elapsed_ms - self.elapsed_ms;
         self.elapsed_ms = elapsed_ms;
+        let passed_ms = passed_ms.min(TURN_TIME_MAX);
+        self.work_ms += passed_ms;
         if self.backlog_turns == 0 || self.backlog_turns > BACKLOG_TURNS_MAX {
-            self.now_ms += passed_ms.min(TURN_TIME_MAX);
+            self.now_ms += passed_ms;
         }
     }
 
@@ -297,6 +310,7 @@ impl<W: Wire> Shard<W> {
         self.fanout.has_work()
             || !self.own.is_empty()
             || !self.released.is_empty()
+            || !self.due.is_empty()
             || (!self.congested.is_empty() && !self.is_congested())
             || self.homes.has_work()
             || (!self.waiting.is_empty() && !self.is_congested())
@@ -346,7 +360,7 @@ impl<W: Wire> Shard<W> {
                     // Its subscriptions end with it, as if it had said so for each.
                     let ended = self.sessions.get(slot).map_or(0, |s| s.subscriptions.len());
                     bytes_taken += ended * COMMAND_BYTES;
-                    self.remove_session(slot);
+                    self.remove_session(slot, CloseReason::PeerGone);
                 }
             }
         }
@@ -392,6 +406,9 @@ impl<W: Wire> Shard<W> {
 
     fn take_deliveries(&mut self) -> bool {
         for taken in 0..self.limits.batches {
+            if taken > 0 && self.clock.now() - self.now > STEP_TIME_MAX {
+                break;
+            }
             let Some(batch) = self.inbox.deliveries.take() else { return taken > 0 };
             batch.into_iter().for_each(|delivery| self.handle_delivery(delivery));
         }
@@ -430,6 +447,7 @@ impl<W: Wire> Shard<W> {
             limits,
             now: self.now,
             now_ms: self.now_ms,
+            work_ms: self.work_ms,
         };
         (&mut self.fanout, context)
     }
@@ -460,11 +478,8 @@ impl<W: Wire> Shard<W> {
                 self.close_session(slot, CloseReason::Lagged, &reason);
             }
             Verdict::Slow(_) => self.close_slow(slot),
-            Verdict::Cut(_) => {
-                self.counters.closes.add(CloseReason::Slow, 1);
-                self.remove_session(slot);
-            }
-            Verdict::Broken(_) => self.remove_session(slot),
+            Verdict::Cut(_) => self.remove_session(slot, CloseReason::Slow),
+            Verdict::Broken(_) => self.remove_session(slot, CloseReason::PeerGone),
             Verdict::Stalled(_) => self.time_outbox(slot),
             Verdict::Read(_) => {
                 self.settle_outbox_hold(slot);
@@ -475,7 +490,22 @@ impl<W: Wire> Shard<W> {
     }
 
     fn tick(&mut self) {
-        for timer in self.wheel.due(self.now_ms) {
+        self.due.extend(self.wheel.due(self.now_ms));
+        self.see_to_due();
+        let (fanout, mut context) = self.fanout_context();
+        fanout.check_ages(&mut context);
+        fanout.retry_stuck(&mut context);
+        self.homes.sweep(self.work_ms);
+        self.report();
+    }
+
+    /// Sees to timers that are due; what is too much for one turn waits for the next.
+    fn see_to_due(&mut self) {
+        for count in 1u32.. {
+            if count % 64 == 0 && self.clock.now() - self.now > STEP_TIME_MAX {
+                return;
+            }
+            let Some(timer) = self.due.pop_front() else { return };
             let Some(slot) = self.sessions.current(timer.session) else { continue };
             match timer.purpose {
                 Purpose::Close => self.check_closing(slot, timer),
@@ -484,11 +514,6 @@ impl<W: Wire> Shard<W> {
                 Purpose::Outbox => self.check_outbox(slot, timer),
             }
         }
-        let (fanout, mut context) = self.fanout_context();
-        fanout.check_ages(&mut context);
-        fanout.retry_stuck(&mut context);
-        self.homes.sweep(self.now_ms);
-        self.report();
     }
 }
 

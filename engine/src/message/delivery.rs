@@ -127,6 +127,15 @@ pub struct Chunk {
     pub at: Instant,
 }
 
+/// Frames of what a subscriber missed, in order.
+#[derive(Debug, Default)]
+pub struct Replay {
+    /// Of the history's memory, shared with everybody who misses them.
+    pub shared: Vec<Bytes>,
+    /// The newest, encoded for this subscriber alone.
+    pub own: Bytes,
+}
+
 /// Work for the shard of a subscriber or of a command's sender.
 #[derive(Debug)]
 pub enum Delivery {
@@ -155,8 +164,8 @@ pub enum Delivery {
         position: Position,
         /// The answer to `recover`.
         recovered: Option<bool>,
-        /// Frames of what was missed, up to `position`; shared with everybody who misses them.
-        replay: Vec<Bytes>,
+        /// What was missed, up to `position`.
+        replay: Replay,
     },
     /// A publication is in the log.
     Published {
@@ -193,8 +202,10 @@ impl Delivery {
         size_of::<Delivery>()
             + match self {
                 Delivery::Chunk { chunk, .. } => chunk.bytes.len() + chunk.frames.bytes(),
-                // The frames belong to the history, whoever else holds them.
-                Delivery::Subscribed { replay, .. } => size_of_val(&replay[..]),
+                // What is shared belongs to the history.
+                Delivery::Subscribed { replay, .. } => {
+                    size_of_val(&replay.shared[..]) + replay.own.len()
+                }
                 Delivery::History { page, .. } => {
                     page.iter().flat_map(|p| &p.publications).map(|p| p.payload.bytes.len()).sum()
                 }

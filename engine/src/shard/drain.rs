@@ -1,5 +1,6 @@
 //! Going away: clients are told to come back later, and closed once they have everything.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
@@ -18,10 +19,10 @@ const DRAINS_PER_TURN_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Draining {
     /// Who was not told yet.
-    left: Vec<SessionId>,
+    left: VecDeque<SessionId>,
     deadline: Option<Instant>,
-    /// Everybody who is left still has something to get.
-    all_wait: bool,
+    /// So many in a row still have something to get.
+    waited: usize,
 }
 
 impl<W: Wire> Shard<W> {
@@ -39,32 +40,29 @@ impl<W: Wire> Shard<W> {
 
     /// Whether there is somebody who can be told at once.
     pub(super) fn has_to_drain(&self) -> bool {
-        !self.drain.left.is_empty() && !self.drain.all_wait
+        self.drain.waited < self.drain.left.len()
     }
 
     /// Tells some clients to come back later, and closes them once everything was sent to them.
     pub(super) fn drain_some(&mut self) {
         let spread = self.config.server.drain_spread_ms;
-        let mut later = Vec::new();
-        let count = self.drain.left.len().min(DRAINS_PER_TURN_MAX);
-        for _ in 0..count {
-            let Some(id) = self.drain.left.pop() else { break };
+        // Those who wait are looked at again when something has happened, and that is a turn.
+        self.drain.waited = 0;
+        for _ in 0..self.drain.left.len().min(DRAINS_PER_TURN_MAX) {
+            let Some(id) = self.drain.left.pop_front() else { break };
             let Some(slot) = self.sessions.current(id) else { continue };
             if self.sessions.has(slot, CLOSING) {
                 continue;
             }
             if self.sessions.has(slot, BLOCKED | QUEUED) {
-                later.push(id);
+                self.drain.left.push_back(id);
+                self.drain.waited += 1;
                 continue;
             }
             let reconnect_ms = self.rng.random_range(0..=spread);
             self.reply(slot, &Event::Drain { reconnect_ms });
             self.close_session(slot, CloseReason::ServiceRestart, "the server is restarting");
         }
-        // Those who wait are looked at when something has happened.
-        self.drain.all_wait = later.len() == count && self.drain.left.is_empty();
-        let told = std::mem::replace(&mut self.drain.left, later);
-        self.drain.left.extend(told);
     }
 
     /// Whether a drain is over: everybody has left and nothing is under way to other shards, or the time

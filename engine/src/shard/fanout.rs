@@ -95,7 +95,10 @@ pub(super) struct Context<'a, W> {
     pub(super) counters: &'a Counters,
     pub(super) limits: FlushLimits,
     pub(super) now: Instant,
+    /// What readers are blamed by.
     pub(super) now_ms: u64,
+    /// What we are late by.
+    pub(super) work_ms: u64,
 }
 
 /// What the flush must know of the configuration.
@@ -222,7 +225,7 @@ impl Fanout {
             lane.again |= lane.walk > 0;
             if !lane.dirty {
                 lane.dirty = true;
-                self.dirty.push_back((id, cx.now_ms));
+                self.dirty.push_back((id, cx.work_ms));
             }
         }
         if !lane.served.is_empty() {
@@ -252,7 +255,7 @@ impl Fanout {
     }
 
     fn is_late<W>(&self, cx: &Context<W>) -> bool {
-        let now_ms = cx.now_ms;
+        let now_ms = cx.work_ms;
         // A walk that has begun goes on with the newest state of its log: it is not late.
         let mut waiting = self
             .dirty
@@ -284,7 +287,7 @@ impl Fanout {
             let Some((id, since_ms)) = self.dirty.pop_front() else { return };
             match self.walk(cx, id, left) {
                 Walk::Done => {}
-                Walk::Again => self.dirty.push_back((id, cx.now_ms)),
+                Walk::Again => self.dirty.push_back((id, cx.work_ms)),
                 Walk::OutOfBudget => {
                     self.dirty.push_front((id, since_ms));
                     return;

@@ -110,9 +110,6 @@ pub(super) struct LaneState {
     pub(super) walk: u32,
     /// Another walk is needed after this one.
     pub(super) again: bool,
-    /// Where the last whole walk found the log's end: who can be sent to has all before it, but for
-    /// those that came in since.
-    pub(super) walked_to: LogPosition,
     /// Chunks that stand in lists of sessions that follow, …
     pub(super) followed: u32,
     /// … which all lie behind this.
@@ -167,28 +164,69 @@ struct Channel {
     users: u32,
 }
 
+/// A table by channel key, in parts: one that grows moves a few thousand entries, never a million.
+#[derive(Debug)]
+struct Keys(Vec<HashMap<ChannelKey, u32, foldhash::fast::RandomState>>);
+
+impl Keys {
+    /// How many parts. Keys are counted up, so that they fill all of them.
+    const PARTS: usize = 256;
+
+    fn new() -> Keys {
+        Keys((0..Keys::PARTS).map(|_| HashMap::default()).collect())
+    }
+
+    fn part(
+        &mut self,
+        key: ChannelKey,
+    ) -> &mut HashMap<ChannelKey, u32, foldhash::fast::RandomState> {
+        &mut self.0[(key.0 % Keys::PARTS as u64) as usize]
+    }
+
+    fn get(&self, key: ChannelKey) -> Option<u32> {
+        self.0[(key.0 % Keys::PARTS as u64) as usize].get(&key).copied()
+    }
+
+    fn insert(&mut self, key: ChannelKey, channel: u32) {
+        self.part(key).insert(key, channel);
+    }
+
+    fn remove(&mut self, key: ChannelKey) {
+        let part = self.part(key);
+        part.remove(&key);
+        if part.capacity() > 64 && part.len() < part.capacity() / 4 {
+            part.shrink_to(part.len() * 2);
+        }
+    }
+}
+
 /// The table of subscribed channels.
 #[derive(Debug)]
 pub(super) struct Feeds {
     by_name: Names<u32>,
-    by_key: HashMap<ChannelKey, u32, foldhash::fast::RandomState>,
+    by_key: Keys,
     channels: Slab<Channel>,
     lanes: Slab<LaneState>,
     /// Of all logs.
     log_bytes: usize,
     /// Memory of logs that are gone, held by half-sent frames of readers that fell behind.
     retained: Vec<Segment>,
+    /// How many of these were there at the last sweep, and their bytes.
+    swept: usize,
+    swept_bytes: usize,
 }
 
 impl Feeds {
     pub(super) fn new() -> Feeds {
         Feeds {
             by_name: Names::new(),
-            by_key: HashMap::default(),
+            by_key: Keys::new(),
             channels: Slab::default(),
             lanes: Slab::default(),
             log_bytes: 0,
             retained: Vec::new(),
+            swept: 0,
+            swept_bytes: 0,
         }
     }
 
@@ -223,7 +261,6 @@ impl Feeds {
             dirty: false,
             walk: 0,
             again: false,
-            walked_to: LogPosition::START,
             followed: 0,
             followed_from: LogPosition::START,
             touched: false,
@@ -255,10 +292,7 @@ impl Feeds {
         }
         self.by_name.remove(&channel.name);
         if let Some(key) = channel.key {
-            self.by_key.remove(&key);
-            if self.by_key.capacity() > 1024 && self.by_key.len() < self.by_key.capacity() / 4 {
-                self.by_key.shrink_to(self.by_key.len() * 2);
-            }
+            self.by_key.remove(key);
         }
     }
 
@@ -269,7 +303,7 @@ impl Feeds {
 
     /// The lane that a chunk belongs to; `None` when nobody here uses it any more.
     pub(super) fn find_key(&self, key: ChannelKey, lane: Lane) -> Option<LaneId> {
-        self.lane_of(*self.by_key.get(&key)?, lane)
+        self.lane_of(self.by_key.get(key)?, lane)
     }
 
     fn lane_of(&self, channel: u32, lane: Lane) -> Option<LaneId> {
@@ -296,7 +330,7 @@ impl Feeds {
             lane.log.restart(position.offset, retained);
             lane.epoch = position.epoch;
             (lane.walk, lane.again) = (0, false);
-            (lane.walked_to, lane.followed_from) = (lane.log.end(), lane.log.end());
+            lane.followed_from = lane.log.end();
         }
         assert_eq!(lane.log.last_offset(), position.offset, "answers are in order among chunks");
         let sent = lane.log.end();
@@ -306,13 +340,27 @@ impl Feeds {
         index
     }
 
+    /// Where nobody is subscribed any more nothing is kept, and nobody is waited for. Returns whether the
+    /// home has to be told so.
+    pub(super) fn clear_if_unused(&mut self, id: LaneId) -> bool {
+        let Some(lane) = self.lanes.get_mut(id.slot).filter(|lane| !lane.has_subscribers()) else {
+            return false;
+        };
+        self.log_bytes -= lane.log.bytes_held();
+        let last_offset = lane.log.last_offset();
+        lane.log.restart(last_offset, &mut self.retained);
+        lane.followed_from = lane.log.end();
+        lane.patience = Patience::new();
+        std::mem::take(&mut lane.pressed)
+    }
+
     /// The home has answered: chunks of this life come under this key.
     fn set_key(&mut self, id: LaneId, key: ChannelKey) {
         let index = self.lane(id).channel;
         let channel = self.channels.get_mut(index).expect("a lane has its channel");
         if channel.key != Some(key) {
             if let Some(old) = channel.key.replace(key) {
-                self.by_key.remove(&old);
+                self.by_key.remove(old);
             }
             self.by_key.insert(key, index);
         }
@@ -336,10 +384,17 @@ impl Feeds {
         self.log_bytes -= held - lane.log.bytes_held();
     }
 
-    /// Bytes of log memory that only half-sent frames still hold; forgets what nobody holds any more.
-    pub(super) fn retained_bytes(&mut self) -> usize {
+    /// Forgets log memory that nobody holds any more; with each tick.
+    pub(super) fn sweep_retained(&mut self) {
         self.retained.retain(Segment::is_shared);
-        self.retained.iter().map(Segment::capacity).sum()
+        self.swept_bytes = self.retained.iter().map(Segment::capacity).sum();
+        self.swept = self.retained.len();
+    }
+
+    /// Bytes of log memory that only half-sent frames still held at the last sweep, and what came since.
+    pub(super) fn retained_bytes(&self) -> usize {
+        let since = self.retained.get(self.swept..).unwrap_or_default();
+        self.swept_bytes + since.iter().map(Segment::capacity).sum::<usize>()
     }
 
     /// A lane that somebody uses.

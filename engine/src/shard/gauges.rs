@@ -24,6 +24,7 @@ impl<W: Wire> Shard<W> {
 
     /// Writes the gauges.
     pub(super) fn report(&mut self) {
+        self.feeds.sweep_retained();
         let retained = self.feeds.retained_bytes();
         let (counters, usage) = (&self.counters, self.wire.usage());
         counters.connections.set(self.sessions.len() as u64);

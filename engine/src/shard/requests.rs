@@ -5,7 +5,7 @@ use ringfeed_wire::Wire;
 use super::home::{Asker, Batch, Subscribe, Subscribed};
 use super::session::HISTORY_PARTS;
 use super::{STEP_TIME_MAX, Shard, route};
-use crate::message::{Delivery, Reply, Request};
+use crate::message::{Delivery, Inbox, Reply, Request};
 
 /// What serving a request takes besides the bytes in it, as bytes.
 const REQUEST_BYTES: usize = 128;
@@ -33,16 +33,16 @@ impl<W: Wire> Shard<W> {
 
     /// Serves what has come for the homes, up to the turn's limit.
     pub(super) fn take_requests(&mut self) -> bool {
-        let now = (self.now, self.now_ms);
-        let (published, requests) =
-            self.homes.begin_turn(now, &mut route(self.id, &mut self.own, &mut self.links));
-        self.counters.publications.add(published);
+        let now = (self.now, self.work_ms);
         let mut budget = self.limits.request_bytes;
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        let (published, requests) = self.homes.begin_turn(now, &mut budget, &mut deliver);
+        drop(deliver);
+        self.counters.publications.add(published);
         for request in requests {
-            // Now or never: what was held back with them goes on in the next turn.
-            let mut without_limit = usize::MAX;
-            let later = self.serve(request, &mut without_limit);
-            assert!(later.is_none(), "without a limit nothing is left over");
+            if let Some(later) = self.serve(request, &mut budget) {
+                self.homes.park_again(later);
+            }
         }
         let (mut batches, mut count) = (0, 0u32);
         while budget > 0 && !self.links.deliveries_full() && !self.homes.is_full() {
@@ -50,8 +50,13 @@ impl<W: Wire> Shard<W> {
                 if batches == self.limits.batches {
                     break;
                 }
-                // The control thread's go first: they are few.
-                let batch = self.inbox.control.take().or_else(|| self.inbox.requests.take());
+                // By turns: neither the control thread nor other shards can keep the others waiting.
+                let Inbox { control, requests, .. } = &self.inbox;
+                self.control_next = !self.control_next;
+                let batch = match self.control_next {
+                    true => control.take().or_else(|| requests.take()),
+                    false => requests.take().or_else(|| control.take()),
+                };
                 let Some(batch) = batch else { break };
                 batches += 1;
                 self.waiting.extend(batch);
@@ -89,7 +94,7 @@ impl<W: Wire> Shard<W> {
             Request::Subscribe { .. } => {}
             Request::Unsubscribe { shard, channel, lane, session } => {
                 tracing::trace!(%shard, session = session.slot.0, %channel, "unsubscribed");
-                homes.unsubscribe(&channel, shard, lane, self.now_ms);
+                homes.unsubscribe(&channel, shard, lane, self.work_ms);
             }
             Request::Pressure { shard, channel, lane, on } => {
                 tracing::debug!(%shard, %channel, on, "readers who read are behind");
@@ -99,13 +104,13 @@ impl<W: Wire> Shard<W> {
                 *budget = budget.saturating_sub(payload.bytes.len());
                 let rule = config.rule(&channel).map(|(_, rule)| rule);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                let now = (self.now, self.now_ms);
+                let now = (self.now, self.work_ms);
                 let published = homes.publish(&channel, rule, payload, asker, now, &mut deliver);
                 self.counters.publications.add(published.into());
             }
             Request::PublishBatch { items, reply } => {
                 let batch = Batch::new(items.len(), reply);
-                let now = (self.now, self.now_ms);
+                let now = (self.now, self.work_ms);
                 for (place, channel, payload) in items {
                     *budget = budget.saturating_sub(payload.bytes.len() + REQUEST_BYTES);
                     let rule = config.rule(&channel).map(|(_, rule)| rule);
@@ -119,13 +124,13 @@ impl<W: Wire> Shard<W> {
                 Reply::Session(origin) => {
                     let shard = origin.shard;
                     let bytes_max = (config.limits.outbox_bytes_max / HISTORY_PARTS) as usize;
-                    let page = homes.history(&channel, after, limit, bytes_max, self.now_ms);
+                    let page = homes.history(&channel, after, limit, bytes_max, self.work_ms);
                     *budget = budget.saturating_sub(bytes_max);
                     deliver(shard, Delivery::History { origin, channel, page });
                 }
                 Reply::Control(reply) => {
                     let bytes_max = config.api.body_bytes_max as usize;
-                    let page = homes.history(&channel, after, limit, bytes_max, self.now_ms);
+                    let page = homes.history(&channel, after, limit, bytes_max, self.work_ms);
                     *budget = budget.saturating_sub(bytes_max);
                     let _ = reply.send(page);
                 }
@@ -157,7 +162,7 @@ impl<W: Wire> Shard<W> {
             recovery_bytes_max: config.limits.recovery_bytes_max as usize,
         };
         let shard = origin.shard;
-        match homes.subscribe(subscribe, self.now_ms, budget, &mut deliver) {
+        match homes.subscribe(subscribe, self.work_ms, budget, &mut deliver) {
             Ok(Subscribed::Later) => {
                 return Some(Request::Subscribe { origin, attempt, channel, lane, recover });
             }

@@ -98,6 +98,8 @@ pub(super) struct Session {
     /// The lane of which a frame is half sent: it goes on before anything else.
     pub(super) half_sent: Option<LaneId>,
     pub(super) subscriptions: Vec<Subscription>,
+    /// Place in `subscriptions` where the next send begins.
+    pub(super) next_served: usize,
     pub(super) outbox: Option<Box<Outbox>>,
     /// When something was received last.
     pub(super) heard_ms: u64,
@@ -138,6 +140,7 @@ impl Session {
             deferred: None,
             half_sent: None,
             subscriptions: Vec::new(),
+            next_served: 0,
             outbox: None,
             heard_ms: now_ms,
             progress_ms: now_ms,

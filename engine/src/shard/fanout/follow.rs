@@ -114,7 +114,7 @@ impl Fanout {
             } else {
                 overflowed.push(subscriber.session);
             }
-            self.enqueue(cx.sessions, subscriber.session, cx.now_ms);
+            self.enqueue(cx.sessions, subscriber.session, cx.work_ms);
         }
         if waiting > 0 {
             if lane.followed == 0 {

@@ -69,7 +69,7 @@ impl Fanout {
         let half = lane.window.bytes / 2;
         let behind = |position: LogPosition| end - position > half;
         let (late, waited) = (behind(standing.ours), behind(standing.reading));
-        lane.patience.pass(cx.now_ms, waited && lane.pressed);
+        lane.patience.pass(cx.work_ms, waited && lane.pressed);
         let pressed = late || waited && lane.patience.is_left();
         if pressed != lane.pressed {
             lane.pressed = pressed;
@@ -91,11 +91,11 @@ impl Fanout {
                 continue;
             };
             lane.lagging = false;
-            let now_ms = cx.now_ms;
+            let work_ms = cx.work_ms;
             let patience = cx.feeds.lane(id).patience.is_left();
             let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
             if waited {
-                cx.feeds.lane_mut(id).patience.pass(now_ms, true);
+                cx.feeds.lane_mut(id).patience.pass(work_ms, true);
             }
             for (list, index, slot) in fallen {
                 self.fall(cx, id, list, index, slot);

@@ -122,9 +122,8 @@ impl Fanout {
         if hot.flags & OUTBOX != 0 {
             self.verdicts.push(Verdict::Stalled(id));
         }
-        if sent > 0
-            && let Some(session) = cx.sessions.get_mut(slot)
-        {
+        if !in_vain && let Some(session) = cx.sessions.get_mut(slot) {
+            // It has taken something now, or everything up to now.
             session.progress_ms = cx.now_ms;
         }
         if broken {

@@ -105,7 +105,7 @@ impl Fanout {
         }
         // Once in a submission: it may have been put in the queue again by what its send left over.
         if hot.staged != NOT_STAGED {
-            self.enqueue(cx.sessions, slot, cx.now_ms);
+            self.enqueue(cx.sessions, slot, cx.work_ms);
             return COST_OF_PART;
         }
         if hot.flags & GAPS != 0 {
@@ -116,7 +116,7 @@ impl Fanout {
         staged.finish_joining(&self.joined);
         let cost = COST_OF_PART * staged.parts.len() + staged.bytes / BYTES_PER_COST;
         if left_over {
-            self.enqueue(cx.sessions, slot, cx.now_ms);
+            self.enqueue(cx.sessions, slot, cx.work_ms);
         }
         if staged.parts.is_empty() {
             cx.sessions.hot_mut(slot).flags &= !WOKEN;
@@ -148,8 +148,10 @@ impl Fanout {
     ) -> bool {
         let half_sent = cx.sessions.get(slot).and_then(|session| session.half_sent);
         let mut left_over = false;
-        if let Some(lane) = half_sent {
-            left_over |= self.stage_lane(cx, slot, lane, staged);
+        if let Some(lane) = half_sent
+            && let Some(index) = cx.sessions.get(slot).and_then(|session| session.index_in(lane))
+        {
+            left_over |= self.stage_lane(cx, slot, lane, index, staged);
         }
         let Some(session) = cx.sessions.get(slot) else { return false };
         for frame in session.outbox.iter().flat_map(|outbox| outbox.frames()) {
@@ -165,12 +167,22 @@ impl Fanout {
         if flags & MULTI != 0 && flags & CURSORS == 0 {
             return self.stage_followed(cx, slot, staged);
         }
-        for at in 0..session.subscriptions.len() {
+        // From where the last send was full: no channel can keep the others waiting.
+        let (count, first) = (session.subscriptions.len(), session.next_served);
+        let mut next = None;
+        for at in (0..count).map(|step| (first + step) % count) {
             let own = cx.sessions.get(slot).and_then(|session| session.subscriptions.get(at));
-            let Some(lane) = own.map(|own| own.lane).filter(|&lane| Some(lane) != half_sent) else {
+            let Some(own) = own.copied().filter(|own| Some(own.lane) != half_sent) else {
                 continue;
             };
-            left_over |= self.stage_lane(cx, slot, lane, staged);
+            let Some(index) = own.index else { continue };
+            if self.stage_lane(cx, slot, own.lane, index, staged) {
+                left_over = true;
+                next.get_or_insert(at);
+            }
+        }
+        if let Some(session) = cx.sessions.get_mut(slot) {
+            session.next_served = next.unwrap_or(0);
         }
         if !left_over && flags & MULTI != 0 {
             self.take_cursors(cx, slot);
@@ -184,10 +196,10 @@ impl Fanout {
         cx: &mut Context<W>,
         slot: SessionSlot,
         id: LaneId,
+        index: u32,
         staged: &mut Staged,
     ) -> bool {
         let list = cx.sessions.list(slot);
-        let index = cx.sessions.get(slot).and_then(|session| session.index_in(id));
         let lane = cx.feeds.lane_mut(id);
         let end = lane.log.end();
         if lane.pressed && !lane.touched {
@@ -195,7 +207,6 @@ impl Fanout {
             lane.touched = true;
             self.touched.push(id);
         }
-        let Some(index) = index else { return false };
         let subscribers = match list {
             List::Walked => &mut lane.walked,
             List::Served => &mut lane.served,

@@ -80,7 +80,6 @@ impl Fanout {
             counters.delivery_us.record(now.saturating_duration_since(at).as_micros() as u64);
         }
         lane.walk = 0;
-        lane.walked_to = end;
         lane.dirty = lane.again;
         if !lane.touched {
             lane.touched = true;

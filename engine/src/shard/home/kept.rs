@@ -9,7 +9,7 @@ use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::{ChannelName, Lane};
 use smallvec::SmallVec;
 
-use crate::message::{StoredPayload, StoredPublication};
+use crate::message::{Replay, StoredPayload, StoredPublication};
 
 /// A block is closed at so many bytes of payload …
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -54,13 +54,13 @@ struct Block {
 
 /// What a subscriber that comes back is given.
 #[derive(Debug)]
-pub(super) enum Replay {
+pub(super) enum Found {
     /// Some of it is gone, or it is too much.
     Gone,
     /// Not all of it is encoded yet: ask again in the next turn.
     Unfinished,
-    /// Everything, in order.
-    Frames(Vec<Bytes>),
+    /// Everything.
+    Frames(Replay),
 }
 
 /// See the module's description.
@@ -71,9 +71,8 @@ pub(super) struct Kept {
     /// Entries of the oldest block that count as forgotten.
     skipped: usize,
     count: usize,
-    /// Of everything.
     bytes: usize,
-    /// Of these, what is encoded.
+    /// What is encoded of it for replays.
     encoded_bytes: usize,
 }
 
@@ -100,11 +99,9 @@ impl Block {
         }
     }
 
+    /// Without what is encoded.
     fn bytes(&self) -> usize {
-        size_of::<Block>()
-            + self.payloads.capacity()
-            + self.entries.capacity() * size_of::<Entry>()
-            + self.encoded_bytes()
+        size_of::<Block>() + self.payloads.capacity() + self.entries.capacity() * size_of::<Entry>()
     }
 
     fn encoded_bytes(&self) -> usize {
@@ -148,9 +145,14 @@ impl Kept {
         self.count
     }
 
-    /// What it all takes in memory, in bytes.
+    /// What it all takes in memory, in bytes, without what is encoded.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What is encoded of it, in bytes.
+    pub(super) fn encoded_bytes(&self) -> usize {
+        self.encoded_bytes
     }
 
     /// Keeps a publication, and forgets others for it where that is needed.
@@ -167,7 +169,9 @@ impl Kept {
         block.payloads.extend_from_slice(&payload.bytes);
         let end = u32::try_from(block.payloads.len()).unwrap_or(u32::MAX);
         block.entries.push(Entry { end, kind: payload.kind, at_ms: now_ms });
-        if block.payloads.len() >= BLOCK_BYTES || block.entries.len() >= BLOCK_PUBLICATIONS {
+        // Several blocks even where little may be kept: what is forgotten for want of room is a block.
+        let full = BLOCK_BYTES.min(self.limits.bytes / 8);
+        if block.payloads.len() >= full || block.entries.len() >= BLOCK_PUBLICATIONS {
             block.closed = true;
             block.payloads.shrink_to_fit();
             block.entries.shrink_to_fit();
@@ -182,11 +186,10 @@ impl Kept {
         let Limits { publications, bytes, age_ms } = self.limits;
         let oldest_ms = if age_ms == 0 { 0 } else { now_ms.saturating_sub(age_ms) };
         while self.count > publications
-            || self.bytes - self.encoded_bytes > bytes && self.count > 0
+            || self.bytes > bytes && self.count > 0
             || self.oldest_at_ms().is_some_and(|at_ms| at_ms < oldest_ms)
         {
-            // What is encoded for replays is the shard's to bound.
-            if self.bytes - self.encoded_bytes > bytes {
+            if self.bytes > bytes {
                 self.forget_block();
             } else {
                 self.forget_one();
@@ -194,19 +197,14 @@ impl Kept {
         }
     }
 
-    /// Gives memory back: what can be encoded again first, then the oldest block.
-    pub(super) fn shed(&mut self) {
-        match self.blocks.iter_mut().find(|block| !block.encoded.is_empty()) {
-            Some(block) => {
-                self.bytes -= block.encoded_bytes();
-                self.encoded_bytes -= block.encoded_bytes();
-                block.encoded = SmallVec::new();
-            }
-            None => self.forget_block(),
-        }
+    /// Forgets what is encoded: it can be made again.
+    pub(super) fn forget_encoded(&mut self) {
+        self.blocks.iter_mut().for_each(|block| block.encoded = SmallVec::new());
+        self.encoded_bytes = 0;
     }
 
-    fn forget_block(&mut self) {
+    /// Forgets the oldest block.
+    pub(super) fn forget_block(&mut self) {
         if let Some(block) = self.blocks.pop_front() {
             self.count -= block.entries.len() - std::mem::take(&mut self.skipped);
             self.bytes -= block.bytes();
@@ -275,7 +273,7 @@ impl Kept {
 
     /// Frames of everything behind `offset` up to `last_offset`, which is the newest kept if any is,
     /// `bytes_max` at most. What is encoded for it is kept for others, and counts against `budget`, in
-    /// bytes; a first block always may be. Without a budget nothing is kept and everything done at once.
+    /// bytes; a first block always may be.
     pub(super) fn replay(
         &mut self,
         offset: u64,
@@ -283,63 +281,60 @@ impl Kept {
         lane: Lane,
         channel: &ChannelName,
         bytes_max: usize,
-        mut budget: Option<&mut usize>,
-    ) -> Replay {
+        budget: &mut usize,
+    ) -> Found {
         if offset == last_offset {
-            return Replay::Frames(Vec::new());
+            return Found::Frames(Replay::default());
         }
         if self.first_offset().is_none_or(|first| first > offset + 1) {
-            return Replay::Gone;
+            return Found::Gone;
         }
         let first = self.blocks.partition_point(|block| block.first_offset <= offset + 1);
         let first = first.saturating_sub(1);
         // Frames are no shorter than payloads: nothing is encoded in vain for who misses far too much.
         let missed = self.blocks.iter().skip(first + 1).map(|block| block.payloads.len());
         if missed.sum::<usize>() > bytes_max {
-            return Replay::Gone;
+            return Found::Gone;
         }
-        let (mut frames, mut total, mut grown) = (Vec::new(), 0, 0);
+        let (mut replay, mut total, mut grown) = (Replay::default(), 0, 0);
+        let mut found = None;
         for block in self.blocks.iter_mut().skip(first) {
             let skip = (offset + 1).saturating_sub(block.first_offset) as usize;
             let known = block.encoded.iter().position(|encoded| encoded.lane == lane);
-            let spent = budget.as_deref().is_some_and(|&left| left == 0);
-            if known.is_none() && grown > 0 && spent {
-                self.grow(grown);
-                return Replay::Unfinished;
+            if known.is_none() && grown > 0 && *budget == 0 {
+                found = Some(Found::Unfinished);
+                break;
             }
-            let bytes = match (known, &mut budget) {
-                (None, Some(left)) if block.closed => {
+            let bytes = match known {
+                Some(at) => block.encoded[at].from(skip),
+                None if block.closed => {
                     let (bytes, ends) = block.encode(0, lane, channel);
-                    **left = left.saturating_sub(bytes.len());
                     let encoded = Encoded { lane, bytes, ends };
+                    *budget = budget.saturating_sub(encoded.bytes());
                     grown += encoded.bytes();
                     let frames = encoded.from(skip);
                     block.encoded.push(encoded);
                     frames
                 }
-                (None, left) => {
+                // Only the newest block is open.
+                None => {
                     let (bytes, _) = block.encode(skip, lane, channel);
-                    if let Some(left) = left {
-                        **left = left.saturating_sub(bytes.len());
-                    }
-                    bytes
+                    *budget = budget.saturating_sub(bytes.len());
+                    replay.own = bytes;
+                    Bytes::new()
                 }
-                (Some(at), _) => block.encoded[at].from(skip),
             };
-            total += bytes.len();
+            total += bytes.len() + replay.own.len();
             if total > bytes_max {
-                self.grow(grown);
-                return Replay::Gone;
+                found = Some(Found::Gone);
+                break;
             }
-            frames.push(bytes);
+            if !bytes.is_empty() {
+                replay.shared.push(bytes);
+            }
         }
-        self.grow(grown);
-        Replay::Frames(frames)
-    }
-
-    fn grow(&mut self, encoded_bytes: usize) {
-        self.bytes += encoded_bytes;
-        self.encoded_bytes += encoded_bytes;
+        self.encoded_bytes += grown;
+        found.unwrap_or(Found::Frames(replay))
     }
 }
 
@@ -369,11 +364,12 @@ mod tests {
     fn replay(kept: &mut Kept, offset: u64, last: u64, bytes_max: usize) -> Option<Vec<Bytes>> {
         let channel = ChannelName::new("c").unwrap();
         loop {
-            let mut budget = 0;
-            match kept.replay(offset, last, Lane::RAW, &channel, bytes_max, Some(&mut budget)) {
-                Replay::Gone => return None,
-                Replay::Unfinished => {}
-                Replay::Frames(frames) => return Some(frames),
+            match kept.replay(offset, last, Lane::RAW, &channel, bytes_max, &mut 0) {
+                Found::Gone => return None,
+                Found::Unfinished => {}
+                Found::Frames(replay) => {
+                    return Some(replay.shared.into_iter().chain([replay.own]).collect());
+                }
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use bytes::Bytes;
 use rand::Rng as _;
 use rand::rngs::SmallRng;
 use ringfeed_protocol::event::Epoch;
@@ -11,11 +10,13 @@ use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
 use smallvec::SmallVec;
 
-use super::kept::{Kept, Limits, Replay};
+use super::kept::{Found, Kept, Limits};
 use super::{Asker, Deliver, Home, Parked};
 use crate::config::ChannelRule;
 use crate::ids::{ChannelKey, ShardId};
-use crate::message::{ChannelPage, ChannelRow, HistoryPage, Origin, Request, StoredPayload};
+use crate::message::{
+    ChannelPage, ChannelRow, HistoryPage, Origin, Replay, Request, StoredPayload,
+};
 use crate::names::Names;
 use crate::slab::Slab;
 
@@ -29,6 +30,8 @@ const PAGE_PLACES: u32 = 2048;
 /// Part of a channel's window that may be appended in one turn, so that readers, and their word that
 /// they are behind, come in between.
 const WINDOW_PARTS_PER_TURN: usize = 8;
+/// What is encoded of history for replays may take this part of what history may.
+const ENCODED_PARTS: usize = 4;
 /// One channel may take so small a part of the room for what is held back; above it, it is held back
 /// no more.
 const PARKED_PARTS: usize = 8;
@@ -57,6 +60,9 @@ pub(in crate::shard) struct Homes {
     waiting: VecDeque<u32>,
     parked_bytes: usize,
     history_bytes: usize,
+    /// Channels of whose history something is encoded, longest ago first; some of them gone.
+    encoded: VecDeque<u32>,
+    encoded_bytes: usize,
     next_key: u64,
     limits: HomeLimits,
     sweep: u32,
@@ -79,7 +85,7 @@ pub(in crate::shard) struct Subscribe<'a> {
 #[derive(Debug)]
 pub(in crate::shard) enum Subscribed {
     /// It is counted in.
-    Start { key: ChannelKey, position: Position, recovered: Option<bool>, replay: Vec<Bytes> },
+    Start { key: ChannelKey, position: Position, recovered: Option<bool>, replay: Replay },
     /// What it missed is more than one turn encodes: ask again in the next one.
     Later,
 }
@@ -93,6 +99,8 @@ impl Homes {
             waiting: VecDeque::new(),
             parked_bytes: 0,
             history_bytes: 0,
+            encoded: VecDeque::new(),
+            encoded_bytes: 0,
             next_key: u64::from(shard.0) << 48,
             limits,
             sweep: 0,
@@ -107,7 +115,7 @@ impl Homes {
 
     /// Memory of all history, in bytes.
     pub(in crate::shard) fn history_bytes(&self) -> usize {
-        self.history_bytes
+        self.history_bytes + self.encoded_bytes
     }
 
     /// Bytes of publications held back.
@@ -126,9 +134,15 @@ impl Homes {
         !self.waiting.is_empty()
     }
 
+    /// What one channel may have held back. Where all together have too much none may: requests are not
+    /// taken then, and the word that nobody is behind any more would be among them.
+    fn parked_max(&self) -> usize {
+        if self.is_full() { 0 } else { self.limits.parked_bytes_max / PARKED_PARTS }
+    }
+
     /// Whether something that was held back can go on in the next turn.
     pub(in crate::shard) fn has_work(&self) -> bool {
-        let most = self.limits.parked_bytes_max / PARKED_PARTS;
+        let most = self.parked_max();
         let mut waiting = self.waiting.iter().filter_map(|&index| self.homes.get(index));
         waiting.any(|home| !home.is_held(self.turn + 1, most))
     }
@@ -234,7 +248,7 @@ impl Homes {
 
     /// Whether a publication to this channel has to wait.
     fn is_held(&self, index: u32) -> bool {
-        let most = self.limits.parked_bytes_max / PARKED_PARTS;
+        let most = self.parked_max();
         let home = self.homes.get(index);
         home.is_some_and(|home| !home.parked.is_empty() || home.is_held(self.turn, most))
     }
@@ -252,15 +266,19 @@ impl Homes {
         if home.turn != turn {
             (home.turn, home.turn_bytes) = (turn, 0);
         }
-        let before = home.kept.as_ref().map_or(0, |kept| kept.bytes());
+        let kept_bytes = |home: &Home| {
+            home.kept.as_ref().map_or((0, 0), |kept| (kept.bytes(), kept.encoded_bytes()))
+        };
+        let (before, encoded) = kept_bytes(home);
         let position = home.append(payload, now, now_ms, deliver);
         if let Some(kept) = &mut home.kept {
             let others = self.history_bytes - before;
             // Who adds makes room: other channels' history is not theirs to take.
             while kept.bytes() > 0 && others + kept.bytes() > history_max {
-                kept.shed();
+                kept.forget_block();
             }
             self.history_bytes = others + kept.bytes();
+            self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
         }
         if !home.dirty {
             home.dirty = true;
@@ -270,18 +288,22 @@ impl Homes {
         asker.answer(&name, Ok(position), deliver);
     }
 
-    /// Begins a turn: goes on with what was held back, where it may. Returns how many were published,
-    /// and the requests that are to be served now.
+    /// Begins a turn: goes on with what was held back, where it may, up to so many bytes. Returns how many
+    /// were published, and the requests that are to be served now.
     pub(in crate::shard) fn begin_turn(
         &mut self,
         now: (Instant, u64),
+        budget: &mut usize,
         deliver: Deliver,
     ) -> (u64, Vec<Request>) {
         self.turn += 1;
         let (mut published, mut requests) = (0, Vec::new());
         for _ in 0..self.waiting.len() {
             let Some(index) = self.waiting.pop_front() else { break };
-            while let Some(parked) = self.next_parked(index) {
+            while *budget > 0
+                && let Some(parked) = self.next_parked(index)
+            {
+                *budget = budget.saturating_sub(parked.bytes());
                 match parked {
                     Parked::Publication(payload, asker) => {
                         self.append(index, &payload, asker, now, deliver);
@@ -301,8 +323,23 @@ impl Homes {
         (published, requests)
     }
 
+    /// Holds a request back again, before everything else: it takes more than one turn.
+    pub(in crate::shard) fn park_again(&mut self, request: Request) {
+        let index = request.channel().and_then(|name| self.by_name.get(name).copied());
+        let Some(index) = index else { return };
+        let parked = Parked::Request(request);
+        let bytes = parked.bytes();
+        self.parked_bytes += bytes;
+        let home = self.home_mut(index);
+        home.parked_bytes += bytes;
+        home.parked.push_front(parked);
+        if home.parked.len() == 1 {
+            self.waiting.push_back(index);
+        }
+    }
+
     fn next_parked(&mut self, index: u32) -> Option<Parked> {
-        let (turn, most) = (self.turn, self.limits.parked_bytes_max / PARKED_PARTS);
+        let (turn, most) = (self.turn, self.parked_max());
         let home = self.homes.get_mut(index)?;
         if home.is_held(turn, most) {
             return None;
@@ -337,29 +374,34 @@ impl Homes {
         let index = self.open(name, rule, now_ms)?;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         home.seal(deliver);
-        let mut replay = None;
+        let mut replay: Option<Option<Replay>> = None;
         if let Some(from) = recover {
             replay = Some(None);
             let known = from.epoch == home.epoch && from.offset <= home.last_offset;
             if known && from.offset == home.last_offset {
-                replay = Some(Some(Vec::new()));
+                replay = Some(Some(Replay::default()));
             } else if let Some(kept) = home.kept.as_mut().filter(|_| known) {
-                let before = kept.bytes();
+                let (before, encoded) = (kept.bytes(), kept.encoded_bytes());
                 kept.forget(now_ms);
                 let (name, last) = (&home.name, home.last_offset);
-                // Where no more may be kept nothing is kept for others: else it would be encoded, given up
-                // and encoded again.
-                let room = self.history_bytes < self.limits.history_bytes_max;
-                let budget = room.then_some(budget);
                 let found = kept.replay(from.offset, last, lane, name, recovery_bytes_max, budget);
                 self.history_bytes = self.history_bytes - before + kept.bytes();
+                if encoded == 0 && kept.encoded_bytes() > 0 {
+                    self.encoded.push_back(index);
+                }
+                self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
                 match found {
-                    Replay::Gone => {}
-                    Replay::Unfinished => return Ok(Subscribed::Later),
-                    Replay::Frames(frames) => replay = Some(Some(frames)),
+                    Found::Gone => {}
+                    Found::Unfinished => {
+                        self.bound_encoded(index);
+                        return Ok(Subscribed::Later);
+                    }
+                    Found::Frames(frames) => replay = Some(Some(frames)),
                 }
             }
         }
+        self.bound_encoded(index);
+        let home = self.home_mut(index);
         home.add_subscriber(lane, shard);
         Ok(Subscribed::Start {
             key: home.key,
@@ -367,6 +409,23 @@ impl Homes {
             recovered: replay.as_ref().map(Option::is_some),
             replay: replay.flatten().unwrap_or_default(),
         })
+    }
+
+    /// Forgets what is encoded of other channels than this one, longest ago first, until there is room.
+    fn bound_encoded(&mut self, keep: u32) {
+        let most = self.limits.history_bytes_max / ENCODED_PARTS;
+        for _ in 0..self.encoded.len() {
+            if self.encoded_bytes <= most {
+                return;
+            }
+            let Some(index) = self.encoded.pop_front() else { return };
+            if index == keep {
+                self.encoded.push_back(index);
+            } else if let Some(kept) = self.homes.get_mut(index).and_then(|h| h.kept.as_mut()) {
+                self.encoded_bytes -= kept.encoded_bytes();
+                kept.forget_encoded();
+            }
+        }
     }
 
     /// Counts a subscriber out.
@@ -441,9 +500,10 @@ impl Homes {
 
     fn forget(&mut self, index: u32, now_ms: u64) {
         if let Some(kept) = self.homes.get_mut(index).and_then(|home| home.kept.as_mut()) {
-            let before = kept.bytes();
+            let (before, encoded) = (kept.bytes(), kept.encoded_bytes());
             kept.forget(now_ms);
             self.history_bytes = self.history_bytes - before + kept.bytes();
+            self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
         }
     }
 
@@ -458,7 +518,10 @@ impl Homes {
         });
         if idle && let Some(home) = self.homes.remove(index) {
             self.by_name.remove(&home.name);
-            self.history_bytes -= home.kept.map_or(0, |kept| kept.bytes());
+            if let Some(kept) = home.kept {
+                self.history_bytes -= kept.bytes();
+                self.encoded_bytes -= kept.encoded_bytes();
+            }
         }
     }
 
@@ -470,6 +533,9 @@ impl Homes {
         assert_eq!(parked, self.parked_bytes, "parked bytes");
         let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
         assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");
+        let encoded =
+            homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.encoded_bytes());
+        assert_eq!(encoded.sum::<usize>(), self.encoded_bytes, "encoded bytes");
         for home in homes() {
             let parked: usize = home.parked.iter().map(Parked::bytes).sum();
             assert_eq!(parked, home.parked_bytes, "{}", home.name);

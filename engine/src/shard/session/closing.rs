@@ -29,12 +29,22 @@ impl<W: Wire> Shard<W> {
         };
         let half_sent = session.half_sent.take_if(|half| *half == lane).is_some();
         if let Some(index) = index {
-            let subscriber = self.take_subscriber(slot, lane, index);
-            self.feeds.lane_mut(lane).gaps.remove(&slot);
-            if half_sent && let Some(position) = subscriber.cursor() {
+            let list = self.sessions.list(slot);
+            let state = self.feeds.lane_mut(lane);
+            let subscriber = state.subscriber_mut(list, index);
+            let position = subscriber.and_then(|subscriber| subscriber.cursor());
+            state.gaps.remove(&slot);
+            // As long as the log is there.
+            if let Some(position) = position.filter(|_| half_sent) {
                 let (fanout, mut context) = self.fanout_context();
                 fanout.keep_rest(&mut context, lane, slot, position);
                 self.look_at(slot);
+            }
+            self.take_subscriber(slot, lane, index);
+            if self.feeds.clear_if_unused(lane) {
+                let (shard, state) = (self.id, self.feeds.lane(lane));
+                let (channel, lane) = (state.name.clone(), state.lane);
+                self.request(Request::Pressure { shard, channel, lane, on: false });
             }
         }
         if let Some(session) = self.sessions.get_mut(slot) {
@@ -57,7 +67,7 @@ impl<W: Wire> Shard<W> {
 
     /// Has a session looked at as a whole in the next flush.
     pub(in crate::shard) fn look_at(&mut self, slot: SessionSlot) {
-        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
     }
 
     /// Begins the closing handshake with the code of its reason.
@@ -151,7 +161,7 @@ impl<W: Wire> Shard<W> {
     pub(in crate::shard) fn end_if_closed(&mut self, slot: SessionSlot) {
         let peer_closed = self.sessions.get(slot).is_some_and(|session| session.peer_closed);
         if peer_closed && self.sessions.has(slot, CLOSING) && !self.sessions.has(slot, OUTBOX) {
-            self.remove_session(slot);
+            self.remove_session(slot, CloseReason::Normal);
         }
     }
 
@@ -168,19 +178,19 @@ impl<W: Wire> Shard<W> {
         if reads && self.sessions.has(slot, OUTBOX) {
             self.wheel.add(Timer { due_ms: self.now_ms + step, ..timer });
         } else {
-            self.remove_session(slot);
+            self.remove_session(slot, CloseReason::PeerGone);
         }
     }
 
-    /// Its peer is gone, or it must not be sent anything more: ends a session at once.
-    pub(in crate::shard) fn remove_session(&mut self, slot: SessionSlot) {
+    /// Ends a session at once, for this reason where it was not closed before: nothing more is sent to it.
+    pub(in crate::shard) fn remove_session(&mut self, slot: SessionSlot, why: CloseReason) {
         let closing = self.sessions.has(slot, CLOSING);
         let Some(session) = self.sessions.get_mut(slot) else { return };
         // Nothing more is sent: no frame is completed.
         session.half_sent = None;
         self.partial_bytes -= session.partial_bytes;
         if !closing {
-            self.counters.closes.add(CloseReason::PeerGone, 1);
+            self.counters.closes.add(why, 1);
         }
         self.detach_all(slot);
         self.wire.close(self.sessions.hot(slot).socket);

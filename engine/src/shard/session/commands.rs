@@ -137,7 +137,7 @@ impl<W: Wire> Shard<W> {
         }
         // With cursors first; once it has everything, it follows.
         self.sessions.hot_mut(slot).flags |= MULTI | CURSORS;
-        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
     }
 
     /// Takes a subscriber out of its lane. The last one moves to its place, and its session is told.
@@ -212,7 +212,8 @@ impl<W: Wire> Shard<W> {
         let bytes = Bytes::from(payload.bytes.into_owned());
         let payload = StoredPayload { kind: payload.kind, bytes };
         self.request(Request::Publish { origin, channel, payload });
-        if self.is_congested() {
+        let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));
+        if !held && self.is_congested() {
             self.hold(slot, Holds::CONGESTED);
             self.congested.push(self.sessions.id(slot));
             self.counters.publishers_paused.add(1);

@@ -5,7 +5,7 @@ use ringfeed_wire::Wire;
 
 use super::Deferred;
 use crate::ids::SessionSlot;
-use crate::shard::Shard;
+use crate::shard::{STEP_TIME_MAX, Shard};
 
 /// Answers under way to one session, above which it is held, …
 const OWED_MAX: u32 = 256;
@@ -125,7 +125,10 @@ impl<W: Wire> Shard<W> {
             }
         }
         let count = self.released.len().min(self.limits.events);
-        for _ in 0..count {
+        for taken in 0..count {
+            if taken % 8 == 7 && self.clock.now() - self.now > STEP_TIME_MAX {
+                break;
+            }
             let Some(id) = self.released.pop_front() else { break };
             let Some(slot) = self.sessions.current(id) else { continue };
             let socket = self.sessions.hot(slot).socket;

@@ -56,7 +56,8 @@ impl<W: Wire> Shard<W> {
                 Ok((used, incoming)) => {
                     at += used;
                     if let Some(incoming) = incoming {
-                        finished = true;
+                        // Control frames between the fragments of a message do not end it.
+                        finished |= matches!(incoming, Incoming::Text(_) | Incoming::Binary(_));
                         self.handle_incoming(slot, &incoming);
                     }
                 }
@@ -153,7 +154,7 @@ impl<W: Wire> Shard<W> {
                 self.counters.messages_in.add(1);
                 let limits = &self.config.limits;
                 let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
-                let allowance = session.rate.take(self.now_ms, rate, burst);
+                let allowance = session.rate.take(self.work_ms, rate, burst);
                 let dialect = session.dialect;
                 match (allowance, dialect.parse(incoming)) {
                     (Allowance::Within, Ok(command)) => self.handle_command(slot, command),

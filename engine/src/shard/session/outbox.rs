@@ -22,6 +22,9 @@ pub(in crate::shard) struct Outbox {
     begun: bool,
     /// The first frame is the rest of one that was sent from a channel's log.
     rest: bool,
+    /// When it began to wait for its socket, and bytes taken since.
+    began_ms: Option<u64>,
+    taken: u64,
 }
 
 /// What one frame takes here, besides its bytes.
@@ -52,6 +55,18 @@ impl Outbox {
         self.own_bytes += own_bytes_of(memory, &rest);
         self.frames.push_front((memory, rest));
         (self.begun, self.rest) = (true, true);
+    }
+
+    /// It waits for its socket. The first time counts until it is empty.
+    pub(in crate::shard) fn begin(&mut self, now_ms: u64) {
+        if self.began_ms.is_none() {
+            (self.began_ms, self.taken) = (Some(now_ms), 0);
+        }
+    }
+
+    /// When it began to wait, and bytes taken since.
+    pub(in crate::shard) fn taken(&self) -> (u64, u64) {
+        (self.began_ms.unwrap_or(u64::MAX >> 1), self.taken)
     }
 
     /// Whether anything waits that only this connection is to get.
@@ -96,6 +111,7 @@ impl Outbox {
 
     /// The kernel has taken so many bytes.
     pub(in crate::shard) fn sent(&mut self, mut taken: usize) {
+        self.taken += taken as u64;
         while taken > 0
             && let Some((memory, front)) = self.frames.front_mut()
         {

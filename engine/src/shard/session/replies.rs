@@ -9,7 +9,7 @@ use ringfeed_wire::Wire;
 use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI};
 use crate::counters::CloseReason;
 use crate::ids::{ChannelKey, SessionSlot};
-use crate::message::{Chunk, Delivery, HistoryPage, Origin, Request};
+use crate::message::{Chunk, Delivery, HistoryPage, Origin, Replay, Request};
 use crate::shard::Shard;
 use crate::shard::feed::FOLLOWS;
 use crate::shard::timers::{Purpose, Timer};
@@ -18,6 +18,10 @@ use crate::shard::timers::{Purpose, Timer};
 const PONGS_BEHIND_MAX: usize = 16;
 /// First byte of a whole pong frame.
 const PONG: u8 = 0x80 | Opcode::Pong as u8;
+/// An outbox that has waited for so many times `limits.outbox_timeout_ms` …
+const OUTBOX_TIMEOUTS: u64 = 30;
+/// … must have been taken this fast: bytes in each of them.
+const OUTBOX_BYTES: u64 = 64 * 1024;
 /// An outbox up to this size never counts as what filled the budget of all outboxes.
 const OUTBOX_BYTES_FAIR: usize = 16 * 1024;
 
@@ -29,7 +33,7 @@ struct Standing {
     lane: Lane,
     position: Position,
     recovered: Option<bool>,
-    replay: Vec<Bytes>,
+    replay: Replay,
 }
 
 impl<W: Wire> Shard<W> {
@@ -215,19 +219,23 @@ impl<W: Wire> Shard<W> {
     /// Queues a frame for one session, and has the session looked at.
     pub(super) fn queue_frame(&mut self, slot: SessionSlot, frame: Bytes) {
         self.sessions.with_outbox(slot, |outbox| outbox.push(frame));
-        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
         self.time_outbox(slot);
     }
 
-    /// Queues what a subscriber missed. The bytes are the history's.
-    fn push_replay(&mut self, slot: SessionSlot, replay: Vec<Bytes>) {
-        if replay.is_empty() || self.sessions.has(slot, CLOSING) {
+    /// Queues what a subscriber missed.
+    fn push_replay(&mut self, slot: SessionSlot, Replay { shared, own }: Replay) {
+        let nothing = shared.is_empty() && own.is_empty();
+        if nothing || self.sessions.has(slot, CLOSING) {
             return;
         }
         self.sessions.with_outbox(slot, |outbox| {
-            replay.into_iter().for_each(|frames| outbox.push_shared(frames));
+            shared.into_iter().for_each(|frames| outbox.push_shared(frames));
+            if !own.is_empty() {
+                outbox.push(own);
+            }
         });
-        self.fanout.enqueue(&mut self.sessions, slot, self.now_ms);
+        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
         self.time_outbox(slot);
     }
 
@@ -250,11 +258,15 @@ impl<W: Wire> Shard<W> {
     /// Sees to it that somebody looks after an outbox whose socket takes nothing.
     pub(in crate::shard) fn time_outbox(&mut self, slot: SessionSlot) {
         let (id, blocked) = (self.sessions.id(slot), self.sessions.has(slot, BLOCKED));
-        let due_ms = self.now_ms + u64::from(self.config.limits.outbox_timeout_ms);
+        let now_ms = self.now_ms;
+        let due_ms = now_ms + u64::from(self.config.limits.outbox_timeout_ms);
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let owed = session.outbox.as_ref().is_some_and(|outbox| outbox.is_owed());
         if blocked && owed && !session.outbox_timed {
             session.outbox_timed = true;
+            if let Some(outbox) = &mut session.outbox {
+                outbox.begin(now_ms);
+            }
             self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Outbox });
         }
     }
@@ -270,7 +282,11 @@ impl<W: Wire> Shard<W> {
             return;
         }
         let since_ms = session.progress_ms.max(timer.due_ms - timeout);
-        if self.now_ms >= since_ms + timeout {
+        let (begun_ms, taken) = session.outbox.as_ref().map_or((0, 0), |outbox| outbox.taken());
+        // A few bytes now and then would hold a replay, or an outbox, for ever.
+        let timeouts = self.now_ms.saturating_sub(begun_ms) / timeout;
+        let trickles = timeouts >= OUTBOX_TIMEOUTS && taken < timeouts.saturating_mul(OUTBOX_BYTES);
+        if self.now_ms >= since_ms + timeout || trickles {
             self.close_slow(slot);
         } else {
             session.outbox_timed = true;

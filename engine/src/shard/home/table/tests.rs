@@ -13,7 +13,9 @@ struct Bench {
 
 fn recovered(subscribed: &Subscribed) -> (Option<bool>, usize) {
     match subscribed {
-        Subscribed::Start { recovered, replay, .. } => (*recovered, replay.len()),
+        Subscribed::Start { recovered, replay, .. } => {
+            (*recovered, replay.shared.len() + usize::from(!replay.own.is_empty()))
+        }
         Subscribed::Later => panic!("the budget is enough"),
     }
 }
@@ -94,9 +96,13 @@ impl Bench {
 
     fn begin_turn(&mut self) -> u64 {
         let delivered = &mut self.delivered;
-        let (published, _) = self.homes.begin_turn((self.now, 0), &mut |shard, delivery| {
-            delivered.push((shard, delivery));
-        });
+        let (published, _) = self.homes.begin_turn(
+            (self.now, 0),
+            &mut usize::MAX.clone(),
+            &mut |shard, delivery| {
+                delivered.push((shard, delivery));
+            },
+        );
         self.homes.check();
         published
     }
