@@ -43,6 +43,11 @@ scripts/autobahn.sh || status=$?
 step "the demo"
 scripts/demo_test.py
 
+step "the comparison's arithmetic"
+# Those of its tests that start no server.
+(cd benches/peers && python3 -m unittest -q test_compare.Verdicts test_compare.Cells \
+  test_compare.CommandLine.test_{unknown_servers_are_named_with_those_that_are_known,help_names_servers_and_presets,other_wrong_values_are_named})
+
 step "documentation examples"
 cargo test --quiet --workspace --doc
 

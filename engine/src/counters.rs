@@ -241,7 +241,7 @@ reasons! {
         RateLimited = "rate_limited" (CloseCode::RATE_LIMITED),
         /// A message was begun and not finished in time.
         MessageTimeout = "message_timeout" (CloseCode::MESSAGE_TIMEOUT),
-        /// A budget of the shard (messages under way, outboxes) was used up.
+        /// The memory for unfinished messages was used up.
         Overload = "overload" (CloseCode::TRY_AGAIN_LATER),
         /// The connection ended or was reset without a close frame.
         PeerGone = "peer_gone",
@@ -381,7 +381,7 @@ counters! {
         history_bytes: Gauge = "Bytes of publications kept for history and recovery.",
         outbox_bytes: Gauge = "Bytes waiting in outboxes of single connections.",
         partial_message_bytes: Gauge = "Bytes of messages that clients have begun and not finished.",
-        sessions_waiting: Gauge = "Connections with something to send whose socket takes nothing.",
+        sessions_waiting: Gauge = "Connections waiting for their turn to be sent to.",
         opened: Counter = "WebSocket connections opened.",
         messages_in: Counter = "Messages received from clients.",
         publications: Counter = "Publications appended to channel logs.",

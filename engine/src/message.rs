@@ -5,7 +5,7 @@
 //! session that it closes unsubscribes) waits in the sender's own links and holds nothing up: a shard
 //! that cannot get rid of its deliveries stops taking requests, but never the other way round, so two
 //! shards cannot wait for each other. Nothing is dropped: what does not fit waits in the sender's
-//! [`Links`], and publishers are slowed down there.
+//! `Links`, and publishers are slowed down there.
 
 mod delivery;
 mod link;
@@ -13,10 +13,10 @@ mod mailbox;
 mod request;
 
 pub use delivery::{
-    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Replay,
+    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Origin, Replay,
     StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
-pub use request::{Origin, Published, Reply, Request};
+pub use request::{Published, Reply, Request};

@@ -48,9 +48,13 @@ pub enum Amount {
 
 use Amount::{AtMost, Open, Taken};
 
+fn line(name: &'static str, amount: Amount, reason: String) -> Consumer {
+    Consumer { name, amount, reason }
+}
+
 /// Memory by consumer: every queue, buffer and store there is.
 pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
-    let Config { server, api, limits, .. } = config;
+    let Config { server, limits, .. } = config;
     let connections = u64::from(server.connections_max);
     let shards = u64::from(shards);
     let wire = WireConfig::default();
@@ -61,12 +65,48 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
     };
     let buffers = u64::from(wire.receive_buffers) * u64::from(wire.receive_buffer_bytes);
     let queues = u64::from(wire.submission_entries) * (SUBMISSION_BYTES + 8 * COMPLETION_BYTES);
+    let mut lines = memory_for_clients(config, shards);
+    if shards > 1 {
+        lines.push(line(
+            "between shards",
+            AtMost(shards * (shards - 1) * u64::from(limits.cross_shard_bytes_max)),
+            format!("{shards} shards: limits.cross_shard_bytes_max a pair, each way"),
+        ));
+    }
+    if rings > 0 {
+        lines.push(line(
+            "rings",
+            Taken(rings * (buffers + queues)),
+            format!(
+                "{rings}, with receive buffers; each holds as many sockets as ulimit -n, {files}"
+            ),
+        ));
+    }
+    lines.push(line(
+        "kernel, sockets",
+        Taken(connections * KERNEL_CONNECTION_BYTES),
+        format!("about {KERNEL_CONNECTION_BYTES} bytes an idle connection"),
+    ));
+    lines.push(line(
+        "kernel, buffers",
+        Open,
+        match server.send_buffer_bytes {
+            0 => "up to net.ipv4.tcp_wmem a slow reader".into(),
+            bytes => format!("up to {bytes} bytes a slow reader (server.send_buffer_bytes)"),
+        },
+    ));
+    lines
+}
+
+/// What is kept for connections, channels and requests.
+fn memory_for_clients(config: &Config, shards: u64) -> Vec<Consumer> {
+    let Config { server, api, limits, .. } = config;
+    let connections = u64::from(server.connections_max);
     let each = CONNECTION_BYTES as u64 + SUBSCRIPTION_BYTES as u64;
     let more = u64::from(limits.subscriptions_per_connection_max) - 1;
     let handshakes = shards * u64::from(server.handshakes_max);
     let window = config.channels.iter().map(|rule| rule.window_bytes).max().unwrap_or(0);
-    let line = |name, amount, reason| Consumer { name, amount, reason };
-    let mut lines = vec![
+    vec![
         line(
             "connections",
             Taken(connections * each),
@@ -136,37 +176,7 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
             AtMost(api.bodies_bytes_max + u64::from(api.connections_max) * API_CONNECTION_BYTES),
             "bodies (api.bodies_bytes_max) and connections (api.connections_max)".into(),
         ),
-    ];
-    if shards > 1 {
-        lines.push(line(
-            "between shards",
-            AtMost(shards * (shards - 1) * u64::from(limits.cross_shard_bytes_max)),
-            format!("{shards} shards: limits.cross_shard_bytes_max a pair, each way"),
-        ));
-    }
-    if rings > 0 {
-        lines.push(line(
-            "rings",
-            Taken(rings * (buffers + queues)),
-            format!(
-                "{rings}, with receive buffers; each holds as many sockets as ulimit -n, {files}"
-            ),
-        ));
-    }
-    lines.push(line(
-        "kernel, sockets",
-        Taken(connections * KERNEL_CONNECTION_BYTES),
-        format!("about {KERNEL_CONNECTION_BYTES} bytes an idle connection"),
-    ));
-    lines.push(line(
-        "kernel, buffers",
-        Open,
-        match server.send_buffer_bytes {
-            0 => "up to net.ipv4.tcp_wmem a slow reader".into(),
-            bytes => format!("up to {bytes} bytes a slow reader (server.send_buffer_bytes)"),
-        },
-    ));
-    lines
+    ]
 }
 
 impl std::fmt::Display for Consumer {

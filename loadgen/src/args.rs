@@ -34,8 +34,8 @@ pub(crate) enum Scenario {
     ///
     /// A recording is lines of `<time> <JSON object>`, gzip or plain: nanoseconds, one space, and
     /// the object exactly as it is to be published. Its field "stream" names the channel, behind
-    /// --prefix; a line without one goes to the channel <symbol>@<its field "channel", or
-    /// snapshot>, where the symbol is the file's name without its date. Everything is read and
+    /// --prefix; a line without one goes to the channel `<symbol>@<its field "channel", or
+    /// snapshot>`, where the symbol is the file's name without its date. Everything is read and
     /// checked before anything is published.
     Replay(Replay),
     /// Publish a simulated feed and show live rates until Ctrl-C.

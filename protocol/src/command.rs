@@ -6,8 +6,8 @@ use base64::Engine as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::event::Position;
 use crate::json::has_lone_surrogate;
+use crate::position::Position;
 use crate::refused::Refused;
 
 /// How published bytes are to be understood. Decides the frame's opcode and how a JSON dialect

@@ -7,8 +7,18 @@ use bytes::Bytes;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
 
-use super::request::Origin;
-use crate::ids::ChannelKey;
+use crate::ids::{ChannelKey, SessionId, ShardId};
+
+/// A command of a session, to which an answer is owed.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The session's shard.
+    pub shard: ShardId,
+    /// The session.
+    pub session: SessionId,
+    /// JSON text of the command's id.
+    pub id: Option<Box<str>>,
+}
 
 /// A payload that outlives the message it came in.
 #[derive(Debug, Clone)]

@@ -3,19 +3,8 @@
 use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
 use tokio::sync::oneshot;
 
-use super::delivery::{ChannelPage, HistoryPage, StoredPayload};
+use super::delivery::{ChannelPage, HistoryPage, Origin, StoredPayload};
 use crate::ids::{SessionId, ShardId};
-
-/// A command of a session, to which an answer is owed.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// The session's shard.
-    pub shard: ShardId,
-    /// The session.
-    pub session: SessionId,
-    /// JSON text of the command's id.
-    pub id: Option<Box<str>>,
-}
 
 /// Where an answer goes.
 #[derive(Debug)]

@@ -110,6 +110,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    #[allow(clippy::too_many_lines)] // a line for each limit
     pub(crate) fn draw(dice: &mut Dice) -> Setup {
         use Mode::{Crowd, Few, Lists, Mixed, Wander};
         let mode = dice.pick(&[Mixed, Crowd, Crowd, Lists, Few, Wander, Wander]);
