@@ -34,9 +34,13 @@ impl<V> Names<V> {
         self.len
     }
 
+    /// The last part gets three times as much as the first: parts of one size would all grow at the same
+    /// time.
     fn part(&self, name: &str) -> usize {
-        // Below PARTS, which is a usize.
-        (self.choice.hash_one(name) % PARTS as u64) as usize
+        let hash = self.choice.hash_one(name);
+        // Both below PARTS, which is a usize.
+        let (part, chance) = ((hash % PARTS as u64) as usize, (hash >> 32) as usize % (2 * PARTS));
+        if chance < PARTS + part { part } else { PARTS - 1 - part }
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&V> {

@@ -20,8 +20,8 @@ use bytes::Bytes;
 
 pub use epoll::EpollWire;
 pub use limits::{
-    drain_event_fd, into_owned_fd, memory_bytes, open_files_limit, process_cpu_time,
-    raise_open_files_limit, resident_bytes, thread_cpu_split, thread_cpu_time,
+    disable_huge_pages, drain_event_fd, into_owned_fd, memory_bytes, open_files_limit,
+    process_cpu_time, raise_open_files_limit, resident_bytes, thread_cpu_split, thread_cpu_time,
 };
 pub use probe::probe;
 pub use segment::Segment;

@@ -14,8 +14,8 @@ use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{GAPPED, LaneState, List};
 use crate::shard::session::{BLOCKED, CLOSING, GAPS};
 
-/// A reader whose socket has taken something within this reads.
-const ATTENTION_MS: u64 = 250;
+/// A reader whose socket has taken something within this reads: it may stop for a moment to work.
+const ATTENTION_MS: u64 = 500;
 /// The rest of a half-sent frame is copied up to this length; longer ones stay in the log's memory.
 const COPIED_REST_BYTES: usize = 1024;
 

@@ -80,9 +80,11 @@ impl Outbox {
         self.own_bytes - rest.map_or(0, |(memory, frame)| own_bytes_of(*memory, frame))
     }
 
-    /// Bytes left of the oldest frame that only this connection is to get.
-    pub(in crate::shard) fn oldest_owed_bytes(&self) -> usize {
-        self.frames.get(usize::from(self.rest)).map_or(0, |(_, frame)| frame.len())
+    /// The same, of frames up to a length.
+    pub(in crate::shard) fn small_bytes(&self, frame_bytes_max: usize) -> usize {
+        let owed = self.frames.iter().skip(usize::from(self.rest));
+        let small = owed.filter(|(_, frame)| frame.len() <= frame_bytes_max);
+        small.map(|(memory, frame)| own_bytes_of(*memory, frame)).sum()
     }
 
     /// Memory that is nobody else's.

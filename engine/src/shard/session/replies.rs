@@ -18,6 +18,8 @@ use crate::shard::timers::{Purpose, Timer};
 const PONGS_BEHIND_MAX: usize = 16;
 /// First byte of a whole pong frame.
 const PONG: u8 = 0x80 | Opcode::Pong as u8;
+/// An answer is small that takes no more than this part of what an outbox may hold.
+const SMALL_PARTS: usize = 16;
 /// An outbox that has waited for so many times `limits.outbox_timeout_ms` …
 const OUTBOX_TIMEOUTS: u64 = 30;
 /// … must have been taken this fast: bytes in each of them.
@@ -205,8 +207,7 @@ impl<W: Wire> Shard<W> {
         let Some(outbox) = outbox else { return };
         let waiting = outbox.owed_bytes();
         // A large answer is fine, also one behind another; many small ones that nobody reads are not.
-        let large = outbox.last().map_or(0, Bytes::len) + outbox.oldest_owed_bytes();
-        let many = outbox.len() > 2 && waiting > most + large;
+        let many = waiting > most && outbox.small_bytes(most / SMALL_PARTS) > most;
         let too_much = many || waiting > OUTBOX_BYTES_FAIR && self.sessions.outbox_bytes() > all;
         // Whose socket takes everything waits for us.
         if too_much && self.sessions.has(slot, BLOCKED) {
