@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     let (mut flags, mut environment) = (Vec::new(), Vec::new());
     for part in parts.filter_map(|part| std::str::from_utf8(part).ok()) {
         match part.strip_prefix("RINGFEED_").and_then(|rest| rest.split_once('=')) {
-            Some((name, value)) => environment.push((format!("RINGFEED_{name}"), value.into())),
+            Some((name, value)) => environment.push((format!("RINGFEED_{name}").into(), value.into())),
             None => flags.push(part.to_owned()),
         }
     }

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use crate::feed::Feed as _;
-use crate::recording::ReplayFeed;
+use crate::recording::{How, ReplayFeed};
 
 /// Reads a recording and replays some of it.
 pub fn recording(file: &Path) {
-    let Ok(mut feed) = ReplayFeed::load(&[file.to_owned()], "f.", 0.0, 2, None) else { return };
+    let how =
+        How { prefix: "f.", speed: 0.0, clones: 2, seconds: None, max_pause: 60.0, unit: None };
+    let Ok(mut feed) = ReplayFeed::load(&[file.to_owned()], &how) else { return };
     let channels = u32::try_from(feed.channels().len()).expect("few channels");
     let mut payload = Vec::new();
     for _ in 0..1000 {
