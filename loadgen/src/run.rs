@@ -152,7 +152,11 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
             cores: (cpu.0 + cpu.1).as_secs_f64() / (after.at - before.at).as_secs_f64(),
             cores_allowed: allowed_cores(common),
         },
-        server_memory: server_memory(&at_first, &before, &run.target)?,
+        // Who watches a live feed stays when it ends: nothing is to be waited for.
+        server_memory: match plot.live {
+            true => None,
+            false => server_memory(&at_first, &before, &run.target)?,
+        },
         kernel_bytes_per_connection: kernel_growth(&at_first, &before)
             .map(|bytes| bytes as f64 / f64::from(common.conns)),
         server: before
