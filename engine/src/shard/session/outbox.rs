@@ -9,6 +9,8 @@ use bytes::Bytes;
 enum Memory {
     /// The connection's own.
     Own,
+    /// The connection's own copy of what a channel keeps.
+    Copied,
     /// A channel's history or log, whoever else is sent it.
     Shared,
 }
@@ -31,7 +33,7 @@ pub(in crate::shard) struct Outbox {
 const FRAME_BYTES: usize = size_of::<(Memory, Bytes)>();
 
 fn own_bytes_of(memory: Memory, frame: &Bytes) -> usize {
-    FRAME_BYTES + if memory == Memory::Own { frame.len() } else { 0 }
+    FRAME_BYTES + if memory == Memory::Shared { 0 } else { frame.len() }
 }
 
 impl Outbox {
@@ -39,6 +41,12 @@ impl Outbox {
     pub(in crate::shard) fn push(&mut self, frame: Bytes) {
         self.own_bytes += own_bytes_of(Memory::Own, &frame);
         self.frames.push_back((Memory::Own, frame));
+    }
+
+    /// Adds frames of a replay that were copied for this connection.
+    pub(in crate::shard) fn push_copied(&mut self, frames: Bytes) {
+        self.own_bytes += own_bytes_of(Memory::Copied, &frames);
+        self.frames.push_back((Memory::Copied, frames));
     }
 
     /// Adds frames that others share.
@@ -80,10 +88,11 @@ impl Outbox {
         self.own_bytes - rest.map_or(0, |(memory, frame)| own_bytes_of(*memory, frame))
     }
 
-    /// The same, of frames up to a length.
+    /// The same, of answers up to a length. Replays are none, however short.
     pub(in crate::shard) fn small_bytes(&self, frame_bytes_max: usize) -> usize {
         let owed = self.frames.iter().skip(usize::from(self.rest));
-        let small = owed.filter(|(_, frame)| frame.len() <= frame_bytes_max);
+        let answers = owed.filter(|(memory, _)| *memory != Memory::Copied);
+        let small = answers.filter(|(_, frame)| frame.len() <= frame_bytes_max);
         small.map(|(memory, frame)| own_bytes_of(*memory, frame)).sum()
     }
 
@@ -170,6 +179,17 @@ mod tests {
         assert!(!outbox.is_last_replaceable(), "it has begun");
         outbox.sent(3);
         assert_eq!((outbox.own_bytes(), outbox.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn a_copied_replay_is_memory_but_no_answer() {
+        let mut outbox = outbox(&[b"reply"]);
+        let answers = outbox.small_bytes(100);
+        outbox.push_copied(Bytes::from_static(b"replayed"));
+        assert_eq!(outbox.small_bytes(100), answers);
+        assert_eq!(outbox.owed_bytes(), answers + FRAME_BYTES + 8);
+        outbox.sent(5 + 3);
+        assert_eq!(outbox.own_bytes(), FRAME_BYTES + 5);
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl<W: Wire> Shard<W> {
         self.sessions.with_outbox(slot, |outbox| {
             shared.into_iter().for_each(|frames| outbox.push_shared(frames));
             if !own.is_empty() {
-                outbox.push(own);
+                outbox.push_copied(own);
             }
         });
         self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
