@@ -3,7 +3,8 @@
 //! Who reads is waited for: while readers who took something a moment ago are more than half a window
 //! behind, the channel's home is asked to hold publications back. A channel is held for two seconds in
 //! one piece at most, and for a tenth of the time after that, so that a reader who reads slowly cannot
-//! hold it for long. Who does not read, or has had its time, meets the channel's lag policy once it is
+//! hold it for long. That time is the shard's, which stands still while events wait: what a socket
+//! has said and we have not read yet is our delay, not the reader's. Who does not read, or has had its time, meets the channel's lag policy once it is
 //! out of the window.
 
 use ringfeed_wire::Wire;
@@ -69,7 +70,7 @@ impl Fanout {
         let half = lane.window.bytes / 2;
         let behind = |position: LogPosition| end - position > half;
         let (late, waited) = (behind(standing.ours), behind(standing.reading));
-        lane.patience.pass(cx.work_ms, waited && lane.pressed);
+        lane.patience.pass(cx.now_ms, waited && lane.pressed);
         let pressed = late || waited && lane.patience.is_left();
         if pressed != lane.pressed {
             lane.pressed = pressed;
@@ -90,11 +91,11 @@ impl Fanout {
                 continue;
             };
             lane.lagging = false;
-            let work_ms = cx.work_ms;
+            let now_ms = cx.now_ms;
             let patience = cx.feeds.lane(id).patience.is_left();
             let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
             if waited {
-                cx.feeds.lane_mut(id).patience.pass(work_ms, true);
+                cx.feeds.lane_mut(id).patience.pass(now_ms, true);
             }
             for (list, index, slot) in fallen {
                 self.fall(cx, id, list, index, slot);
