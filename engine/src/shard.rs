@@ -271,14 +271,14 @@ impl<W: Wire> Shard<W> {
         } else if !self.due.is_empty() {
             self.see_to_due();
         }
-        if self.draining {
-            self.drain_some();
-        }
         self.homes.seal_all(&mut route(self.id, &mut self.own, &mut self.links));
         self.take_own();
         let (fanout, mut context) = self.fanout_context();
         let flushed = fanout.flush(&mut context);
         self.apply_verdicts();
+        if self.draining {
+            self.drain_some();
+        }
         self.links.flush(&self.shared.shards);
         self.count_turn(cpu_began);
         #[cfg(debug_assertions)]

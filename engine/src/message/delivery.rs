@@ -194,6 +194,8 @@ pub enum Delivery {
         /// Why.
         refused: Refused,
     },
+    /// The sender has begun to drain: what it appended until then has come before this.
+    Draining,
 }
 
 impl Delivery {

@@ -7,10 +7,11 @@ use rand::Rng as _;
 use ringfeed_protocol::Event;
 use ringfeed_wire::Wire;
 
-use super::Shard;
 use super::session::{BLOCKED, CLOSING, QUEUED};
+use super::{Shard, route};
 use crate::counters::CloseReason;
-use crate::ids::SessionId;
+use crate::ids::{SessionId, ShardId};
+use crate::message::Delivery;
 
 /// Connections told of a drain in one turn.
 const DRAINS_PER_TURN_MAX: usize = 256;
@@ -23,6 +24,10 @@ pub(super) struct Draining {
     deadline: Option<Instant>,
     /// So many in a row still have something to get.
     waited: usize,
+    /// The other shards know.
+    told: bool,
+    /// Other shards that have begun to drain.
+    others: u16,
 }
 
 impl<W: Wire> Shard<W> {
@@ -38,13 +43,41 @@ impl<W: Wire> Shard<W> {
         self.drain.left = self.sessions.slots().map(|slot| self.sessions.id(slot)).collect();
     }
 
-    /// Whether there is somebody who can be told at once.
-    pub(super) fn has_to_drain(&self) -> bool {
-        self.drain.waited < self.drain.left.len()
+    /// Tells the others, once what was appended until now is under way to them.
+    fn tell_others(&mut self) {
+        if std::mem::replace(&mut self.drain.told, true) {
+            return;
+        }
+        let Shard { id, own, links, shared, .. } = self;
+        let mut deliver = route(*id, own, links);
+        for other in (0..shared.shards.count()).map(ShardId).filter(|other| other != id) {
+            deliver(other, Delivery::Draining);
+        }
     }
 
-    /// Tells some clients to come back later, and closes them once everything was sent to them.
+    /// Another shard has begun to drain.
+    pub(super) fn another_drains(&mut self) {
+        self.drain.others += 1;
+    }
+
+    /// Whether everything has come that any shard acknowledged before it began to drain: nobody is
+    /// closed before.
+    fn all_drain(&self) -> bool {
+        self.drain.others + 1 >= self.shared.shards.count()
+    }
+
+    /// Whether there is somebody who can be told at once.
+    pub(super) fn has_to_drain(&self) -> bool {
+        self.all_drain() && self.drain.waited < self.drain.left.len()
+    }
+
+    /// Tells some clients to come back later, and closes them once everything was sent to them. After
+    /// the flush of a turn: what this turn appended is before it.
     pub(super) fn drain_some(&mut self) {
+        self.tell_others();
+        if !self.all_drain() {
+            return;
+        }
         let spread = self.config.server.drain_spread_ms;
         // Those who wait are looked at again when something has happened, and that is a turn.
         self.drain.waited = 0;

@@ -74,6 +74,7 @@ impl<W: Wire> Shard<W> {
                 }
                 self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
+            Delivery::Draining => self.another_drains(),
         }
     }
 
