@@ -64,6 +64,9 @@ pub(super) struct Subscription {
     pub(super) attempt: u32,
 }
 
+/// A reader whose socket has taken something within this reads: it may stop for a moment to work.
+const ATTENTION_MS: u64 = 500;
+
 /// An answer that is given here, and waits until the homes have answered what was asked before it.
 #[derive(Debug)]
 pub(super) enum Deferred {
@@ -109,8 +112,6 @@ pub(super) struct Session {
     pub(super) message_since_ms: Option<u64>,
     /// Memory of that message, as it is counted for the shard.
     pub(super) partial_bytes: usize,
-    /// When its close frame was queued.
-    pub(super) closing_since_ms: u64,
     pub(super) rate: Rate,
     /// Counts the connection until it ends.
     _permit: Permit,
@@ -146,7 +147,6 @@ impl Session {
             progress_ms: now_ms,
             message_since_ms: None,
             partial_bytes: 0,
-            closing_since_ms: 0,
             rate: Rate::default(),
             _permit: permit,
         }
@@ -253,6 +253,12 @@ impl Sessions {
 
     pub(super) fn has(&self, slot: SessionSlot, flags: u8) -> bool {
         self.hot(slot).flags & flags != 0
+    }
+
+    /// Whether the socket of a session, which is blocked, has taken something a moment ago.
+    pub(super) fn is_reading(&self, slot: SessionSlot, now_ms: u64) -> bool {
+        let session = self.get(slot);
+        session.is_some_and(|session| now_ms.saturating_sub(session.progress_ms) <= ATTENTION_MS)
     }
 
     /// In which of its lanes' lists a session stands.

@@ -4,8 +4,8 @@
 //! behind, the channel's home is asked to hold publications back. A channel is held for two seconds in
 //! one piece at most, and for a tenth of the time after that, so that a reader who reads slowly cannot
 //! hold it for long. That time is the shard's, which stands still while events wait: what a socket
-//! has said and we have not read yet is our delay, not the reader's. Who does not read, or has had its time, meets the channel's lag policy once it is
-//! out of the window.
+//! has said and we have not read yet is our delay, not the reader's. Who does not read, or has had its
+//! time, meets the channel's lag policy once it is out of the window.
 
 use ringfeed_wire::Wire;
 
@@ -15,8 +15,6 @@ use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{GAPPED, LaneState, List};
 use crate::shard::session::{BLOCKED, CLOSING, GAPS};
 
-/// A reader whose socket has taken something within this reads: it may stop for a moment to work.
-const ATTENTION_MS: u64 = 500;
 /// The rest of a half-sent frame is copied up to this length; longer ones stay in the log's memory.
 const COPIED_REST_BYTES: usize = 1024;
 
@@ -214,7 +212,7 @@ fn stand<W>(
         // Few are that far behind: a look at the session itself is for them.
         let reads = lag > lane.window.bytes / 2
             && most.is_some_and(|most| lag <= most)
-            && is_reading(cx, slot);
+            && cx.sessions.is_reading(slot, cx.now_ms);
         if reads {
             standing.reading = standing.reading.min(position);
         } else if lag <= lane.window.bytes {
@@ -224,11 +222,6 @@ fn stand<W>(
         }
     }
     (standing, fallen)
-}
-
-fn is_reading<W>(cx: &Context<W>, slot: SessionSlot) -> bool {
-    let session = cx.sessions.get(slot);
-    session.is_some_and(|session| cx.now_ms.saturating_sub(session.progress_ms) <= ATTENTION_MS)
 }
 
 /// Readers that cannot be sent to and for whom something has waited too long that has not begun. Where
@@ -251,7 +244,7 @@ fn too_old<W>(
         if !old || !cx.sessions.has(slot, BLOCKED) {
             continue;
         }
-        if patience && is_reading(cx, slot) {
+        if patience && cx.sessions.is_reading(slot, cx.now_ms) {
             waited = true;
         } else {
             fallen.push((list, index, slot));

@@ -95,14 +95,16 @@ impl<W: Wire> Shard<W> {
         self.detach_all(slot);
         let mut frame = Vec::new();
         frame::write_server(&mut frame, Opcode::Close, &frame::close_body(code, reason));
-        self.queue_frame(slot, Bytes::from(frame));
-        self.sessions.hot_mut(slot).flags |= CLOSING;
         let now_ms = self.now_ms;
+        self.queue(slot, |outbox| {
+            outbox.push(Bytes::from(frame));
+            outbox.begin_again(now_ms);
+        });
+        self.sessions.hot_mut(slot).flags |= CLOSING;
         let id = self.sessions.id(slot);
         let due_ms = now_ms + u64::from(self.config.server.close_timeout_ms);
         self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Close });
         if let Some(session) = self.sessions.get_mut(slot) {
-            session.closing_since_ms = now_ms;
             session.deferred = None;
             // The peer's answer is waited for, whatever it had to wait for before.
             if !session.holds.is_empty() {
@@ -119,13 +121,18 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Closes a session that does not read what is meant for it: what it has not begun to read is given
-    /// up, and it is told so.
+    /// Closes a session that does not read what is meant for it.
     pub(in crate::shard) fn close_slow(&mut self, slot: SessionSlot) {
+        self.give_up_and_close(slot, CloseReason::Slow, "replies are not read");
+    }
+
+    /// Closes a session for which too much waits: what it has not begun to read is given up, and it is
+    /// told so.
+    pub(super) fn give_up_and_close(&mut self, slot: SessionSlot, why: CloseReason, reason: &str) {
         if self.sessions.has(slot, OUTBOX) && !self.sessions.has(slot, CLOSING) {
             self.sessions.with_outbox(slot, |outbox| outbox.give_up());
         }
-        self.close_session(slot, CloseReason::Slow, "replies are not read");
+        self.close_session(slot, why, reason);
     }
 
     /// Fails the connection (RFC 6455 section 7.1.7): tells the peer what it broke, listens to nothing
@@ -164,16 +171,17 @@ impl<W: Wire> Shard<W> {
     }
 
     /// The time for a closing handshake is up. Who still takes what was before the close frame, or waits for
-    /// us to send it, is given more of it, as much as an outbox may wait.
+    /// us to send it, is given more of it, as long as it is not too slow for an outbox.
     pub(in crate::shard) fn check_closing(&mut self, slot: SessionSlot, timer: Timer) {
         let step = u64::from(self.config.server.close_timeout_ms);
-        let most = u64::from(self.config.limits.outbox_timeout_ms);
-        let ours = !self.sessions.has(slot, BLOCKED);
+        let timeout = u64::from(self.config.limits.outbox_timeout_ms);
         let reads = self.sessions.get(slot).is_some_and(|session| {
-            (ours || self.now_ms.saturating_sub(session.progress_ms) < step)
-                && self.now_ms < session.closing_since_ms + most
+            let outbox = session.outbox.as_ref();
+            outbox.is_some_and(|outbox| !outbox.is_too_slow(self.now_ms, timeout, 1))
+                && self.now_ms.saturating_sub(session.progress_ms) < step
         });
-        if reads && self.sessions.has(slot, OUTBOX) {
+        let ours = self.sessions.has(slot, OUTBOX) && !self.sessions.has(slot, BLOCKED);
+        if reads || ours {
             self.wheel.add(Timer { due_ms: self.now_ms + step, ..timer });
         } else {
             self.remove_session(slot, CloseReason::PeerGone);

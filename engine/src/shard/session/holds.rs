@@ -106,15 +106,6 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Lifts the hold of an outbox that has become short.
-    pub(in crate::shard) fn settle_outbox_hold(&mut self, slot: SessionSlot) {
-        let low = self.config.limits.outbox_bytes_max as usize / 8;
-        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
-        if outbox.is_none_or(|outbox| outbox.owed_bytes() <= low) {
-            self.lift(slot, Holds::OUTBOX);
-        }
-    }
-
     /// Reads again from sessions that are held no more. Returns whether there were any.
     pub(in crate::shard) fn resume_released(&mut self) -> bool {
         if !self.is_congested() {

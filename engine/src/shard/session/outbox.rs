@@ -29,6 +29,8 @@ pub(in crate::shard) struct Outbox {
     taken: u64,
 }
 
+/// What a socket must take in each timeout of its outbox, in bytes, once that has waited for long.
+const PACE_BYTES: u64 = 64 * 1024;
 /// What one frame takes here, besides its bytes.
 const FRAME_BYTES: usize = size_of::<(Memory, Bytes)>();
 
@@ -68,13 +70,21 @@ impl Outbox {
     /// It waits for its socket. The first time counts until it is empty.
     pub(in crate::shard) fn begin(&mut self, now_ms: u64) {
         if self.began_ms.is_none() {
-            (self.began_ms, self.taken) = (Some(now_ms), 0);
+            self.begin_again(now_ms);
         }
     }
 
-    /// When it began to wait, and bytes taken since.
-    pub(in crate::shard) fn taken(&self) -> (u64, u64) {
-        (self.began_ms.unwrap_or(u64::MAX >> 1), self.taken)
+    /// From now on its time counts anew.
+    pub(in crate::shard) fn begin_again(&mut self, now_ms: u64) {
+        (self.began_ms, self.taken) = (Some(now_ms), 0);
+    }
+
+    /// Whether it has waited for at least so many timeouts, and too little was taken in each of them: a few
+    /// bytes now and then would hold it for ever.
+    pub(in crate::shard) fn is_too_slow(&self, now_ms: u64, timeout_ms: u64, least: u64) -> bool {
+        let waited_ms = self.began_ms.map_or(0, |began_ms| now_ms.saturating_sub(began_ms));
+        let timeouts = waited_ms / timeout_ms;
+        timeouts >= least && self.taken < timeouts.saturating_mul(PACE_BYTES)
     }
 
     /// Whether anything waits that only this connection is to get.

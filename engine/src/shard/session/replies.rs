@@ -6,7 +6,7 @@ use ringfeed_protocol::frame::Opcode;
 use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Position, Refused};
 use ringfeed_wire::Wire;
 
-use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI};
+use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
 use crate::counters::CloseReason;
 use crate::ids::{ChannelKey, SessionSlot};
 use crate::message::{Chunk, Delivery, HistoryPage, Origin, Replay, Request};
@@ -20,11 +20,9 @@ const PONGS_BEHIND_MAX: usize = 16;
 const PONG: u8 = 0x80 | Opcode::Pong as u8;
 /// An answer is small that takes no more than this part of what an outbox may hold.
 const SMALL_PARTS: usize = 16;
-/// An outbox that has waited for so many times `limits.outbox_timeout_ms` …
+/// An outbox that has waited for so many times `limits.outbox_timeout_ms` must have been taken fast.
 const OUTBOX_TIMEOUTS: u64 = 30;
-/// … must have been taken this fast: bytes in each of them.
-const OUTBOX_BYTES: u64 = 64 * 1024;
-/// An outbox up to this size never counts as what filled the budget of all outboxes.
+/// An outbox up to this size never counts as what fills the budget of all outboxes.
 const OUTBOX_BYTES_FAIR: usize = 16 * 1024;
 
 /// A subscription that stands, as its home has answered.
@@ -74,7 +72,7 @@ impl<W: Wire> Shard<W> {
                 }
                 self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
-            Delivery::Draining => self.another_drains(),
+            Delivery::Closed => self.another_closed(),
         }
     }
 
@@ -194,35 +192,12 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Queues a frame for one session; nothing follows a close frame. Reading from the session stops
-    /// while it does not read.
+    /// Queues a frame for one session; nothing follows a close frame.
     pub(in crate::shard) fn push_outbox(&mut self, slot: SessionSlot, frame: Bytes) {
-        if self.sessions.has(slot, CLOSING) {
-            return;
+        if !self.sessions.has(slot, CLOSING) {
+            self.queue(slot, |outbox| outbox.push(frame));
+            self.bound_outbox(slot);
         }
-        self.queue_frame(slot, frame);
-        let limits = &self.config.limits;
-        let (most, all) = (limits.outbox_bytes_max as usize, limits.outboxes_bytes_max);
-        let all = self.share_of(all);
-        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
-        let Some(outbox) = outbox else { return };
-        let waiting = outbox.owed_bytes();
-        // A large answer is fine, also one behind another; many small ones that nobody reads are not.
-        let many = waiting > most && outbox.small_bytes(most / SMALL_PARTS) > most;
-        let too_much = many || waiting > OUTBOX_BYTES_FAIR && self.sessions.outbox_bytes() > all;
-        // Whose socket takes everything waits for us.
-        if too_much && self.sessions.has(slot, BLOCKED) {
-            self.close_slow(slot);
-        } else if waiting > most / 4 {
-            self.hold(slot, Holds::OUTBOX);
-        }
-    }
-
-    /// Queues a frame for one session, and has the session looked at.
-    pub(super) fn queue_frame(&mut self, slot: SessionSlot, frame: Bytes) {
-        self.sessions.with_outbox(slot, |outbox| outbox.push(frame));
-        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
-        self.time_outbox(slot);
     }
 
     /// Queues what a subscriber missed.
@@ -231,14 +206,59 @@ impl<W: Wire> Shard<W> {
         if nothing || self.sessions.has(slot, CLOSING) {
             return;
         }
-        self.sessions.with_outbox(slot, |outbox| {
+        self.queue(slot, |outbox| {
             shared.into_iter().for_each(|frames| outbox.push_shared(frames));
             if !own.is_empty() {
                 outbox.push_copied(own);
             }
         });
-        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
+        self.bound_outbox(slot);
+    }
+
+    /// Adds to what waits for one session, and has the session looked at.
+    pub(super) fn queue(&mut self, slot: SessionSlot, add: impl FnOnce(&mut Outbox)) {
+        self.sessions.with_outbox(slot, add);
+        self.look_at(slot);
         self.time_outbox(slot);
+    }
+
+    /// A session is not read from while much waits for it. Where its socket takes nothing and too much
+    /// waits, it is closed.
+    fn bound_outbox(&mut self, slot: SessionSlot) {
+        let most = self.config.limits.outbox_bytes_max as usize;
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        let Some(outbox) = outbox else { return };
+        let waiting = outbox.owed_bytes();
+        // A large answer is fine, also one behind another; many small ones that nobody reads are not.
+        let many = waiting > most && outbox.small_bytes(most / SMALL_PARTS) > most;
+        let (all, all_max) = (self.sessions.outbox_bytes(), self.outboxes_max());
+        let fills = waiting > OUTBOX_BYTES_FAIR && all > all_max / 2;
+        // Whose socket takes everything waits for us.
+        let blocked = self.sessions.has(slot, BLOCKED);
+        if blocked && (many || fills && !self.sessions.is_reading(slot, self.now_ms)) {
+            self.close_slow(slot);
+        } else if blocked && fills && all > all_max {
+            let reason = "answers take too much memory; come back later";
+            self.give_up_and_close(slot, CloseReason::Overload, reason);
+        } else if waiting > most / 4 || fills {
+            self.hold(slot, Holds::OUTBOX);
+        }
+    }
+
+    /// What the outboxes of this shard may take.
+    fn outboxes_max(&self) -> usize {
+        self.share_of(self.config.limits.outboxes_bytes_max)
+    }
+
+    /// Lifts the hold of an outbox that has become short.
+    pub(in crate::shard) fn settle_outbox_hold(&mut self, slot: SessionSlot) {
+        let full = self.sessions.outbox_bytes() > self.outboxes_max() / 2;
+        let low = self.config.limits.outbox_bytes_max as usize / 8;
+        let low = if full { low.min(OUTBOX_BYTES_FAIR / 2) } else { low };
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        if outbox.is_none_or(|outbox| outbox.owed_bytes() <= low) {
+            self.lift(slot, Holds::OUTBOX);
+        }
     }
 
     /// Queues a pong. Behind a reader that does not read, one that still waits is replaced, as RFC 6455
@@ -284,11 +304,9 @@ impl<W: Wire> Shard<W> {
             return;
         }
         let since_ms = session.progress_ms.max(timer.due_ms - timeout);
-        let (begun_ms, taken) = session.outbox.as_ref().map_or((0, 0), |outbox| outbox.taken());
-        // A few bytes now and then would hold a replay, or an outbox, for ever.
-        let timeouts = self.now_ms.saturating_sub(begun_ms) / timeout;
-        let trickles = timeouts >= OUTBOX_TIMEOUTS && taken < timeouts.saturating_mul(OUTBOX_BYTES);
-        if self.now_ms >= since_ms + timeout || trickles {
+        let outbox = session.outbox.as_ref();
+        let slow = outbox.is_some_and(|o| o.is_too_slow(self.now_ms, timeout, OUTBOX_TIMEOUTS));
+        if self.now_ms >= since_ms + timeout || slow {
             self.close_slow(slot);
         } else {
             session.outbox_timed = true;
