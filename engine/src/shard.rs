@@ -103,7 +103,7 @@ impl Environment {
 /// work spans many turns.
 #[derive(Debug, Clone, Copy)]
 pub struct TurnLimits {
-    /// Socket events.
+    /// Socket events; also connections looked at for a drain.
     pub events: usize,
     /// Batches from other shards, of each kind.
     pub batches: usize,

@@ -194,8 +194,8 @@ pub enum Delivery {
         /// Why.
         refused: Refused,
     },
-    /// The sender has begun to drain: what it appended until then has come before this.
-    Draining,
+    /// The sender drains and publishes nothing more: everything that it appended has come before this.
+    Closed,
 }
 
 impl Delivery {

@@ -1,4 +1,5 @@
-//! Going away: clients are told to come back later, and closed once they have everything.
+//! Going away. First the homes publish nothing more, and say so behind everything they appended; once every
+//! home has, clients are told to come back later and are closed, each when it has been sent everything.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,11 +11,8 @@ use ringfeed_wire::Wire;
 use super::session::{BLOCKED, CLOSING, QUEUED};
 use super::{Shard, route};
 use crate::counters::CloseReason;
-use crate::ids::{SessionId, ShardId};
+use crate::ids::{SessionId, SessionSlot};
 use crate::message::Delivery;
-
-/// Connections told of a drain in one turn.
-const DRAINS_PER_TURN_MAX: usize = 256;
 
 /// What a drain keeps between turns.
 #[derive(Debug, Default)]
@@ -22,12 +20,12 @@ pub(super) struct Draining {
     /// Who was not told yet.
     left: VecDeque<SessionId>,
     deadline: Option<Instant>,
-    /// So many in a row still have something to get.
+    /// So many at the end of these were looked at since something has happened, and wait.
     waited: usize,
-    /// The other shards know.
-    told: bool,
-    /// Other shards that have begun to drain.
-    others: u16,
+    /// Nothing is published here any more, and the other shards know.
+    closed: bool,
+    /// Other shards on which nothing is published any more.
+    others_closed: u16,
 }
 
 impl<W: Wire> Shard<W> {
@@ -43,59 +41,83 @@ impl<W: Wire> Shard<W> {
         self.drain.left = self.sessions.slots().map(|slot| self.sessions.id(slot)).collect();
     }
 
-    /// Tells the others, once what was appended until now is under way to them.
-    fn tell_others(&mut self) {
-        if std::mem::replace(&mut self.drain.told, true) {
+    /// Has the homes publish nothing more, once nothing is held back there, and tells the other shards:
+    /// behind everything that was appended.
+    fn close_homes(&mut self) {
+        if self.drain.closed || self.homes.has_parked() {
             return;
         }
+        self.drain.closed = true;
+        self.homes.close();
         let Shard { id, own, links, shared, .. } = self;
         let mut deliver = route(*id, own, links);
-        for other in (0..shared.shards.count()).map(ShardId).filter(|other| other != id) {
-            deliver(other, Delivery::Draining);
+        for other in shared.shards.ids().filter(|other| other != id) {
+            deliver(other, Delivery::Closed);
         }
     }
 
-    /// Another shard has begun to drain.
-    pub(super) fn another_drains(&mut self) {
-        self.drain.others += 1;
+    /// Another shard publishes nothing more.
+    pub(super) fn another_closed(&mut self) {
+        self.drain.others_closed += 1;
     }
 
-    /// Whether everything has come that any shard acknowledged before it began to drain: nobody is
-    /// closed before.
-    fn all_drain(&self) -> bool {
-        self.drain.others + 1 >= self.shared.shards.count()
+    /// Whether everything has come that was ever published: nobody is sent away before.
+    fn all_closed(&self) -> bool {
+        self.drain.closed && self.drain.others_closed + 1 >= self.shared.shards.count()
     }
 
-    /// Whether there is somebody who can be told at once.
+    /// Whether there is somebody to look at who may have everything.
     pub(super) fn has_to_drain(&self) -> bool {
-        self.all_drain() && self.drain.waited < self.drain.left.len()
+        self.all_closed() && self.drain.waited < self.drain.left.len()
     }
 
-    /// Tells some clients to come back later, and closes them once everything was sent to them. After
-    /// the flush of a turn: what this turn appended is before it.
+    /// Tells clients that have everything to come back later, and closes them. After the flush of a turn.
     pub(super) fn drain_some(&mut self) {
-        self.tell_others();
-        if !self.all_drain() {
+        self.close_homes();
+        if !self.all_closed() {
             return;
         }
-        let spread = self.config.server.drain_spread_ms;
-        // Those who wait are looked at again when something has happened, and that is a turn.
-        self.drain.waited = 0;
-        for _ in 0..self.drain.left.len().min(DRAINS_PER_TURN_MAX) {
-            let Some(id) = self.drain.left.pop_front() else { break };
-            let Some(slot) = self.sessions.current(id) else { continue };
-            if self.sessions.has(slot, CLOSING) {
-                continue;
-            }
-            if self.sessions.has(slot, BLOCKED | QUEUED) {
-                self.drain.left.push_back(id);
-                self.drain.waited += 1;
-                continue;
-            }
-            let reconnect_ms = self.rng.random_range(0..=spread);
-            self.reply(slot, &Event::Drain { reconnect_ms });
-            self.close_session(slot, CloseReason::ServiceRestart, "the server is restarting");
+        if self.drain.waited >= self.drain.left.len() {
+            // Something has happened, or a tick: perhaps to one of them.
+            self.drain.waited = 0;
         }
+        for _ in 0..self.limits.events {
+            if self.drain.waited >= self.drain.left.len() {
+                break;
+            }
+            let Some(id) = self.drain.left.pop_front() else { break };
+            match self.sessions.current(id) {
+                Some(slot) if self.sessions.has(slot, CLOSING) => {}
+                Some(slot) if self.has_everything(slot) => self.send_away(slot),
+                Some(_) => {
+                    self.drain.left.push_back(id);
+                    self.drain.waited += 1;
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Whether a session was sent everything there is for it.
+    fn has_everything(&self, slot: SessionSlot) -> bool {
+        if self.sessions.has(slot, BLOCKED | QUEUED) {
+            return false;
+        }
+        let list = self.sessions.list(slot);
+        let mut own = self.sessions.get(slot).into_iter().flat_map(|s| &s.subscriptions);
+        // A walk over a lane goes on over several turns.
+        own.all(|own| {
+            let state = self.feeds.lane(own.lane);
+            let subscriber = own.index.and_then(|index| state.list(list).get(index as usize));
+            let cursor = subscriber.and_then(|subscriber| subscriber.cursor());
+            cursor.is_none_or(|cursor| cursor >= state.log.end())
+        })
+    }
+
+    fn send_away(&mut self, slot: SessionSlot) {
+        let reconnect_ms = self.rng.random_range(0..=self.config.server.drain_spread_ms);
+        self.reply(slot, &Event::Drain { reconnect_ms });
+        self.close_session(slot, CloseReason::ServiceRestart, "the server is restarting");
     }
 
     /// Whether a drain is over: everybody has left and nothing is under way to other shards, or the time
@@ -103,10 +125,10 @@ impl<W: Wire> Shard<W> {
     pub fn is_drained(&self) -> bool {
         let over = self.drain.deadline.is_some_and(|deadline| self.clock.now() >= deadline);
         let left = self.sessions.len() > 0
+            || !self.all_closed()
             || self.links.waiting()
             || !self.inbox.is_empty()
-            || !self.waiting.is_empty()
-            || self.homes.has_parked();
+            || !self.waiting.is_empty();
         self.draining && (!left || over)
     }
 }

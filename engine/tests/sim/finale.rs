@@ -11,6 +11,8 @@ use super::world::World;
 /// How often shards may take turns in vain, or at all, before things are quiet.
 const IDLE_ROUNDS_MAX: u32 = 3000;
 const ROUNDS_MAX: u32 = 30_000;
+/// Readers who took something are waited for no longer than this.
+const PATIENCE_MS: u64 = 3000;
 
 impl World {
     /// Lets everything under way arrive, with no more faults, until shards sleep.
@@ -95,7 +97,7 @@ impl World {
         self.settle();
         // Sockets that were called writable in vain are asked again by the tick, and who stopped reading
         // is waited for a moment.
-        self.rest(3000);
+        self.rest(PATIENCE_MS);
         if !self.judge.draining {
             let bells = self.ring();
             self.settled(&bells);
@@ -130,13 +132,16 @@ impl World {
             let rung = numbers.first().copied();
             bells.push(rung.filter(|&n| self.judge.publications[n as usize - 1].place.is_some()));
         }
+        if !self.waiting.is_empty() {
+            // Who took some of it is waited for a moment, and publications are held back meanwhile.
+            self.rest(PATIENCE_MS);
+        }
         self.newest.fill(None);
         self.listing = true;
         for shard in 0..self.cluster.count() {
             self.waiting.extend(self.cluster.list(shard));
         }
         self.settle();
-        self.poll();
         if !self.waiting.is_empty() {
             self.judge.broken(Rule::Api, format_args!("a request is not answered"));
         }

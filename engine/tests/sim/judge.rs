@@ -34,6 +34,7 @@ rules! {
     CloseReason "close-reason": "the reason of a close for lag names the first missing offset",
     CloseEnds "close-ends": "a closing handshake ends",
     CloseSaysWhy "close-says-why": "a connection that reads is not cut without a close frame",
+    DrainWhole "drain-whole": "who is sent away by a drain has got everything that was ever appended for it",
     Complete "complete": "once things are quiet, who reads has everything it subscribed to",
     ReadersKeepUp "readers-keep-up": "who always reads is never gapped, nor closed as slow or lagged, whatever comes at once",
     SilentClosed "silent-closed": "a connection from which nothing comes is closed by the heartbeat",
@@ -92,6 +93,8 @@ pub(crate) struct Judge {
     runs: Vec<(usize, String, Vec<Ident>)>,
     /// Reasons of closes to be checked when offsets are known: channel, last seen, offset named, who.
     reasons: Vec<(Ident, u64, String)>,
+    /// Subscriptions that a drain has ended: channel, epoch, the last offset seen, who.
+    sent_away: Vec<(usize, u64, u64, String)>,
     pub(crate) draining: bool,
     pub(crate) deliveries: u64,
     pub(crate) gaps: u64,
@@ -109,6 +112,7 @@ impl Judge {
             publications: Vec::new(),
             runs: Vec::new(),
             reasons: Vec::new(),
+            sent_away: Vec::new(),
             draining: false,
             deliveries: 0,
             gaps: 0,
@@ -241,6 +245,11 @@ impl Judge {
         self.reasons.push((last, named, who.to_owned()));
     }
 
+    /// A drain has ended a subscription that stood at `last`: nothing may ever be seen behind it.
+    pub(crate) fn sent_away(&mut self, channel: usize, epoch: u64, last: u64, who: &str) {
+        self.sent_away.push((channel, epoch, last, who.to_owned()));
+    }
+
     /// What could not be decided before everything was known.
     pub(crate) fn resolve(&mut self) {
         let mut runs = std::mem::take(&mut self.runs);
@@ -271,6 +280,15 @@ impl Judge {
                 let what =
                     format_args!("{who}: the reason names {named}; {} is missing", offset + 1);
                 self.broken(Rule::CloseReason, what);
+            }
+        }
+        for (channel, epoch, last, who) in std::mem::take(&mut self.sent_away) {
+            let newest = self.lives[channel].get(&epoch).map_or(0, |life| life.newest);
+            if newest > last {
+                let name = &self.names[channel];
+                let what =
+                    format_args!("{who} was sent away at {last} of {name}; {newest} is there, too");
+                self.broken(Rule::DrainWhole, what);
             }
         }
         for (channel, lives) in self.lives.iter().enumerate() {

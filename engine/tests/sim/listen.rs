@@ -273,7 +273,7 @@ impl Client {
             4001 => setup.heartbeat_interval_ms > 0 && scene.silence_ms >= silent,
             4002 => true,
             1012 => scene.judge.draining,
-            1013 => setup.partial_bytes_max < 1 << 20,
+            1013 => setup.partial_bytes_max.min(setup.outboxes_bytes_max) < 1 << 20,
             4003 => true,
             4500 => {
                 self.speaks != Speaks::Ringfeed
@@ -290,6 +290,13 @@ impl Client {
         if self.habit.keeps_up() && waited_for {
             let what = format_args!("{who} always reads and was closed with {code} {reason:?}");
             scene.judge.broken(Rule::ReadersKeepUp, what);
+        }
+        if code == 1012 && reason == "the server is restarting" {
+            for (&channel, own) in &link.channels {
+                if let View::Live { epoch, next, .. } = own.view {
+                    scene.judge.sent_away(channel, epoch, next - 1, &who);
+                }
+            }
         }
         if code == 4000 {
             link.check_reason(&reason, raw, scene);

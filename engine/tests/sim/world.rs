@@ -226,7 +226,7 @@ impl World {
     }
 
     fn has_room(&self) -> bool {
-        !self.setup.drains && self.open.len() < self.setup.clients || self.open.is_empty()
+        !self.judge.draining && self.open.len() < self.setup.clients
     }
 
     fn churn(&self) -> u32 {
@@ -539,6 +539,7 @@ impl World {
                             judge.learn(channel, epoch, offset, judge.ident(number), WHO);
                         }
                         Err(code) if code == "limit_reached" && self.setup.channels_max < 1000 => {}
+                        Err(code) if code == "draining" && judge.draining => {}
                         Err(code) => {
                             judge.broken(
                                 Rule::Api,

@@ -67,6 +67,8 @@ pub(in crate::shard) struct Homes {
     limits: HomeLimits,
     sweep: u32,
     turn: u64,
+    /// Nothing is published any more.
+    closed: bool,
     rng: SmallRng,
 }
 
@@ -105,6 +107,7 @@ impl Homes {
             limits,
             sweep: 0,
             turn: 1,
+            closed: false,
             rng,
         }
     }
@@ -193,6 +196,11 @@ impl Homes {
         self.homes.get_mut(index).expect("an indexed home is there")
     }
 
+    /// From now on publications are refused: the server drains.
+    pub(in crate::shard) fn close(&mut self) {
+        self.closed = true;
+    }
+
     /// Publishes, now or, while readers who read are behind, later; answers then. Frames are handed out
     /// by [`Homes::seal_all`] at the end of the turn, or earlier when there are many.
     ///
@@ -206,7 +214,8 @@ impl Homes {
         now: (Instant, u64),
         deliver: Deliver,
     ) -> bool {
-        let index = match self.open(name, rule, now.1) {
+        let open = if self.closed { Err(Refused::Draining) } else { self.open(name, rule, now.1) };
+        let index = match open {
             Ok(index) => index,
             Err(refused) => {
                 asker.answer(name, Err(refused), deliver);
