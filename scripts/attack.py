@@ -417,17 +417,8 @@ def bursts(options):
                 if size > 4e6 and not ingest:
                     continue
                 with quiet_serving(options) as server:
-                    clients = [Client(server, "raw.v1" if raw else "ringfeed.v1") for _ in range(count)]
-                    for client in clients:
-                        for c in range(channels):
-                            if raw:
-                                client.send({"action": "subscribe", "channel": f"c{c}"})
-                            else:
-                                client.subscribe(f"c{c}")
-                    server.wait(lambda t: t["subscriptions"] == count * channels)
                     n = int(size / 1040)
-                    expected = {f"c{c}": len(range(c, n, channels)) for c in range(channels)}
-                    threads, wrong = readers(clients, expected, raw)
+                    threads, wrong = subscribed_readers(server, count, channels, raw, n)
                     publications = [{"channel": f"c{i % channels}", "data": [i + 1, "z" * 1000]} for i in range(n)]
                     if ingest:
                         body = "\n".join(json.dumps(p, separators=(",", ":")) for p in publications) + "\n"
@@ -441,21 +432,27 @@ def bursts(options):
     for size in (1e6, 2e6, 4e6 - 300):
         for count, channels, raw in ((1, 1, False), (4, 2, False), (2, 1, True)):
             with quiet_serving(options) as server:
-                clients = [Client(server, "raw.v1" if raw else "ringfeed.v1") for _ in range(count)]
-                for client in clients:
-                    for c in range(channels):
-                        if raw:
-                            client.send({"action": "subscribe", "channel": f"c{c}"})
-                        else:
-                            client.subscribe(f"c{c}")
-                server.wait(lambda t: t["subscriptions"] == count * channels)
                 n = 12
-                expected = {f"c{c}": len(range(c, n, channels)) for c in range(channels)}
-                threads, wrong = readers(clients, expected, raw)
+                threads, wrong = subscribed_readers(server, count, channels, raw, n)
                 for i in range(n):
                     server.publish(f"c{i % channels}", [i + 1, "z" * int(size)])
                 finish(server, threads, wrong, f"{n} x {size / 1e6:.1f} MB, {count} readers, {channels} channels"
                        f"{', raw' if raw else ''}")
+
+
+def subscribed_readers(server, count, channels, raw, publications):
+    """Readers of channels c0, c1, … that expect so many publications, dealt out to the channels in turn."""
+    names = [f"c{c}" for c in range(channels)]
+    clients = [Client(server, "raw.v1" if raw else "ringfeed.v1") for _ in range(count)]
+    for client in clients:
+        for name in names:
+            if raw:
+                client.send({"action": "subscribe", "channel": name})
+            else:
+                client.subscribe(name)
+    server.wait(lambda t: t["subscriptions"] == count * channels)
+    expected = {name: len(range(c, publications, channels)) for c, name in enumerate(names)}
+    return readers(clients, expected, raw)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{Delivery, Inbox, Links, QUEUE_BYTES_MAX, Request, Shards};
 use door::{Admission, Permit};
 use drain::Draining;
-use fanout::{Context, Fanout, FlushLimits, Verdict};
+use fanout::{Context, Fanout, FlushLimits, Found, Verdict};
 use feed::Feeds;
 use home::{HomeLimits, Homes};
 pub use local::Local;
@@ -168,6 +168,7 @@ pub struct Shard<W> {
     clock: Clock,
     rng: SmallRng,
     limits: TurnLimits,
+    flush_limits: FlushLimits,
     start: Instant,
     /// Milliseconds since then, in the last turn.
     elapsed_ms: u64,
@@ -208,6 +209,10 @@ impl<W: Wire> Shard<W> {
         let config = shared.config.clone();
         let shards = shared.shards.count();
         let share = |bytes: u64| share_of(bytes, shards);
+        let flush_limits = FlushLimits {
+            retained_bytes_max: share(config.limits.retained_bytes_max),
+            burst_bytes_max: QUEUE_BYTES_MAX + config.limits.cross_shard_bytes_max as usize,
+        };
         let channels = config.limits.channels_max;
         let home_limits = HomeLimits {
             channels_max: channels.into(),
@@ -243,6 +248,7 @@ impl<W: Wire> Shard<W> {
             clock,
             rng,
             limits,
+            flush_limits,
             start: now,
             elapsed_ms: 0,
             now,
@@ -433,17 +439,12 @@ impl<W: Wire> Shard<W> {
 
     /// Fan-out, and what it works on.
     fn fanout_context(&mut self) -> (&mut Fanout, Context<'_, W>) {
-        let limits = &self.config.limits;
-        let limits = FlushLimits {
-            retained_bytes_max: share_of(limits.retained_bytes_max, self.shared.shards.count()),
-            burst_bytes_max: QUEUE_BYTES_MAX + limits.cross_shard_bytes_max as usize,
-        };
         let context = Context {
             wire: &mut self.wire,
             feeds: &mut self.feeds,
             sessions: &mut self.sessions,
             counters: &self.counters,
-            limits,
+            limits: self.flush_limits,
             now: self.now,
             now_ms: self.now_ms,
             work_ms: self.work_ms,
@@ -471,25 +472,20 @@ impl<W: Wire> Shard<W> {
     }
 
     fn apply(&mut self, verdict: Verdict) {
-        let Some(session) = verdict.session() else {
-            if let Verdict::Pressed(lane) = verdict {
-                self.tell_pressure(lane);
-            }
-            return;
+        let (session, found) = match verdict {
+            Verdict::Pressed(lane) => return self.tell_pressure(lane),
+            Verdict::Session(session, found) => (session, found),
         };
         let Some(slot) = self.sessions.current(session) else { return };
-        match verdict {
-            Verdict::Lagged { reason, .. } => {
-                self.close_session(slot, CloseReason::Lagged, &reason);
-            }
-            Verdict::Cut(_) => self.remove_session(slot, CloseReason::Slow),
-            Verdict::Broken(_) => self.remove_session(slot, CloseReason::PeerGone),
-            Verdict::Stalled(_) => self.time_outbox(slot),
-            Verdict::Read(_) => {
+        match found {
+            Found::Lagged(reason) => self.close_session(slot, CloseReason::Lagged, &reason),
+            Found::Cut => self.remove_session(slot, CloseReason::Slow),
+            Found::Broken => self.remove_session(slot, CloseReason::PeerGone),
+            Found::Stalled => self.time_outbox(slot),
+            Found::Read => {
                 self.settle_outbox_hold(slot);
                 self.end_if_closed(slot);
             }
-            Verdict::Pressed(_) => {}
         }
     }
 

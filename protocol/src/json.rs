@@ -27,7 +27,7 @@ pub(crate) fn has_lone_surrogate(json: &str) -> bool {
     false
 }
 
-/// The UTF-16 unit that `\uXXXX` at the start of `text` stands for, and what follows it.
+/// The UTF-16 unit that `\u` and four hex digits at the start of `text` stand for, and what follows it.
 fn escaped_unit(text: &str) -> Option<(u16, &str)> {
     let (escape, behind) = text.split_at_checked(6)?;
     let digits = escape.strip_prefix("\\u")?;

@@ -51,35 +51,28 @@ const STAGED_TAG: u32 = 1 << 31;
 /// Bits of a tag that hold a place; the turn's stamp is above them.
 const PLACE_BITS: u32 = 23;
 
-/// What the shard is to do once the flush is over.
+/// What the flush has found, for the shard to see to once it is over.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// It fell out of a channel's window, and the channel or its dialect has it closed.
-    Lagged { session: SessionId, reason: String },
-    /// It is to be closed without a word, because no whole frame can be sent any more.
-    Cut(SessionId),
-    /// Its socket is broken.
-    Broken(SessionId),
-    /// Something waits in its outbox and its socket takes nothing.
-    Stalled(SessionId),
-    /// Its outbox has become shorter.
-    Read(SessionId),
+    /// About a session.
+    Session(SessionId, Found),
     /// Readers of a lane who read are behind, or no more: the lane says which.
     Pressed(LaneId),
 }
 
-impl Verdict {
-    /// Whom it is about.
-    pub(super) fn session(&self) -> Option<SessionId> {
-        match *self {
-            Verdict::Lagged { session, .. }
-            | Verdict::Cut(session)
-            | Verdict::Broken(session)
-            | Verdict::Stalled(session)
-            | Verdict::Read(session) => Some(session),
-            Verdict::Pressed(_) => None,
-        }
-    }
+/// What the flush has found about a session.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It fell out of a channel's window, and the channel or its dialect has it closed, for this reason.
+    Lagged(String),
+    /// It is to be closed without a word, because no whole frame can be sent any more.
+    Cut,
+    /// Its socket is broken.
+    Broken,
+    /// Something waits in its outbox and its socket takes nothing.
+    Stalled,
+    /// Its outbox has become shorter.
+    Read,
 }
 
 /// What the flush works on and does not own.

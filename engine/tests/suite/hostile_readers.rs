@@ -37,6 +37,25 @@ fn assert_serves(server: &TestServer) {
     assert_eq!(healthy.receive()["offset"], offset);
 }
 
+/// Subscribers of the channel `c` whose sockets hold little.
+fn narrow_readers(server: &TestServer, count: usize) -> Vec<Client> {
+    let mut clients: Vec<_> = (0..count).map(|_| narrow_client(server, "ringfeed.v1")).collect();
+    for client in &mut clients {
+        client.subscribe("c");
+    }
+    clients
+}
+
+/// The same, in the middle of the first of six frames of 900 KB.
+fn readers_of_long_frames(server: &TestServer, count: usize) -> Vec<Client> {
+    let clients = narrow_readers(server, count);
+    let pad = json!("m".repeat(900_000));
+    for _ in 0..6 {
+        server.publish("c", pad.clone());
+    }
+    clients
+}
+
 #[test]
 fn gaps_behind_a_replay_larger_than_an_outbox() {
     for shards in ["server.shards=1", "server.shards=2"] {
@@ -110,10 +129,7 @@ fn a_client_that_leaves_what_it_has_fallen_behind_on() {
 #[test]
 fn many_that_fall_in_the_middle_of_a_frame_hold_no_copies() {
     let server = server(&["limits.retained_bytes_max=16777216"]);
-    let mut clients: Vec<_> = (0..300).map(|_| narrow_client(&server, "ringfeed.v1")).collect();
-    for client in &mut clients {
-        client.subscribe("c");
-    }
+    let mut clients = narrow_readers(&server, 300);
     fill(&server, "c", 400, 16_000);
     server.wait_total("log_bytes", |n| n > 0 && n <= 2 * 256 * 1024);
     let (retained, outboxes) = (server.total("retained_bytes"), server.total("outbox_bytes"));
@@ -131,14 +147,7 @@ fn many_that_fall_in_the_middle_of_a_frame_hold_no_copies() {
 #[test]
 fn frames_of_nearly_a_megabyte_that_are_half_sent_are_held_once() {
     let server = server(&["limits.retained_bytes_max=8388608"]);
-    let mut clients: Vec<_> = (0..100).map(|_| narrow_client(&server, "ringfeed.v1")).collect();
-    for client in &mut clients {
-        client.subscribe("c");
-    }
-    let pad = json!("m".repeat(900_000));
-    for _ in 0..6 {
-        server.publish("c", pad.clone());
-    }
+    let clients = readers_of_long_frames(&server, 100);
     server.wait_total("log_bytes", |n| n > 0 && n < 2 * 1_000_000);
     let (retained, outboxes) = (server.total("retained_bytes"), server.total("outbox_bytes"));
     assert!(retained <= 8 << 20, "{retained}");
@@ -151,14 +160,7 @@ fn frames_of_nearly_a_megabyte_that_are_half_sent_are_held_once() {
 fn a_budget_of_half_sent_frames_that_is_used_up_costs_those_who_hold_it() {
     // Less than one segment: whoever falls in the middle of a long frame is cut.
     let server = server(&["limits.retained_bytes_max=65536"]);
-    let mut clients: Vec<_> = (0..20).map(|_| narrow_client(&server, "ringfeed.v1")).collect();
-    for client in &mut clients {
-        client.subscribe("c");
-    }
-    let pad = json!("m".repeat(900_000));
-    for _ in 0..6 {
-        server.publish("c", pad.clone());
-    }
+    let clients = readers_of_long_frames(&server, 20);
     server.wait_total("connections", |n| n == 0);
     assert_eq!(closes(&server, "slow"), 20);
     assert_serves(&server);

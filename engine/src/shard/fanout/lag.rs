@@ -9,7 +9,7 @@
 
 use ringfeed_wire::Wire;
 
-use super::{Context, Fanout, Verdict};
+use super::{Context, Fanout, Found, Verdict};
 use crate::config::LagPolicy;
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{GAPPED, LaneState, List};
@@ -148,7 +148,7 @@ impl Fanout {
         }
         if !tells {
             cx.counters.lag_disconnects.add(1);
-            self.verdicts.push(Verdict::Lagged { session, reason });
+            self.verdicts.push(Verdict::Session(session, Found::Lagged(reason)));
         }
     }
 }
@@ -178,7 +178,7 @@ impl Fanout {
             if let Some(session) = cx.sessions.get_mut(slot) {
                 session.cut = true;
             }
-            self.verdicts.push(Verdict::Cut(cx.sessions.id(slot)));
+            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Found::Cut));
             return false;
         }
         true
