@@ -14,7 +14,7 @@ mod request;
 
 pub use delivery::{
     ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Origin, Replay,
-    StoredPayload, StoredPublication,
+    Start, StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;

@@ -136,6 +136,19 @@ pub struct Replay {
     pub own: Bytes,
 }
 
+/// Where a subscription starts.
+#[derive(Debug)]
+pub struct Start {
+    /// The channel's life.
+    pub key: ChannelKey,
+    /// The live stream follows behind it.
+    pub position: Position,
+    /// The answer to `recover`.
+    pub recovered: Option<bool>,
+    /// What was missed, up to `position`.
+    pub replay: Replay,
+}
+
 /// Work for the shard of a subscriber or of a command's sender.
 #[derive(Debug)]
 pub enum Delivery {
@@ -148,7 +161,7 @@ pub enum Delivery {
         /// The publications.
         chunk: Chunk,
     },
-    /// A subscription stands. The live stream follows behind `position`.
+    /// A subscription stands.
     Subscribed {
         /// Who asked.
         origin: Origin,
@@ -156,16 +169,10 @@ pub enum Delivery {
         attempt: u32,
         /// The channel.
         channel: ChannelName,
-        /// Its life.
-        key: ChannelKey,
         /// The lane.
         lane: Lane,
-        /// Where the live stream starts.
-        position: Position,
-        /// The answer to `recover`.
-        recovered: Option<bool>,
-        /// What was missed, up to `position`.
-        replay: Replay,
+        /// Where it starts.
+        start: Start,
     },
     /// A publication is in the log.
     Published {
@@ -205,7 +212,7 @@ impl Delivery {
             + match self {
                 Delivery::Chunk { chunk, .. } => chunk.bytes.len() + chunk.frames.bytes(),
                 // What is shared belongs to the history.
-                Delivery::Subscribed { replay, .. } => {
+                Delivery::Subscribed { start: Start { replay, .. }, .. } => {
                     size_of_val(&replay.shared[..]) + replay.own.len()
                 }
                 Delivery::History { page, .. } => {

@@ -85,13 +85,36 @@ impl<W: Wire> Shard<W> {
     }
 
     fn serve(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
-        if let Request::Subscribe { .. } = request {
-            return self.serve_subscribe(request, budget);
-        }
         let Shard { id, own, links, homes, config, .. } = self;
         let mut deliver = route(*id, own, links);
         match request {
-            Request::Subscribe { .. } => {}
+            Request::Subscribe { origin, attempt, channel, lane, recover } => {
+                let shard = origin.shard;
+                let subscribe = Subscribe {
+                    name: &channel,
+                    rule: config.rule(&channel).map(|(_, rule)| rule),
+                    shard,
+                    lane,
+                    recover,
+                    recovery_bytes_max: config.limits.recovery_bytes_max as usize,
+                };
+                let answer = match homes.subscribe(subscribe, self.work_ms, budget, &mut deliver) {
+                    Ok(Subscribed::Later) => {
+                        return Some(Request::Subscribe {
+                            origin,
+                            attempt,
+                            channel,
+                            lane,
+                            recover,
+                        });
+                    }
+                    Ok(Subscribed::Start(start)) => {
+                        Delivery::Subscribed { origin, attempt, channel, lane, start }
+                    }
+                    Err(refused) => Delivery::Refused { origin, attempt: Some(attempt), refused },
+                };
+                deliver(shard, answer);
+            }
             Request::Unsubscribe { shard, channel, lane, session } => {
                 tracing::trace!(%shard, session = session.slot.0, %channel, "unsubscribed");
                 homes.unsubscribe(&channel, shard, lane, self.work_ms);
@@ -142,45 +165,6 @@ impl<W: Wire> Shard<W> {
             Request::Drain => {
                 drop(deliver);
                 self.begin_drain();
-            }
-        }
-        None
-    }
-
-    fn serve_subscribe(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
-        let Request::Subscribe { origin, attempt, channel, lane, recover } = request else {
-            return Some(request);
-        };
-        let Shard { id, own, links, homes, config, .. } = self;
-        let mut deliver = route(*id, own, links);
-        let subscribe = Subscribe {
-            name: &channel,
-            rule: config.rule(&channel).map(|(_, rule)| rule),
-            shard: origin.shard,
-            lane,
-            recover,
-            recovery_bytes_max: config.limits.recovery_bytes_max as usize,
-        };
-        let shard = origin.shard;
-        match homes.subscribe(subscribe, self.work_ms, budget, &mut deliver) {
-            Ok(Subscribed::Later) => {
-                return Some(Request::Subscribe { origin, attempt, channel, lane, recover });
-            }
-            Ok(Subscribed::Start { key, position, recovered, replay }) => deliver(
-                shard,
-                Delivery::Subscribed {
-                    origin,
-                    attempt,
-                    channel,
-                    key,
-                    lane,
-                    position,
-                    recovered,
-                    replay,
-                },
-            ),
-            Err(refused) => {
-                deliver(shard, Delivery::Refused { origin, attempt: Some(attempt), refused });
             }
         }
         None

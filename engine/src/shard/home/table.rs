@@ -15,7 +15,7 @@ use super::{Asker, Deliver, Home, Parked};
 use crate::config::ChannelRule;
 use crate::ids::{ChannelKey, ShardId};
 use crate::message::{
-    ChannelPage, ChannelRow, HistoryPage, Origin, Replay, Request, StoredPayload,
+    ChannelPage, ChannelRow, HistoryPage, Origin, Replay, Request, Start, StoredPayload,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -87,7 +87,7 @@ pub(in crate::shard) struct Subscribe<'a> {
 #[derive(Debug)]
 pub(in crate::shard) enum Subscribed {
     /// It is counted in.
-    Start { key: ChannelKey, position: Position, recovered: Option<bool>, replay: Replay },
+    Start(Start),
     /// What it missed is more than one turn encodes: ask again in the next one.
     Later,
 }
@@ -414,12 +414,12 @@ impl Homes {
         self.bound_encoded(index);
         let home = self.home_mut(index);
         home.add_subscriber(lane, shard);
-        Ok(Subscribed::Start {
+        Ok(Subscribed::Start(Start {
             key: home.key,
             position: home.position(),
             recovered: replay.as_ref().map(Option::is_some),
             replay: replay.flatten().unwrap_or_default(),
-        })
+        }))
     }
 
     /// Forgets what is encoded of other channels than this one, longest ago first, until there is room.

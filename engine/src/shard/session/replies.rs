@@ -3,13 +3,13 @@
 use bytes::Bytes;
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Opcode;
-use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Position, Refused};
+use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Refused};
 use ringfeed_wire::Wire;
 
 use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
 use crate::counters::CloseReason;
 use crate::ids::{ChannelKey, SessionSlot};
-use crate::message::{Chunk, Delivery, HistoryPage, Origin, Replay, Request};
+use crate::message::{Chunk, Delivery, HistoryPage, Origin, Replay, Request, Start};
 use crate::shard::Shard;
 use crate::shard::feed::FOLLOWS;
 use crate::shard::timers::{Purpose, Timer};
@@ -25,35 +25,13 @@ const OUTBOX_TIMEOUTS: u64 = 30;
 /// An outbox up to this size never counts as what fills the budget of all outboxes.
 const OUTBOX_BYTES_FAIR: usize = 16 * 1024;
 
-/// A subscription that stands, as its home has answered.
-struct Standing {
-    attempt: u32,
-    channel: ChannelName,
-    key: ChannelKey,
-    lane: Lane,
-    position: Position,
-    recovered: Option<bool>,
-    replay: Replay,
-}
-
 impl<W: Wire> Shard<W> {
     /// Answers to commands, and chunks, from the home shards.
     pub(in crate::shard) fn handle_delivery(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Chunk { key, lane, chunk } => self.handle_chunk(key, lane, chunk),
-            Delivery::Subscribed {
-                origin,
-                attempt,
-                channel,
-                key,
-                lane,
-                position,
-                recovered,
-                replay,
-            } => {
-                let standing =
-                    Standing { attempt, channel, key, lane, position, recovered, replay };
-                self.handle_subscribed(origin, standing);
+            Delivery::Subscribed { origin, attempt, channel, lane, start } => {
+                self.handle_subscribed(origin, attempt, channel, lane, start);
             }
             Delivery::Published { origin, channel, position } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
@@ -85,8 +63,14 @@ impl<W: Wire> Shard<W> {
         fanout.append(&mut context, id, chunk);
     }
 
-    fn handle_subscribed(&mut self, origin: Origin, standing: Standing) {
-        let Standing { attempt, channel, key, lane, position, recovered, replay } = standing;
+    fn handle_subscribed(
+        &mut self,
+        origin: Origin,
+        attempt: u32,
+        channel: ChannelName,
+        lane: Lane,
+        Start { key, position, recovered, replay }: Start,
+    ) {
         let slot = self.sessions.current(origin.session);
         let known = self.feeds.find(&channel, lane).zip(slot).filter(|&(id, slot)| {
             let session = self.sessions.get(slot);

@@ -13,7 +13,7 @@ struct Bench {
 
 fn recovered(subscribed: &Subscribed) -> (Option<bool>, usize) {
     match subscribed {
-        Subscribed::Start { recovered, replay, .. } => {
+        Subscribed::Start(Start { recovered, replay, .. }) => {
             (*recovered, replay.shared.len() + usize::from(!replay.own.is_empty()))
         }
         Subscribed::Later => panic!("the budget is enough"),
@@ -22,7 +22,7 @@ fn recovered(subscribed: &Subscribed) -> (Option<bool>, usize) {
 
 fn start(subscribed: &Subscribed) -> Position {
     match subscribed {
-        Subscribed::Start { position, .. } => *position,
+        Subscribed::Start(Start { position, .. }) => *position,
         Subscribed::Later => panic!("the budget is enough"),
     }
 }
