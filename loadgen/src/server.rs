@@ -15,6 +15,8 @@ const GAUGES_SETTLE: Duration = Duration::from_millis(150);
 /// How long a server may take to be back where it began once everybody has left, while there is
 /// progress, and without.
 const RETURN_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at the server: its figures change no more often.
+const RETURN_PAUSE: Duration = Duration::from_millis(50);
 const STANDSTILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A server at one moment.
@@ -132,6 +134,7 @@ impl ServerState {
                     returned,
                 }));
             }
+            std::thread::sleep(RETURN_PAUSE);
         }
     }
 
