@@ -47,6 +47,12 @@ impl Habit {
         matches!(self, Habit::Attentive | Habit::Prompt)
     }
 
+    /// Whether no channel may ever give it up: it always reads, and others cannot use up the time for which
+    /// readers are waited for, or it needs none.
+    pub(crate) fn is_never_late(self, setup: &Setup) -> bool {
+        self == Habit::Attentive || self.keeps_up() && setup.nobody_is_slow()
+    }
+
     /// Whether it reads everything in the end.
     pub(crate) fn reads(self) -> bool {
         !matches!(self, Habit::Never | Habit::Vanished)
@@ -76,8 +82,11 @@ pub(crate) struct Scene<'a> {
     pub(crate) judge: &'a mut Judge,
     pub(crate) setup: &'a Setup,
     pub(crate) trace: &'a Rc<Trace>,
-    /// The longest time in which the server heard nothing of this connection, in ms.
+    /// The time in which the server has heard nothing of this connection, in ms; the longest, where a close
+    /// may have been decided long ago.
     pub(crate) silence_ms: u64,
+    /// For how long everything that the client has sent is with the server, in ms.
+    pub(crate) quiet_ms: u64,
 }
 
 type Operation = fn(&mut Client, &mut Scene);

@@ -47,9 +47,6 @@ impl World {
             if !awake && !moved && self.to_drain.is_empty() {
                 return;
             }
-            if self.judge.draining && round > 2000 {
-                return;
-            }
             let now = self.net.borrow().activity;
             idle_rounds = if now == activity { idle_rounds + 1 } else { 0 };
             activity = now;

@@ -296,8 +296,6 @@ impl Judge {
                 if let Some((offset, who)) = &life.claimed
                     && *offset > life.newest
                     && self.unacknowledged[channel] == 0
-                    // One that is on its way was counted, and nobody has said where it stands.
-                    && *offset > self.submitted[channel]
                 {
                     let name = &self.names[channel];
                     let what = format_args!(

@@ -10,6 +10,9 @@ use super::link::{Intent, Pending, View, Want};
 use super::trace::{note, shown};
 use super::ws::{self, Frame};
 
+/// A close that is about what arrived longer ago than this is not about that.
+const QUIET_MS: u64 = 1000;
+
 impl Client {
     /// Takes what has arrived.
     pub(crate) fn received(&mut self, bytes: &[u8], scene: &mut Scene) {
@@ -175,7 +178,7 @@ impl Client {
                         format_args!("{who} got a gap from {from} of {name}, recovered to {seam}");
                     scene.judge.broken(Rule::RecoveryWhole, what);
                 }
-                if self.habit.keeps_up() && scene.setup.nobody_is_slow() {
+                if self.habit.is_never_late(scene.setup) {
                     let what =
                         format_args!("{who} always reads and got a gap {from}..={to} of {name}");
                     scene.judge.broken(Rule::ReadersKeepUp, what);
@@ -274,7 +277,8 @@ impl Client {
             4002 => true,
             1012 => scene.judge.draining,
             1013 => setup.partial_bytes_max.min(setup.outboxes_bytes_max) < 1 << 20,
-            4003 => true,
+            // Who reads sees the close at once: what it has begun was not complete a moment ago.
+            4003 => link.mute || !self.habit.keeps_up() || scene.quiet_ms < QUIET_MS,
             4500 => {
                 self.speaks != Speaks::Ringfeed
                     && (link.refusable || setup.messages_per_second_max > 0)
@@ -286,12 +290,16 @@ impl Client {
             let what = format_args!("{who} was closed with {code} {reason:?}");
             scene.judge.broken(Rule::CloseCode, what);
         }
-        let waited_for = code == 4002 || code == 4000 && setup.nobody_is_slow();
-        if self.habit.keeps_up() && waited_for {
+        let never = match code {
+            4000 => self.habit.is_never_late(setup),
+            4002 => self.habit.keeps_up(),
+            _ => false,
+        };
+        if never {
             let what = format_args!("{who} always reads and was closed with {code} {reason:?}");
             scene.judge.broken(Rule::ReadersKeepUp, what);
         }
-        if code == 1012 && reason == "the server is restarting" {
+        if code == 1012 {
             for (&channel, own) in &link.channels {
                 if let View::Live { epoch, next, .. } = own.view {
                     scene.judge.sent_away(channel, epoch, next - 1, &who);
@@ -315,7 +323,8 @@ impl Client {
         let who = &link.who;
         note!(scene.trace, "{who} is over, close seen {:?}", link.close_seen);
         // Where nothing can be kept of a half-sent frame there is no whole one to say why.
-        let excused = excused || scene.setup.retained_bytes_max < 1 << 20;
+        let half = link.parser.pending() > 0;
+        let excused = excused || half && scene.setup.retained_bytes_max < 1 << 20;
         if link.close_seen.is_none() && !excused {
             let cut = link.parser.pending();
             let what = format_args!("{who} was cut without a close frame ({cut} bytes of a frame)");

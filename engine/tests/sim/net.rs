@@ -101,6 +101,8 @@ pub(crate) struct Conn {
     pub(crate) heard_ms: u64,
     /// The longest time in which it took none, in ms.
     pub(crate) silence_ms: u64,
+    /// Events with input that the shard has not taken.
+    pub(crate) arriving: u32,
     /// The submission in which it was last sent to.
     submission: u64,
 }
@@ -199,6 +201,7 @@ impl Net {
             broke: false,
             heard_ms: self.now_ms,
             silence_ms: 0,
+            arriving: 0,
             submission: 0,
         });
         self.offered.insert(socket.as_raw_fd(), id);
@@ -231,6 +234,7 @@ impl Net {
         }
         let bytes: Vec<u8> = conn.upstream.drain(..count).collect();
         note!(self.trace, "s{} <- c{id}: {count} bytes arrive", conn.shard);
+        conn.arriving += 1;
         self.sides[conn.shard].events.push_back(Ready::Received(socket, bytes));
         true
     }
@@ -456,6 +460,7 @@ impl Wire for SimWire {
                     let state = &mut net.conns[conn];
                     state.silence_ms = state.silence_ms.max(net.now_ms - state.heard_ms);
                     state.heard_ms = net.now_ms;
+                    state.arriving -= 1;
                     net.activity += 1;
                     side.usage.bytes_in += bytes.len() as u64;
                     self.lent = bytes;

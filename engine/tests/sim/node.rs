@@ -97,6 +97,9 @@ pub(crate) struct Held {
     pub(crate) sockets: u64,
     pub(crate) log_bytes: u64,
     pub(crate) outbox_bytes: u64,
+    pub(crate) retained_bytes: u64,
+    pub(crate) partial_message_bytes: u64,
+    pub(crate) sessions_waiting: u64,
 }
 
 impl Cluster {
@@ -288,6 +291,9 @@ impl Cluster {
             sockets: counters.sockets.read(),
             log_bytes: counters.log_bytes.read(),
             outbox_bytes: counters.outbox_bytes.read(),
+            retained_bytes: counters.retained_bytes.read(),
+            partial_message_bytes: counters.partial_message_bytes.read(),
+            sessions_waiting: counters.sessions_waiting.read(),
         }
     }
 }

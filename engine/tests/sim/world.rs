@@ -64,6 +64,8 @@ pub(crate) struct World {
     pub(super) turns: u64,
     /// Shards that were not told of the drain yet.
     pub(super) to_drain: BTreeSet<usize>,
+    /// When the drain began.
+    drained_at: Option<Duration>,
     /// Newest position of each channel, as the control thread was told last.
     pub(super) newest: Vec<Option<(u64, u64)>>,
     pub(super) healed: bool,
@@ -117,6 +119,7 @@ impl World {
             slow: vec![0; setup.shards],
             turns: 0,
             to_drain: BTreeSet::new(),
+            drained_at: None,
             newest: vec![None; setup.channels.len()],
             healed: false,
             listing: false,
@@ -143,6 +146,11 @@ impl World {
         }
         self.heal();
         self.part();
+        // What was not answered by now never will be.
+        self.give_up();
+        for conn in self.open.clone() {
+            self.with_client(conn, |client, scene| client.ended(true, scene));
+        }
         self.judge.resolve();
     }
 
@@ -477,9 +485,16 @@ impl World {
         if !self.judge.draining {
             note!(self.trace, "drain");
             self.judge.draining = true;
+            self.drained_at = Some(self.elapsed.get());
             self.to_drain = (0..self.cluster.count()).collect();
             self.tell_drain();
         }
+    }
+
+    /// Whether the time for a drain is up: then connections may be cut.
+    fn is_drain_over(&self) -> bool {
+        let timeout = Duration::from_millis(self.setup.drain_timeout_ms.into());
+        self.drained_at.is_some_and(|at| self.elapsed.get() >= at + timeout)
     }
 
     /// Tells the shards whose queues have room.
@@ -512,8 +527,10 @@ impl World {
     fn end_shard(&mut self, shard: usize) {
         let mut net = self.net.borrow_mut();
         for conn in net.conns.iter_mut().filter(|conn| conn.shard == shard) {
-            if matches!(conn.phase, Phase::Open | Phase::Offered) {
-                (conn.phase, conn.socket) = (Phase::Ended, None);
+            match conn.phase {
+                Phase::Open => (conn.phase, conn.socket) = (Phase::Ended, None),
+                Phase::Offered => conn.phase = Phase::Refused,
+                Phase::Refused | Phase::Ended => {}
             }
         }
     }
@@ -577,6 +594,7 @@ impl World {
                 if !judge.draining {
                     judge.broken(Rule::Api, format_args!("a request was dropped"));
                 }
+                judge.unacknowledged.iter_mut().for_each(|count| *count += 1);
             }
         }
     }
@@ -589,14 +607,19 @@ impl World {
         }
         let mut net = self.net.borrow_mut();
         let state = &mut net.conns[conn];
-        let silence_ms =
-            state.silence_ms.max(self.elapsed.get().as_millis() as u64 - state.heard_ms);
+        let silent_ms = self.elapsed.get().as_millis() as u64 - state.heard_ms;
+        let is_quiet = state.upstream.is_empty() && state.arriving == 0;
         let mut scene = Scene {
             dice: &mut self.dice,
             judge: &mut self.judge,
             setup: &self.setup,
             trace: &self.trace,
-            silence_ms,
+            silence_ms: match client.habit.keeps_up() {
+                // It sees a close at once.
+                true => silent_ms,
+                false => state.silence_ms.max(silent_ms),
+            },
+            quiet_ms: if is_quiet { silent_ms } else { 0 },
         };
         act(client, &mut scene);
         if let Some(link) = &mut client.link
@@ -640,7 +663,7 @@ impl World {
             let excused = state.fate != Fate::Alive
                 || state.phase == Phase::Refused
                 || (state.blocked && !keeps_up)
-                || self.cluster.has_ended(state.shard);
+                || self.cluster.has_ended(state.shard) && self.is_drain_over();
             let over = match state.phase {
                 Phase::Ended => state.unread.is_empty(),
                 Phase::Refused => true,
