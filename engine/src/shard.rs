@@ -35,10 +35,11 @@ use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{Delivery, Inbox, Links, QUEUE_BYTES_MAX, Request, Shards};
 use door::{Admission, Permit};
 use drain::Draining;
-use fanout::{Context, Fanout, FlushLimits, Found, Verdict};
+use fanout::{Context, Fanout, Finding, FlushLimits, Verdict};
 use feed::Feeds;
 use home::{HomeLimits, Homes};
 pub use local::Local;
+use requests::Waiting;
 use session::{BLOCKED, Session, Sessions, WOKEN};
 use timers::{Purpose, Timer, Wheel};
 
@@ -107,6 +108,8 @@ pub struct TurnLimits {
     pub events: usize,
     /// Batches from other shards, of each kind.
     pub batches: usize,
+    /// Answers and chunks for sessions.
+    pub deliveries: usize,
     /// New connections.
     pub promotions: usize,
     /// Small sends to sockets.
@@ -117,7 +120,14 @@ pub struct TurnLimits {
 
 impl Default for TurnLimits {
     fn default() -> TurnLimits {
-        TurnLimits { events: 256, batches: 16, promotions: 64, sends: 256, request_bytes: 1 << 20 }
+        TurnLimits {
+            events: 256,
+            batches: 16,
+            deliveries: 8192,
+            promotions: 64,
+            sends: 256,
+            request_bytes: 1 << 20,
+        }
     }
 }
 
@@ -152,10 +162,12 @@ pub struct Shard<W> {
     /// Timers that were due and were too many for their turn.
     due: VecDeque<Timer>,
     fanout: Fanout,
-    /// Deliveries of this shard's own channels to its own sessions.
+    /// Deliveries to sessions of this shard that have come from its own channels, or were taken from a queue.
     own: VecDeque<Delivery>,
-    /// Requests that were taken from a queue and wait for the next turn.
-    waiting: VecDeque<Request>,
+    /// Requests that were taken from a queue, or are this shard's own, and wait for the next turn.
+    waiting: Waiting,
+    /// What this turn may still do for homes, in bytes.
+    request_budget: usize,
     /// Sessions held until this shard, or one that it publishes to, is behind no more.
     congested: Vec<SessionId>,
     /// Sessions whose last hold was lifted: what had arrived is looked at in the next turn.
@@ -238,7 +250,8 @@ impl<W: Wire> Shard<W> {
             due: VecDeque::new(),
             fanout: Fanout::new(limits.sends),
             own: VecDeque::new(),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
+            request_budget: limits.request_bytes,
             congested: Vec::new(),
             released: VecDeque::new(),
             partial_bytes: 0,
@@ -301,6 +314,7 @@ impl<W: Wire> Shard<W> {
 
     fn begin_turn(&mut self) {
         self.now = self.clock.now();
+        self.request_budget = self.limits.request_bytes;
         // Milliseconds of a process that runs for less than 500 million years.
         let elapsed_ms = self.now.duration_since(self.start).as_millis() as u64;
         let passed_ms = elapsed_ms - self.elapsed_ms;
@@ -319,7 +333,7 @@ impl<W: Wire> Shard<W> {
             || !self.due.is_empty()
             || (!self.congested.is_empty() && !self.is_congested())
             || self.homes.has_work()
-            || (!self.waiting.is_empty() && !self.is_congested())
+            || (!self.waiting.is_empty() && self.serves_requests())
             || self.draining && self.has_to_drain()
     }
 
@@ -412,24 +426,43 @@ impl<W: Wire> Shard<W> {
 
     fn take_deliveries(&mut self) -> bool {
         for taken in 0..self.limits.batches {
-            if taken > 0 && self.clock.now() - self.now > STEP_TIME_MAX {
+            if !self.own.is_empty() || taken > 0 && self.clock.now() - self.now > STEP_TIME_MAX {
                 break;
             }
             let Some(batch) = self.inbox.deliveries.take() else { return taken > 0 };
-            batch.into_iter().for_each(|delivery| self.handle_delivery(delivery));
+            self.own.extend(batch);
+            self.take_own();
         }
         true
     }
 
+    /// Handles what has come for sessions of this shard; what is too much for a turn waits for the next.
     fn take_own(&mut self) {
-        while let Some(delivery) = self.own.pop_front() {
+        let began = self.clock.now();
+        for count in 1..=self.limits.deliveries {
+            let Some(delivery) = self.own.pop_front() else { return };
             self.handle_delivery(delivery);
+            if count % 16 == 0 && self.clock.now() - began > STEP_TIME_MAX {
+                return;
+            }
         }
     }
 
     /// Whether publishers must wait: this shard, or one it publishes to, is behind.
     fn is_congested(&self) -> bool {
-        self.fanout.is_behind() || self.links.full() || self.homes.is_full()
+        let waiting_max = self.config.limits.cross_shard_bytes_max as usize;
+        self.fanout.is_behind()
+            || self.links.full()
+            || self.homes.is_full()
+            || self.waiting.bytes() > waiting_max
+    }
+
+    /// Whether homes do anything: what comes of it has room.
+    fn serves_requests(&self) -> bool {
+        !self.fanout.is_behind()
+            && !self.links.deliveries_full()
+            && !self.homes.is_full()
+            && self.own.len() <= self.limits.deliveries
     }
 
     /// This shard's part of a limit of the whole process.
@@ -478,11 +511,11 @@ impl<W: Wire> Shard<W> {
         };
         let Some(slot) = self.sessions.current(session) else { return };
         match found {
-            Found::Lagged(reason) => self.close_session(slot, CloseReason::Lagged, &reason),
-            Found::Cut => self.remove_session(slot, CloseReason::Slow),
-            Found::Broken => self.remove_session(slot, CloseReason::PeerGone),
-            Found::Stalled => self.time_outbox(slot),
-            Found::Read => {
+            Finding::Lagged(reason) => self.close_session(slot, CloseReason::Lagged, &reason),
+            Finding::Cut => self.remove_session(slot, CloseReason::Slow),
+            Finding::Broken => self.remove_session(slot, CloseReason::PeerGone),
+            Finding::Stalled => self.time_outbox(slot),
+            Finding::Read => {
                 self.settle_outbox_hold(slot);
                 self.end_if_closed(slot);
             }

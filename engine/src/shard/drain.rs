@@ -74,7 +74,7 @@ impl<W: Wire> Shard<W> {
     /// Tells clients that have everything to come back later, and closes them. After the flush of a turn.
     pub(super) fn drain_some(&mut self) {
         self.close_homes();
-        if !self.all_closed() {
+        if !self.all_closed() || !self.own.is_empty() {
             return;
         }
         if self.drain.waited >= self.drain.left.len() {

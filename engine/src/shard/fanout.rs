@@ -55,14 +55,14 @@ const PLACE_BITS: u32 = 23;
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// About a session.
-    Session(SessionId, Found),
+    Session(SessionId, Finding),
     /// Readers of a lane who read are behind, or no more: the lane says which.
     Pressed(LaneId),
 }
 
 /// What the flush has found about a session.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum Finding {
     /// It fell out of a channel's window, and the channel or its dialect has it closed, for this reason.
     Lagged(String),
     /// It is to be closed without a word, because no whole frame can be sent any more.
@@ -288,7 +288,6 @@ impl Fanout {
         if self.stuck.is_empty() || cx.now_ms < self.stuck_due_ms {
             return;
         }
-        self.stuck_due_ms = cx.now_ms + STUCK_MS;
         for id in std::mem::take(&mut self.stuck) {
             if let Some(slot) = cx.sessions.current(id) {
                 cx.wire.watch_writable(cx.sessions.hot(slot).socket);
@@ -298,11 +297,6 @@ impl Fanout {
 }
 
 impl Fanout {
-    /// Whether a session is in the queue.
-    pub(super) fn is_queued(&self, sessions: &Sessions, slot: SessionSlot) -> bool {
-        sessions.has(slot, QUEUED)
-    }
-
     /// Panics if something is left over from a flush, or lists disagree with what they list.
     pub(super) fn check(&self, feeds: &Feeds) {
         assert!(self.direct.is_empty() && self.staged_used == 0, "sends are settled");

@@ -125,6 +125,8 @@ pub(super) struct LaneState {
     /// The home was told to hold publications back.
     pub(super) pressed: bool,
     pub(super) patience: Patience,
+    /// At the last tick readers who read had something waiting that is too old.
+    pub(super) waits_for_old: bool,
 }
 
 impl LaneState {
@@ -269,6 +271,7 @@ impl Feeds {
             lagging: false,
             pressed: false,
             patience: Patience::new(),
+            waits_for_old: false,
         });
         let id = LaneId { slot, generation };
         channel.lanes.push((lane, id));

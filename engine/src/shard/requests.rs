@@ -1,5 +1,7 @@
 //! Serving the requests for the channels that are homed here.
 
+use std::collections::VecDeque;
+
 use ringfeed_wire::Wire;
 
 use super::home::{Asker, Batch, Subscribe, Subscribed};
@@ -10,6 +12,39 @@ use crate::message::{Delivery, Inbox, Reply, Request};
 /// What serving a request takes besides the bytes in it, as bytes.
 const REQUEST_BYTES: usize = 128;
 
+/// Requests that wait, and what they hold.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    requests: VecDeque<Request>,
+    bytes: usize,
+}
+
+impl Waiting {
+    pub(super) fn push_back(&mut self, request: Request) {
+        self.bytes += request.cost();
+        self.requests.push_back(request);
+    }
+
+    fn push_front(&mut self, request: Request) {
+        self.bytes += request.cost();
+        self.requests.push_front(request);
+    }
+
+    fn pop_front(&mut self) -> Option<Request> {
+        let request = self.requests.pop_front()?;
+        self.bytes -= request.cost();
+        Some(request)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl<W: Wire> Shard<W> {
     /// Hands a request to the home of its channel, which may be here.
     pub(super) fn request(&mut self, request: Request) {
@@ -17,15 +52,16 @@ impl<W: Wire> Shard<W> {
         if home != self.id {
             return self.links.request(home, request);
         }
-        if !self.waiting.is_empty() {
+        if !self.waiting.is_empty() || self.request_budget == 0 {
             // One by one, or an answer could overtake one that takes several turns.
             return self.waiting.push_back(request);
         }
         let asks = !matches!(request, Request::Unsubscribe { .. } | Request::Pressure { .. });
-        let mut budget = self.limits.request_bytes;
+        let mut budget = self.request_budget;
         if let Some(later) = self.serve_request(request, &mut budget) {
             self.waiting.push_back(later);
         }
+        self.request_budget = budget;
         if asks {
             self.take_own();
         }
@@ -34,18 +70,20 @@ impl<W: Wire> Shard<W> {
     /// Serves what has come for the homes, up to the turn's limit.
     pub(super) fn take_requests(&mut self) -> bool {
         let now = (self.now, self.work_ms);
-        let mut budget = self.limits.request_bytes;
+        let mut budget = self.request_budget;
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         let (published, requests) = self.homes.begin_turn(now, &mut budget, &mut deliver);
         drop(deliver);
         self.counters.publications.add(published);
         for request in requests {
-            if let Some(later) = self.serve(request, &mut budget) {
+            // Not a piece of each: replays that are all unfinished would drive each other's pieces out.
+            let later = if budget > 0 { self.serve(request, &mut budget) } else { Some(request) };
+            if let Some(later) = later {
                 self.homes.park_again(later);
             }
         }
         let (mut batches, mut count) = (0, 0u32);
-        while budget > 0 && !self.links.deliveries_full() && !self.homes.is_full() {
+        while budget > 0 && self.serves_requests() {
             let Some(request) = self.waiting.pop_front() else {
                 if batches == self.limits.batches {
                     break;
@@ -59,7 +97,7 @@ impl<W: Wire> Shard<W> {
                 };
                 let Some(batch) = batch else { break };
                 batches += 1;
-                self.waiting.extend(batch);
+                batch.into_iter().for_each(|request| self.waiting.push_back(request));
                 continue;
             };
             budget = budget.saturating_sub(REQUEST_BYTES);
@@ -72,6 +110,7 @@ impl<W: Wire> Shard<W> {
                 break;
             }
         }
+        self.request_budget = budget;
         published > 0 || count > 0
     }
 

@@ -142,6 +142,7 @@ impl Cluster {
                         batches: setup.turn.batches,
                         promotions: setup.turn.promotions,
                         sends: setup.turn.sends,
+                        deliveries: setup.turn.deliveries,
                         request_bytes: setup.turn.request_bytes,
                     },
                 };

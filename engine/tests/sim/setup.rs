@@ -47,6 +47,7 @@ pub(crate) struct TurnSizes {
     pub(crate) batches: usize,
     pub(crate) promotions: usize,
     pub(crate) sends: usize,
+    pub(crate) deliveries: usize,
     pub(crate) request_bytes: usize,
 }
 
@@ -123,6 +124,7 @@ impl Setup {
             batches: dice.range(1, 4),
             promotions: dice.range(1, 8),
             sends: dice.magnitude(1, if mode == Lists { 24 } else { 10 }),
+            deliveries: dice.magnitude(2, 200),
             request_bytes: dice.magnitude(200, 200_000),
         };
         let groups: Vec<Group> = (0..dice.range(1, 3)).map(|_| Group::draw(dice)).collect();

@@ -9,7 +9,7 @@
 
 use ringfeed_wire::Wire;
 
-use super::{Context, Fanout, Found, Verdict};
+use super::{Context, Fanout, Finding, Verdict};
 use crate::config::LagPolicy;
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{GAPPED, LaneState, List};
@@ -68,7 +68,7 @@ impl Fanout {
         let half = lane.window.bytes / 2;
         let behind = |position: LogPosition| end - position > half;
         let (late, waited) = (behind(standing.ours), behind(standing.reading));
-        lane.patience.pass(cx.now_ms, waited && lane.pressed);
+        lane.patience.pass(cx.now_ms, waited && lane.pressed || lane.waits_for_old);
         let pressed = late || waited && lane.patience.is_left();
         if pressed != lane.pressed {
             lane.pressed = pressed;
@@ -92,9 +92,9 @@ impl Fanout {
             let now_ms = cx.now_ms;
             let patience = cx.feeds.lane(id).patience.is_left();
             let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
-            if waited {
-                cx.feeds.lane_mut(id).patience.pass(now_ms, true);
-            }
+            let lane = cx.feeds.lane_mut(id);
+            lane.patience.pass(now_ms, waited || lane.waits_for_old);
+            lane.waits_for_old = waited;
             for (list, index, slot) in fallen {
                 self.fall(cx, id, list, index, slot);
             }
@@ -136,10 +136,6 @@ impl Fanout {
         if let Some(subscriber) = lane.subscriber_mut(list, index) {
             subscriber.sent = GAPPED;
         }
-        let reason = format!(
-            "lagged: {} from offset {missed}, epoch {}; resume from your last offset",
-            lane.name, lane.epoch
-        );
         lane.gaps.insert(slot, missed);
         cx.sessions.hot_mut(slot).flags |= GAPS;
         let session = cx.sessions.id(slot);
@@ -147,8 +143,12 @@ impl Fanout {
             return;
         }
         if !tells {
+            let LaneState { name, epoch, .. } = cx.feeds.lane(id);
+            let reason = format!(
+                "lagged: {name} from offset {missed}, epoch {epoch}; resume from your last offset"
+            );
             cx.counters.lag_disconnects.add(1);
-            self.verdicts.push(Verdict::Session(session, Found::Lagged(reason)));
+            self.verdicts.push(Verdict::Session(session, Finding::Lagged(reason)));
         }
     }
 }
@@ -171,14 +171,16 @@ impl Fanout {
             // What is copied does not keep its segment.
             drop(rest);
             cx.sessions.push_rest(slot, copy, false);
+            cx.counters.deliveries.add(1);
         } else if cx.feeds.retained_bytes() + rest.len() <= cx.limits.retained_bytes_max {
             cx.sessions.push_rest(slot, rest, true);
+            cx.counters.deliveries.add(1);
         } else {
             cx.sessions.hot_mut(slot).flags |= BLOCKED;
             if let Some(session) = cx.sessions.get_mut(slot) {
                 session.cut = true;
             }
-            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Found::Cut));
+            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Finding::Cut));
             return false;
         }
         true

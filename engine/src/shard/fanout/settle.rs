@@ -3,7 +3,7 @@
 use ringfeed_wire::{ShortSend, Wire};
 
 use super::stage::Source;
-use super::{Context, Fanout, Found, PLACE_BITS, STAGED_TAG, Verdict};
+use super::{Context, Fanout, Finding, PLACE_BITS, STAGED_TAG, STUCK_MS, Verdict};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::session::{BLOCKED, NOT_STAGED, OUTBOX, WOKEN};
 
@@ -99,7 +99,7 @@ impl Fanout {
         }
         if outbox_taken > 0 {
             cx.sessions.with_outbox(slot, |outbox| outbox.sent(outbox_taken));
-            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Found::Read));
+            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Finding::Read));
         }
         match short {
             None => cx.sessions.hot_mut(slot).flags &= !WOKEN,
@@ -120,17 +120,20 @@ impl Fanout {
         let socket = hot.socket;
         hot.flags = (hot.flags | BLOCKED) & !WOKEN;
         if hot.flags & OUTBOX != 0 {
-            self.verdicts.push(Verdict::Session(id, Found::Stalled));
+            self.verdicts.push(Verdict::Session(id, Finding::Stalled));
         }
         if !in_vain && let Some(session) = cx.sessions.get_mut(slot) {
             // It has taken something now, or everything up to now.
             session.progress_ms = cx.now_ms;
         }
         if broken {
-            self.verdicts.push(Verdict::Session(id, Found::Broken));
+            self.verdicts.push(Verdict::Session(id, Finding::Broken));
         } else if in_vain {
             // Short of memory for TCP the kernel calls sockets writable and takes nothing: asking
             // again at once would go on for ever.
+            if self.stuck.is_empty() {
+                self.stuck_due_ms = cx.now_ms + STUCK_MS;
+            }
             self.stuck.push(id);
         } else {
             cx.wire.watch_writable(socket);

@@ -2,6 +2,8 @@
 //! replayed to recovering subscribers and what is read as history comes from here.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use ringfeed_protocol::command::PayloadKind;
@@ -33,6 +35,48 @@ struct Entry {
     at_ms: u64,
 }
 
+/// Memory that is encoded for replays, as long as anybody holds it: a history that goes on, outboxes that it was
+/// put into, or those alone.
+#[derive(Debug, Clone)]
+pub(super) struct ReplayMemory {
+    bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+impl ReplayMemory {
+    pub(super) fn new(bytes_max: usize) -> ReplayMemory {
+        ReplayMemory { bytes: Arc::default(), bytes_max }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > self.bytes_max
+    }
+
+    /// Counts frames until the last of those who hold them lets go.
+    fn count(&self, frames: Vec<u8>) -> Bytes {
+        self.bytes.fetch_add(frames.len(), Ordering::Relaxed);
+        Bytes::from_owner(Counted { frames, memory: self.bytes.clone() })
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    frames: Vec<u8>,
+    memory: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.frames
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.memory.fetch_sub(self.frames.len(), Ordering::Relaxed);
+    }
+}
+
 /// A block in one lane.
 #[derive(Debug)]
 struct Encoded {
@@ -55,7 +99,7 @@ struct Block {
 /// What a subscriber that comes back is given.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// Some of it is gone, or it is too much.
+    /// Some of it is gone, or it is too much; or other replays take all the memory there is for them.
     Gone,
     /// Not all of it is encoded yet: ask again in the next turn.
     Unfinished,
@@ -74,6 +118,7 @@ pub(super) struct Kept {
     bytes: usize,
     /// What is encoded of it for replays.
     encoded_bytes: usize,
+    memory: ReplayMemory,
 }
 
 impl Encoded {
@@ -113,7 +158,7 @@ impl Block {
     }
 
     /// The publications from entry `from` on, as frames, and where each ends.
-    fn encode(&self, from: usize, lane: Lane, channel: &str) -> (Bytes, Box<[u32]>) {
+    fn encode(&self, from: usize, lane: Lane, channel: &str) -> (Vec<u8>, Box<[u32]>) {
         let start = self.start_of(from);
         let mut frames = Vec::with_capacity(self.payloads.len() - start + 64 * self.entries.len());
         let mut ends = Vec::with_capacity(self.entries.len() - from);
@@ -130,14 +175,14 @@ impl Block {
             begins = end;
         }
         frames.shrink_to_fit();
-        (Bytes::from(frames), ends.into())
+        (frames, ends.into())
     }
 }
 
 impl Kept {
-    pub(super) fn new(limits: Limits) -> Kept {
+    pub(super) fn new(limits: Limits, memory: ReplayMemory) -> Kept {
         let blocks = VecDeque::new();
-        Kept { limits, blocks, skipped: 0, count: 0, bytes: 0, encoded_bytes: 0 }
+        Kept { limits, blocks, skipped: 0, count: 0, bytes: 0, encoded_bytes: 0, memory }
     }
 
     /// Publications kept.
@@ -301,6 +346,10 @@ impl Kept {
         for block in self.blocks.iter_mut().skip(first) {
             let skip = (offset + 1).saturating_sub(block.first_offset) as usize;
             let known = block.encoded.iter().position(|encoded| encoded.lane == lane);
+            if known.is_none() && block.closed && self.memory.is_full() {
+                found = Some(Found::Gone);
+                break;
+            }
             if known.is_none() && grown > 0 && *budget == 0 {
                 found = Some(Found::Unfinished);
                 break;
@@ -308,8 +357,8 @@ impl Kept {
             let bytes = match known {
                 Some(at) => block.encoded[at].from(skip),
                 None if block.closed => {
-                    let (bytes, ends) = block.encode(0, lane, channel);
-                    let encoded = Encoded { lane, bytes, ends };
+                    let (frames, ends) = block.encode(0, lane, channel);
+                    let encoded = Encoded { lane, bytes: self.memory.count(frames), ends };
                     *budget = budget.saturating_sub(encoded.bytes());
                     grown += encoded.bytes();
                     let frames = encoded.from(skip);
@@ -318,9 +367,9 @@ impl Kept {
                 }
                 // Only the newest block is open.
                 None => {
-                    let (bytes, _) = block.encode(skip, lane, channel);
-                    *budget = budget.saturating_sub(bytes.len());
-                    replay.own = bytes;
+                    let (frames, _) = block.encode(skip, lane, channel);
+                    *budget = budget.saturating_sub(frames.len());
+                    replay.own = Bytes::from(frames);
                     Bytes::new()
                 }
             };
@@ -350,7 +399,7 @@ mod tests {
     }
 
     fn kept(limits: Limits, sizes: impl Iterator<Item = usize>) -> (Kept, u64) {
-        let mut kept = Kept::new(limits);
+        let mut kept = Kept::new(limits, ReplayMemory::new(usize::MAX));
         let mut last = 0;
         for size in sizes {
             last += 1;

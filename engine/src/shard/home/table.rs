@@ -1,6 +1,6 @@
 //! The table of homes.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
 use rand::Rng as _;
@@ -10,7 +10,7 @@ use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
 use smallvec::SmallVec;
 
-use super::kept::{Found, Kept, Limits};
+use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::{Asker, Deliver, Home, Parked};
 use crate::config::ChannelRule;
 use crate::ids::{ChannelKey, ShardId};
@@ -32,6 +32,11 @@ const PAGE_PLACES: u32 = 2048;
 const WINDOW_PARTS_PER_TURN: usize = 8;
 /// What is encoded of history for replays may take this part of what history may.
 const ENCODED_PARTS: usize = 4;
+/// All of it, also what only outboxes hold any more, may take this part: above it who comes back is told that not
+/// everything could be recovered.
+const REPLAY_PARTS: usize = 2;
+/// Channels of whose history something is encoded, before the list of them is looked through.
+const ENCODED_ROOM: usize = 64;
 /// One channel may take so small a part of the room for what is held back; above it, it is held back
 /// no more.
 const PARKED_PARTS: usize = 8;
@@ -60,9 +65,12 @@ pub(in crate::shard) struct Homes {
     waiting: VecDeque<u32>,
     parked_bytes: usize,
     history_bytes: usize,
-    /// Channels of whose history something is encoded, longest ago first; some of them gone.
+    /// Channels of whose history something is encoded, longest ago first; some of them gone, or twice.
     encoded: VecDeque<u32>,
+    /// When these are so many, those are sorted out.
+    encoded_room: usize,
     encoded_bytes: usize,
+    replay_memory: ReplayMemory,
     next_key: u64,
     limits: HomeLimits,
     sweep: u32,
@@ -102,7 +110,9 @@ impl Homes {
             parked_bytes: 0,
             history_bytes: 0,
             encoded: VecDeque::new(),
+            encoded_room: ENCODED_ROOM,
             encoded_bytes: 0,
+            replay_memory: ReplayMemory::new(limits.history_bytes_max / REPLAY_PARTS),
             next_key: u64::from(shard.0) << 48,
             limits,
             sweep: 0,
@@ -166,11 +176,12 @@ impl Homes {
         }
         self.next_key += 1;
         let kept = rule.filter(|rule| rule.history_size > 0).map(|rule| {
-            Box::new(Kept::new(Limits {
+            let limits = Limits {
                 publications: rule.history_size as usize,
                 bytes: usize::try_from(rule.history_bytes).unwrap_or(usize::MAX),
                 age_ms: rule.history_age_ms.into(),
-            }))
+            };
+            Box::new(Kept::new(limits, self.replay_memory.clone()))
         });
         let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
         let (index, _) = self.homes.insert(Home {
@@ -391,23 +402,19 @@ impl Homes {
             let known = from.epoch == home.epoch && from.offset <= home.last_offset;
             if known && from.offset == home.last_offset {
                 replay = Some(Some(Replay::default()));
-            } else if let Some(kept) = home.kept.as_mut().filter(|_| known) {
-                let (before, encoded) = (kept.bytes(), kept.encoded_bytes());
-                kept.forget(now_ms);
-                let (name, last) = (&home.name, home.last_offset);
-                let found = kept.replay(from.offset, last, lane, name, recovery_bytes_max, budget);
-                self.history_bytes = self.history_bytes - before + kept.bytes();
-                if encoded == 0 && kept.encoded_bytes() > 0 {
-                    self.encoded.push_back(index);
-                }
-                self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
+            } else if known {
+                let last = home.last_offset;
+                let found = self.with_kept(index, |kept| {
+                    kept.forget(now_ms);
+                    kept.replay(from.offset, last, lane, name, recovery_bytes_max, budget)
+                });
                 match found {
-                    Found::Gone => {}
-                    Found::Unfinished => {
+                    None | Some(Found::Gone) => {}
+                    Some(Found::Unfinished) => {
                         self.bound_encoded(index);
                         return Ok(Subscribed::Later);
                     }
-                    Found::Frames(frames) => replay = Some(Some(frames)),
+                    Some(Found::Frames(frames)) => replay = Some(Some(frames)),
                 }
             }
         }
@@ -422,6 +429,22 @@ impl Homes {
         }))
     }
 
+    fn list_encoded(&mut self, index: u32) {
+        self.encoded.push_back(index);
+        if self.encoded.len() <= self.encoded_room {
+            return;
+        }
+        // Some have lost it since, and some stand here twice.
+        let mut seen = HashSet::new();
+        let homes = &self.homes;
+        let is_encoded = |index: u32| {
+            let kept = homes.get(index).and_then(|home| home.kept.as_ref());
+            kept.is_some_and(|kept| kept.encoded_bytes() > 0)
+        };
+        self.encoded.retain(|&index| is_encoded(index) && seen.insert(index));
+        self.encoded_room = 2 * self.encoded.len() + ENCODED_ROOM;
+    }
+
     /// Forgets what is encoded of other channels than this one, longest ago first, until there is room.
     fn bound_encoded(&mut self, keep: u32) {
         let most = self.limits.history_bytes_max / ENCODED_PARTS;
@@ -432,9 +455,8 @@ impl Homes {
             let Some(index) = self.encoded.pop_front() else { return };
             if index == keep {
                 self.encoded.push_back(index);
-            } else if let Some(kept) = self.homes.get_mut(index).and_then(|h| h.kept.as_mut()) {
-                self.encoded_bytes -= kept.encoded_bytes();
-                kept.forget_encoded();
+            } else {
+                self.with_kept(index, Kept::forget_encoded);
             }
         }
     }
@@ -510,12 +532,20 @@ impl Homes {
     }
 
     fn forget(&mut self, index: u32, now_ms: u64) {
-        if let Some(kept) = self.homes.get_mut(index).and_then(|home| home.kept.as_mut()) {
-            let (before, encoded) = (kept.bytes(), kept.encoded_bytes());
-            kept.forget(now_ms);
-            self.history_bytes = self.history_bytes - before + kept.bytes();
-            self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
+        self.with_kept(index, |kept| kept.forget(now_ms));
+    }
+
+    /// Changes a channel's history, and keeps count of all of it.
+    fn with_kept<T>(&mut self, index: u32, change: impl FnOnce(&mut Kept) -> T) -> Option<T> {
+        let kept = self.homes.get_mut(index)?.kept.as_mut()?;
+        let (bytes, encoded) = (kept.bytes(), kept.encoded_bytes());
+        let changed = change(kept);
+        self.history_bytes = self.history_bytes - bytes + kept.bytes();
+        self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
+        if encoded == 0 && kept.encoded_bytes() > 0 {
+            self.list_encoded(index);
         }
+        Some(changed)
     }
 
     /// A channel with neither subscribers nor history ends; the next life has a new epoch.
