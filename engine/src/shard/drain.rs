@@ -98,15 +98,18 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Whether a session was sent everything there is for it.
+    /// Whether a session was sent everything there is for it, and every answer.
     fn has_everything(&self, slot: SessionSlot) -> bool {
         if self.sessions.has(slot, BLOCKED | QUEUED) {
             return false;
         }
+        let Some(session) = self.sessions.get(slot) else { return true };
+        if session.owed > 0 || session.deferred.is_some() {
+            return false;
+        }
         let list = self.sessions.list(slot);
-        let mut own = self.sessions.get(slot).into_iter().flat_map(|s| &s.subscriptions);
         // A walk over a lane goes on over several turns.
-        own.all(|own| {
+        session.subscriptions.iter().all(|own| {
             let state = self.feeds.lane(own.lane);
             let subscriber = own.index.and_then(|index| state.list(list).get(index as usize));
             let cursor = subscriber.and_then(|subscriber| subscriber.cursor());

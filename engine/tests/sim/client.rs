@@ -82,8 +82,7 @@ pub(crate) struct Scene<'a> {
     pub(crate) judge: &'a mut Judge,
     pub(crate) setup: &'a Setup,
     pub(crate) trace: &'a Rc<Trace>,
-    /// The time in which the server has heard nothing of this connection, in ms; the longest, where a close
-    /// may have been decided long ago.
+    /// The longest time in which the server heard nothing of this connection, in ms.
     pub(crate) silence_ms: u64,
     /// For how long everything that the client has sent is with the server, in ms.
     pub(crate) quiet_ms: u64,

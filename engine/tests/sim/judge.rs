@@ -93,6 +93,8 @@ pub(crate) struct Judge {
     runs: Vec<(usize, String, Vec<Ident>)>,
     /// Reasons of closes to be checked when offsets are known: channel, last seen, offset named, who.
     reasons: Vec<(Ident, u64, String)>,
+    /// Publications whose publishers a drain has sent away without an answer.
+    unanswered: Vec<(u64, String)>,
     /// Subscriptions that a drain has ended: channel, epoch, the last offset seen, who.
     sent_away: Vec<(usize, u64, u64, String)>,
     pub(crate) draining: bool,
@@ -112,6 +114,7 @@ impl Judge {
             publications: Vec::new(),
             runs: Vec::new(),
             reasons: Vec::new(),
+            unanswered: Vec::new(),
             sent_away: Vec::new(),
             draining: false,
             deliveries: 0,
@@ -250,6 +253,11 @@ impl Judge {
         self.sent_away.push((channel, epoch, last, who.to_owned()));
     }
 
+    /// A drain has sent a publisher away without an answer: nobody may ever see the publication.
+    pub(crate) fn unanswered(&mut self, number: u64, who: &str) {
+        self.unanswered.push((number, who.to_owned()));
+    }
+
     /// What could not be decided before everything was known.
     pub(crate) fn resolve(&mut self) {
         let mut runs = std::mem::take(&mut self.runs);
@@ -280,6 +288,12 @@ impl Judge {
                 let what =
                     format_args!("{who}: the reason names {named}; {} is missing", offset + 1);
                 self.broken(Rule::CloseReason, what);
+            }
+        }
+        for (number, who) in std::mem::take(&mut self.unanswered) {
+            if let Some((_, offset)) = self.place(self.ident(number)) {
+                let what = format_args!("{who} was not told of {number}, which stands at {offset}");
+                self.broken(Rule::OneReply, what);
             }
         }
         for (channel, epoch, last, who) in std::mem::take(&mut self.sent_away) {

@@ -338,7 +338,7 @@ impl Link {
         let group = pending.channel.map(|channel| setup.group(channel));
         match code {
             "rate_limited" => setup.messages_per_second_max > 0,
-            "draining" => judge.draining && (subscribing || publishing),
+            "draining" => judge.draining && (subscribing || publishing || asking),
             "already_subscribed" => subscribing && pending.before != Intent::No,
             "not_subscribed" => {
                 let refused = judge.draining || pending.before != Intent::Yes;

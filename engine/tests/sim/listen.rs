@@ -10,8 +10,8 @@ use super::link::{Intent, Pending, View, Want};
 use super::trace::{note, shown};
 use super::ws::{self, Frame};
 
-/// A close that is about what arrived longer ago than this is not about that.
-const QUIET_MS: u64 = 1000;
+/// A close frame waits no longer than this behind what a slow shard has to send to somebody who reads.
+const QUIET_MS: u64 = 20_000;
 
 impl Client {
     /// Takes what has arrived.
@@ -277,7 +277,7 @@ impl Client {
             4002 => true,
             1012 => scene.judge.draining,
             1013 => setup.partial_bytes_max.min(setup.outboxes_bytes_max) < 1 << 20,
-            // Who reads sees the close at once: what it has begun was not complete a moment ago.
+            // Whoever it is, it has begun something that was not complete a while ago.
             4003 => link.mute || !self.habit.keeps_up() || scene.quiet_ms < QUIET_MS,
             4500 => {
                 self.speaks != Speaks::Ringfeed
@@ -300,6 +300,11 @@ impl Client {
             scene.judge.broken(Rule::ReadersKeepUp, what);
         }
         if code == 1012 {
+            for pending in &link.pending {
+                if let (Want::Publish(number), Some(_)) = (pending.want, &pending.id) {
+                    scene.judge.unanswered(number, &who);
+                }
+            }
             for (&channel, own) in &link.channels {
                 if let View::Live { epoch, next, .. } = own.view {
                     scene.judge.sent_away(channel, epoch, next - 1, &who);

@@ -101,8 +101,6 @@ pub(crate) struct Conn {
     pub(crate) heard_ms: u64,
     /// The longest time in which it took none, in ms.
     pub(crate) silence_ms: u64,
-    /// The time in which it took none before it last did, in ms.
-    pub(crate) last_silence_ms: u64,
     /// Events with input that the shard has not taken.
     pub(crate) arriving: u32,
     /// The submission in which it was last sent to.
@@ -203,7 +201,6 @@ impl Net {
             broke: false,
             heard_ms: self.now_ms,
             silence_ms: 0,
-            last_silence_ms: 0,
             arriving: 0,
             submission: 0,
         });
@@ -461,8 +458,7 @@ impl Wire for SimWire {
                 Ready::Received(id, bytes) => {
                     let Some(conn) = current(side, id) else { continue };
                     let state = &mut net.conns[conn];
-                    state.last_silence_ms = net.now_ms - state.heard_ms;
-                    state.silence_ms = state.silence_ms.max(state.last_silence_ms);
+                    state.silence_ms = state.silence_ms.max(net.now_ms - state.heard_ms);
                     state.heard_ms = net.now_ms;
                     state.arriving -= 1;
                     net.activity += 1;

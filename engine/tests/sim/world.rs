@@ -614,11 +614,7 @@ impl World {
             judge: &mut self.judge,
             setup: &self.setup,
             trace: &self.trace,
-            silence_ms: silent_ms.max(match client.habit.keeps_up() {
-                // It sees a close at once, but something of it may have come before the close was sent.
-                true => state.last_silence_ms,
-                false => state.silence_ms,
-            }),
+            silence_ms: silent_ms.max(state.silence_ms),
             quiet_ms: if is_quiet { silent_ms } else { 0 },
         };
         act(client, &mut scene);

@@ -233,6 +233,9 @@ impl<W: Wire> Shard<W> {
             let (operation, hint) = (Operation::History, "by nobody");
             return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
         }
+        if self.draining {
+            return self.refuse(slot, id, Refused::Draining);
+        }
         let most = self.config.limits.history_reply_max;
         let limit = limit.unwrap_or(most).min(most);
         let reply = Reply::Session(self.origin(slot, id));
