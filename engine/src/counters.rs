@@ -241,7 +241,7 @@ reasons! {
         RateLimited = "rate_limited" (CloseCode::RATE_LIMITED),
         /// A message was begun and not finished in time.
         MessageTimeout = "message_timeout" (CloseCode::MESSAGE_TIMEOUT),
-        /// The memory for unfinished messages was used up.
+        /// The memory for unfinished messages, or for answers that wait, was used up.
         Overload = "overload" (CloseCode::TRY_AGAIN_LATER),
         /// The connection ended or was reset without a close frame.
         PeerGone = "peer_gone",

@@ -81,7 +81,7 @@ pub(super) struct Session {
     pub(super) dialect: Dialect,
     /// Number in the configuration's list.
     pub(super) endpoint: u8,
-    /// The peer has sent its close frame, or the handshake is over for another reason.
+    /// The peer has sent its close frame.
     pub(super) peer_closed: bool,
     /// A frame is half sent and cannot be completed: nothing more is sent, and it is cut in this turn.
     pub(super) cut: bool,

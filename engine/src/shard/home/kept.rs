@@ -48,8 +48,8 @@ impl ReplayMemory {
         ReplayMemory { bytes: Arc::default(), bytes_max }
     }
 
-    fn is_full(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) > self.bytes_max
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Counts frames until the last of those who hold them lets go.
@@ -346,7 +346,7 @@ impl Kept {
         for block in self.blocks.iter_mut().skip(first) {
             let skip = (offset + 1).saturating_sub(block.first_offset) as usize;
             let known = block.encoded.iter().position(|encoded| encoded.lane == lane);
-            if known.is_none() && block.closed && self.memory.is_full() {
+            if known.is_none() && block.closed && self.memory.bytes() > self.memory.bytes_max {
                 found = Some(Found::Gone);
                 break;
             }
@@ -440,6 +440,21 @@ mod tests {
         let bytes: usize = kept.blocks.iter().map(Block::bytes).sum();
         assert_eq!(kept.bytes(), bytes);
         assert!(replay(&mut kept, 0, last, 1000).is_none(), "too much");
+    }
+
+    #[test]
+    fn what_is_encoded_counts_until_everybody_has_let_go_of_it() {
+        let (mut kept, last) = kept(ALL, (0..100).map(|_| 10_000));
+        kept.memory.bytes_max = 980_000;
+        let all = replay(&mut kept, 0, last, usize::MAX).unwrap();
+        let held = kept.memory.bytes();
+        assert!(held > 980_000, "{held}");
+        kept.forget_encoded();
+        assert_eq!(kept.memory.bytes(), held, "an outbox has it still");
+        assert!(replay(&mut kept, 0, last, usize::MAX).is_none(), "not once more");
+        drop(all);
+        assert_eq!(kept.memory.bytes(), 0);
+        assert!(replay(&mut kept, 50, last, usize::MAX).is_some());
     }
 
     #[test]

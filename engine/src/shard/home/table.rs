@@ -128,7 +128,7 @@ impl Homes {
 
     /// Memory of all history, in bytes.
     pub(in crate::shard) fn history_bytes(&self) -> usize {
-        self.history_bytes + self.encoded_bytes
+        self.history_bytes + self.replay_memory.bytes()
     }
 
     /// Bytes of publications held back.
@@ -294,8 +294,14 @@ impl Homes {
         if let Some(kept) = &mut home.kept {
             let others = self.history_bytes - before;
             // Who adds makes room: other channels' history is not theirs to take.
-            while kept.bytes() > 0 && others + kept.bytes() > history_max {
-                kept.forget_block();
+            while kept.bytes() > 0
+                && others + kept.bytes() + self.replay_memory.bytes() > history_max
+            {
+                if kept.encoded_bytes() > 0 {
+                    kept.forget_encoded();
+                } else {
+                    kept.forget_block();
+                }
             }
             self.history_bytes = others + kept.bytes();
             self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
