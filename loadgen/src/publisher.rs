@@ -222,6 +222,6 @@ impl Publisher {
 
     /// Ends the request and checks that everything was accepted.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
-        self.sink.finish(self.control.published.load(Ordering::Relaxed))
+        self.sink.finish(self.control.published.load(Ordering::Relaxed), &self.control)
     }
 }

@@ -385,3 +385,15 @@ fn churn_leaves_alone_what_comes_or_goes_already() {
         assert!(report[key].as_u64().unwrap() > 5, "{key}: {report}");
     }
 }
+
+/// All at once, so that most of it is under way when publishing ends: only then are answers to it
+/// still to come.
+#[test]
+fn what_is_published_last_reaches_a_server_that_answers() {
+    let work = "--conns 4 --channels 2 --interest blocks --rate 400 --burst 200 --duration 0.5 \
+                --size 20000";
+    let work: Vec<&str> = work.split_whitespace().collect();
+    let (output, report) = loadgen(&serve(right, no_greeting), &[&LINES[..], &work].concat());
+    assert_eq!(found(&output, &report), (Some(0), json!({})), "{}", words(&output));
+    assert_eq!(report["delivered"], EXPECTED);
+}
