@@ -224,6 +224,10 @@ impl Fleet {
         let payloads = plans.iter().any(nameless).then(Payloads::default);
         let place = |(name, place): (&String, u32)| (name.as_str().into(), place);
         let places = channels.iter().zip(0..).map(place).collect();
+        let churn = Churn::new(manner.churn_per_second);
+        let subscriptions: usize = plans.iter().map(|plan| plan.channels.len()).sum();
+        let owed = subscriptions as u64 + u64::from(!churn.is_over());
+        progress.owed.store(owed, Ordering::Relaxed);
         Ok(Fleet {
             wire,
             target,
@@ -247,7 +251,7 @@ impl Fleet {
             retired: 0,
             sends: Vec::new(),
             last_trim: Instant::now(),
-            churn: Churn::new(manner.churn_per_second),
+            churn,
             manner,
         })
     }
@@ -420,7 +424,8 @@ impl Fleet {
         }
     }
 
-    fn findings(&self) -> Findings {
+    fn findings(&mut self) -> Findings {
+        let unanswered = self.find_unanswered();
         let (mut expected, mut lost) = (self.retired, self.tally.lost);
         for conn in self.conns.iter().filter(|conn| !conn.stalled) {
             let mut missing = 0;
@@ -442,6 +447,7 @@ impl Fleet {
                 expected,
                 delivered: self.progress.delivered.load(Ordering::Relaxed),
                 lost,
+                unanswered,
                 ..self.tally
             },
             closes: self.closes.list(),
@@ -449,5 +455,26 @@ impl Fleet {
             notes: self.wrapping.notes(),
             latency: self.latency.clone(),
         }
+    }
+
+    /// Counts subscriptions that the server was asked for and that do not stand, where it has not
+    /// ended the connection.
+    fn find_unanswered(&mut self) -> u64 {
+        let mut unanswered = 0;
+        for at in 0..self.conns.len() {
+            let conn = &self.conns[at];
+            let what = match conn.state {
+                State::Connecting | State::Shaking(_) => "it was never open",
+                State::Open => "its subscription was never answered",
+                State::Closing | State::Gone => continue,
+            };
+            let asked = |s: &&Subscription| s.standing == Standing::Asked;
+            let count = conn.subscriptions.iter().filter(asked).count() as u64;
+            if count > 0 {
+                unanswered += count;
+                self.problem(|fleet| format!("connection {}: {what}", fleet.number(at)));
+            }
+        }
+        unanswered
     }
 }

@@ -109,6 +109,8 @@ pub(crate) struct Tally {
     pub(crate) gaps_told: u64,
     /// Connections that ended early.
     pub(crate) disconnected: u64,
+    /// Subscriptions that were asked for anew and did not stand, of connections that stayed.
+    pub(crate) unanswered: u64,
     /// Connections replaced on purpose.
     pub(crate) replaced: u64,
     /// Subscriptions renewed on purpose.
@@ -127,6 +129,7 @@ impl Tally {
         self.false_gaps += other.false_gaps;
         self.gaps_told += other.gaps_told;
         self.disconnected += other.disconnected;
+        self.unanswered += other.unanswered;
         self.replaced += other.replaced;
         self.resubscribed += other.resubscribed;
     }
@@ -134,7 +137,8 @@ impl Tally {
     /// Everything arrived, once, in order and unchanged, and nothing else.
     pub(crate) fn is_clean(&self) -> bool {
         let Tally { lost, duplicated, reordered, corrupted, disconnected, .. } = *self;
-        [lost, duplicated, reordered, corrupted, disconnected, self.unexpected, self.false_gaps]
+        let Tally { unexpected, false_gaps, unanswered, .. } = *self;
+        [lost, duplicated, reordered, corrupted, disconnected, unexpected, false_gaps, unanswered]
             .into_iter()
             .all(|count| count == 0)
     }

@@ -7,7 +7,7 @@ mod support;
 use std::process::Output;
 
 use serde_json::{Value, json};
-use support::foreign::{Fault, Greeting, WARM_UP, no_greeting, right, serve};
+use support::foreign::{Fault, Greeting, Habits, WARM_UP, no_greeting, right, serve, serve_with};
 use support::loadgen;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::Frame;
@@ -49,9 +49,16 @@ fn words(output: &Output) -> String {
 /// Exit status, and all figures that are not 0 of those that must be.
 fn found(output: &Output, report: &Value) -> (Option<i32>, Value) {
     let mut found = json!({});
-    for key in
-        ["lost", "duplicated", "reordered", "corrupted", "unexpected", "false_gaps", "disconnected"]
-    {
+    for key in [
+        "lost",
+        "duplicated",
+        "reordered",
+        "corrupted",
+        "unexpected",
+        "false_gaps",
+        "disconnected",
+        "unanswered",
+    ] {
         if report[key].as_u64() != Some(0) {
             found[key] = report[key].clone();
         }
@@ -396,4 +403,27 @@ fn what_is_published_last_reaches_a_server_that_answers() {
     let (output, report) = loadgen(&serve(right, no_greeting), &[&LINES[..], &work].concat());
     assert_eq!(found(&output, &report), (Some(0), json!({})), "{}", words(&output));
     assert_eq!(report["delivered"], EXPECTED);
+}
+
+#[test]
+fn renewed_subscriptions_that_are_not_answered_are_failures() {
+    let habits = Habits { renews: false, ..Habits::good() };
+    let churn = ["--churn", "50"];
+    let (output, report) = loadgen(&serve_with(habits), &[&RINGFEED[..], &WORK, &churn].concat());
+    let (code, found) = found(&output, &report);
+    assert_eq!(code, Some(1), "{}", words(&output));
+    assert_eq!(found, json!({"unanswered": report["unanswered"]}), "{}", words(&output));
+    assert!(words(&output).contains("its subscription was never answered"), "{}", words(&output));
+}
+
+#[test]
+fn replaced_connections_that_never_open_are_failures() {
+    // One more publishes.
+    let habits = Habits { connections_max: 5, ..Habits::good() };
+    let churn = ["--churn", "50"];
+    let (output, report) = loadgen(&serve_with(habits), &[&RINGFEED[..], &WORK, &churn].concat());
+    let (code, found) = found(&output, &report);
+    assert_eq!(code, Some(1), "{}", words(&output));
+    assert_eq!(found, json!({"unanswered": report["unanswered"]}), "{}", words(&output));
+    assert!(words(&output).contains("it was never open"), "{}", words(&output));
 }

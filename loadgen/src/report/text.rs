@@ -33,6 +33,13 @@ impl Report {
                 tally.replaced, tally.resubscribed
             );
         }
+        if tally.unanswered > 0 {
+            let _ = writeln!(
+                out,
+                "unanswered {}: subscriptions that were asked for anew and did not stand",
+                tally.unanswered
+            );
+        }
         let _ = writeln!(
             out,
             "loadgen    {:.2} s user, {:.2} s system: {:.2} of {} cores, over {}; closed in \
