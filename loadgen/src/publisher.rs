@@ -167,8 +167,7 @@ impl Publisher {
                 let message_bytes = bytes / published.messages;
                 if !self.wait_for_readers(&published, &last, message_bytes) {
                     let seconds = self.audience.grace;
-                    let why =
-                        format!("publishing ended: nothing was delivered for {seconds} seconds");
+                    let why = format!("nothing was delivered for {seconds} seconds");
                     published.gave_up = Some(why);
                     break;
                 }

@@ -199,8 +199,16 @@ pub(crate) struct ServerMemory {
 }
 
 impl Report {
-    /// Whether all went well, and in words.
-    pub(crate) fn judge(tally: &Tally, published: u64, planned: Option<u64>) -> (bool, String) {
+    /// Whether all went well, and in words. `gave_up` is why publishing was ended early.
+    pub(crate) fn judge(
+        tally: &Tally,
+        published: u64,
+        planned: Option<u64>,
+        gave_up: Option<&str>,
+    ) -> (bool, String) {
+        if let Some(why) = gave_up {
+            return (false, format!("NOT everything was published: {why}"));
+        }
         let clean = tally.is_clean();
         let verdict = match (published, planned) {
             (0, None | Some(0)) if clean => "every connection stayed".to_owned(),

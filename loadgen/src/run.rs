@@ -114,7 +114,8 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
 
     let (common, tally) = (&run.common, findings.tally);
     let interrupted = run.control.is_interrupted() && !plot.live;
-    let (passed, verdict) = Report::judge(&tally, published.messages, planned);
+    let gave_up = published.gave_up.as_deref();
+    let (passed, verdict) = Report::judge(&tally, published.messages, planned, gave_up);
     let cpu = (after.cpu.0 - before.cpu.0, after.cpu.1 - before.cpu.1);
     Ok(Report {
         passed,
@@ -167,7 +168,7 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
         stalled: plot.traffic.stalled.min(common.conns),
         io: run.io.to_string(),
         closes: findings.closes,
-        first_problem: findings.first_problem.or(published.gave_up),
+        first_problem: findings.first_problem,
         notes: findings.notes,
     })
 }

@@ -427,3 +427,15 @@ fn replaced_connections_that_never_open_are_failures() {
     assert_eq!(found, json!({"unanswered": report["unanswered"]}), "{}", words(&output));
     assert!(words(&output).contains("it was never open"), "{}", words(&output));
 }
+
+#[test]
+fn a_run_that_gives_up_publishing_has_failed() {
+    let habits = Habits { withholds_from: 3, ..Habits::good() };
+    let work = "--conns 2 --rate 0 --duration 600 --size 20000 --grace 1";
+    let work: Vec<&str> = work.split(' ').collect();
+    let (output, report) = loadgen(&serve_with(habits), &[&LINES[..], &work].concat());
+    assert_eq!(found(&output, &report), (Some(1), json!({})), "{}", words(&output));
+    assert_eq!(report["passed"], false);
+    let verdict = report["verdict"].as_str().unwrap();
+    assert!(verdict.contains("nothing was delivered for 1 seconds"), "{verdict}");
+}
