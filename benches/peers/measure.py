@@ -107,6 +107,9 @@ class Bench:
             cell.burst,
             "--size",
             cell.size_bytes,
+            # What the servers beside it send.
+            "--dialect",
+            "raw",
         ]
         cores = {self.server_core, *self.loadgen_cores}
         with tempfile.TemporaryDirectory() as directory:
