@@ -52,7 +52,7 @@ impl Crew {
         control: &Arc<Control>,
         io: Io,
     ) -> anyhow::Result<Crew> {
-        let threads = usize::from(common.threads);
+        let (threads, conns) = (usize::from(common.threads), plans.len());
         let mut shares: Vec<Vec<Plan>> = (0..threads).map(|_| Vec::new()).collect();
         for (i, plan) in plans.into_iter().enumerate() {
             shares[i % threads].push(plan);
@@ -69,7 +69,7 @@ impl Crew {
             let manner = Manner {
                 io,
                 pace: common.pace,
-                churn_per_second: traffic.churn / threads as f64,
+                churn_per_second: traffic.churn * share.len() as f64 / conns as f64,
                 warm_up: !traffic.no_warm_up,
             };
             let core = common.core.map(|core| usize::from(core) + i);

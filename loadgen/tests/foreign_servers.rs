@@ -439,3 +439,12 @@ fn a_run_that_gives_up_publishing_has_failed() {
     let verdict = report["verdict"].as_str().unwrap();
     assert!(verdict.contains("nothing was delivered for 1 seconds"), "{verdict}");
 }
+
+#[test]
+fn churn_goes_on_where_threads_have_no_connections() {
+    let work = "--conns 2 --threads 4 --rate 200 --duration 1 --churn 100";
+    let work: Vec<&str> = work.split(' ').chain(RINGFEED).collect();
+    let (output, report) = loadgen(&serve(right, no_greeting), &work);
+    assert_eq!(found(&output, &report), (Some(0), json!({})), "{}", words(&output));
+    assert!(report["replaced"].as_u64().unwrap() > 5, "{report}");
+}
