@@ -285,7 +285,16 @@ fn gaps_are_believed_only_where_they_are_true() {
 
 #[test]
 fn what_ringfeed_must_not_send_is_reported_and_ends_nothing() {
-    let cases: [(Fault, Value); 4] = [
+    let cases: [(Fault, Value); 5] = [
+        (
+            |_, n, c, t| match n {
+                20 => {
+                    vec![text(t), text(&json!({"type": "unsubscribed", "channel": c}).to_string())]
+                }
+                _ => vec![text(t)],
+            },
+            json!({"unexpected": 4}),
+        ),
         (
             |_, n, _, t| match n {
                 20 => vec![text(t), text(&t.replace("bench.c", "bench.d"))],
