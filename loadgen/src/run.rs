@@ -321,8 +321,9 @@ impl Run {
                 sleep_until_stopped(hold, &control);
             }
             let Some(mut publisher) = publisher else { return Ok(Published::default()) };
-            let published = publisher.run(&mut *feed, until_ns)?;
-            publisher.finish()?;
+            let mut published = publisher.run(&mut *feed, until_ns)?;
+            let unfinished = publisher.finish()?;
+            published.gave_up = published.gave_up.or(unfinished);
             Ok(published)
         };
         Ok(std::thread::Builder::new().name("publisher".into()).spawn(publish)?)

@@ -135,33 +135,49 @@ impl Sink {
         }
     }
 
-    /// Ends the request and checks that everything was accepted.
+    /// Ends the request and checks that everything was accepted. Returns why that is not known,
+    /// where the server does not say it.
     ///
     /// Of a WebSocket only our half is ended, and what the server says is read on: the kernel
     /// answers what comes to a closed half with a reset, and forgets what was not sent yet.
-    pub(super) fn finish(self, published: u64, control: &Control) -> anyhow::Result<()> {
+    pub(super) fn finish(
+        self,
+        published: u64,
+        control: &Control,
+    ) -> anyhow::Result<Option<String>> {
         let patience = || if control.stopped() { LAST_WORDS } else { PATIENCE };
         match self {
             Sink::Api { mut stream, acks, reader } => {
                 stream.write_all(b"0\r\n\r\n").context("ending the ingest request")?;
+                acks.hear_out(&reader, patience);
+                let is_all = reader.is_finished();
+                acks.check()?;
+                let accepted = acks.accepted.load(Ordering::Relaxed);
+                let told =
+                    format!("the server acknowledged {accepted} of {published} publications");
+                if !is_all {
+                    return Ok(Some(format!("{told} and then nothing more")));
+                }
                 match reader.join() {
                     Ok(result) => result?,
                     Err(_) => bail!("the thread that reads acknowledgements panicked"),
                 }
-                acks.check()?;
-                let accepted = acks.accepted.load(Ordering::Relaxed);
                 if accepted != published {
-                    bail!("the server acknowledged {accepted} of {published} publications");
+                    bail!("{told}");
                 }
-                Ok(())
+                Ok(None)
             }
             Sink::Ws { stream, errors, reader } => {
                 stream.shutdown(Shutdown::Write)?;
                 errors.hear_out(&reader, patience);
-                errors.check()
+                errors.check()?;
+                Ok(None)
             }
             // Nothing that it says is of interest, and not every server ends its half.
-            Sink::Templates { stream, .. } => Ok(stream.shutdown(Shutdown::Write)?),
+            Sink::Templates { stream, .. } => {
+                stream.shutdown(Shutdown::Write)?;
+                Ok(None)
+            }
         }
     }
 
