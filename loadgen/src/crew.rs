@@ -259,6 +259,7 @@ impl Crew {
             }
             all.first_problem = all.first_problem.or(found.first_problem);
             all.latency.add(&found.latency);
+            all.cores += found.cores;
         }
         Ok(all)
     }

@@ -20,7 +20,9 @@ use crossbeam_channel::Receiver;
 use ringfeed_protocol::Lane;
 use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::handshake::ClientHandshake;
-use ringfeed_wire::{Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig};
+use ringfeed_wire::{
+    Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig, thread_cpu_split,
+};
 
 use crate::expect::{Cursor, Stream};
 use crate::payloads::Payloads;
@@ -61,6 +63,31 @@ pub(crate) struct Findings {
     /// What is no failure, and should be known.
     pub(crate) notes: Vec<String>,
     pub(crate) latency: Recorder,
+    /// Cores that its thread used since publishing began.
+    pub(crate) cores: f64,
+}
+
+/// What a thread has done since a moment.
+#[derive(Debug)]
+struct Effort {
+    since: Instant,
+    cpu_before: Duration,
+}
+
+impl Effort {
+    fn begin() -> Effort {
+        Effort { since: Instant::now(), cpu_before: thread_cpu_time() }
+    }
+
+    fn cores(&self) -> f64 {
+        let used = thread_cpu_time().saturating_sub(self.cpu_before);
+        used.as_secs_f64() / self.since.elapsed().as_secs_f64()
+    }
+}
+
+fn thread_cpu_time() -> Duration {
+    let (user, system) = thread_cpu_split();
+    user + system
 }
 
 /// Where a subscription is in its life.
@@ -261,12 +288,16 @@ impl Fleet {
         let begun = Instant::now();
         let mut short = Vec::new();
         let mut bytes = Vec::new();
+        let mut effort = None;
         while self.control.phase() != Phase::Stop {
             while self.opening < self.manner.pace.max(1) && !self.queued.is_empty() {
                 self.open_next()?;
             }
             if !self.queued.is_empty() && begun.elapsed() > OPEN_PATIENCE * 10 {
                 bail!("not all connections could be opened");
+            }
+            if self.control.has_begun() {
+                effort.get_or_insert_with(Effort::begin);
             }
             self.come_and_go()?;
             let progressed = self.turn(&mut short, &mut bytes)?;
@@ -278,7 +309,8 @@ impl Fleet {
             }
         }
         self.take_coming();
-        let findings = self.findings();
+        let mut findings = self.findings();
+        findings.cores = effort.map_or(0.0, |effort| effort.cores());
         self.close_all(&mut short, &mut bytes)?;
         Ok(findings)
     }
@@ -454,6 +486,7 @@ impl Fleet {
             first_problem: self.first_problem.clone(),
             notes: self.wrapping.notes(),
             latency: self.latency.clone(),
+            cores: 0.0,
         }
     }
 

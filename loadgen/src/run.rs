@@ -151,6 +151,7 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
             cpu_user_seconds: cpu.0.as_secs_f64(),
             cpu_system_seconds: cpu.1.as_secs_f64(),
             cores: (cpu.0 + cpu.1).as_secs_f64() / (after.at - before.at).as_secs_f64(),
+            connection_cores: findings.cores,
             cores_allowed: allowed_cores(common),
         },
         // Who watches a live feed stays when it ends: nothing is to be waited for.
