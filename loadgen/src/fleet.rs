@@ -336,7 +336,10 @@ impl Fleet {
             bail!("the kernel did not take a command whole");
         }
         short.clear();
-        let now_ns = self.control.now_ns();
+        // io_uring has received everything by now. What epoll says is there is read by `next_event`,
+        // and there may be more of it each time.
+        let mut now_ns = self.control.now_ns();
+        let is_read_later = self.manner.io == Io::Epoll;
         self.latency.count_from(self.control.counts_from_ns.load(Ordering::Relaxed));
         let mut any = false;
         loop {
@@ -351,6 +354,9 @@ impl Fleet {
                 Some(Event::Received(socket, received)) => {
                     bytes.clear();
                     bytes.extend_from_slice(received);
+                    if is_read_later {
+                        now_ns = self.control.now_ns();
+                    }
                     (socket, What::Received)
                 }
                 Some(Event::Closed(socket, error)) => (socket, What::Closed(error)),
