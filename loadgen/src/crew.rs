@@ -132,7 +132,7 @@ impl Crew {
                 bail!("only {total} of {goal} {what} after {grace} seconds without progress");
             }
             meanwhile(total)?;
-            std::thread::sleep(LOOK.min(Duration::from_millis(5)));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

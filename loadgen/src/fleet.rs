@@ -50,9 +50,6 @@ const SOCKETS_SPARE: u32 = 1000;
 /// How long a connection may take to open.
 const OPEN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What connections here are on.
-const LANES: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
-
 /// What a fleet found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -415,7 +412,7 @@ impl Fleet {
         while let Ok(batch) = self.coming.try_recv() {
             for item in &batch.items {
                 let payload = batch.payload(item);
-                for lane in LANES {
+                for lane in Lane::ALL {
                     if let Some(stream) = &mut self.streams[stream_place(item.channel, lane)] {
                         stream.append(payload, item.intended_ns, item.counts);
                         if lane == Lane::RAW
@@ -450,7 +447,7 @@ impl Fleet {
         }
         for (place, (stream, least)) in self.streams.iter_mut().zip(least).enumerate() {
             let (Some(stream), Some(least)) = (stream, least) else { continue };
-            let channel = (place / LANES.len()) as u32;
+            let channel = (place / Lane::ALL.len()) as u32;
             let payloads = &mut self.payloads;
             stream.trim(least, keep_ns, |payload| {
                 if place == stream_place(channel, Lane::RAW)
