@@ -19,7 +19,7 @@ GRACE_SECONDS = 3
 PACE = 100
 # A publisher that is so far behind its schedule did not offer what it was to offer.
 LATE_US = 100_000
-# Share of a core from which on it counts as busy all the time.
+# Share of a core from which on it counts as busy all the time; loadgen has the same.
 BUSY = 0.9
 # The kernel tells a process's CPU time in ticks.
 TICK_SECONDS = 0.01
@@ -107,6 +107,9 @@ class Bench:
             cell.burst,
             "--size",
             cell.size_bytes,
+            # What the servers beside it send.
+            "--dialect",
+            "raw",
         ]
         cores = {self.server_core, *self.loadgen_cores}
         with tempfile.TemporaryDirectory() as directory:
@@ -231,7 +234,8 @@ def record(report, cell):
         "opening_seconds": report["opening_seconds"],
         "subscribing_seconds": report["subscribing_seconds"],
         "late_us": report["publisher_late_max_us"],
-        "loadgen_cores": loadgen["cores"],
+        # Older ones count what publishes with its connections.
+        "loadgen_cores": loadgen.get("connection_cores", loadgen["cores"]),
         "loadgen_cores_allowed": loadgen["cores_allowed"],
         "first_problem": report.get("first_problem"),
     }

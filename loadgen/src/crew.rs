@@ -52,7 +52,7 @@ impl Crew {
         control: &Arc<Control>,
         io: Io,
     ) -> anyhow::Result<Crew> {
-        let threads = usize::from(common.threads);
+        let (threads, conns) = (usize::from(common.threads), plans.len());
         let mut shares: Vec<Vec<Plan>> = (0..threads).map(|_| Vec::new()).collect();
         for (i, plan) in plans.into_iter().enumerate() {
             shares[i % threads].push(plan);
@@ -69,7 +69,7 @@ impl Crew {
             let manner = Manner {
                 io,
                 pace: common.pace,
-                churn_per_second: traffic.churn / threads as f64,
+                churn_per_second: traffic.churn * share.len() as f64 / conns as f64,
                 warm_up: !traffic.no_warm_up,
             };
             let core = common.core.map(|core| usize::from(core) + i);
@@ -132,7 +132,7 @@ impl Crew {
                 bail!("only {total} of {goal} {what} after {grace} seconds without progress");
             }
             meanwhile(total)?;
-            std::thread::sleep(LOOK.min(Duration::from_millis(5)));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -199,8 +199,8 @@ impl Crew {
         }
     }
 
-    /// Waits until everything has arrived, or nothing arrives any more. Returns when the last
-    /// delivery was seen.
+    /// Waits until everything has arrived and every subscription stands, or nothing comes any more.
+    /// Returns when the last delivery was seen.
     pub(crate) fn wait_for_all(
         &mut self,
         control: &Control,
@@ -210,6 +210,7 @@ impl Crew {
     ) -> anyhow::Result<Instant> {
         let audience = self.audience(grace);
         let mut last = (self.total(|p| &p.delivered), Instant::now());
+        let mut owing = (0, last.1);
         // A subscription that comes or goes at this very moment is seen in one figure, and not yet
         // in another: only what is so twice is so.
         let mut was_over = false;
@@ -220,8 +221,13 @@ impl Crew {
                 last = (delivered, Instant::now());
                 bar.set_message(format!("{delivered} delivered"));
             }
-            let is_over = due == 0;
-            if is_over && was_over || last.1.elapsed().as_secs_f64() > grace {
+            let owed = self.total(|p| &p.owed);
+            if owed != owing.0 {
+                owing = (owed, Instant::now());
+            }
+            let is_over = due == 0 && owed == 0;
+            let silent = last.1.max(owing.1).elapsed().as_secs_f64();
+            if is_over && was_over || silent > grace {
                 return Ok(last.1);
             }
             was_over = is_over;
@@ -253,6 +259,7 @@ impl Crew {
             }
             all.first_problem = all.first_problem.or(found.first_problem);
             all.latency.add(&found.latency);
+            all.cores += found.cores;
         }
         Ok(all)
     }

@@ -1,6 +1,6 @@
 //! What is published, and when.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 
 use rand::Rng as _;
 use rand::SeedableRng as _;
@@ -74,10 +74,9 @@ impl Feed for ConstantFeed {
         let in_channel = &mut self.sent_to[channel as usize];
         let stamp = *in_channel * self.channels.len() as u64 + u64::from(channel);
         *in_channel += 1;
-        let mut text = String::with_capacity(self.size);
-        let _ = write!(text, "{{\"n\":{stamp},\"pad\":\"");
-        let pad = self.size.saturating_sub(text.len() + 2);
-        payload.extend_from_slice(text.as_bytes());
+        let begin = payload.len();
+        let _ = write!(payload, "{{\"n\":{stamp},\"pad\":\"");
+        let pad = self.size.saturating_sub(payload.len() - begin + 2);
         payload.extend(std::iter::repeat_n(b'x', pad));
         payload.extend_from_slice(b"\"}");
         let due_ns = match self.rate {

@@ -20,7 +20,9 @@ use crossbeam_channel::Receiver;
 use ringfeed_protocol::Lane;
 use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::handshake::ClientHandshake;
-use ringfeed_wire::{Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig};
+use ringfeed_wire::{
+    Event, Io, ShortSend, SocketId, SocketOwners, Wire, WireConfig, thread_cpu_split,
+};
 
 use crate::expect::{Cursor, Stream};
 use crate::payloads::Payloads;
@@ -48,9 +50,6 @@ const SOCKETS_SPARE: u32 = 1000;
 /// How long a connection may take to open.
 const OPEN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What connections here are on.
-const LANES: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
-
 /// What a fleet found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -61,6 +60,31 @@ pub(crate) struct Findings {
     /// What is no failure, and should be known.
     pub(crate) notes: Vec<String>,
     pub(crate) latency: Recorder,
+    /// Cores that its thread used since publishing began.
+    pub(crate) cores: f64,
+}
+
+/// What a thread has done since a moment.
+#[derive(Debug)]
+struct Effort {
+    since: Instant,
+    cpu_before: Duration,
+}
+
+impl Effort {
+    fn begin() -> Effort {
+        Effort { since: Instant::now(), cpu_before: thread_cpu_time() }
+    }
+
+    fn cores(&self) -> f64 {
+        let used = thread_cpu_time().saturating_sub(self.cpu_before);
+        used.as_secs_f64() / self.since.elapsed().as_secs_f64()
+    }
+}
+
+fn thread_cpu_time() -> Duration {
+    let (user, system) = thread_cpu_split();
+    user + system
 }
 
 /// Where a subscription is in its life.
@@ -224,6 +248,10 @@ impl Fleet {
         let payloads = plans.iter().any(nameless).then(Payloads::default);
         let place = |(name, place): (&String, u32)| (name.as_str().into(), place);
         let places = channels.iter().zip(0..).map(place).collect();
+        let churn = Churn::new(manner.churn_per_second);
+        let subscriptions: usize = plans.iter().map(|plan| plan.channels.len()).sum();
+        let owed = subscriptions as u64 + u64::from(!churn.is_over());
+        progress.owed.store(owed, Ordering::Relaxed);
         Ok(Fleet {
             wire,
             target,
@@ -247,7 +275,7 @@ impl Fleet {
             retired: 0,
             sends: Vec::new(),
             last_trim: Instant::now(),
-            churn: Churn::new(manner.churn_per_second),
+            churn,
             manner,
         })
     }
@@ -257,12 +285,16 @@ impl Fleet {
         let begun = Instant::now();
         let mut short = Vec::new();
         let mut bytes = Vec::new();
+        let mut effort = None;
         while self.control.phase() != Phase::Stop {
             while self.opening < self.manner.pace.max(1) && !self.queued.is_empty() {
                 self.open_next()?;
             }
             if !self.queued.is_empty() && begun.elapsed() > OPEN_PATIENCE * 10 {
                 bail!("not all connections could be opened");
+            }
+            if self.control.has_begun() {
+                effort.get_or_insert_with(Effort::begin);
             }
             self.come_and_go()?;
             let progressed = self.turn(&mut short, &mut bytes)?;
@@ -274,7 +306,8 @@ impl Fleet {
             }
         }
         self.take_coming();
-        let findings = self.findings();
+        let mut findings = self.findings();
+        findings.cores = effort.map_or(0.0, |effort| effort.cores());
         self.close_all(&mut short, &mut bytes)?;
         Ok(findings)
     }
@@ -300,7 +333,10 @@ impl Fleet {
             bail!("the kernel did not take a command whole");
         }
         short.clear();
-        let now_ns = self.control.now_ns();
+        // io_uring has received everything by now. What epoll says is there is read by `next_event`,
+        // and there may be more of it each time.
+        let mut now_ns = self.control.now_ns();
+        let is_read_later = self.manner.io == Io::Epoll;
         self.latency.count_from(self.control.counts_from_ns.load(Ordering::Relaxed));
         let mut any = false;
         loop {
@@ -315,6 +351,9 @@ impl Fleet {
                 Some(Event::Received(socket, received)) => {
                     bytes.clear();
                     bytes.extend_from_slice(received);
+                    if is_read_later {
+                        now_ns = self.control.now_ns();
+                    }
                     (socket, What::Received)
                 }
                 Some(Event::Closed(socket, error)) => (socket, What::Closed(error)),
@@ -373,7 +412,7 @@ impl Fleet {
         while let Ok(batch) = self.coming.try_recv() {
             for item in &batch.items {
                 let payload = batch.payload(item);
-                for lane in LANES {
+                for lane in Lane::ALL {
                     if let Some(stream) = &mut self.streams[stream_place(item.channel, lane)] {
                         stream.append(payload, item.intended_ns, item.counts);
                         if lane == Lane::RAW
@@ -408,7 +447,7 @@ impl Fleet {
         }
         for (place, (stream, least)) in self.streams.iter_mut().zip(least).enumerate() {
             let (Some(stream), Some(least)) = (stream, least) else { continue };
-            let channel = (place / LANES.len()) as u32;
+            let channel = (place / Lane::ALL.len()) as u32;
             let payloads = &mut self.payloads;
             stream.trim(least, keep_ns, |payload| {
                 if place == stream_place(channel, Lane::RAW)
@@ -420,7 +459,8 @@ impl Fleet {
         }
     }
 
-    fn findings(&self) -> Findings {
+    fn findings(&mut self) -> Findings {
+        let unanswered = self.find_unanswered();
         let (mut expected, mut lost) = (self.retired, self.tally.lost);
         for conn in self.conns.iter().filter(|conn| !conn.stalled) {
             let mut missing = 0;
@@ -442,12 +482,35 @@ impl Fleet {
                 expected,
                 delivered: self.progress.delivered.load(Ordering::Relaxed),
                 lost,
+                unanswered,
                 ..self.tally
             },
             closes: self.closes.list(),
             first_problem: self.first_problem.clone(),
             notes: self.wrapping.notes(),
             latency: self.latency.clone(),
+            cores: 0.0,
         }
+    }
+
+    /// Counts subscriptions that the server was asked for and that do not stand, where it has not
+    /// ended the connection.
+    fn find_unanswered(&mut self) -> u64 {
+        let mut unanswered = 0;
+        for at in 0..self.conns.len() {
+            let conn = &self.conns[at];
+            let what = match conn.state {
+                State::Connecting | State::Shaking(_) => "it was never open",
+                State::Open => "its subscription was never answered",
+                State::Closing | State::Gone => continue,
+            };
+            let asked = |s: &&Subscription| s.standing == Standing::Asked;
+            let count = conn.subscriptions.iter().filter(asked).count() as u64;
+            if count > 0 {
+                unanswered += count;
+                self.problem(|fleet| format!("connection {}: {what}", fleet.number(at)));
+            }
+        }
+        unanswered
     }
 }

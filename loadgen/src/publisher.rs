@@ -30,7 +30,7 @@ pub(crate) struct Published {
     pub(crate) seconds: f64,
     /// How far publishing fell behind its schedule at worst.
     pub(crate) late_max_ns: u64,
-    /// Why it was ended before the end of the feed.
+    /// Why it was ended before the end of the feed, or is not known to have come to its end.
     pub(crate) gave_up: Option<String>,
 }
 
@@ -167,8 +167,7 @@ impl Publisher {
                 let message_bytes = bytes / published.messages;
                 if !self.wait_for_readers(&published, &last, message_bytes) {
                     let seconds = self.audience.grace;
-                    let why =
-                        format!("publishing ended: nothing was delivered for {seconds} seconds");
+                    let why = format!("nothing was delivered for {seconds} seconds");
                     published.gave_up = Some(why);
                     break;
                 }
@@ -220,8 +219,9 @@ impl Publisher {
         }
     }
 
-    /// Ends the request and checks that everything was accepted.
-    pub(crate) fn finish(self) -> anyhow::Result<()> {
-        self.sink.finish(self.control.published.load(Ordering::Relaxed))
+    /// Ends the request and checks that everything was accepted. Returns why that is not known,
+    /// where the server does not say it.
+    pub(crate) fn finish(self) -> anyhow::Result<Option<String>> {
+        self.sink.finish(self.control.published.load(Ordering::Relaxed), &self.control)
     }
 }

@@ -114,7 +114,8 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
 
     let (common, tally) = (&run.common, findings.tally);
     let interrupted = run.control.is_interrupted() && !plot.live;
-    let (passed, verdict) = Report::judge(&tally, published.messages, planned);
+    let gave_up = published.gave_up.as_deref();
+    let (passed, verdict) = Report::judge(&tally, published.messages, planned, gave_up);
     let cpu = (after.cpu.0 - before.cpu.0, after.cpu.1 - before.cpu.1);
     Ok(Report {
         passed,
@@ -150,6 +151,7 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
             cpu_user_seconds: cpu.0.as_secs_f64(),
             cpu_system_seconds: cpu.1.as_secs_f64(),
             cores: (cpu.0 + cpu.1).as_secs_f64() / (after.at - before.at).as_secs_f64(),
+            connection_cores: findings.cores,
             cores_allowed: allowed_cores(common),
         },
         // Who watches a live feed stays when it ends: nothing is to be waited for.
@@ -167,7 +169,7 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
         stalled: plot.traffic.stalled.min(common.conns),
         io: run.io.to_string(),
         closes: findings.closes,
-        first_problem: findings.first_problem.or(published.gave_up),
+        first_problem: findings.first_problem,
         notes: findings.notes,
     })
 }
@@ -320,8 +322,9 @@ impl Run {
                 sleep_until_stopped(hold, &control);
             }
             let Some(mut publisher) = publisher else { return Ok(Published::default()) };
-            let published = publisher.run(&mut *feed, until_ns)?;
-            publisher.finish()?;
+            let mut published = publisher.run(&mut *feed, until_ns)?;
+            let unfinished = publisher.finish()?;
+            published.gave_up = published.gave_up.or(unfinished);
             Ok(published)
         };
         Ok(std::thread::Builder::new().name("publisher".into()).spawn(publish)?)

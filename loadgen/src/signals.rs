@@ -54,13 +54,14 @@ impl Control {
 
     /// What is measured begins, or has been published.
     pub(crate) fn set_publishing(&self, publishing: bool) {
-        self.begun.store(true, Ordering::Relaxed);
         self.publishing.store(publishing, Ordering::Relaxed);
+        // Behind it: who sees that it has begun, and then that nothing is published, is at the end.
+        self.begun.store(true, Ordering::Release);
     }
 
     /// Whether the run has begun: what goes wrong from here on is a finding, and ends nothing.
     pub(crate) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Somebody pressed Ctrl-C. Returns whether that was so before.
@@ -108,6 +109,9 @@ pub(crate) struct Progress {
     pub(crate) opened: AtomicU64,
     /// Subscriptions that are known to stand.
     pub(crate) standing: AtomicU64,
+    /// Subscriptions of connections that have not ended that are asked for, or will be, and do not
+    /// stand; and one more until it is over that they come and go.
+    pub(crate) owed: AtomicU64,
     pub(crate) delivered: AtomicU64,
     pub(crate) bytes: AtomicU64,
     channels: Vec<OfChannel>,
@@ -127,6 +131,7 @@ impl Progress {
         Progress {
             opened: AtomicU64::new(0),
             standing: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             channels: (0..channels).map(|_| OfChannel::default()).collect(),

@@ -3,8 +3,10 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use serde_json::Value;
 use support::foreign::{no_greeting, right, serve};
@@ -171,6 +173,64 @@ fn an_interrupted_run_says_so() {
         "{text}"
     );
     assert_eq!(output.status.code(), Some(i32::from(report["passed"] != true)), "{text}");
+}
+
+/// Answers to a request for figures with none, and to publications with nothing behind the head.
+fn take(mut stream: TcpStream, taken: &SyncSender<()>) {
+    let (mut request, mut bytes) = (Vec::new(), [0; 4096]);
+    let mut read_until = |stream: &mut TcpStream, end: &[u8]| {
+        while !request.ends_with(end) {
+            let count = stream.read(&mut bytes).unwrap();
+            assert!(count > 0);
+            request.extend_from_slice(&bytes[..count]);
+        }
+        request.starts_with(b"POST")
+    };
+    if read_until(&mut stream, b"\r\n\r\n") {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        read_until(&mut stream, b"\r\n0\r\n\r\n");
+        taken.send(()).unwrap();
+        let _ = stream.read(&mut [0]);
+    }
+}
+
+/// An HTTP API that takes publications and acknowledges none; says so when it has taken all.
+fn silent_api() -> (String, Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (taken, all) = sync_channel(1);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let taken = taken.clone();
+            std::thread::spawn(move || take(stream.unwrap(), &taken));
+        }
+    });
+    (address, all)
+}
+
+#[test]
+fn an_interrupt_ends_a_run_whose_server_acknowledges_nothing() {
+    let (api, all_taken) = silent_api();
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("report.json");
+    let child = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(["--quiet", "--url", &serve(right, no_greeting), "--api", &api])
+        .args(["--conns", "2", "--rate", "50", "--duration", "0.2", "--grace", "0.5", "--json"])
+        .arg(&json)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    all_taken.recv().unwrap();
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let verdict = report["verdict"].as_str().unwrap();
+    assert!(verdict.starts_with("INTERRUPTED: "), "{verdict}");
+    assert!(verdict.contains("acknowledged 0 of 10 publications and then nothing"), "{verdict}");
 }
 
 #[test]

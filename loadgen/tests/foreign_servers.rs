@@ -7,7 +7,7 @@ mod support;
 use std::process::Output;
 
 use serde_json::{Value, json};
-use support::foreign::{Fault, Greeting, WARM_UP, no_greeting, right, serve};
+use support::foreign::{Fault, Greeting, Habits, WARM_UP, no_greeting, right, serve, serve_with};
 use support::loadgen;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::Frame;
@@ -49,9 +49,16 @@ fn words(output: &Output) -> String {
 /// Exit status, and all figures that are not 0 of those that must be.
 fn found(output: &Output, report: &Value) -> (Option<i32>, Value) {
     let mut found = json!({});
-    for key in
-        ["lost", "duplicated", "reordered", "corrupted", "unexpected", "false_gaps", "disconnected"]
-    {
+    for key in [
+        "lost",
+        "duplicated",
+        "reordered",
+        "corrupted",
+        "unexpected",
+        "false_gaps",
+        "disconnected",
+        "unanswered",
+    ] {
         if report[key].as_u64() != Some(0) {
             found[key] = report[key].clone();
         }
@@ -278,7 +285,16 @@ fn gaps_are_believed_only_where_they_are_true() {
 
 #[test]
 fn what_ringfeed_must_not_send_is_reported_and_ends_nothing() {
-    let cases: [(Fault, Value); 4] = [
+    let cases: [(Fault, Value); 5] = [
+        (
+            |_, n, c, t| match n {
+                20 => {
+                    vec![text(t), text(&json!({"type": "unsubscribed", "channel": c}).to_string())]
+                }
+                _ => vec![text(t)],
+            },
+            json!({"unexpected": 4}),
+        ),
         (
             |_, n, _, t| match n {
                 20 => vec![text(t), text(&t.replace("bench.c", "bench.d"))],
@@ -384,4 +400,60 @@ fn churn_leaves_alone_what_comes_or_goes_already() {
     for key in ["replaced", "resubscribed"] {
         assert!(report[key].as_u64().unwrap() > 5, "{key}: {report}");
     }
+}
+
+/// All at once, so that most of it is under way when publishing ends: only then are answers to it
+/// still to come.
+#[test]
+fn what_is_published_last_reaches_a_server_that_answers() {
+    let work = "--conns 4 --channels 2 --interest blocks --rate 400 --burst 200 --duration 0.5 \
+                --size 20000";
+    let work: Vec<&str> = work.split_whitespace().collect();
+    let (output, report) = loadgen(&serve(right, no_greeting), &[&LINES[..], &work].concat());
+    assert_eq!(found(&output, &report), (Some(0), json!({})), "{}", words(&output));
+    assert_eq!(report["delivered"], EXPECTED);
+}
+
+#[test]
+fn renewed_subscriptions_that_are_not_answered_are_failures() {
+    let habits = Habits { renews: false, ..Habits::good() };
+    let churn = ["--churn", "50"];
+    let (output, report) = loadgen(&serve_with(habits), &[&RINGFEED[..], &WORK, &churn].concat());
+    let (code, found) = found(&output, &report);
+    assert_eq!(code, Some(1), "{}", words(&output));
+    assert_eq!(found, json!({"unanswered": report["unanswered"]}), "{}", words(&output));
+    assert!(words(&output).contains("its subscription was never answered"), "{}", words(&output));
+}
+
+#[test]
+fn replaced_connections_that_never_open_are_failures() {
+    // One more publishes.
+    let habits = Habits { connections_max: 5, ..Habits::good() };
+    let churn = ["--churn", "50"];
+    let (output, report) = loadgen(&serve_with(habits), &[&RINGFEED[..], &WORK, &churn].concat());
+    let (code, found) = found(&output, &report);
+    assert_eq!(code, Some(1), "{}", words(&output));
+    assert_eq!(found, json!({"unanswered": report["unanswered"]}), "{}", words(&output));
+    assert!(words(&output).contains("it was never open"), "{}", words(&output));
+}
+
+#[test]
+fn a_run_that_gives_up_publishing_has_failed() {
+    let habits = Habits { withholds_from: 3, ..Habits::good() };
+    let work = "--conns 2 --rate 0 --duration 600 --size 20000 --grace 1";
+    let work: Vec<&str> = work.split(' ').collect();
+    let (output, report) = loadgen(&serve_with(habits), &[&LINES[..], &work].concat());
+    assert_eq!(found(&output, &report), (Some(1), json!({})), "{}", words(&output));
+    assert_eq!(report["passed"], false);
+    let verdict = report["verdict"].as_str().unwrap();
+    assert!(verdict.contains("nothing was delivered for 1 seconds"), "{verdict}");
+}
+
+#[test]
+fn churn_goes_on_where_threads_have_no_connections() {
+    let work = "--conns 2 --threads 4 --rate 200 --duration 1 --churn 100";
+    let work: Vec<&str> = work.split(' ').chain(RINGFEED).collect();
+    let (output, report) = loadgen(&serve(right, no_greeting), &work);
+    assert_eq!(found(&output, &report), (Some(0), json!({})), "{}", words(&output));
+    assert!(report["replaced"].as_u64().unwrap() > 5, "{report}");
 }

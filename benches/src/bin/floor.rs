@@ -1,7 +1,8 @@
 //! The floor: the same prebuilt bytes to the same number of sockets, batched, and nothing else.
 //!
 //! No WebSocket handshake, no commands, no logs, no shards: what is left is what the kernel takes for
-//! the sends. The sockets are drained by a second thread, as the load generator does it.
+//! the sends. The sockets are drained by a second thread, as the load generator does it; the clock
+//! stops when it has read everything, as there.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -37,9 +38,12 @@ struct Args {
     /// Messages sent at once; the rate stays.
     #[arg(long, default_value_t = 1)]
     burst: u32,
-    /// Bytes of payload in each message; the frame around it is the engine's.
+    /// Bytes of payload in each message; the frame around it is the engine's in that dialect.
     #[arg(long, default_value_t = 128)]
     size: usize,
+    /// What each message is framed as: what the servers beside it send.
+    #[arg(long, value_enum, default_value = "ringfeed")]
+    dialect: DialectArg,
     /// Seconds of sending.
     #[arg(long, default_value_t = 5.0)]
     duration: f64,
@@ -56,6 +60,22 @@ enum IoArg {
     #[value(name = "io_uring")]
     IoUring,
     Epoll,
+}
+
+/// As the load generator has it, and with its default.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DialectArg {
+    Ringfeed,
+    Raw,
+}
+
+impl DialectArg {
+    fn lane(self) -> Lane {
+        match self {
+            DialectArg::Ringfeed => Lane::RINGFEED,
+            DialectArg::Raw => Lane::RAW,
+        }
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -87,7 +107,7 @@ fn main() -> anyhow::Result<()> {
     }
     wire.submit(&mut Vec::new())?;
 
-    let frame = frame(args.size);
+    let frame = frame(args.dialect.lane(), args.size);
     let mut sender = Sender {
         wire,
         sockets,
@@ -101,11 +121,15 @@ fn main() -> anyhow::Result<()> {
         0 => sender.saturate(args.duration)?,
         rate => sender.pace(rate, args.burst, args.duration)?,
     };
-    let seconds = began.elapsed().as_secs_f64();
     let after = thread_cpu_split();
+    // What the sockets hold is sent, and not delivered.
     while drained.load(Ordering::Relaxed) < sent {
+        if drain.is_finished() {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
+    let seconds = began.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     match drain.join() {
         Ok(ended) => ended?,
@@ -139,12 +163,12 @@ fn pin(core: Option<usize>) -> anyhow::Result<()> {
 }
 
 /// One message as a subscriber of the engine gets it.
-fn frame(size: usize) -> Vec<u8> {
+fn frame(lane: Lane, size: usize) -> Vec<u8> {
     let payload = format!("{{\"pad\":\"{}\"}}", "x".repeat(size.saturating_sub(10)));
     let publication =
         Publication { offset: 1000, kind: PayloadKind::Json, bytes: payload.as_bytes() };
     let mut frame = Vec::new();
-    Lane::RINGFEED.write_publication(&mut frame, "bench.c0", &publication);
+    lane.write_publication(&mut frame, "bench.c0", &publication);
     frame
 }
 
@@ -282,5 +306,16 @@ impl Sender {
             }
         }
         Ok(sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_as_long_as_those_of_the_servers_beside_it() {
+        assert_eq!(frame(Lane::RAW, 128).len(), 128 + 4);
+        assert!(frame(Lane::RINGFEED, 128).len() > 128 + 4);
     }
 }

@@ -14,13 +14,19 @@ use super::{Fleet, Standing, State, Stream, Subscription, stream_place};
 pub(super) struct Churn {
     per_second: f64,
     began: Option<Instant>,
+    is_over: bool,
     done: u64,
     random: SmallRng,
 }
 
 impl Churn {
     pub(super) fn new(per_second: f64) -> Churn {
-        Churn { per_second, began: None, done: 0, random: SmallRng::from_os_rng() }
+        let random = SmallRng::from_os_rng();
+        Churn { per_second, began: None, is_over: per_second <= 0.0, done: 0, random }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
     }
 }
 
@@ -28,7 +34,12 @@ impl Fleet {
     /// Replaces connections and subscriptions at the rate that was asked for, while it is
     /// published.
     pub(super) fn come_and_go(&mut self) -> anyhow::Result<()> {
-        if self.churn.per_second <= 0.0 || !self.control.is_publishing() {
+        let has_begun = self.control.has_begun();
+        if self.churn.is_over || !self.control.is_publishing() {
+            if has_begun && !self.churn.is_over {
+                self.churn.is_over = true;
+                self.progress.owed.fetch_sub(1, Ordering::Relaxed);
+            }
             return Ok(());
         }
         let began = *self.churn.began.get_or_insert_with(Instant::now);
@@ -88,5 +99,6 @@ impl Fleet {
         self.retired += subscription.cursor.next().saturating_sub(from);
         *subscription = Subscription::new(subscription.channel);
         self.progress.standing.fetch_sub(1, Ordering::Relaxed);
+        self.progress.owed.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -85,13 +85,19 @@ impl Fleet {
         code: Option<u16>,
         reason: &str,
     ) -> anyhow::Result<()> {
+        if matches!(self.conns[at].state, State::Closing | State::Gone) {
+            // Counted already: what came behind its close frame was torn.
+            self.conns[at].state = State::Gone;
+            return Ok(());
+        }
         let close = Close { code, reason: reason.to_owned(), count: 1 };
         let number = self.number(at);
         let conn = &self.conns[at];
-        let asked = conn.subscriptions.iter().any(|s| s.standing == Standing::Asked);
-        if asked && !self.control.has_begun() {
+        let asked = conn.subscriptions.iter().filter(|s| s.standing == Standing::Asked).count();
+        if asked > 0 && !self.control.has_begun() {
             bail!("connection {number} was closed while it subscribed: {}", close.why());
         }
+        self.progress.owed.fetch_sub(asked as u64, Ordering::Relaxed);
         for place in 0..conn.subscriptions.len() {
             self.leave(at, place);
         }

@@ -127,6 +127,7 @@ impl Fleet {
     /// Counts a subscription that stands.
     fn stands(&mut self, at: usize, place: usize) {
         self.progress.standing.fetch_add(1, Ordering::Relaxed);
+        self.progress.owed.fetch_sub(1, Ordering::Relaxed);
         let behind = self.behind(at, place);
         let conn = &self.conns[at];
         if conn.stalled {

@@ -5,7 +5,7 @@ use ringfeed_protocol::frame::Opcode;
 use serde_json::Value;
 
 use super::opening::subscribe_command;
-use super::{Fleet, stream_place};
+use super::{Fleet, Standing, stream_place};
 use crate::plans::Speech;
 use crate::report::shown;
 
@@ -41,7 +41,7 @@ impl Fleet {
         let receives = place.filter(|&place| self.conns[at].subscriptions[place].receives());
         match (event["type"].as_str(), place, receives) {
             (Some("subscribed"), Some(place), None) => self.subscribed(at, place, &event)?,
-            (Some("unsubscribed"), Some(place), Some(_)) => {
+            (Some("unsubscribed"), Some(place), _) if self.is_ending(at, place) => {
                 self.retire(at, place);
                 self.tally.resubscribed += 1;
                 self.tell(at, Opcode::Text, subscribe_command(channel).as_bytes());
@@ -59,6 +59,10 @@ impl Fleet {
             _ => self.unexpected(at, "this was not expected", payload),
         }
         Ok(())
+    }
+
+    fn is_ending(&self, at: usize, place: usize) -> bool {
+        self.conns[at].subscriptions[place].standing == Standing::Ending
     }
 
     fn subscribed(&mut self, at: usize, place: usize, event: &Value) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! Where messages go: a long request of the HTTP API, or a connection to a WebSocket or TCP server.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::handshake::ClientHandshake;
 use ringfeed_protocol::{Connection, Incoming, Role};
 
-use crate::signals::Batch;
+use crate::signals::{Batch, Control};
 use crate::target::{Target, parse};
 use crate::templates::{Templates, fill};
 
@@ -27,8 +27,8 @@ pub(super) enum Sink {
     /// Publish commands over a WebSocket.
     Ws { stream: TcpStream, errors: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
     /// What the command line says, in WebSocket frames or as it is. What the server answers is read
-    /// and not looked at.
-    Templates { stream: TcpStream, framed: bool, templates: Templates, reader: JoinHandle<()> },
+    /// to its end by a thread, and not looked at.
+    Templates { stream: TcpStream, framed: bool, templates: Templates },
 }
 
 /// What the server has said so far.
@@ -65,13 +65,22 @@ impl Acks {
         reader: &JoinHandle<anyhow::Result<()>>,
     ) -> anyhow::Result<()> {
         if written.is_err() {
-            let deadline = Instant::now() + LAST_WORDS;
-            while !reader.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            self.hear_out(reader, || LAST_WORDS);
             self.check()?;
         }
         written
+    }
+
+    /// Waits until the server has said all, or has said nothing for too long.
+    fn hear_out(&self, reader: &JoinHandle<anyhow::Result<()>>, patience: impl Fn() -> Duration) {
+        let mut heard = (0, Instant::now());
+        while !reader.is_finished() && heard.1.elapsed() < patience() {
+            let said = self.accepted.load(Ordering::Relaxed) + self.refused.load(Ordering::Relaxed);
+            if said != heard.0 {
+                heard = (said, Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -111,7 +120,7 @@ impl Sink {
                 let written = stream.write_all(&buffer);
                 errors.explain(written.context("publishing over a WebSocket"), reader)
             }
-            Sink::Templates { stream, framed, templates, .. } => {
+            Sink::Templates { stream, framed, templates } => {
                 for item in &batch.items {
                     let channel = &channels[item.channel as usize];
                     let text = templates.publishing(channel, batch.payload(item))?;
@@ -126,31 +135,48 @@ impl Sink {
         }
     }
 
-    /// Ends the request and checks that everything was accepted.
-    pub(super) fn finish(self, published: u64) -> anyhow::Result<()> {
+    /// Ends the request and checks that everything was accepted. Returns why that is not known,
+    /// where the server does not say it.
+    ///
+    /// Of a WebSocket only our half is ended, and what the server says is read on: the kernel
+    /// answers what comes to a closed half with a reset, and forgets what was not sent yet.
+    pub(super) fn finish(
+        self,
+        published: u64,
+        control: &Control,
+    ) -> anyhow::Result<Option<String>> {
+        let patience = || if control.stopped() { LAST_WORDS } else { PATIENCE };
         match self {
             Sink::Api { mut stream, acks, reader } => {
                 stream.write_all(b"0\r\n\r\n").context("ending the ingest request")?;
+                acks.hear_out(&reader, patience);
+                let is_all = reader.is_finished();
+                acks.check()?;
+                let accepted = acks.accepted.load(Ordering::Relaxed);
+                let told =
+                    format!("the server acknowledged {accepted} of {published} publications");
+                if !is_all {
+                    return Ok(Some(format!("{told} and then nothing more")));
+                }
                 match reader.join() {
                     Ok(result) => result?,
                     Err(_) => bail!("the thread that reads acknowledgements panicked"),
                 }
-                acks.check()?;
-                let accepted = acks.accepted.load(Ordering::Relaxed);
                 if accepted != published {
-                    bail!("the server acknowledged {accepted} of {published} publications");
+                    bail!("{told}");
                 }
-                Ok(())
+                Ok(None)
             }
             Sink::Ws { stream, errors, reader } => {
-                stream.shutdown(std::net::Shutdown::Both)?;
-                let _ = reader.join();
-                errors.check()
+                stream.shutdown(Shutdown::Write)?;
+                errors.hear_out(&reader, patience);
+                errors.check()?;
+                Ok(None)
             }
-            Sink::Templates { stream, reader, .. } => {
-                stream.shutdown(std::net::Shutdown::Both)?;
-                let _ = reader.join();
-                Ok(())
+            // Nothing that it says is of interest, and not every server ends its half.
+            Sink::Templates { stream, .. } => {
+                stream.shutdown(Shutdown::Write)?;
+                Ok(None)
             }
         }
     }
@@ -201,11 +227,11 @@ impl Sink {
             stream.write_all(&text)?;
         }
         let mut input = stream.try_clone()?;
-        let reader = std::thread::spawn(move || {
+        std::thread::spawn(move || {
             let mut bytes = vec![0; 1 << 16];
             while input.read(&mut bytes).is_ok_and(|count| count > 0) {}
         });
-        Ok(Sink::Templates { stream, framed, templates, reader })
+        Ok(Sink::Templates { stream, framed, templates })
     }
 
     pub(super) fn ws(target: &Target) -> anyhow::Result<Sink> {

@@ -33,13 +33,21 @@ impl Report {
                 tally.replaced, tally.resubscribed
             );
         }
+        if tally.unanswered > 0 {
+            let _ = writeln!(
+                out,
+                "unanswered {}: subscriptions that were asked for anew and did not stand",
+                tally.unanswered
+            );
+        }
         let _ = writeln!(
             out,
-            "loadgen    {:.2} s user, {:.2} s system: {:.2} of {} cores, over {}; closed in \
-             {:.2} s",
+            "loadgen    {:.2} s user, {:.2} s system: {:.2} cores, connections {:.2} of {}, over {}; \
+             closed in {:.2} s",
             loadgen.cpu_user_seconds,
             loadgen.cpu_system_seconds,
             loadgen.cores,
+            loadgen.connection_cores,
             loadgen.cores_allowed,
             self.io,
             self.closing_seconds
@@ -154,9 +162,9 @@ impl Report {
         if loadgen.is_limit() {
             let _ = writeln!(
                 out,
-                "warning: loadgen used {:.2} of {} cores and is probably the limit; give it more \
-                 --threads or a machine of its own",
-                loadgen.cores, loadgen.cores_allowed
+                "warning: loadgen's connections used {:.2} of {} cores and are probably the limit; \
+                 give it more --threads or a machine of its own",
+                loadgen.connection_cores, loadgen.cores_allowed
             );
         }
         if self.publisher_late_max_us > 100_000.0 {

@@ -32,10 +32,38 @@ pub fn no_greeting(_: &str) -> Vec<Message> {
     Vec::new()
 }
 
+/// What a server is like.
+#[derive(Clone, Copy)]
+pub struct Habits {
+    pub fault: Fault,
+    pub greeting: Greeting,
+    /// The first message of each subscriber that is sent only once a connection has ended.
+    pub withholds_from: u64,
+    /// Whether it answers who subscribes anew to what it was subscribed to.
+    pub renews: bool,
+    /// Who comes later is accepted and gets no answer to the handshake.
+    pub connections_max: u64,
+}
+
+impl Habits {
+    pub fn good() -> Habits {
+        Habits {
+            fault: right,
+            greeting: no_greeting,
+            withholds_from: u64::MAX,
+            renews: true,
+            connections_max: u64::MAX,
+        }
+    }
+}
+
 struct Subscriber {
     number: u64,
     out: WebSocket<TcpStream>,
     channels: Vec<String>,
+    /// All that it was ever subscribed to.
+    known: Vec<String>,
+    withheld: Vec<Message>,
     /// Whether messages say channel and offset.
     named: bool,
     /// Messages that are not warm-up so far.
@@ -61,13 +89,17 @@ impl Shared {
 
 /// Starts a server on a free port; returns its URL. It lives as long as the test.
 pub fn serve(fault: Fault, greeting: Greeting) -> String {
+    serve_with(Habits { fault, greeting, ..Habits::good() })
+}
+
+pub fn serve_with(habits: Habits) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/ws", listener.local_addr().unwrap());
     let shared = Shared(Arc::default());
     std::thread::spawn(move || {
         for (number, stream) in (0..).zip(listener.incoming()) {
             let shared = shared.clone();
-            let connection = Connection { number, shared, fault, greeting };
+            let connection = Connection { number, shared, habits };
             std::thread::spawn(move || connection.serve(stream.unwrap()));
         }
     });
@@ -77,14 +109,17 @@ pub fn serve(fault: Fault, greeting: Greeting) -> String {
 struct Connection {
     number: u64,
     shared: Shared,
-    fault: Fault,
-    greeting: Greeting,
+    habits: Habits,
 }
 
 impl Connection {
     #[allow(clippy::result_large_err)] // tungstenite's callback
-    fn serve(self, stream: TcpStream) {
+    fn serve(self, mut stream: TcpStream) {
         stream.set_nodelay(true).unwrap();
+        if self.number >= self.habits.connections_max {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            return;
+        }
         let writing = stream.try_clone().unwrap();
         let mut named = false;
         let look = |request: &Request, response: Response| {
@@ -96,6 +131,8 @@ impl Connection {
             number: self.number,
             out: WebSocket::from_raw_socket(writing, Role::Server, None),
             channels: Vec::new(),
+            known: Vec::new(),
+            withheld: Vec::new(),
             named,
             got: 0,
             ending: Vec::new(),
@@ -107,11 +144,25 @@ impl Connection {
                 Some(("PUB", rest)) => {
                     let (channel, payload) = rest.split_once(' ').unwrap();
                     self.publish(channel, payload);
+                    self.acknowledge();
                 }
                 _ => self.command(&text),
             }
         }
-        self.shared.state().subscribers.retain(|s| s.number != self.number);
+        let mut state = self.shared.state();
+        state.subscribers.retain(|s| s.number != self.number);
+        for subscriber in &mut state.subscribers {
+            for message in subscriber.withheld.drain(..) {
+                let _ = subscriber.out.send(message);
+            }
+        }
+    }
+
+    /// As servers do that are asked for it by what a publication looks like.
+    fn acknowledge(&self) {
+        let mut state = self.shared.state();
+        let own = state.subscribers.iter_mut().find(|s| s.number == self.number).unwrap();
+        let _ = own.out.send(Message::text("OK"));
     }
 
     fn command(&self, text: &str) {
@@ -144,6 +195,10 @@ impl Connection {
         let mut state = self.shared.state();
         let offset = state.offsets.get(channel).copied().unwrap_or(0);
         let own = state.subscribers.iter_mut().find(|s| s.number == self.number).unwrap();
+        if own.known.iter().any(|known| known == channel) && !self.habits.renews {
+            return;
+        }
+        own.known.push(channel.to_owned());
         own.channels.push(channel.to_owned());
         if let Some(id) = id {
             let answer = json!({
@@ -152,7 +207,7 @@ impl Connection {
             });
             let _ = own.out.send(Message::text(answer.to_string()));
         }
-        for message in (self.greeting)(channel) {
+        for message in (self.habits.greeting)(channel) {
             let _ = own.out.send(message);
         }
     }
@@ -171,7 +226,11 @@ impl Connection {
             let right = if subscriber.named { &text } else { payload };
             let number = if warm_up { WARM_UP } else { subscriber.got };
             subscriber.got += u64::from(!warm_up);
-            let messages = (self.fault)(subscriber.number, number, channel, right);
+            let messages = (self.habits.fault)(subscriber.number, number, channel, right);
+            if !warm_up && number >= self.habits.withholds_from {
+                subscriber.withheld.extend(messages);
+                continue;
+            }
             for message in messages {
                 let _ = subscriber.out.send(message);
             }
