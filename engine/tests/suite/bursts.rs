@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 use serde_json::{Value, json};
 use tungstenite::Message;
 
+use super::common::hostile::{Seen, closes};
 use super::common::{Client, TestServer, wait_until};
-use super::hostile_clients::{Seen, closes};
 
 const CHANNELS: [&str; 4] = ["b0", "b1", "b2", "b3"];
 

@@ -1,6 +1,8 @@
 //! A server of its own for each test, and clients for it.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part of it
 
+pub mod hostile;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use tungstenite::Message;
 
+use super::common::hostile::*;
 use super::common::{Client, TestServer, wait_until};
-use super::hostile_clients::*;
 
 /// Old publications are missed soon; nothing else is timed.
 const IMPATIENT: &str = r#"

@@ -1,7 +1,7 @@
 //! A reader that stalls costs nobody else anything, meets its policy and is told what it missed.
 
+use super::common::hostile::{SMALL_SOCKETS, assert_asleep, narrow_client, read_to};
 use super::common::{Client, TestServer};
-use super::hostile_clients::{SMALL_SOCKETS, assert_asleep, narrow_client, read_to};
 use serde_json::{Value, json};
 
 const WINDOW: &str = r#"

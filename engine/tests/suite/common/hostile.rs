@@ -2,13 +2,12 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
 
 use serde_json::{Value, json};
 use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
-use super::common::{Client, PATIENCE, TestServer, http, wait_until};
+use super::{Client, PATIENCE, TestServer, http, wait_until};
 
 /// Channels `kept.*` keep everything; anybody may publish everywhere.
 pub(crate) const CHANNELS: &str = r#"
@@ -95,12 +94,10 @@ pub(crate) fn closes(server: &TestServer, reason: &str) -> u64 {
 
 /// Waits until so many connections were ended for a reason.
 pub(crate) fn wait_closes(server: &TestServer, reason: &str, count: u64) {
-    let deadline = Instant::now() + PATIENCE;
-    while closes(server, reason) != count {
-        let stats = server.get("/api/stats");
-        assert!(Instant::now() < deadline, "not {count} {reason}: {}", stats["closes"]);
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let closes = || server.get("/api/stats")["closes"].clone();
+    wait_until(&format!("closes (to be {count} {reason})"), closes, |closes| {
+        closes[reason] == count
+    });
 }
 
 /// Turns of a shard that has nothing to do are those of its ticks, 10 a second, and some that a tick causes.
