@@ -470,6 +470,7 @@ def subscribed_readers(server, count, channels, raw, publications):
                 client.subscribe(name)
     server.wait(lambda t: t["subscriptions"] == count * channels)
     expected = {name: len(range(c, publications, channels)) for c, name in enumerate(names)}
+    server.clients = clients  # who is let go when its thread ends is closed before anybody looks
     return readers(clients, expected, raw)
 
 
