@@ -12,50 +12,59 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benches" / "peers"))
+
+import network
+import servers
+
 BIN = ROOT / "target" / "release"
-PORT = 9880
 
 
 class Engine:
+    """On free ports; ended on leaving, and with this process."""
+
     def __init__(self, *flags):
-        self.process = subprocess.Popen(
-            ["taskset", "-c", str(ARGS.server_core), BIN / "ringfeed", "serve", "--config", ROOT / "config" / "bench.toml",
-             "--port", str(PORT), "--set", f"api.listen=127.0.0.1:{PORT + 1}", "--set", "server.pin=false", *flags],
-            stderr=subprocess.DEVNULL)
-        for _ in range(100):
-            try:
-                self.stats()
-                return
-            except OSError:
-                time.sleep(0.05)
-        sys.exit("the engine does not answer")
-
-    def stats(self):
-        request = urllib.request.Request(f"http://127.0.0.1:{PORT + 1}/api/stats", headers={"Authorization": "Bearer bench"})
-        return json.load(urllib.request.urlopen(request, timeout=5))
-
-    def loadgen(self, *flags):
-        """The report as JSON and as text."""
-        with tempfile.TemporaryDirectory() as directory:
-            report = Path(directory, "report.json")
-            done = subprocess.run(
-                ["taskset", "-c", str(ARGS.loadgen_core), BIN / "loadgen", "--quiet", "--url", f"ws://127.0.0.1:{PORT}/ws",
-                 "--json", report, *flags], capture_output=True, text=True)
-            if not report.exists():
-                sys.exit(f"loadgen: {done.stderr}")
-            return json.loads(report.read_text()), done.stdout
+        self.flags = flags
 
     def __enter__(self):
+        self.directory = tempfile.TemporaryDirectory()
+        place = self.place = servers.Place(
+            self.directory.name, network.opened("loopback", ARGS.server_core, [ARGS.loadgen_core]), ARGS.server_core)
+        place.spawn(
+            [BIN / "ringfeed", "serve", "--config", ROOT / "config" / "bench.toml", "--port", place.port,
+             "--set", f"api.listen=127.0.0.1:{place.port + 1}", "--set", "server.pin=false", *self.flags])
+        try:
+            place.wait(place.port, place.port + 1)
+        except servers.Failed as error:
+            self.__exit__()
+            sys.exit(f"the engine {error}")
         return self
 
     def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait()
+        servers.stop(self.place.process)
+        self.directory.cleanup()
+
+    def loadgen(self, *flags):
+        """The report as JSON and as text."""
+        report = Path(self.directory.name, "report.json")
+        done = subprocess.run(
+            ["taskset", "-c", str(ARGS.loadgen_core), BIN / "loadgen", "--quiet", "--url",
+             f"ws://127.0.0.1:{self.place.port}/ws", "--json", report, *flags], capture_output=True, text=True)
+        # Had its ports been somebody else's, it would have ended.
+        if (status := self.place.process.poll()) is not None:
+            sys.exit(f"the engine ended with {status}{self.place.last_words()}")
+        # 1: something was lost, which the report says.
+        if done.returncode not in (0, 1):
+            sys.exit(f"loadgen: {done.stderr}")
+        return json.loads(report.read_text()), done.stdout
+
+
+def verdict(report):
+    """Nothing, or what was wrong with the run."""
+    return "" if report["passed"] else f" **{report['verdict']}**"
 
 
 def hundred_thousand():
@@ -98,8 +107,7 @@ def connections_and_shards():
                     "--conns", str(connections), "--rate", str(rate), "--duration", str(max(4, 6 // rate)))
             cost = report["server"]["cpu_user_ns_per_delivery"] + report["server"]["cpu_system_ns_per_delivery"]
             base = base or cost
-            lost = report["lost"] + report["duplicated"] + report["reordered"]
-            cells.append(f"{cost:,.0f} ({cost / base:.2f}){'' if lost == 0 else f' LOST {lost}'}")
+            cells.append(f"{cost:,.0f} ({cost / base:.2f}){verdict(report)}")
             print(connections, shards, cells[-1], flush=True)
         lines.append(f"| {connections:,} | " + " | ".join(cells) + " |")
     return lines + [""]
@@ -123,8 +131,11 @@ def stalled():
         "| | alone | beside 10,000 stalled |", "|---|--:|--:|",
         f"| p50 | {calm['latency_us']['p50'] / 1000:.2f} ms | {report['latency_us']['p50'] / 1000:.2f} ms |",
         f"| p99 | {before:.2f} ms | {after:.2f} ms ({after / before:.2f} x; bar 1.5 x) |",
-        f"| lost by those who read | {calm['lost']} | {report['lost']} |",
+        f"| lost by those who read | {calm['lost']}{verdict(calm)} | {report['lost']}{verdict(report)} |",
         f"| engine's resident memory grew by | | {grown:.1f} MiB (bar 100 MiB) |", ""]
+
+
+PARTS = (hundred_thousand, connections_and_shards, stalled)
 
 
 def main():
@@ -132,7 +143,7 @@ def main():
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--loadgen-core", type=int, default=1)
     parser.add_argument("--shards", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8])
-    parser.add_argument("--only", help="only this part: hundred_thousand, connections_and_shards or stalled")
+    parser.add_argument("--only", choices=[part.__name__ for part in PARTS], help="only this part")
     parser.add_argument("--stall-seconds", type=int, default=60)
     parser.add_argument("--machine", default=platform.node(), help="name of this machine in the result's file name")
     global ARGS
@@ -145,7 +156,7 @@ def main():
         f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}; ringfeed {commit}. Engine on core {ARGS.server_core}, loadgen on "
         f"core {ARGS.loadgen_core}. Command: `benches/proof.py`", "",
     ]
-    for part in (hundred_thousand, connections_and_shards, stalled):
+    for part in PARTS:
         if ARGS.only in (None, part.__name__):
             lines += part()
     out = ROOT / "benches" / "results" / f"{today}-{ARGS.machine}-proof.md"

@@ -69,13 +69,16 @@ class Server:
         self.log_path = f"/tmp/attack-{os.getpid()}.log"
         self.log = open(self.log_path, "w")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        found = []
         for _ in range(200):
             time.sleep(0.05)
             text = open(self.log_path).read()
             found = re.findall(r"127\.0\.0\.1:(\d+)", text)
             if len(found) >= 2:
                 break
+        else:
+            self.process.kill()
+            self.process.wait()
+            sys.exit(f"the server does not say where it listens:\n{open(self.log_path).read()}")
         self.public, self.internal = int(found[0]), int(found[1])
         for _ in range(200):
             try:
@@ -101,6 +104,15 @@ class Server:
 
     def totals(self):
         return self.stats()["totals"]
+
+    def closes(self):
+        """How many connections were ended, by reason and close code."""
+        found = {}
+        metrics = self.request("GET", "/metrics")[1].decode()
+        for labels, count in re.findall(r"^ringfeed_closes_total{(.*)} ([1-9]\d*)(?:\.0)?$", metrics, re.MULTILINE):
+            name = " ".join(re.findall(r'(?:reason|code)="(\w+)"', labels))
+            found[name] = found.get(name, 0) + int(count)
+        return found
 
     def publish(self, channel, data):
         status, body = self.request("POST", "/api/publish", json.dumps({"channel": channel, "data": data}))
@@ -132,18 +144,17 @@ class Server:
         return None
 
     def stop(self):
-        alive = self.process.poll() is None
-        check(alive, f"the server stands ({self.process.poll()})")
-        if not alive:
+        died = self.process.poll()
+        self.process.terminate()
+        try:
+            code = self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            code = "not within 30 s"
+            self.process.kill()
+            self.process.wait()
+        check(died is None and code == 0, f"the server stands ({died}) and ends with 0 when told to ({code})")
+        if died is not None:
             say(open(self.log_path).read()[-1500:])
-        if alive:
-            self.process.terminate()
-            try:
-                code = self.process.wait(30)
-                check(code == 0, f"it ends with 0 ({code})")
-            except subprocess.TimeoutExpired:
-                check(False, "it ends when told to")
-                self.process.kill()
 
 
 @contextlib.contextmanager
@@ -177,18 +188,30 @@ def clean(server, seconds=20):
 
 # -- clients ------------------------------------------------------------------------------------
 
-def text_frame(data, opcode=1, fin=True, masked=True):
+def text_frame(data, opcode=1, fin=True):
     if isinstance(data, str):
         data = data.encode()
     head = bytes([opcode | (0x80 if fin else 0)])
-    bit = 0x80
     if len(data) < 126:
-        head += bytes([bit | len(data)])
+        head += bytes([0x80 | len(data)])
     elif len(data) < 65536:
-        head += bytes([bit | 126]) + struct.pack(">H", len(data))
+        head += bytes([0x80 | 126]) + struct.pack(">H", len(data))
     else:
-        head += bytes([bit | 127]) + struct.pack(">Q", len(data))
+        head += bytes([0x80 | 127]) + struct.pack(">Q", len(data))
     return head + b"\0\0\0\0" + data  # a mask of zeros: allowed, and cheap
+
+
+def whole_frame(buffer, at):
+    """Opcode, where the payload begins and where it ends; None if the frame that begins there is not whole."""
+    if len(buffer) < at + 2:
+        return None
+    length, begin = buffer[at + 1] & 127, at + 2
+    if length >= 126:
+        size = 2 if length == 126 else 8
+        begin += size
+        length = int.from_bytes(buffer[begin - size:begin], "big")
+    # Where the length is not whole itself, its end is behind that of the buffer.
+    return (buffer[at] & 15, begin, begin + length) if begin + length <= len(buffer) else None
 
 
 class Client:
@@ -213,31 +236,20 @@ class Client:
         if b" 101 " not in head.split(b"\r\n")[0] + b" ":
             raise OSError(f"refused: {head[:200]}")
         self.buffer = bytearray(self.buffer)
-        self.parts = None
 
     def send(self, command):
         self.socket.sendall(text_frame(json.dumps(command, separators=(",", ":"))))
 
-    def need(self, n):
-        while len(self.buffer) < n:
+    def frame(self):
+        """Opcode and payload of the next frame."""
+        while (found := whole_frame(self.buffer, 0)) is None:
             got = self.socket.recv(1 << 20)
             if not got:
                 raise EOFError
             self.buffer += got
-
-    def frame(self):
-        """Opcode and payload of the next frame."""
-        self.need(2)
-        length, head = self.buffer[1] & 127, 2
-        if length == 126:
-            self.need(4)
-            length, head = struct.unpack(">H", self.buffer[2:4])[0], 4
-        elif length == 127:
-            self.need(10)
-            length, head = struct.unpack(">Q", self.buffer[2:10])[0], 10
-        self.need(head + length)
-        opcode, payload = self.buffer[0] & 15, bytes(self.buffer[head:head + length])
-        del self.buffer[:head + length]
+        opcode, begin, end = found
+        payload = bytes(self.buffer[begin:end])
+        del self.buffer[:end]
         return opcode, payload
 
     def next(self):
@@ -248,7 +260,9 @@ class Client:
             except (EOFError, ConnectionError):
                 return ("end",)
             if opcode == 8:
-                self.socket.sendall(text_frame(payload[:2], 8))
+                # Who waited for the answer may be gone.
+                with contextlib.suppress(OSError):
+                    self.socket.sendall(text_frame(payload[:2], 8))
                 return ("close", struct.unpack(">H", payload[:2])[0] if payload else 0, payload[2:].decode())
             if opcode == 9:
                 self.socket.sendall(text_frame(payload, 10))
@@ -281,8 +295,8 @@ class Client:
         self.socket.close()
 
 
-def readers(clients, expected, raw=False, seconds=120):
-    """Reads with all clients, each in a thread, until each has every offset. Returns what was wrong."""
+def readers(clients, expected, raw=False):
+    """Reads with all clients, each in a thread, until each has every offset. The threads, and what was wrong."""
     wrong = []
 
     def read(number, client):
@@ -332,11 +346,11 @@ def stalled(options):
              "limits.message_timeout_ms=3000", "server.handshake_timeout_ms=3000", "server.close_timeout_ms=2000",
              "server.send_buffer_bytes=16384"]
 
-    def run(name, begin, code, reason):
+    def run(name, begin, code):
+        """Whoever `begin` makes is closed with this code; None: it is no WebSocket yet."""
         with serving(options, flags) as server:
             for i in range(400):
                 server.publish("h.a", f"{i}" + "x" * 4000)
-            server.wait(lambda t: True)
             client = begin(server)
             since = time.time()
             early = asleep(server, options.shards, 1)
@@ -345,13 +359,17 @@ def stalled(options):
             check(went is not None, f"{name}: gone after {took:.1f} s; {early[0]:.0f} turns/s, "
                   f"{early[1]:.0f} sleeps/s a shard, CPU {early[2]:.3f}")
             check(early[0] < 40, f"{name}: the shard sleeps meanwhile")
-            if hasattr(client, "until_closed"):
+            closes = server.closes()
+            expected = [] if code is None else [str(code)]
+            check([one.split()[-1] for one in closes] == expected, f"{name}: closed as {closes}, to be {code}")
+            if code is not None:
                 try:
                     client.socket.settimeout(3)
                     got = client.until_closed()
                 except OSError as e:
                     got = (None, str(e), 0)
-                say(f"{name}: reads afterwards: {got}; closes { {k: v for k, v in server.stats()['closes'].items() if v} }")
+                # Who does not read is cut before the close frame has its turn.
+                check(got[0] in (code, None), f"{name}: reads afterwards: {got}")
             clean(server)
 
     def replies(server):
@@ -399,13 +417,13 @@ def stalled(options):
         client.socket.sendall(text_frame(b"\xff\xff", 8))  # an invalid close code: told 1002, never answers
         return client
 
-    run("unread replies", replies, 4002, "")
-    run("unread replay", replay, 4002, "")
-    run("unread channel", channel, 4001, "")
-    run("unfinished fragments", fragments, 1002, "")
-    run("unfinished frame", half_frame, 1002, "")
-    run("unfinished head", head, None, "")
-    run("unfinished close", close, 1002, "")
+    run("unread replies", replies, 4002)
+    run("unread replay", replay, 4002)
+    run("unread channel", channel, 4001)
+    run("unfinished fragments", fragments, 4003)
+    run("unfinished frame", half_frame, 4003)
+    run("unfinished head", head, None)
+    run("unfinished close", close, 1002)
 
 
 @attack
@@ -416,7 +434,7 @@ def bursts(options):
             for ingest in (False, True):
                 if size > 4e6 and not ingest:
                     continue
-                with quiet_serving(options) as server:
+                with serving(options) as server:
                     n = int(size / 1040)
                     threads, wrong = subscribed_readers(server, count, channels, raw, n)
                     publications = [{"channel": f"c{i % channels}", "data": [i + 1, "z" * 1000]} for i in range(n)]
@@ -431,7 +449,7 @@ def bursts(options):
                            f"{', raw' if raw else ''}")
     for size in (1e6, 2e6, 4e6 - 300):
         for count, channels, raw in ((1, 1, False), (4, 2, False), (2, 1, True)):
-            with quiet_serving(options) as server:
+            with serving(options) as server:
                 n = 12
                 threads, wrong = subscribed_readers(server, count, channels, raw, n)
                 for i in range(n):
@@ -452,21 +470,8 @@ def subscribed_readers(server, count, channels, raw, publications):
                 client.subscribe(name)
     server.wait(lambda t: t["subscriptions"] == count * channels)
     expected = {name: len(range(c, publications, channels)) for c, name in enumerate(names)}
+    server.clients = clients  # who is let go when its thread ends is closed before anybody looks
     return readers(clients, expected, raw)
-
-
-@contextlib.contextmanager
-def quiet_serving(options):
-    server = Server(options)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.terminate()
-            server.process.wait(30)
-        else:
-            check(False, f"the server stands ({server.process.poll()})")
-            say(open(server.log_path).read()[-1500:])
 
 
 def finish(server, threads, wrong, text):
@@ -552,20 +557,9 @@ def drain_all(clients, frames, seconds=60):
             done = not got
             at = 0
             view = client.buffer
-            while len(view) - at >= 2:
-                length, head = view[at + 1] & 127, 2
-                if length == 126:
-                    if len(view) - at < 4:
-                        break
-                    length, head = struct.unpack_from(">H", view, at + 2)[0], 4
-                elif length == 127:
-                    if len(view) - at < 10:
-                        break
-                    length, head = struct.unpack_from(">Q", view, at + 2)[0], 10
-                if len(view) - at < head + length:
-                    break
-                opcode = view[at] & 15
-                start = bytes(view[at + head:at + head + min(length, 150)])
+            while found := whole_frame(view, at):
+                opcode, begin, at = found
+                start = bytes(view[begin:min(at, begin + 150)])
                 if opcode == 8:
                     wrong.append(start)
                     done = True
@@ -580,7 +574,6 @@ def drain_all(clients, frames, seconds=60):
                         client.offsets[channel] = offset
                     elif b'"recovered":true' not in start:
                         wrong.append(start)
-                at += head + length
             del client.buffer[:at]
             if client.count >= frames:
                 whole += 1
@@ -620,9 +613,8 @@ def fallen(options):
         time.sleep(12)
         peak = max(peak, server.rss())
         totals = server.totals()
-        closes = {k: v for k, v in server.stats()["closes"].items() if v}
         check(peak - before <= 10 << 20, f"{n} readers fallen behind: RSS +{(peak - before) / 2**20:.1f} MiB at most, of "
-              f"{before / 2**20:.0f}; {worst}; gaps {totals['gaps']}, connections {totals['connections']}, closes {closes}, longest turn {totals['turn_cpu_max_us'] / 1000:.1f} ms CPU")
+              f"{before / 2**20:.0f}; {worst}; gaps {totals['gaps']}, connections {totals['connections']}, closes {server.closes()}, longest turn {totals['turn_cpu_max_us'] / 1000:.1f} ms CPU")
         for client in clients:
             client.close()
         clean(server)
@@ -688,7 +680,7 @@ def unread_recovery(options):
         check(peak - before < 40 << 20, f"150 unread recoveries of 5 MB: RSS +{(peak - before) / 2**20:.1f} MiB, outbox_bytes "
               f"{server.totals()['outbox_bytes']}")
         gone = server.wait(lambda t: t["connections"] == 0, 30)
-        check(gone is not None, f"all are closed: { {k: v for k, v in server.stats()['closes'].items() if v} }, longest turn "
+        check(gone is not None, f"all are closed: {server.closes()}, longest turn "
               f"{server.totals()['turn_cpu_max_us'] / 1000:.1f} ms CPU")
         for client in clients:
             client.close()
@@ -713,7 +705,7 @@ def unread_recovery(options):
             check(peak - before < 110 << 20, f"300 x 50 unread {str(command)[:40]}: RSS +{(peak - before) / 2**20:.1f} MiB, "
                   f"{turns[0]:.0f} turns/s a shard, CPU {turns[2]:.2f}, outbox_bytes {server.totals()['outbox_bytes']}")
             gone = server.wait(lambda t: t["connections"] == 0, 40)
-            check(gone is not None or command == "x" * 60000, f"all are closed: { {k: v for k, v in server.stats()['closes'].items() if v} }, {server.totals()['connections']} left")
+            check(gone is not None or command == "x" * 60000, f"all are closed: {server.closes()}, {server.totals()['connections']} left")
             for client in clients:
                 client.close()
             clean(server)
@@ -722,41 +714,40 @@ def unread_recovery(options):
 @attack
 def fall_behind(options):
     """The ways to D1: lag on several channels with a large outbox; messages above the outbox."""
-    for config in ("",):
-        with serving(options, ["server.send_buffer_bytes=16384", "limits.outbox_timeout_ms=60000", "heartbeat.interval_ms=0"],
-                     CONFIG.replace('pattern = "*"', 'pattern = "*"\nwindow_age_ms = 2000')) as server:
-            epoch, n = fill(server, "h.a", 3e6, 1000)
-            client = Client(server, receive_buffer=4096)
-            client.subscribe("a", id="a")
-            client.subscribe("b", id="b")
-            client.send({"type": "subscribe", "id": "h", "channel": "h.a", "recover": {"epoch": epoch, "offset": 0}})
-            for _ in range(200):
-                server.publish("a", "q" * 1000)
-                server.publish("b", "q" * 1000)
-            time.sleep(4)
-            server.publish("a", "last")
-            server.publish("b", "last")
-            seen = {"a": 0, "b": 0, "h.a": 0}
-            end = {"a": 201, "b": 201, "h.a": n}
-            wrong = None
-            while seen != end:
-                event = client.event()
-                if isinstance(event, tuple):
-                    wrong = event
+    with serving(options, ["server.send_buffer_bytes=16384", "limits.outbox_timeout_ms=60000", "heartbeat.interval_ms=0"],
+                 CONFIG.replace('pattern = "*"', 'pattern = "*"\nwindow_age_ms = 2000')) as server:
+        epoch, n = fill(server, "h.a", 3e6, 1000)
+        client = Client(server, receive_buffer=4096)
+        client.subscribe("a", id="a")
+        client.subscribe("b", id="b")
+        client.send({"type": "subscribe", "id": "h", "channel": "h.a", "recover": {"epoch": epoch, "offset": 0}})
+        for _ in range(200):
+            server.publish("a", "q" * 1000)
+            server.publish("b", "q" * 1000)
+        time.sleep(4)
+        server.publish("a", "last")
+        server.publish("b", "last")
+        seen = {"a": 0, "b": 0, "h.a": 0}
+        end = {"a": 201, "b": 201, "h.a": n}
+        wrong = None
+        while seen != end:
+            event = client.event()
+            if isinstance(event, tuple):
+                wrong = event
+                break
+            if event["type"] == "message":
+                if event["offset"] != seen[event["channel"]] + 1:
+                    wrong = event["offset"], seen
                     break
-                if event["type"] == "message":
-                    if event["offset"] != seen[event["channel"]] + 1:
-                        wrong = event["offset"], seen
-                        break
-                    seen[event["channel"]] = event["offset"]
-                elif event["type"] == "gap":
-                    if event["from"] != seen[event["channel"]] + 1:
-                        wrong = event, seen
-                        break
-                    seen[event["channel"]] = event["to"]
-            check(wrong is None, f"behind on two channels and a replay: {seen} {wrong or ''}; gaps {server.totals()['gaps']}")
+                seen[event["channel"]] = event["offset"]
+            elif event["type"] == "gap":
+                if event["from"] != seen[event["channel"]] + 1:
+                    wrong = event, seen
+                    break
+                seen[event["channel"]] = event["to"]
+        check(wrong is None, f"behind on two channels and a replay: {seen} {wrong or ''}; gaps {server.totals()['gaps']}")
     for size in (900_000, 1_200_000, 1_500_000, 3_000_000):
-        with quiet_serving(options) as server:
+        with serving(options) as server:
             slow = [Client(server, receive_buffer=4096) for _ in range(3)]
             for client in slow:
                 for name in "abc":
@@ -811,7 +802,7 @@ def spinning(options):
         turns = asleep(server, options.shards)
         check(turns[0] < 40, f"unread history: {turns[0]:.0f} turns/s a shard, {turns[1]:.0f} sleeps/s, CPU {turns[2]:.3f}, outbox {server.totals()['outbox_bytes']}")
         gone = server.wait(lambda t: t["connections"] == 0, 30)
-        check(gone is not None, f"closed: { {k: v for k, v in server.stats()['closes'].items() if v} }")
+        check(gone is not None, f"closed: {server.closes()}")
         clean(server)
 
 
@@ -831,7 +822,7 @@ def copies(options):
             time.sleep(0.1)
         totals = server.totals()
         check(peak - before < 40 << 20, f"300 stalled, 8 x 0.9 MB: RSS +{(peak - before) / 2**20:.1f} MiB, retained {totals['retained_bytes']}, "
-              f"outbox {totals['outbox_bytes']}, closes { {k: v for k, v in server.stats()['closes'].items() if v} }")
+              f"outbox {totals['outbox_bytes']}, closes {server.closes()}")
         for client in clients:
             client.close()
         clean(server)
@@ -1000,8 +991,7 @@ def limit_256(options):
             time.sleep(3)
             have = [getattr(client, "have", 0) for client in healthy]
             check(not bad and min(have) >= published[0], f"healthy clients: {min(have)} of {published[0]}, {bad[:3]}")
-            stats = server.stats()
-            say(f"closes { {k: v for k, v in stats['closes'].items() if v} }, longest turn {stats['totals']['turn_cpu_max_us'] / 1000:.1f} ms CPU")
+            say(f"closes {server.closes()}, longest turn {server.totals()['turn_cpu_max_us'] / 1000:.1f} ms CPU")
         say(str(count))
     if group:
         for _ in range(20):

@@ -4,12 +4,14 @@
 usage: scripts/demo_test.py        exit: 0 passed, 1 failed
 """
 
+import atexit
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 PATIENCE_SECONDS = 120
@@ -20,20 +22,46 @@ ENVIRONMENT = dict(
 
 def demo(**environment):
     """The demo in a process group of its own, as a terminal would have it."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         ["./run.sh", "50"], env=dict(ENVIRONMENT, **environment), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
+    atexit.register(kill, process)
+    return process
+
+
+def kill(process):
+    """Ends the demo, if it has not ended, with all that it has started: the engine has a session of its own."""
+    if process.poll() is None:
+        for pid in [*descendants(process.pid), process.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        process.wait()
+
+
+def descendants(pid):
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+            children = [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+    return [one for child in children for one in [*descendants(child), child]]
 
 
 def until(process, pattern):
     """What the process has said up to a line with this pattern."""
     said = ""
+    late = threading.Timer(PATIENCE_SECONDS, kill, [process])
+    late.start()
     for line in process.stdout:
         said += line
         if re.search(pattern, line):
+            late.cancel()
             return said
-    sys.exit("demo: it ended without %r:\n%s" % (pattern, said))
+    late.cancel()
+    sys.exit("demo: it ended, or took too long, without %r:\n%s" % (pattern, said))
 
 
 def end(what, process, status):
@@ -41,7 +69,6 @@ def end(what, process, status):
     try:
         said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
         sys.exit("demo: %s: it does not end" % what)
     if process.returncode != status:
         sys.exit("demo: %s: it ended with %d, not %d:\n%s" % (what, process.returncode, status, said))

@@ -7,12 +7,15 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::foreign::{no_greeting, right, serve};
 use support::{Engine, assert_clean, loadgen};
 
 const NOBODY: &str = "ws://127.0.0.1:9/ws";
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -159,7 +162,15 @@ fn an_interrupted_run_says_so() {
         assert!(stderr.read_line(&mut line).unwrap() > 0);
     }
     // More than the warm-up.
-    while engine.stats()["totals"]["publications"].as_u64().unwrap() < 30 {}
+    let deadline = Instant::now() + PATIENCE;
+    while engine.stats()["totals"]["publications"].as_u64().unwrap() < 30 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it publishes nothing");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(
         Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
     );

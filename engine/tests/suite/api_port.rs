@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::common::{PATIENCE, TestServer};
+use super::common::{PATIENCE, TestServer, wait_until};
 use serde_json::{Value, json};
 
 const HALF_HEAD: &[u8] = b"POST /api/publish HTTP/1.1\r\nHost: localhost\r\nContent-";
@@ -56,15 +56,8 @@ fn begun(server: &TestServer, content_length: usize) -> TcpStream {
 
 /// Waits until a figure of the API itself satisfies a condition.
 fn wait_api(server: &TestServer, name: &str, what: impl Fn(u64) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let figure = server.get("/api/stats")["api"][name].as_u64().unwrap();
-        if what(figure) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{name} stays at {figure}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let figure = || server.get("/api/stats")["api"][name].as_u64().unwrap();
+    wait_until(name, figure, |&figure| what(figure));
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 use serde_json::{Value, json};
 use tungstenite::Message;
 
-use super::common::{Client, TestServer};
-use super::hostile_clients::{Seen, closes};
+use super::common::hostile::{Seen, closes};
+use super::common::{Client, TestServer, wait_until};
 
 const CHANNELS: [&str; 4] = ["b0", "b1", "b2", "b3"];
 
@@ -86,14 +86,11 @@ fn all_arrives(each: u64, publish: impl Fn(&TestServer, &[(&'static str, u64)]))
 
 /// Waits until a channel's home knows of its subscribers.
 fn settle(server: &TestServer, channel: &str, readers: usize) {
-    loop {
-        let list = server.get(&format!("/api/channels?prefix={channel}"));
+    let list = || server.get(&format!("/api/channels?prefix={channel}"));
+    wait_until("the channels", list, |list| {
         let channels = list["channels"].as_array().unwrap();
-        if channels.iter().any(|c| c["subscribers"].as_u64() == Some(readers as u64)) {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+        channels.iter().any(|c| c["subscribers"].as_u64() == Some(readers as u64))
+    });
 }
 
 fn line(&(channel, i): &(&str, u64), pad: &str) -> Value {

@@ -1,6 +1,8 @@
 //! A server of its own for each test, and clients for it.
 #![allow(dead_code, unreachable_pub)] // each test file uses a part of it
 
+pub mod hostile;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -95,15 +97,7 @@ impl TestServer {
 
     /// Waits until a total satisfies a condition.
     pub fn wait_total(&self, name: &str, what: impl Fn(u64) -> bool) -> u64 {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let total = self.total(name);
-            if what(total) {
-                return total;
-            }
-            assert!(Instant::now() < deadline, "{name} stays at {total}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until(name, || self.total(name), |&total| what(total))
     }
 
     pub fn drain(&self) {
@@ -124,6 +118,23 @@ impl Drop for TestServer {
                 ended.unwrap();
             }
         }
+    }
+}
+
+/// Looks until a condition is satisfied; what it saw then.
+pub fn wait_until<T: std::fmt::Debug>(
+    name: &str,
+    look: impl Fn() -> T,
+    what: impl Fn(&T) -> bool,
+) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = look();
+        if what(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{name} stays at {seen:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

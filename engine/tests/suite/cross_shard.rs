@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::common::TestServer;
+use super::common::{TestServer, wait_until};
 use serde_json::json;
 
 /// Churns subscriptions and connections against a steady stream on many channels, which hash to all
@@ -116,8 +116,6 @@ fn churn_over_all_shards_loses_nothing_and_leaks_nothing() {
     }
     assert_eq!(server.total("protocol_errors"), 0);
     let files = || server.get("/api/stats")["open_files"].as_u64().unwrap();
-    let deadline = Instant::now() + super::common::PATIENCE;
-    while files() > files_before {
-        assert!(Instant::now() < deadline, "{files_before} descriptors before, {} after", files());
-    }
+    let name = format!("open_files ({files_before} before)");
+    wait_until(&name, files, |&now| now <= files_before);
 }

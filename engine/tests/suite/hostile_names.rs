@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::common::TestServer;
-use super::hostile_clients::*;
+use super::common::hostile::*;
 
 #[test]
 fn names_made_and_left_are_forgotten() {

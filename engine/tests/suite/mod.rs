@@ -10,7 +10,6 @@ mod bad_input;
 mod bursts;
 mod common;
 mod cross_shard;
-mod hostile_clients;
 mod hostile_names;
 mod hostile_readers;
 mod publish_subscribe;

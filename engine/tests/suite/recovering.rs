@@ -4,8 +4,8 @@
 use serde_json::Value;
 use tungstenite::Message;
 
+use super::common::hostile::*;
 use super::common::{Client, TestServer};
-use super::hostile_clients::*;
 
 /// Reads until so many subscribes are answered and each channel is at `last`.
 fn reads_all(client: &mut Client, subscribes: usize, last: u64) {

@@ -5,8 +5,8 @@ use std::io::{Read as _, Write as _};
 
 use serde_json::json;
 
+use super::common::hostile::*;
 use super::common::{Client, TestServer};
-use super::hostile_clients::*;
 
 /// A server on which only one thing is timed.
 fn server(timeout: &str) -> TestServer {

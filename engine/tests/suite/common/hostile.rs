@@ -2,13 +2,12 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
 
 use serde_json::{Value, json};
 use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
-use super::common::{Client, PATIENCE, TestServer, http};
+use super::{Client, PATIENCE, TestServer, http, wait_until};
 
 /// Channels `kept.*` keep everything; anybody may publish everywhere.
 pub(crate) const CHANNELS: &str = r#"
@@ -95,38 +94,39 @@ pub(crate) fn closes(server: &TestServer, reason: &str) -> u64 {
 
 /// Waits until so many connections were ended for a reason.
 pub(crate) fn wait_closes(server: &TestServer, reason: &str, count: u64) {
-    let deadline = Instant::now() + PATIENCE;
-    while closes(server, reason) != count {
-        let stats = server.get("/api/stats");
-        assert!(Instant::now() < deadline, "not {count} {reason}: {}", stats["closes"]);
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let closes = || server.get("/api/stats")["closes"].clone();
+    wait_until(&format!("closes (to be {count} {reason})"), closes, |closes| {
+        closes[reason] == count
+    });
 }
 
-/// While somebody stalls on one of two shards: both only tick. The other one says how often that is.
+/// Turns of a shard that has nothing to do are those of its ticks, 10 a second, and some that a tick causes.
+/// One that spins takes thousands.
+const TURNS_PER_SECOND_MAX: f64 = 100.0;
+
+/// While somebody stalls every shard only ticks. Seconds are the server's own, however slow it all is.
 pub(crate) fn assert_asleep(server: &TestServer) {
-    let turns = || -> Vec<u64> {
+    let look = || -> (f64, Vec<u64>) {
         let stats = server.get("/api/stats");
         let shards = stats["by_shard"].as_array().unwrap();
-        shards.iter().map(|shard| shard["turns"].as_u64().unwrap()).collect()
+        let turns = shards.iter().map(|shard| shard["turns"].as_u64().unwrap()).collect();
+        (stats["uptime_seconds"].as_f64().unwrap(), turns)
     };
-    assert_eq!(turns().len(), 2, "there is a shard to compare with");
+    let grown = |(then, before): &(f64, Vec<u64>), (now, turns): &(f64, Vec<u64>)| {
+        let turns: Vec<_> = turns.iter().zip(before).map(|(now, then)| now - then).collect();
+        (now - then, turns)
+    };
     // What began the stall is over before the first look counts.
-    let settled = turns();
-    while turns().iter().zip(&settled).any(|(now, then)| now - then < 2) {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let before = turns();
-    let grown = loop {
-        let now = turns();
-        let grown: Vec<u64> = now.iter().zip(&before).map(|(now, then)| now - then).collect();
-        if grown.iter().all(|&grown| grown >= 8) {
-            break grown;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
-    let (least, most) = (grown.iter().min().unwrap(), grown.iter().max().unwrap());
-    assert!(*most <= 2 * least + 10, "a shard does not sleep: {grown:?} turns");
+    let begun = look();
+    let settled = |now: &_| grown(&begun, now).1.iter().all(|&turns| turns >= 2);
+    let before = wait_until("shards that tick", look, settled);
+    let after = wait_until("uptime", look, |now| now.0 - before.0 >= 1.0);
+    let (seconds, turns) = grown(&before, &after);
+    let most = seconds * TURNS_PER_SECOND_MAX;
+    assert!(
+        turns.iter().all(|&turns| (turns as f64) < most),
+        "a shard does not sleep: {turns:?} turns in {seconds} s"
+    );
 }
 
 /// Nothing is left of anybody.
