@@ -154,11 +154,17 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{SocketAddr, TcpStream};
 
+    use ringfeed_protocol::{Epoch, Position};
+    use serde_json::json;
+
     use super::*;
     use crate::config::{Config, Sources};
     use crate::counters::Counters;
     use crate::message::{Inbox, QUEUE_BATCHES, Shards, Waker, queues};
     use crate::shard::door::Admission;
+
+    /// How long a test waits for what must come.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// The control thread before one shard that does nothing: its queue is here.
     fn start(flags: &[&str]) -> (Control, SocketAddr, Arc<Shared>, Inbox) {
@@ -195,6 +201,63 @@ mod tests {
         answer
     }
 
+    /// The last line of JSON in an answer.
+    fn last_json(answer: &str) -> serde_json::Value {
+        let lines = answer.lines().rev();
+        lines.flat_map(serde_json::from_str).find(serde_json::Value::is_object).unwrap()
+    }
+
+    /// The next request that was handed to the shard.
+    fn next(inbox: &Inbox) -> Request {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(request) = inbox.control.take().and_then(|mut batch| batch.pop()) {
+                return request;
+            }
+            assert!(Instant::now() < deadline, "nothing was handed to the shard");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Answers a batch as a shard does that publishes all of it.
+    fn accept(request: Request) {
+        let Request::PublishBatch { items, reply } = request else { panic!("{request:?}") };
+        let position = Position { epoch: Epoch(1), offset: 1 };
+        reply.send(items.into_iter().map(|item| (item.0, Ok(position))).collect()).unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_meets_a_busy_shard_says_nothing_of_what_is_behind() {
+        let (control, address, _, _inbox) = start(&["api.timeout_ms=10"]);
+        let good = "{\"channel\":\"a\",\"data\":1}";
+        let body = format!("\n[]\n{good}\n[]\n\n{good}\n");
+        let answer = answer(request(address, "POST /api/ingest", &body));
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        let last = last_json(&answer);
+        assert_eq!((&last["lines"], &last["refused"]), (&json!(2), &json!(1)), "{answer}");
+        assert_eq!(last["errors"].as_array().unwrap().len(), 1, "{answer}");
+        assert_eq!((&last["end"], &last["error"]), (&json!("failed"), &json!("busy")), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_stream_whose_shard_ends_tells_up_to_where_it_was_published() {
+        let (control, address, _, inbox) = start(&[]);
+        let body = "{\"channel\":\"a\",\"data\":1}\n".repeat(1000);
+        let stream = request(address, "POST /api/ingest", &body);
+        let first = next(&inbox);
+        let Request::PublishBatch { items, .. } = &first else { panic!("{first:?}") };
+        let count = items.len();
+        accept(first);
+        // What comes behind goes without an answer.
+        drop(next(&inbox));
+        let answer = answer(stream);
+        let last = last_json(&answer);
+        assert_eq!((&last["lines"], &last["accepted"]), (&json!(count), &json!(count)), "{answer}");
+        assert_eq!((&last["refused"], &last["error"]), (&json!(0), &json!("draining")), "{answer}");
+        control.stop();
+    }
+
     #[test]
     fn a_shard_that_takes_nothing_does_not_hold_the_control_thread() {
         let (control, address, shared, _inbox) = start(&[]);
@@ -211,7 +274,7 @@ mod tests {
         let entry = format!("{{\"channel\":\"a\",\"text\":\"{}\"}}", "x".repeat(1000));
         let body = format!("{{\"publications\":[{}]}}", vec![entry; 3900].join(","));
         let _waiting: Vec<_> = (0..8).map(|_| request(address, "POST /api/batch", &body)).collect();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         let nearly_all = (SHARD_BYTES_MAX - (512 << 10)) as f64;
         loop {
             let stats = answer(request(address, "GET /api/stats", ""));

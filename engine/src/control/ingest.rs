@@ -34,7 +34,7 @@ const ERRORS_MAX: usize = 100;
 /// One acknowledgement: everything up to this line has been seen to.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub(super) struct IngestAck {
-    /// Lines read so far, empty ones included.
+    /// Lines seen to so far, empty ones included.
     lines: u64,
     /// Publications in their home shards' logs so far.
     accepted: u64,
@@ -223,29 +223,33 @@ impl Ingest {
     async fn publish(&mut self, run: &[u8]) -> Result<(), ApiError> {
         let bytes_max = self.state.shared.config.api.body_bytes_max as usize;
         let mut items = Vec::new();
-        let mut numbers = Vec::new();
-        let lines = run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n');
-        for line in lines.map(<[u8]>::trim_ascii) {
-            self.ack.lines += 1;
-            if line.is_empty() {
-                continue;
-            }
-            match publish::parse(line, bytes_max) {
-                Ok(item) => {
-                    items.push(item);
-                    numbers.push(self.ack.lines);
-                }
-                Err(error) => self.refuse(self.ack.lines, error),
+        // Lines that are not empty, and what is known of them before they are published.
+        let mut checked = Vec::new();
+        let mut number = self.ack.lines;
+        for line in lines(run) {
+            number += 1;
+            if !line.is_empty() {
+                let item = publish::parse(line, bytes_max).map(|item| items.push(item));
+                checked.push((number, item));
             }
         }
-        let outcomes = publish::publish_all(&self.state, items).await;
-        for (line, outcome) in numbers.into_iter().zip(outcomes) {
+        let mut outcomes = publish::publish_all(&self.state, items).await.into_iter();
+        for (line, checked) in checked {
+            let outcome = match checked {
+                Ok(()) => outcomes.next().unwrap_or_else(|| Err(ApiError::busy())).map(|_| ()),
+                Err(e) => Err(e),
+            };
             match outcome {
-                Ok(_) => self.ack.accepted += 1,
-                Err(e) if e.code() == Code::Busy => return Err(e.of_line(line)),
+                Ok(()) => self.ack.accepted += 1,
+                // What stands behind it may be published or not: nothing is said of it.
+                Err(e) if matches!(e.code(), Code::Busy | Code::Draining) => {
+                    self.ack.lines = line - 1;
+                    return Err(e.of_line(line));
+                }
                 Err(e) => self.refuse(line, e),
             }
         }
+        self.ack.lines = number;
         match self.ack.errors.first() {
             Some(first) if self.ack.accepted == 0 => Err(first.error.of_line(first.line)),
             _ => Ok(()),
@@ -258,6 +262,11 @@ impl Ingest {
             self.ack.errors.push(LineError { line, error });
         }
     }
+}
+
+/// The lines of a run, without the white space around them.
+fn lines(run: &[u8]) -> impl Iterator<Item = &[u8]> {
+    run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n').map(<[u8]>::trim_ascii)
 }
 
 /// Bytes received and not published yet; the last line may be unfinished.

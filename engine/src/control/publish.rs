@@ -120,7 +120,8 @@ fn pieces(items: Vec<(u32, ChannelName, StoredPayload)>) -> Vec<Piece> {
 
 /// Hands publications to their homes and waits for the answers, in order. Publications to one
 /// channel keep their order. Where a shard takes nothing or does not answer in time, what it was to
-/// get from then on is answered with `busy`, and of that some may be published.
+/// get from then on is answered with `busy`, or `draining` where it has ended, and of that some may be
+/// published.
 pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outcome> {
     let shards = &state.shared.shards;
     let mut by_home: Vec<Vec<(u32, ChannelName, StoredPayload)>> =
@@ -142,52 +143,64 @@ pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outco
 /// A piece that waits for its answer, and its share of what may be under way to the shard.
 type UnderWay = (oneshot::Receiver<Vec<(u32, Published)>>, Held);
 
-/// Hands one shard its publications, piece by piece. What is missing in the answer was not answered.
+/// Hands one shard its publications. What it did not take or answer has the reason as its outcome.
 async fn publish_home(
     state: &State,
     home: ShardId,
     items: Vec<(u32, ChannelName, StoredPayload)>,
 ) -> Vec<(u32, Outcome)> {
-    let Some(budget) = state.to_shards.get(home.index()) else { return Vec::new() };
+    let places: Vec<u32> = items.iter().map(|item| item.0).collect();
     let mut outcomes = Vec::with_capacity(items.len());
+    if let Err(why) = publish_pieces(state, home, items, &mut outcomes).await {
+        // Pieces are answered as a whole and in order.
+        let rest = places.into_iter().skip(outcomes.len());
+        outcomes.extend(rest.map(|place| (place, Err(why.clone()))));
+    }
+    outcomes
+}
+
+/// Hands one shard its publications, piece by piece, and waits for the answers.
+async fn publish_pieces(
+    state: &State,
+    home: ShardId,
+    items: Vec<(u32, ChannelName, StoredPayload)>,
+    outcomes: &mut Vec<(u32, Outcome)>,
+) -> Result<(), ApiError> {
+    let Some(budget) = state.to_shards.get(home.index()) else { return Err(ApiError::busy()) };
     let mut under_way: VecDeque<UnderWay> = VecDeque::new();
+    let mut sent = Ok(());
     for Piece { bytes, items } in pieces(items) {
         let mut held = budget.hold();
         while !held.try_grow_to(bytes) {
             // What this request has under way itself comes back first.
-            let room = match under_way.pop_front() {
-                Some(piece) => answered(state, piece, &mut outcomes).await,
-                None => held.grow_to(bytes, deadline(state)).await,
-            };
-            if !room {
-                return outcomes;
+            match under_way.pop_front() {
+                Some(piece) => answered(state, piece, outcomes).await?,
+                None if held.grow_to(bytes, deadline(state)).await => {}
+                None => return Err(ApiError::busy()),
             }
         }
         let (reply, answer) = oneshot::channel();
-        let request = Request::PublishBatch { items, reply };
-        if send(state, home, request, deadline(state)).await.is_err() {
+        sent = send(state, home, Request::PublishBatch { items, reply }, deadline(state)).await;
+        if sent.is_err() {
             break;
         }
         under_way.push_back((answer, held));
     }
     for piece in under_way {
-        if !answered(state, piece, &mut outcomes).await {
-            break;
-        }
+        answered(state, piece, outcomes).await?;
     }
-    outcomes
+    sent
 }
 
-/// Waits for the answer to a piece; whether there was one.
+/// Waits for the answer to a piece.
 async fn answered(
     state: &State,
     (answer, _held): UnderWay,
     outcomes: &mut Vec<(u32, Outcome)>,
-) -> bool {
-    let Ok(answers) = receive(answer, deadline(state)).await else { return false };
-    let answers = answers.into_iter();
+) -> Result<(), ApiError> {
+    let answers = receive(answer, deadline(state)).await?.into_iter();
     outcomes.extend(answers.map(|(place, published)| (place, published.map_err(ApiError::from))));
-    true
+    Ok(())
 }
 
 /// Until when a shard that is asked at this moment may take.
