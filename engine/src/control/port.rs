@@ -27,14 +27,16 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::State;
+use super::body::no_room;
 use super::budget::Held;
-use super::error::{ApiError, Code, clip};
+use super::error::clip;
 use super::guard::Peer;
 
 /// Largest head of a request, and most that is read of a connection ahead.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Answers are handed to the connection in pieces of so many bytes, and count as held until the last.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Answers up to so many bytes do not count as held. Larger ones count until the last of these pieces
+/// was handed to the connection.
+pub(super) const UNCOUNTED_BYTES_MAX: usize = 64 * 1024;
 /// Connections that are told to come back later and not served; more are closed without a word.
 const REFUSALS_MAX: usize = 64;
 /// How long one of them may take to read the answer.
@@ -234,23 +236,34 @@ struct Answer {
     /// Of a piece too large for the connection: what is left.
     left: Bytes,
     _busy: Busy,
-    _held: Held,
+    _reserved: Reserved,
+}
+
+/// Memory for an answer, in its extensions: taken before what it tells of was done.
+#[derive(Debug, Clone)]
+pub(super) struct Reserved {
+    _held: Arc<Held>,
+}
+
+impl Reserved {
+    pub(super) fn new(held: Held) -> Reserved {
+        Reserved { _held: Arc::new(held) }
+    }
 }
 
 impl Answer {
     /// Answers that would take too much of the memory for bodies become a 503.
-    fn of(response: Response<Body>, busy: Busy, state: &State) -> Response<Answer> {
-        let mut held = state.bodies.hold();
-        let len = response.body().size_hint().exact().unwrap_or(0);
-        let fits = len <= PIECE_BYTES as u64 || held.try_grow_to(len as usize);
-        let response = if fits {
-            response
-        } else {
-            let message = "too many bodies are held (api.bodies_bytes_max); try again";
-            ApiError::new(Code::Busy, message).into_response()
-        };
+    fn of(mut response: Response<Body>, busy: Busy, state: &State) -> Response<Answer> {
+        let reserved = response.extensions_mut().remove::<Reserved>().unwrap_or_else(|| {
+            let mut held = state.bodies.hold();
+            let len = response.body().size_hint().exact().unwrap_or(0) as usize;
+            if len > UNCOUNTED_BYTES_MAX && !held.try_grow_to(len) {
+                response = no_room().into_response();
+            }
+            Reserved::new(held)
+        });
         busy.0.served.set(busy.0.served.get() || response.status().as_u16() < 400);
-        response.map(|body| Answer { body, left: Bytes::new(), _busy: busy, _held: held })
+        response.map(|body| Answer { body, left: Bytes::new(), _busy: busy, _reserved: reserved })
     }
 }
 
@@ -271,7 +284,7 @@ impl HttpBody for Answer {
                 end => return Poll::Ready(end),
             }
         }
-        let len = self.left.len().min(PIECE_BYTES);
+        let len = self.left.len().min(UNCOUNTED_BYTES_MAX);
         Poll::Ready(Some(Ok(Frame::data(self.left.split_to(len)))))
     }
 
