@@ -370,6 +370,39 @@ mod tests {
     }
 
     #[test]
+    fn the_defaults_leave_each_shard_enough() {
+        let config = Config::load(&Sources::default()).unwrap();
+        for shards in 0..=256 {
+            config.check_shares(shards).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_limit_that_lets_nothing_through_is_refused() {
+        let message = ["limits.message_bytes_max=131072", "limits.partial_bytes_max=1048576"];
+        let config = load("", &[], &message).unwrap();
+        config.check_shares(8).unwrap();
+        let told = config.check_shares(9).unwrap_err().to_string();
+        let expected = "limits.partial_bytes_max = 1048576: each of 9 shards has 116508 of it, which must be at least \
+                        131072 (limits.message_bytes_max); allowed are at least 1179648, or fewer shards \
+                        (server.shards)";
+        assert_eq!(told, expected);
+        refused("", &[], &[&message[..], &["server.shards=9"]].concat(), &[expected]);
+        let outbox = ["limits.outboxes_bytes_max=1048576", "server.shards=5"];
+        refused("", &[], &outbox, &["at least 262144 (a quarter of limits.outbox_bytes_max)"]);
+        let echo = "[[endpoints]]\npath = \"/e\"\ndialect = \"echo\"";
+        let flags = ["limits.message_bytes_max=300000", "limits.outboxes_bytes_max=1048576"];
+        load("", &[], &[&flags[..], &["server.shards=4"]].concat()).unwrap();
+        let flags = [&flags[..], &["server.shards=4"]].concat();
+        refused(
+            echo,
+            &[],
+            &flags,
+            &["limits.outboxes_bytes_max = 1048576: each of 4 shards has 262144"],
+        );
+    }
+
+    #[test]
     fn origins_are_what_browsers_send() {
         let good = "https://example.org,https://*.example.org,http://localhost:8080,http://localhost:*,null,http://[::1]:80";
         assert_eq!(
