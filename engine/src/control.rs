@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::ids::ShardId;
 use crate::message::Request;
@@ -49,7 +49,8 @@ struct State {
     started: Instant,
     started_at: SystemTime,
     draining: watch::Sender<bool>,
-    stop: Notify,
+    /// The shards have ended: only what is in progress is still served.
+    stopping: watch::Sender<bool>,
     runtime: Handle,
     /// Bytes of requests and large answers.
     bodies: Budget,
@@ -83,7 +84,7 @@ impl Control {
             started: Instant::now(),
             started_at: SystemTime::now(),
             draining: watch::Sender::new(false),
-            stop: Notify::new(),
+            stopping: watch::Sender::new(false),
             runtime: runtime.handle().clone(),
             bodies: Budget::new(api.bodies_bytes_max),
             to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
@@ -99,10 +100,7 @@ impl Control {
             let tasks = tokio::task::LocalSet::new();
             runtime.block_on(tasks.run_until(async move {
                 let handled = tokio::spawn(signals.handle(own.clone()));
-                tokio::select! {
-                    () = port::serve(listener, own.clone(), router) => {}
-                    () = own.stop.notified() => {}
-                }
+                port::serve(listener, own.clone(), router).await;
                 handled.abort();
             }));
         })?;
@@ -114,9 +112,9 @@ impl Control {
         self.state.drain();
     }
 
-    /// Ends the thread, once the shards have ended.
+    /// Ends the thread, once the shards have ended. Requests that it has are still answered.
     pub fn stop(self) {
-        self.state.stop.notify_one();
+        self.state.stopping.send_replace(true);
         if self.thread.join().is_err() {
             tracing::error!("the control thread panicked");
         }
@@ -256,6 +254,24 @@ mod tests {
         assert_eq!((&last["lines"], &last["accepted"]), (&json!(count), &json!(count)), "{answer}");
         assert_eq!((&last["refused"], &last["error"]), (&json!(0), &json!("draining")), "{answer}");
         control.stop();
+    }
+
+    #[test]
+    fn what_is_in_progress_when_the_shards_have_ended_is_answered() {
+        let (control, address, _, inbox) = start(&[]);
+        let mut idle = TcpStream::connect(address).unwrap();
+        idle.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        idle.read_exact(&mut [0; 12]).unwrap();
+        let entry = "{\"channel\":\"a\",\"data\":1}";
+        let stream = request(address, "POST /api/publish", entry);
+        let asked = next(&inbox);
+        let stopped = std::thread::spawn(|| control.stop());
+        // Who asks nothing is closed at once.
+        idle.read_to_end(&mut Vec::new()).unwrap();
+        accept(asked);
+        let answer = answer(stream);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        stopped.join().unwrap();
     }
 
     #[test]
