@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Sources};
     use crate::counters::Counters;
-    use crate::message::{Inbox, QUEUE_BATCHES, Shards, Waker, queues};
+    use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Shards, Waker, queues};
     use crate::shard::door::Admission;
 
     /// How long a test waits for what must come.
@@ -253,6 +253,26 @@ mod tests {
         let last = last_json(&answer);
         assert_eq!((&last["lines"], &last["accepted"]), (&json!(count), &json!(count)), "{answer}");
         assert_eq!((&last["refused"], &last["error"]), (&json!(0), &json!("draining")), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_request_has_one_time_for_all_it_asks() {
+        let (control, address, _, inbox) = start(&["api.timeout_ms=100"]);
+        let stream = request(address, "GET /api/channels", "");
+        // Each page comes at once, and there is always another one.
+        let answered = std::thread::spawn(|| answer(stream));
+        let deadline = Instant::now() + PATIENCE;
+        while !answered.is_finished() {
+            assert!(Instant::now() < deadline, "it is asked for pages for ever");
+            let Some(batch) = inbox.control.take() else { continue };
+            for request in batch {
+                let Request::ListChannels { from, reply } = request else { panic!("{request:?}") };
+                let _ = reply.send(ChannelPage { rows: Vec::new(), next: Some(from + 1) });
+            }
+        }
+        let answer = answered.join().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         control.stop();
     }
 

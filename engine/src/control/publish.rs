@@ -131,7 +131,8 @@ pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outco
         by_home[shards.home(&channel).index()].push((place, channel, payload));
     }
     let homes = shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty());
-    let all = homes.map(|(home, items)| publish_home(state, home, items));
+    let until = deadline(state);
+    let all = homes.map(|(home, items)| publish_home(state, home, items, until));
     for (place, outcome) in join_all(all).await.into_iter().flatten() {
         if let Some(slot) = outcomes.get_mut(place as usize) {
             *slot = outcome;
@@ -148,10 +149,11 @@ async fn publish_home(
     state: &State,
     home: ShardId,
     items: Vec<(u32, ChannelName, StoredPayload)>,
+    until: Instant,
 ) -> Vec<(u32, Outcome)> {
     let places: Vec<u32> = items.iter().map(|item| item.0).collect();
     let mut outcomes = Vec::with_capacity(items.len());
-    if let Err(why) = publish_pieces(state, home, items, &mut outcomes).await {
+    if let Err(why) = publish_pieces(state, home, items, until, &mut outcomes).await {
         // Pieces are answered as a whole and in order.
         let rest = places.into_iter().skip(outcomes.len());
         outcomes.extend(rest.map(|place| (place, Err(why.clone()))));
@@ -164,6 +166,7 @@ async fn publish_pieces(
     state: &State,
     home: ShardId,
     items: Vec<(u32, ChannelName, StoredPayload)>,
+    until: Instant,
     outcomes: &mut Vec<(u32, Outcome)>,
 ) -> Result<(), ApiError> {
     let Some(budget) = state.to_shards.get(home.index()) else { return Err(ApiError::busy()) };
@@ -174,36 +177,36 @@ async fn publish_pieces(
         while !held.try_grow_to(bytes) {
             // What this request has under way itself comes back first.
             match under_way.pop_front() {
-                Some(piece) => answered(state, piece, outcomes).await?,
-                None if held.grow_to(bytes, deadline(state)).await => {}
+                Some(piece) => answered(piece, until, outcomes).await?,
+                None if held.grow_to(bytes, until).await => {}
                 None => return Err(ApiError::busy()),
             }
         }
         let (reply, answer) = oneshot::channel();
-        sent = send(state, home, Request::PublishBatch { items, reply }, deadline(state)).await;
+        sent = send(state, home, Request::PublishBatch { items, reply }, until).await;
         if sent.is_err() {
             break;
         }
         under_way.push_back((answer, held));
     }
     for piece in under_way {
-        answered(state, piece, outcomes).await?;
+        answered(piece, until, outcomes).await?;
     }
     sent
 }
 
 /// Waits for the answer to a piece.
 async fn answered(
-    state: &State,
     (answer, _held): UnderWay,
+    until: Instant,
     outcomes: &mut Vec<(u32, Outcome)>,
 ) -> Result<(), ApiError> {
-    let answers = receive(answer, deadline(state)).await?.into_iter();
+    let answers = receive(answer, until).await?.into_iter();
     outcomes.extend(answers.map(|(place, published)| (place, published.map_err(ApiError::from))));
     Ok(())
 }
 
-/// Until when a shard that is asked at this moment may take.
+/// Until when a request of this moment may wait for shards, however many times it asks them.
 pub(super) fn deadline(state: &State) -> Instant {
     Instant::now() + Duration::from_millis(state.shared.config.api.timeout_ms.into())
 }
