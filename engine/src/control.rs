@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use crate::ids::ShardId;
-use crate::message::Request;
+use crate::message::{NotTaken, Request};
 use crate::shard::Shared;
 use budget::Budget;
 use figures::{Figures, LogLimit};
@@ -138,9 +138,8 @@ impl State {
     }
 
     async fn drain_shard(self: Arc<Self>, shard: ShardId) {
-        let mut request = Request::Drain;
-        while let Err(back) = self.shared.shards.request(shard, request) {
-            request = back;
+        // One that has ended needs no telling.
+        while let Err(NotTaken::Full(_)) = self.shared.shards.request(shard, Request::Drain) {
             tokio::time::sleep(FULL_PAUSE).await;
         }
     }
@@ -273,6 +272,22 @@ mod tests {
         }
         let answer = answered.join().unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_shard_that_has_ended_takes_nothing_and_says_so() {
+        let (control, address, _, inbox) = start(&["api.timeout_ms=600000"]);
+        drop(inbox);
+        for (line, body) in [
+            ("POST /api/publish", "{\"channel\":\"a\",\"data\":1}"),
+            ("GET /api/history?channel=a", ""),
+            ("GET /api/channels", ""),
+        ] {
+            let answer = answer(request(address, line, body));
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{line}: {answer}");
+            assert_eq!(last_json(&answer)["error"], "draining", "{line}: {answer}");
+        }
         control.stop();
     }
 

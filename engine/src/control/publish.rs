@@ -18,7 +18,7 @@ use super::budget::Held;
 use super::error::ApiError;
 use super::{FULL_PAUSE, State};
 use crate::ids::ShardId;
-use crate::message::{Published, Request, StoredPayload};
+use crate::message::{NotTaken, Published, Request, StoredPayload};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
@@ -218,14 +218,15 @@ pub(super) async fn send(
     mut request: Request,
     deadline: Instant,
 ) -> Result<(), ApiError> {
-    while let Err(back) = state.shared.shards.request(to, request) {
-        if Instant::now() >= deadline {
-            return Err(ApiError::busy());
-        }
-        request = back;
+    loop {
+        request = match state.shared.shards.request(to, request) {
+            Ok(()) => return Ok(()),
+            Err(NotTaken::Gone(_)) => return Err(ApiError::draining()),
+            Err(NotTaken::Full(_)) if Instant::now() >= deadline => return Err(ApiError::busy()),
+            Err(NotTaken::Full(back)) => back,
+        };
         sleep(FULL_PAUSE).await;
     }
-    Ok(())
 }
 
 /// Waits for a shard's answer.
