@@ -115,8 +115,7 @@ async fn publish_one(
     body: Collected,
 ) -> Result<Json<PublishResult>, ApiError> {
     publish::not_draining(&state)?;
-    let bytes_max = state.shared.config.api.body_bytes_max as usize;
-    let item = publish::parse(&body.bytes, bytes_max)?;
+    let item = publish::parse(&body.bytes)?;
     let channel = item.0.clone();
     let outcome = publish::publish_all(&state, vec![item]).await.pop();
     match publish::result(&channel, outcome.unwrap_or_else(|| Err(ApiError::busy()))) {
@@ -193,12 +192,11 @@ async fn publish_batch(FromState(state): App, body: Collected) -> Result<Respons
             format!("the batch has {count} publications; at most {BATCH_ITEMS_MAX} are allowed");
         return Err(ApiError::new(Code::TooLarge, message));
     }
-    let bytes_max = state.shared.config.api.body_bytes_max as usize;
     let mut items = Vec::new();
     let checked: Vec<_> = entries
         .into_iter()
         .map(|entry| {
-            let item = publish::parse(entry.get().as_bytes(), bytes_max)?;
+            let item = publish::parse(entry.get().as_bytes())?;
             let channel = item.0.clone();
             items.push(item);
             Ok(channel)

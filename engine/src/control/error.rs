@@ -141,7 +141,6 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> ApiError {
         let code = match refused {
-            Refused::TooLarge { .. } => Code::TooLarge,
             Refused::Busy => Code::Busy,
             Refused::Draining => Code::Draining,
             _ => Code::Command(refused.code()),

@@ -4,14 +4,11 @@ use ringfeed_protocol::command::PayloadKind;
 
 use super::{api, publish};
 
-/// Largest payload.
-const BYTES_MAX: usize = 1 << 16;
-
 /// A body of `/api/publish`. Whether it would be published.
 pub fn publication(body: &[u8]) -> bool {
-    let checked = publish::parse(body, BYTES_MAX);
+    let checked = publish::parse(body);
     if let Ok((_, payload)) = &checked {
-        assert!(payload.bytes.len() <= BYTES_MAX);
+        assert!(payload.bytes.len() <= body.len());
         if payload.kind == PayloadKind::Json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&payload.bytes).expect("valid JSON");
         }

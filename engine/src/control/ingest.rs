@@ -168,8 +168,9 @@ impl Ingest {
                 unsaid = !self.say(acks);
             }
             self.held.shrink_to(self.pending.bytes.len());
+            // What has come of a line may be too long already.
             if self.pending.bytes.len() > line_max {
-                return Err(self.line_too_long(line_max));
+                return Err(line_too_long(line_max).of_line(self.ack.lines + 1));
             }
             let part = tokio::select! {
                 permit = acks.reserve(), if unsaid => {
@@ -195,12 +196,6 @@ impl Ingest {
         if last.is_empty() { Ok(()) } else { self.publish(&last).await }
     }
 
-    fn line_too_long(&self, line_max: usize) -> ApiError {
-        let line = self.ack.lines + 1;
-        let message = format!("it is longer than {line_max} bytes (api.body_bytes_max)");
-        ApiError::new(Code::TooLarge, message).of_line(line)
-    }
-
     /// Says what is done, if the acknowledgement before was taken.
     fn say(&mut self, acks: &mpsc::Sender<IngestAck>) -> bool {
         match acks.try_reserve() {
@@ -218,18 +213,24 @@ impl Ingest {
         IngestAck { lines, accepted, refused, errors, end: None, error: None }
     }
 
-    /// Publishes a run of lines. Fails where the shards do not follow, and where these are the first
-    /// lines and all of them are refused.
+    /// Publishes a run of lines. Fails where the shards do not follow, at a line that is too long, and
+    /// where these are the first lines and all of them are refused.
     async fn publish(&mut self, run: &[u8]) -> Result<(), ApiError> {
-        let bytes_max = self.state.shared.config.api.body_bytes_max as usize;
+        let line_max = self.state.shared.config.api.body_bytes_max as usize;
+        let mut too_long = None;
         let mut items = Vec::new();
         // Lines that are not empty, and what is known of them before they are published.
         let mut checked = Vec::new();
         let mut number = self.ack.lines;
         for line in lines(run) {
+            if line.len() > line_max {
+                too_long = Some(line_too_long(line_max).of_line(number + 1));
+                break;
+            }
             number += 1;
+            let line = line.trim_ascii();
             if !line.is_empty() {
-                let item = publish::parse(line, bytes_max).map(|item| items.push(item));
+                let item = publish::parse(line).map(|item| items.push(item));
                 checked.push((number, item));
             }
         }
@@ -252,7 +253,7 @@ impl Ingest {
         self.ack.lines = number;
         match self.ack.errors.first() {
             Some(first) if self.ack.accepted == 0 => Err(first.error.of_line(first.line)),
-            _ => Ok(()),
+            _ => too_long.map_or(Ok(()), Err),
         }
     }
 
@@ -264,9 +265,14 @@ impl Ingest {
     }
 }
 
-/// The lines of a run, without the white space around them.
+fn line_too_long(line_max: usize) -> ApiError {
+    let message = format!("it is longer than {line_max} bytes (api.body_bytes_max)");
+    ApiError::new(Code::TooLarge, message)
+}
+
+/// The lines of a run.
 fn lines(run: &[u8]) -> impl Iterator<Item = &[u8]> {
-    run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n').map(<[u8]>::trim_ascii)
+    run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n')
 }
 
 /// Bytes received and not published yet; the last line may be unfinished.

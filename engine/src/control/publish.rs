@@ -71,14 +71,11 @@ pub(super) type Checked = (ChannelName, StoredPayload);
 /// What became of a checked publication.
 pub(super) type Outcome = Result<Position, ApiError>;
 
-/// Reads one publication and checks name, payload and size.
-pub(super) fn parse(text: &[u8], bytes_max: usize) -> Result<Checked, ApiError> {
+/// Reads one publication and checks name and payload, which is never longer than the text.
+pub(super) fn parse(text: &[u8]) -> Result<Checked, ApiError> {
     let body: PublishBody = object(text, "a publication")?;
     let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
     let Payload { kind, bytes } = Payload::from_fields(body.data, body.text, body.base64)?;
-    if bytes.len() > bytes_max {
-        return Err(Refused::TooLarge { bytes: bytes.len() as u64, most: bytes_max as u64 }.into());
-    }
     Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
 }
 
