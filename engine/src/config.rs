@@ -273,13 +273,37 @@ mod tests {
         refused("", &[], &flags, &["auth.anonymous = true", "api.keys must hold"]);
         let flags = ["server.listen=0.0.0.0:1", "auth.anonymous=true"];
         load("", &[], &flags).unwrap();
-        let same = ["server.listen=0.0.0.0:9801", "auth.anonymous=true"];
-        refused(
-            "",
-            &[],
-            &same,
-            &["api.listen = 127.0.0.1:9801: server.listen = 0.0.0.0:9801 has the same port"],
-        );
+    }
+
+    #[test]
+    fn two_ports_in_one_are_refused() {
+        let flags = |public: &str, internal: &str| {
+            [
+                format!("server.listen={public}"),
+                format!("api.listen={internal}"),
+                "auth.anonymous=true".into(),
+                "api.keys=0123456789abcdef".into(),
+            ]
+        };
+        for (public, internal) in [
+            ("0.0.0.0:9801", "127.0.0.1:9801"),
+            ("[::]:9801", "127.0.0.1:9801"),
+            ("127.0.0.1:9801", "[::]:9801"),
+            ("[::]:9801", "[::1]:9801"),
+            ("[::ffff:127.0.0.1]:9801", "127.0.0.1:9801"),
+        ] {
+            let part =
+                format!("api.listen = {internal}: server.listen = {public} has the same port");
+            refused("", &[], &flags(public, internal).each_ref().map(|f| &**f), &[&part]);
+        }
+        for (public, internal) in [
+            ("0.0.0.0:9801", "[::1]:9801"),
+            ("[::]:9800", "127.0.0.1:9801"),
+            ("[::1]:9801", "127.0.0.1:9801"),
+            ("[::]:0", "127.0.0.1:0"),
+        ] {
+            load("", &[], &flags(public, internal).each_ref().map(|f| &**f)).unwrap();
+        }
     }
 
     #[test]

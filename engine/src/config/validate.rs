@@ -1,6 +1,7 @@
 //! What no key says alone: which values do not go together, and texts that mean nothing.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ringfeed_protocol::Dialect;
 use ringfeed_protocol::channel_name::{self, NAME_BYTES_MAX};
@@ -48,9 +49,11 @@ impl Config {
                 "api.listen = {internal}: beyond loopback api.keys must hold at least one key"
             ));
         }
-        let overlaps = public.ip() == internal.ip()
-            || (public.is_ipv4() == internal.is_ipv4()
-                && (public.ip().is_unspecified() || internal.ip().is_unspecified()));
+        // What is bound to [::] takes IPv4, too.
+        let covers =
+            |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+        let (ip, other) = (public.ip().to_canonical(), internal.ip().to_canonical());
+        let overlaps = ip == other || covers(ip, other) || covers(other, ip);
         if overlaps && public.port() == internal.port() && public.port() != 0 {
             errors.push(format!(
                 "api.listen = {internal}: server.listen = {public} has the same port"
