@@ -150,7 +150,7 @@ mod tests {
             "a.b",
             "channels.pattern=x",
         ];
-        let environment = [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_PORT", "1")];
+        let environment = [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_SHARDS", "1")];
         let parts = [
             "c.toml:2: server.shard: no such key; known are listen, io, ",
             "c.toml:3: server.backlog = \"x\": allowed are 1 to 1048576",
@@ -163,7 +163,7 @@ mod tests {
             "c.toml:16: api.keys = (secret): allowed is a list of keys",
             "c.toml:19: limits.messages_burst = 0: allowed are 1 to",
             "RINGFEED_SERVER__PIN = \"maybe\": allowed are true and false",
-            "RINGFEED_SERVER_PORT: allowed are names of the form RINGFEED_SECTION__KEY",
+            "RINGFEED_SERVER_SHARDS: allowed are names of the form RINGFEED_SECTION__KEY",
             "--set limits.message_bytes_max = \"many\": allowed are 125 to 1073741824",
             "--set limits.outbox_bytes_max = \"1\": allowed are 4096 to",
             "--set a.b: allowed is SECTION.KEY=VALUE",
@@ -258,6 +258,23 @@ mod tests {
         let sources = Sources { environment, ..Sources::default() };
         assert_eq!(sources.strays(), ["RINGFEED_FOO"]);
         assert_eq!(Config::load(&sources).unwrap().server.shards, 2);
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_a_service_with_our_name_does_not_stop_the_start() {
+        let names = [
+            "RINGFEED_API_SERVICE_HOST",
+            "RINGFEED_API_SERVICE_PORT",
+            "RINGFEED_API_SERVICE_PORT_HTTP",
+            "RINGFEED_API_PORT",
+            "RINGFEED_API_PORT_9801_TCP",
+            "RINGFEED_API_PORT_9801_TCP_ADDR",
+            "RINGFEED_SERVER_PORT",
+        ];
+        let environment = names.map(|name| (name.into(), "tcp://10.0.0.1:9801".into())).to_vec();
+        let sources = Sources { environment, ..Sources::default() };
+        Config::load(&sources).unwrap();
+        assert_eq!(sources.strays(), names);
     }
 
     #[test]
