@@ -189,10 +189,10 @@ impl Ingest {
                 let message = "too many bodies are being read (api.bodies_bytes_max)";
                 return Err(ApiError::new(Code::Busy, message));
             }
-            self.pending.bytes.extend_from_slice(&part);
+            self.pending.push(&part);
             self.heard = Instant::now();
         }
-        let last = std::mem::take(&mut self.pending.bytes);
+        let last = self.pending.take_rest();
         if last.is_empty() { Ok(()) } else { self.publish(&last).await }
     }
 
@@ -271,13 +271,13 @@ fn line_too_long(line_max: usize) -> ApiError {
 }
 
 /// The lines of a run.
-fn lines(run: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(run: &[u8]) -> impl Iterator<Item = &[u8]> {
     run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n')
 }
 
 /// Bytes received and not published yet; the last line may be unfinished.
 #[derive(Debug, Default)]
-struct Pending {
+pub(super) struct Pending {
     bytes: BytesMut,
     /// So many were searched for the end of a line and have none.
     searched: usize,
@@ -287,9 +287,18 @@ struct Pending {
 }
 
 impl Pending {
+    pub(super) fn push(&mut self, part: &[u8]) {
+        self.bytes.extend_from_slice(part);
+    }
+
+    /// What is left at the end: a last line that nothing ended.
+    pub(super) fn take_rest(&mut self) -> BytesMut {
+        std::mem::take(&mut self.bytes)
+    }
+
     /// The next whole lines: at most [`RUN_LINES_MAX`] and [`RUN_BYTES_MAX`], or one. Each byte is
     /// searched at most twice, however it arrives.
-    fn take_run(&mut self) -> Option<Bytes> {
+    pub(super) fn take_run(&mut self) -> Option<Bytes> {
         let (mut end, mut lines) = (0, 0);
         while lines < RUN_LINES_MAX {
             let unsearched = self.bytes.get(self.searched..).unwrap_or_default();
