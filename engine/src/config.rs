@@ -150,7 +150,7 @@ mod tests {
             "a.b",
             "channels.pattern=x",
         ];
-        let environment = [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_PORT", "1")];
+        let environment = [("RINGFEED_SERVER__PIN", "maybe"), ("RINGFEED_SERVER_SHARDS", "1")];
         let parts = [
             "c.toml:2: server.shard: no such key; known are listen, io, ",
             "c.toml:3: server.backlog = \"x\": allowed are 1 to 1048576",
@@ -163,7 +163,7 @@ mod tests {
             "c.toml:16: api.keys = (secret): allowed is a list of keys",
             "c.toml:19: limits.messages_burst = 0: allowed are 1 to",
             "RINGFEED_SERVER__PIN = \"maybe\": allowed are true and false",
-            "RINGFEED_SERVER_PORT: allowed are names of the form RINGFEED_SECTION__KEY",
+            "RINGFEED_SERVER_SHARDS: allowed are names of the form RINGFEED_SECTION__KEY",
             "--set limits.message_bytes_max = \"many\": allowed are 125 to 1073741824",
             "--set limits.outbox_bytes_max = \"1\": allowed are 4096 to",
             "--set a.b: allowed is SECTION.KEY=VALUE",
@@ -261,6 +261,23 @@ mod tests {
     }
 
     #[test]
+    fn what_kubernetes_sets_for_a_service_with_our_name_does_not_stop_the_start() {
+        let names = [
+            "RINGFEED_API_SERVICE_HOST",
+            "RINGFEED_API_SERVICE_PORT",
+            "RINGFEED_API_SERVICE_PORT_HTTP",
+            "RINGFEED_API_PORT",
+            "RINGFEED_API_PORT_9801_TCP",
+            "RINGFEED_API_PORT_9801_TCP_ADDR",
+            "RINGFEED_SERVER_PORT",
+        ];
+        let environment = names.map(|name| (name.into(), "tcp://10.0.0.1:9801".into())).to_vec();
+        let sources = Sources { environment, ..Sources::default() };
+        Config::load(&sources).unwrap();
+        assert_eq!(sources.strays(), names);
+    }
+
+    #[test]
     fn where_it_listens_is_known_whatever_else_is_wrong() {
         let flags = vec!["server.listen=0.0.0.0:1".into(), "no.such=key".into()];
         let sources = Sources { flags, ..Sources::default() };
@@ -273,13 +290,37 @@ mod tests {
         refused("", &[], &flags, &["auth.anonymous = true", "api.keys must hold"]);
         let flags = ["server.listen=0.0.0.0:1", "auth.anonymous=true"];
         load("", &[], &flags).unwrap();
-        let same = ["server.listen=0.0.0.0:9801", "auth.anonymous=true"];
-        refused(
-            "",
-            &[],
-            &same,
-            &["api.listen = 127.0.0.1:9801: server.listen = 0.0.0.0:9801 has the same port"],
-        );
+    }
+
+    #[test]
+    fn two_ports_in_one_are_refused() {
+        let flags = |public: &str, internal: &str| {
+            [
+                format!("server.listen={public}"),
+                format!("api.listen={internal}"),
+                "auth.anonymous=true".into(),
+                "api.keys=0123456789abcdef".into(),
+            ]
+        };
+        for (public, internal) in [
+            ("0.0.0.0:9801", "127.0.0.1:9801"),
+            ("[::]:9801", "127.0.0.1:9801"),
+            ("127.0.0.1:9801", "[::]:9801"),
+            ("[::]:9801", "[::1]:9801"),
+            ("[::ffff:127.0.0.1]:9801", "127.0.0.1:9801"),
+        ] {
+            let part =
+                format!("api.listen = {internal}: server.listen = {public} has the same port");
+            refused("", &[], &flags(public, internal).each_ref().map(|f| &**f), &[&part]);
+        }
+        for (public, internal) in [
+            ("0.0.0.0:9801", "[::1]:9801"),
+            ("[::]:9800", "127.0.0.1:9801"),
+            ("[::1]:9801", "127.0.0.1:9801"),
+            ("[::]:0", "127.0.0.1:0"),
+        ] {
+            load("", &[], &flags(public, internal).each_ref().map(|f| &**f)).unwrap();
+        }
     }
 
     #[test]
@@ -367,6 +408,39 @@ mod tests {
         );
         let least = errors.rsplit(' ').next().unwrap();
         load(echo, &[], &[&format!("limits.outbox_bytes_max={least}")]).unwrap();
+    }
+
+    #[test]
+    fn the_defaults_leave_each_shard_enough() {
+        let config = Config::load(&Sources::default()).unwrap();
+        for shards in 0..=256 {
+            config.check_shares(shards).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_limit_that_lets_nothing_through_is_refused() {
+        let message = ["limits.message_bytes_max=131072", "limits.partial_bytes_max=1048576"];
+        let config = load("", &[], &message).unwrap();
+        config.check_shares(8).unwrap();
+        let told = config.check_shares(9).unwrap_err().to_string();
+        let expected = "limits.partial_bytes_max = 1048576: each of 9 shards has 116508 of it, which must be at least \
+                        131072 (limits.message_bytes_max); allowed are at least 1179648, or fewer shards \
+                        (server.shards)";
+        assert_eq!(told, expected);
+        refused("", &[], &[&message[..], &["server.shards=9"]].concat(), &[expected]);
+        let outbox = ["limits.outboxes_bytes_max=1048576", "server.shards=5"];
+        refused("", &[], &outbox, &["at least 262144 (a quarter of limits.outbox_bytes_max)"]);
+        let echo = "[[endpoints]]\npath = \"/e\"\ndialect = \"echo\"";
+        let flags = ["limits.message_bytes_max=300000", "limits.outboxes_bytes_max=1048576"];
+        load("", &[], &[&flags[..], &["server.shards=4"]].concat()).unwrap();
+        let flags = [&flags[..], &["server.shards=4"]].concat();
+        refused(
+            echo,
+            &[],
+            &flags,
+            &["limits.outboxes_bytes_max = 1048576: each of 4 shards has 262144"],
+        );
     }
 
     #[test]

@@ -25,10 +25,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::ids::ShardId;
-use crate::message::Request;
+use crate::message::{NotTaken, Request};
 use crate::shard::Shared;
 use budget::Budget;
 use figures::{Figures, LogLimit};
@@ -49,7 +49,8 @@ struct State {
     started: Instant,
     started_at: SystemTime,
     draining: watch::Sender<bool>,
-    stop: Notify,
+    /// The shards have ended: only what is in progress is still served.
+    stopping: watch::Sender<bool>,
     runtime: Handle,
     /// Bytes of requests and large answers.
     bodies: Budget,
@@ -83,7 +84,7 @@ impl Control {
             started: Instant::now(),
             started_at: SystemTime::now(),
             draining: watch::Sender::new(false),
-            stop: Notify::new(),
+            stopping: watch::Sender::new(false),
             runtime: runtime.handle().clone(),
             bodies: Budget::new(api.bodies_bytes_max),
             to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
@@ -99,10 +100,7 @@ impl Control {
             let tasks = tokio::task::LocalSet::new();
             runtime.block_on(tasks.run_until(async move {
                 let handled = tokio::spawn(signals.handle(own.clone()));
-                tokio::select! {
-                    () = port::serve(listener, own.clone(), router) => {}
-                    () = own.stop.notified() => {}
-                }
+                port::serve(listener, own.clone(), router).await;
                 handled.abort();
             }));
         })?;
@@ -114,9 +112,9 @@ impl Control {
         self.state.drain();
     }
 
-    /// Ends the thread, once the shards have ended.
+    /// Ends the thread, once the shards have ended. Requests that it has are still answered.
     pub fn stop(self) {
-        self.state.stop.notify_one();
+        self.state.stopping.send_replace(true);
         if self.thread.join().is_err() {
             tracing::error!("the control thread panicked");
         }
@@ -140,9 +138,8 @@ impl State {
     }
 
     async fn drain_shard(self: Arc<Self>, shard: ShardId) {
-        let mut request = Request::Drain;
-        while let Err(back) = self.shared.shards.request(shard, request) {
-            request = back;
+        // One that has ended needs no telling.
+        while let Err(NotTaken::Full(_)) = self.shared.shards.request(shard, Request::Drain) {
             tokio::time::sleep(FULL_PAUSE).await;
         }
     }
@@ -154,11 +151,17 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{SocketAddr, TcpStream};
 
+    use ringfeed_protocol::{Epoch, Position};
+    use serde_json::json;
+
     use super::*;
     use crate::config::{Config, Sources};
     use crate::counters::Counters;
-    use crate::message::{Inbox, QUEUE_BATCHES, Shards, Waker, queues};
+    use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Shards, Waker, queues};
     use crate::shard::door::Admission;
+
+    /// How long a test waits for what must come.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// The control thread before one shard that does nothing: its queue is here.
     fn start(flags: &[&str]) -> (Control, SocketAddr, Arc<Shared>, Inbox) {
@@ -195,6 +198,117 @@ mod tests {
         answer
     }
 
+    /// The last line of JSON in an answer.
+    fn last_json(answer: &str) -> serde_json::Value {
+        let lines = answer.lines().rev();
+        lines.flat_map(serde_json::from_str).find(serde_json::Value::is_object).unwrap()
+    }
+
+    /// The next request that was handed to the shard.
+    fn next(inbox: &Inbox) -> Request {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(request) = inbox.control.take().and_then(|mut batch| batch.pop()) {
+                return request;
+            }
+            assert!(Instant::now() < deadline, "nothing was handed to the shard");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Answers a batch as a shard does that publishes all of it.
+    fn accept(request: Request) {
+        let Request::PublishBatch { items, reply } = request else { panic!("{request:?}") };
+        let position = Position { epoch: Epoch(1), offset: 1 };
+        reply.send(items.into_iter().map(|item| (item.0, Ok(position))).collect()).unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_meets_a_busy_shard_says_nothing_of_what_is_behind() {
+        let (control, address, _, _inbox) = start(&["api.timeout_ms=10"]);
+        let good = "{\"channel\":\"a\",\"data\":1}";
+        let body = format!("\n[]\n{good}\n[]\n\n{good}\n");
+        let answer = answer(request(address, "POST /api/ingest", &body));
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        let last = last_json(&answer);
+        assert_eq!((&last["lines"], &last["refused"]), (&json!(2), &json!(1)), "{answer}");
+        assert_eq!(last["errors"].as_array().unwrap().len(), 1, "{answer}");
+        assert_eq!((&last["end"], &last["error"]), (&json!("failed"), &json!("busy")), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_stream_whose_shard_ends_tells_up_to_where_it_was_published() {
+        let (control, address, _, inbox) = start(&[]);
+        let body = "{\"channel\":\"a\",\"data\":1}\n".repeat(1000);
+        let stream = request(address, "POST /api/ingest", &body);
+        let first = next(&inbox);
+        let Request::PublishBatch { items, .. } = &first else { panic!("{first:?}") };
+        let count = items.len();
+        accept(first);
+        // What comes behind goes without an answer.
+        drop(next(&inbox));
+        let answer = answer(stream);
+        let last = last_json(&answer);
+        assert_eq!((&last["lines"], &last["accepted"]), (&json!(count), &json!(count)), "{answer}");
+        assert_eq!((&last["refused"], &last["error"]), (&json!(0), &json!("draining")), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_request_has_one_time_for_all_it_asks() {
+        let (control, address, _, inbox) = start(&["api.timeout_ms=100"]);
+        let stream = request(address, "GET /api/channels", "");
+        // Each page comes at once, and there is always another one.
+        let answered = std::thread::spawn(|| answer(stream));
+        let deadline = Instant::now() + PATIENCE;
+        while !answered.is_finished() {
+            assert!(Instant::now() < deadline, "it is asked for pages for ever");
+            let Some(batch) = inbox.control.take() else { continue };
+            for request in batch {
+                let Request::ListChannels { from, reply } = request else { panic!("{request:?}") };
+                let _ = reply.send(ChannelPage { rows: Vec::new(), next: Some(from + 1) });
+            }
+        }
+        let answer = answered.join().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_shard_that_has_ended_takes_nothing_and_says_so() {
+        let (control, address, _, inbox) = start(&["api.timeout_ms=600000"]);
+        drop(inbox);
+        for (line, body) in [
+            ("POST /api/publish", "{\"channel\":\"a\",\"data\":1}"),
+            ("GET /api/history?channel=a", ""),
+            ("GET /api/channels", ""),
+        ] {
+            let answer = answer(request(address, line, body));
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{line}: {answer}");
+            assert_eq!(last_json(&answer)["error"], "draining", "{line}: {answer}");
+        }
+        control.stop();
+    }
+
+    #[test]
+    fn what_is_in_progress_when_the_shards_have_ended_is_answered() {
+        let (control, address, _, inbox) = start(&[]);
+        let mut idle = TcpStream::connect(address).unwrap();
+        idle.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        idle.read_exact(&mut [0; 12]).unwrap();
+        let entry = "{\"channel\":\"a\",\"data\":1}";
+        let stream = request(address, "POST /api/publish", entry);
+        let asked = next(&inbox);
+        let stopped = std::thread::spawn(|| control.stop());
+        // Who asks nothing is closed at once.
+        idle.read_to_end(&mut Vec::new()).unwrap();
+        accept(asked);
+        let answer = answer(stream);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        stopped.join().unwrap();
+    }
+
     #[test]
     fn a_shard_that_takes_nothing_does_not_hold_the_control_thread() {
         let (control, address, shared, _inbox) = start(&[]);
@@ -211,7 +325,7 @@ mod tests {
         let entry = format!("{{\"channel\":\"a\",\"text\":\"{}\"}}", "x".repeat(1000));
         let body = format!("{{\"publications\":[{}]}}", vec![entry; 3900].join(","));
         let _waiting: Vec<_> = (0..8).map(|_| request(address, "POST /api/batch", &body)).collect();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         let nearly_all = (SHARD_BYTES_MAX - (512 << 10)) as f64;
         loop {
             let stats = answer(request(address, "GET /api/stats", ""));

@@ -18,5 +18,5 @@ pub use delivery::{
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
-pub use mailbox::{Inbox, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
+pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
 pub use request::{Published, Reply, Request};

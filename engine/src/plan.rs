@@ -7,6 +7,7 @@ use ringfeed_protocol::handshake::HEAD_BYTES_MAX;
 use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
 use crate::config::Config;
+use crate::message::QUEUE_BYTES_MAX;
 use crate::shard::{CONNECTION_BYTES, SUBSCRIPTION_BYTES};
 
 /// What the kernel keeps for one idle TCP connection and the receive under way on it: measured as the
@@ -19,6 +20,10 @@ const COMPLETION_BYTES: u64 = 16;
 const CHANNEL_BYTES: u64 = 320;
 /// Buffers of one connection to the API besides its body.
 const API_CONNECTION_BYTES: u64 = 16 * 1024;
+/// What a shard takes from: requests, deliveries, requests of the control thread.
+const INBOX_QUEUES: u64 = 3;
+/// Refused connections that a shard lets linger.
+const LINGERING_MAX: u64 = 256;
 /// "Too many open files", in Linux on every architecture.
 const EMFILE: i32 = 24;
 /// Descriptors that are not connections, with room to spare.
@@ -66,11 +71,19 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
     let buffers = u64::from(wire.receive_buffers) * u64::from(wire.receive_buffer_bytes);
     let queues = u64::from(wire.submission_entries) * (SUBMISSION_BYTES + 8 * COMPLETION_BYTES);
     let mut lines = memory_for_clients(config, shards);
+    lines.push(line(
+        "inboxes",
+        AtMost(shards * INBOX_QUEUES * QUEUE_BYTES_MAX as u64),
+        format!("{INBOX_QUEUES} queues a shard of up to {QUEUE_BYTES_MAX} bytes each"),
+    ));
     if shards > 1 {
+        let ways = shards * (shards - 1);
         lines.push(line(
             "between shards",
-            AtMost(shards * (shards - 1) * u64::from(limits.cross_shard_bytes_max)),
-            format!("{shards} shards: limits.cross_shard_bytes_max a pair, each way"),
+            AtMost(ways * 2 * u64::from(limits.cross_shard_bytes_max)),
+            format!(
+                "{ways} ways from shard to shard: limits.cross_shard_bytes_max of requests and as much of deliveries"
+            ),
         ));
     }
     if rings > 0 {
@@ -203,7 +216,15 @@ pub fn limits(config: &Config, io: Io, shards: u16) -> Vec<String> {
              refused; `sysctl -w net.core.somaxconn={backlog}` lifts it"
         ));
     }
-    let spare = FILES_SPARE + u64::from(config.api.connections_max);
+    let buffer = u64::from(config.server.send_buffer_bytes);
+    if let Some(most) = number("/proc/sys/net/core/wmem_max").filter(|&most| most < buffer) {
+        found.push(format!(
+            "server.send_buffer_bytes = {buffer}, but the kernel allows {most}: readers far away get less at a \
+             time; `sysctl -w net.core.wmem_max={buffer}` lifts it"
+        ));
+    }
+    let lingering = u64::from(shards) * LINGERING_MAX;
+    let spare = FILES_SPARE + u64::from(config.api.connections_max) + lingering;
     let (wanted, why) = match io {
         Io::Epoll => (
             connections + spare,
@@ -220,7 +241,7 @@ pub fn limits(config: &Config, io: Io, shards: u16) -> Vec<String> {
     {
         let how = if hard >= wanted { "" } else { ", as root or with LimitNOFILE= in a unit" };
         found.push(format!(
-            "ulimit -n is {files}, but {why}, and the API and files take {spare} more: above it clients are \
+            "ulimit -n is {files}, but {why}, and the API, refused connections and files take {spare} more: above it clients are \
              not accepted; `ulimit -n {wanted}` lifts it{how}"
         ));
     }
@@ -330,10 +351,28 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_between_shards_is_counted_in_every_queue() {
+        let lines = memory(&config(&["limits.cross_shard_bytes_max=1000000"]), Io::Epoll, 3);
+        let amount = |name| lines.iter().find(|line| line.name == name).map(|line| line.amount);
+        assert_eq!(amount("inboxes"), Some(AtMost(3 * 3 * (16 << 20))));
+        // Three shards have two others each, and requests and deliveries for each of them.
+        assert_eq!(amount("between shards"), Some(AtMost(3 * 2 * 2 * 1_000_000)));
+    }
+
+    #[test]
+    fn a_send_buffer_that_the_kernel_cuts_is_told() {
+        let most = number("/proc/sys/net/core/wmem_max").unwrap_or(u64::MAX);
+        let found =
+            limits(&config(&["server.send_buffer_bytes=268435456"]), Io::Epoll, 1).join("\n");
+        let told = found.contains("`sysctl -w net.core.wmem_max=268435456`");
+        assert_eq!(told, most < 268_435_456, "{found}");
+    }
+
+    #[test]
     fn limits_name_the_command_that_lifts_them() {
         let config = config(&["server.connections_max=16000000", "server.backlog=1048576"]);
         let found = limits(&config, Io::Epoll, 1).join("\n");
-        for part in ["sysctl -w net.core.somaxconn=1048576", "`ulimit -n 16001256`"] {
+        for part in ["sysctl -w net.core.somaxconn=1048576", "`ulimit -n 16001512`"] {
             assert!(found.contains(part), "{part:?} is not in:\n{found}");
         }
     }
@@ -343,7 +382,7 @@ mod tests {
         let config = config(&["server.handshakes_max=1048576"]);
         let found = limits(&config, Io::IoUring, 256).join("\n");
         assert!(found.contains("handshakes under way is a descriptor"), "{found}");
-        assert!(found.contains("`ulimit -n 268436712`"), "{found}");
+        assert!(found.contains("`ulimit -n 268502248`"), "{found}");
     }
 
     #[test]

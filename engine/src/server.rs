@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 
-use crate::config::{Config, IoChoice};
+use crate::config::{Config, ConfigErrors, IoChoice};
 use crate::control;
 use crate::counters::Counters;
 use crate::ids::ShardId;
@@ -39,6 +39,9 @@ pub enum ServeError {
         /// What may help.
         hint: &'static str,
     },
+    /// The configuration does not go with so many shards.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
     /// The socket layer could not be made.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -82,6 +85,7 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
         0 => u16::try_from(cores.len().max(1)).unwrap_or(u16::MAX),
         count => count,
     };
+    config.check_shares(count)?;
     let internal = ports::bind_internal(config.api.listen)?;
     let mut public = config.server.listen;
     ports::check_free(public)?;

@@ -85,14 +85,6 @@ pub enum Refused {
     /// No answer came in time.
     #[error("the server is busy; whether this was done is not known")]
     Busy,
-    /// A payload that is too long.
-    #[error("the payload has {bytes} bytes; at most {most} are allowed")]
-    TooLarge {
-        /// How long it is.
-        bytes: u64,
-        /// How long it may be.
-        most: u64,
-    },
 }
 
 /// What one may be allowed to do with a channel.
@@ -126,7 +118,7 @@ impl Refused {
             Refused::Forbidden { .. } => ErrorCode::Forbidden,
             Refused::AlreadySubscribed { .. } => ErrorCode::AlreadySubscribed,
             Refused::NotSubscribed { .. } => ErrorCode::NotSubscribed,
-            Refused::LimitReached { .. } | Refused::TooLarge { .. } => ErrorCode::LimitReached,
+            Refused::LimitReached { .. } => ErrorCode::LimitReached,
             Refused::RateLimited { .. } => ErrorCode::RateLimited,
             Refused::Draining => ErrorCode::Draining,
             Refused::Busy => ErrorCode::Busy,

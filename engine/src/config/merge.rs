@@ -213,14 +213,11 @@ pub(super) fn overlay_variable(
     }
 }
 
-/// Whether a name begins like a section, with an underscore too few.
+/// Whether a name is that of a key, with an underscore too few. Others begin like a section, too, and
+/// are nobody's mistake: for a service named `ringfeed-api` Kubernetes sets `RINGFEED_API_PORT` and more.
 fn nearly_a_key(name: &str) -> bool {
     let path = name.strip_prefix("RINGFEED_").unwrap_or_default().to_lowercase();
-    let begins = |(key, _): &(&str, _)| {
-        let section = key.split('.').next().unwrap_or_default();
-        path.strip_prefix(section).is_some_and(|rest| rest.starts_with('_'))
-    };
-    !NOT_CONFIG.contains(&name) && keys::KEYS.iter().any(begins)
+    keys::KEYS.iter().any(|(key, _)| key.replacen('.', "_", 1) == path)
 }
 
 /// Whether a variable looks as if it were ours and means nothing.

@@ -1,11 +1,13 @@
 //! What no key says alone: which values do not go together, and texts that mean nothing.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ringfeed_protocol::Dialect;
 use ringfeed_protocol::channel_name::{self, NAME_BYTES_MAX};
 use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
+use super::ConfigErrors;
 use super::rules::matches;
 use super::schema::{ChannelRule, Config, Endpoint};
 use crate::origins::Origins;
@@ -47,9 +49,11 @@ impl Config {
                 "api.listen = {internal}: beyond loopback api.keys must hold at least one key"
             ));
         }
-        let overlaps = public.ip() == internal.ip()
-            || (public.is_ipv4() == internal.is_ipv4()
-                && (public.ip().is_unspecified() || internal.ip().is_unspecified()));
+        // What is bound to [::] takes IPv4, too.
+        let covers =
+            |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+        let (ip, other) = (public.ip().to_canonical(), internal.ip().to_canonical());
+        let overlaps = ip == other || covers(ip, other) || covers(other, ip);
         if overlaps && public.port() == internal.port() && public.port() != 0 {
             errors.push(format!(
                 "api.listen = {internal}: server.listen = {public} has the same port"
@@ -77,6 +81,44 @@ impl Config {
         }
     }
 
+    /// Whether each shard can live with its part of the limits that are divided. One for each core
+    /// (`server.shards = 0`) is a number that is known at the start.
+    pub fn check_shares(&self, shards: u16) -> Result<(), ConfigErrors> {
+        if shards < 2 {
+            return Ok(());
+        }
+        let Config { limits, .. } = self;
+        let shards = u64::from(shards);
+        let mut errors = Vec::new();
+        let mut fits = |large: (&str, u64), small: (&str, u64)| {
+            let (share, least) = (large.1 / shards, small.1);
+            if share < least {
+                errors.push(format!(
+                    "{} = {}: each of {shards} shards has {share} of it, which must be at least {least} ({}); \
+                     allowed are at least {}, or fewer shards (server.shards)",
+                    large.0,
+                    large.1,
+                    small.0,
+                    least * shards
+                ));
+            }
+        };
+        let message = ("limits.message_bytes_max", limits.message_bytes_max.into());
+        let outboxes = ("limits.outboxes_bytes_max", limits.outboxes_bytes_max);
+        fits(("limits.partial_bytes_max", limits.partial_bytes_max), message);
+        // Up to there one connection alone is read from.
+        let quarter = u64::from(limits.outbox_bytes_max) / 4;
+        fits(outboxes, ("a quarter of limits.outbox_bytes_max", quarter));
+        if self.echoes() {
+            fits(outboxes, message);
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
+    }
+
+    fn echoes(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.dialect == Dialect::Echo)
+    }
+
     fn validate_limits(&self, errors: &mut Vec<String>) {
         let Config { api, heartbeat, limits, .. } = self;
         let mut at_least = |(large, large_bytes): (&str, u64),
@@ -97,6 +139,7 @@ impl Config {
         at_least(("api.bodies_bytes_max", api.bodies_bytes_max), body);
         at_least(("limits.parked_bytes_max", limits.parked_bytes_max), body);
         at_least(("limits.parked_bytes_max", limits.parked_bytes_max), message);
+        errors.extend(self.check_shares(self.server.shards).err().into_iter().flat_map(|e| e.0));
         if heartbeat.interval_ms > 0 && heartbeat.interval_ms < HEARTBEAT_MS_MIN {
             errors.push(format!(
                 "heartbeat.interval_ms = {}: allowed are {HEARTBEAT_MS_MIN} to 3600000, and 0 for no pings",
@@ -104,10 +147,9 @@ impl Config {
             ));
         }
         // Reading pauses at a quarter of the outbox; the echo of what was read last comes on top.
-        let echo = self.endpoints.iter().any(|endpoint| endpoint.dialect == Dialect::Echo);
         let room = u64::from(limits.outbox_bytes_max) / 4 * 3;
         let largest = u64::from(limits.message_bytes_max) + HEADER_BYTES_MAX as u64;
-        if echo && largest > room {
+        if self.echoes() && largest > room {
             errors.push(format!(
                 "limits.outbox_bytes_max = {}: an echo of limits.message_bytes_max = {} does not fit; allowed \
                  are at least {}",

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use axum::extract::State as FromState;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use ringfeed_protocol::ChannelName;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{OpenApi, ToSchema};
 
-use super::body::Collected;
+use super::body::{Collected, no_room};
 use super::error::{ApiError, Code};
 use super::guard::{guard, guard_figures};
+use super::port::{Reserved, UNCOUNTED_BYTES_MAX};
 use super::publish::{self, PublishBody, PublishResult};
 use super::{State, channels, history, ingest, metrics, stats};
 
@@ -25,6 +28,8 @@ type App = FromState<Arc<State>>;
 const BATCH_ITEMS_MAX: usize = 65_536;
 /// Refused entries of a batch whose errors have a message.
 const MESSAGES_MAX: usize = 100;
+/// What a result of a batch takes beside the channel's name.
+const RESULT_BYTES_MAX: usize = 96;
 
 /// All routes.
 pub(super) fn router(state: Arc<State>) -> Router {
@@ -110,8 +115,7 @@ async fn publish_one(
     body: Collected,
 ) -> Result<Json<PublishResult>, ApiError> {
     publish::not_draining(&state)?;
-    let bytes_max = state.shared.config.api.body_bytes_max as usize;
-    let item = publish::parse(&body.bytes, bytes_max)?;
+    let item = publish::parse(&body.bytes)?;
     let channel = item.0.clone();
     let outcome = publish::publish_all(&state, vec![item]).await.pop();
     match publish::result(&channel, outcome.unwrap_or_else(|| Err(ApiError::busy()))) {
@@ -179,10 +183,7 @@ struct BatchReply {
     ),
     security(("bearer" = []), ("key" = []))
 )]
-async fn publish_batch(
-    FromState(state): App,
-    body: Collected,
-) -> Result<Json<BatchReply>, ApiError> {
+async fn publish_batch(FromState(state): App, body: Collected) -> Result<Response, ApiError> {
     publish::not_draining(&state)?;
     let BatchBody { publications: Entries { entries, count } } =
         publish::object(&body.bytes, "a batch")?;
@@ -191,20 +192,25 @@ async fn publish_batch(
             format!("the batch has {count} publications; at most {BATCH_ITEMS_MAX} are allowed");
         return Err(ApiError::new(Code::TooLarge, message));
     }
-    let bytes_max = state.shared.config.api.body_bytes_max as usize;
     let mut items = Vec::new();
     let checked: Vec<_> = entries
         .into_iter()
         .map(|entry| {
-            let item = publish::parse(entry.get().as_bytes(), bytes_max)?;
+            let item = publish::parse(entry.get().as_bytes())?;
             let channel = item.0.clone();
             items.push(item);
             Ok(channel)
         })
         .collect();
-    let Collected { bytes, held: _held } = body;
+    let Collected { bytes, mut held } = body;
+    // Before anything is published: who was told "try again" would publish it twice.
+    let answer_bytes = answer_bytes_max(&checked);
+    if !held.try_grow_to(bytes.len() + answer_bytes) {
+        return Err(no_room());
+    }
     drop(bytes);
     let mut outcomes = publish::publish_all(&state, items).await.into_iter();
+    held.shrink_to(answer_bytes);
     let mut messages = 0;
     let mut refused = |error: ApiError| {
         messages += 1;
@@ -218,7 +224,17 @@ async fn publish_batch(
             outcome => publish::result(&channel, outcome),
         },
     });
-    Ok(Json(BatchReply { results: results.collect() }))
+    let mut response = Json(BatchReply { results: results.collect() }).into_response();
+    response.extensions_mut().insert(Reserved::new(held));
+    Ok(response)
+}
+
+/// What the results of a batch can take, without the messages of those that are refused: these are
+/// less than an answer may have that is not counted. Nothing for an answer that is not.
+fn answer_bytes_max(checked: &[Result<ChannelName, ApiError>]) -> usize {
+    let names = checked.iter().flatten().map(|channel| channel.len());
+    let bytes = names.sum::<usize>() + checked.len() * RESULT_BYTES_MAX;
+    if bytes > UNCOUNTED_BYTES_MAX { bytes } else { 0 }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -248,4 +264,20 @@ async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(StatusReply { status: "draining" }));
     }
     (StatusCode::OK, Json(StatusReply { status: "ready" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfeed_protocol::{Epoch, Position};
+
+    use super::*;
+
+    #[test]
+    fn a_result_takes_no_more_than_was_reserved_for_it() {
+        let position = Position { epoch: Epoch(u64::MAX), offset: u64::MAX };
+        let result = publish::result(&ChannelName::new("a").unwrap(), Ok(position));
+        assert!(serde_json::to_vec(&result).unwrap().len() < "a".len() + RESULT_BYTES_MAX);
+        let refused = ApiError::new(Code::UnsupportedEncoding, "").without_message();
+        assert!(serde_json::to_vec(&refused).unwrap().len() < RESULT_BYTES_MAX);
+    }
 }

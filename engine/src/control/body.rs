@@ -51,8 +51,8 @@ fn too_large(bytes_max: usize) -> ApiError {
     ApiError::new(Code::TooLarge, message)
 }
 
-fn no_room() -> ApiError {
-    ApiError::new(Code::Busy, "too many bodies are being read (api.bodies_bytes_max); try again")
+pub(super) fn no_room() -> ApiError {
+    ApiError::new(Code::Busy, "too many bodies are held (api.bodies_bytes_max); try again")
 }
 
 impl FromRequest<Arc<State>> for Collected {

@@ -9,6 +9,7 @@ use axum::extract::{Query, State as FromState};
 use ringfeed_protocol::ChannelName;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use super::State;
@@ -59,9 +60,13 @@ struct ChannelReply {
 }
 
 /// Asks a shard for the rows from a place in its table on.
-async fn page(state: &State, shard: ShardId, from: u32) -> Result<ChannelPage, ApiError> {
+async fn page(
+    state: &State,
+    shard: ShardId,
+    from: u32,
+    deadline: Instant,
+) -> Result<ChannelPage, ApiError> {
     let (reply, answer) = oneshot::channel();
-    let deadline = publish::deadline(state);
     publish::send(state, shard, Request::ListChannels { from, reply }, deadline).await?;
     publish::receive(answer, deadline).await
 }
@@ -90,10 +95,11 @@ pub(super) async fn channels(
     // The smallest names so far; never more than are wanted.
     let mut first: BTreeMap<ChannelName, ChannelRow> = BTreeMap::new();
     let mut total = 0;
+    let deadline = publish::deadline(&state);
     for shard in state.shared.shards.ids() {
         let mut from = Some(0);
         while let Some(place) = from {
-            let ChannelPage { rows, next } = page(&state, shard, place).await?;
+            let ChannelPage { rows, next } = page(&state, shard, place, deadline).await?;
             for row in rows.into_iter().filter(|row| row.name.starts_with(&query.prefix)) {
                 total += 1;
                 if *row.name > *query.after {

@@ -55,17 +55,16 @@ impl Code {
     fn status(self) -> StatusCode {
         match self {
             Code::Unauthorized => StatusCode::UNAUTHORIZED,
-            Code::Forbidden | Code::Command(ErrorCode::Forbidden) => StatusCode::FORBIDDEN,
+            Code::Forbidden => StatusCode::FORBIDDEN,
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::Timeout => StatusCode::REQUEST_TIMEOUT,
             Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::Command(ErrorCode::RateLimited) => StatusCode::TOO_MANY_REQUESTS,
             // Of a shard: its table of channels is full.
-            Code::Command(ErrorCode::LimitReached | ErrorCode::Draining | ErrorCode::Busy)
-            | Code::Busy
-            | Code::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Command(ErrorCode::LimitReached) | Code::Busy | Code::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Code::Command(_) | Code::BadRequest => StatusCode::BAD_REQUEST,
         }
     }
@@ -141,8 +140,6 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> ApiError {
         let code = match refused {
-            Refused::TooLarge { .. } => Code::TooLarge,
-            Refused::Busy => Code::Busy,
             Refused::Draining => Code::Draining,
             _ => Code::Command(refused.code()),
         };

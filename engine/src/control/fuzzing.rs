@@ -2,16 +2,13 @@
 
 use ringfeed_protocol::command::PayloadKind;
 
-use super::{api, publish};
-
-/// Largest payload.
-const BYTES_MAX: usize = 1 << 16;
+use super::{api, ingest, publish};
 
 /// A body of `/api/publish`. Whether it would be published.
 pub fn publication(body: &[u8]) -> bool {
-    let checked = publish::parse(body, BYTES_MAX);
+    let checked = publish::parse(body);
     if let Ok((_, payload)) = &checked {
-        assert!(payload.bytes.len() <= BYTES_MAX);
+        assert!(payload.bytes.len() <= body.len());
         if payload.kind == PayloadKind::Json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&payload.bytes).expect("valid JSON");
         }
@@ -26,7 +23,18 @@ pub fn batch(body: &[u8]) {
 
 /// The body of `/api/ingest` in pieces. Which of its lines would be published.
 pub fn ingest<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<bool> {
-    let body = pieces.into_iter().collect::<Vec<_>>().concat();
-    let lines = body.split(|&b| b == b'\n').map(<[u8]>::trim_ascii);
-    lines.filter(|line| !line.is_empty()).map(publication).collect()
+    let mut pending = ingest::Pending::default();
+    let mut published = Vec::new();
+    let mut publish = |run: &[u8]| {
+        let lines = ingest::lines(run).map(<[u8]>::trim_ascii);
+        published.extend(lines.filter(|line| !line.is_empty()).map(publication));
+    };
+    for piece in pieces {
+        pending.push(piece);
+        while let Some(run) = pending.take_run() {
+            publish(&run);
+        }
+    }
+    publish(&pending.take_rest());
+    published
 }

@@ -34,7 +34,7 @@ const ERRORS_MAX: usize = 100;
 /// One acknowledgement: everything up to this line has been seen to.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub(super) struct IngestAck {
-    /// Lines read so far, empty ones included.
+    /// Lines seen to so far, empty ones included.
     lines: u64,
     /// Publications in their home shards' logs so far.
     accepted: u64,
@@ -168,8 +168,9 @@ impl Ingest {
                 unsaid = !self.say(acks);
             }
             self.held.shrink_to(self.pending.bytes.len());
+            // What has come of a line may be too long already.
             if self.pending.bytes.len() > line_max {
-                return Err(self.line_too_long(line_max));
+                return Err(line_too_long(line_max).of_line(self.ack.lines + 1));
             }
             let part = tokio::select! {
                 permit = acks.reserve(), if unsaid => {
@@ -188,17 +189,11 @@ impl Ingest {
                 let message = "too many bodies are being read (api.bodies_bytes_max)";
                 return Err(ApiError::new(Code::Busy, message));
             }
-            self.pending.bytes.extend_from_slice(&part);
+            self.pending.push(&part);
             self.heard = Instant::now();
         }
-        let last = std::mem::take(&mut self.pending.bytes);
+        let last = self.pending.take_rest();
         if last.is_empty() { Ok(()) } else { self.publish(&last).await }
-    }
-
-    fn line_too_long(&self, line_max: usize) -> ApiError {
-        let line = self.ack.lines + 1;
-        let message = format!("it is longer than {line_max} bytes (api.body_bytes_max)");
-        ApiError::new(Code::TooLarge, message).of_line(line)
     }
 
     /// Says what is done, if the acknowledgement before was taken.
@@ -218,37 +213,47 @@ impl Ingest {
         IngestAck { lines, accepted, refused, errors, end: None, error: None }
     }
 
-    /// Publishes a run of lines. Fails where the shards do not follow, and where these are the first
-    /// lines and all of them are refused.
+    /// Publishes a run of lines. Fails where the shards do not follow, at a line that is too long, and
+    /// where these are the first lines and all of them are refused.
     async fn publish(&mut self, run: &[u8]) -> Result<(), ApiError> {
-        let bytes_max = self.state.shared.config.api.body_bytes_max as usize;
+        let line_max = self.state.shared.config.api.body_bytes_max as usize;
+        let mut too_long = None;
         let mut items = Vec::new();
-        let mut numbers = Vec::new();
-        let lines = run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n');
-        for line in lines.map(<[u8]>::trim_ascii) {
-            self.ack.lines += 1;
-            if line.is_empty() {
-                continue;
+        // Lines that are not empty, and what is known of them before they are published.
+        let mut checked = Vec::new();
+        let mut number = self.ack.lines;
+        for line in lines(run) {
+            if line.len() > line_max {
+                too_long = Some(line_too_long(line_max).of_line(number + 1));
+                break;
             }
-            match publish::parse(line, bytes_max) {
-                Ok(item) => {
-                    items.push(item);
-                    numbers.push(self.ack.lines);
-                }
-                Err(error) => self.refuse(self.ack.lines, error),
+            number += 1;
+            let line = line.trim_ascii();
+            if !line.is_empty() {
+                let item = publish::parse(line).map(|item| items.push(item));
+                checked.push((number, item));
             }
         }
-        let outcomes = publish::publish_all(&self.state, items).await;
-        for (line, outcome) in numbers.into_iter().zip(outcomes) {
+        let mut outcomes = publish::publish_all(&self.state, items).await.into_iter();
+        for (line, checked) in checked {
+            let outcome = match checked {
+                Ok(()) => outcomes.next().unwrap_or_else(|| Err(ApiError::busy())).map(|_| ()),
+                Err(e) => Err(e),
+            };
             match outcome {
-                Ok(_) => self.ack.accepted += 1,
-                Err(e) if e.code() == Code::Busy => return Err(e.of_line(line)),
+                Ok(()) => self.ack.accepted += 1,
+                // What stands behind it may be published or not: nothing is said of it.
+                Err(e) if matches!(e.code(), Code::Busy | Code::Draining) => {
+                    self.ack.lines = line - 1;
+                    return Err(e.of_line(line));
+                }
                 Err(e) => self.refuse(line, e),
             }
         }
+        self.ack.lines = number;
         match self.ack.errors.first() {
             Some(first) if self.ack.accepted == 0 => Err(first.error.of_line(first.line)),
-            _ => Ok(()),
+            _ => too_long.map_or(Ok(()), Err),
         }
     }
 
@@ -260,9 +265,19 @@ impl Ingest {
     }
 }
 
+fn line_too_long(line_max: usize) -> ApiError {
+    let message = format!("it is longer than {line_max} bytes (api.body_bytes_max)");
+    ApiError::new(Code::TooLarge, message)
+}
+
+/// The lines of a run.
+pub(super) fn lines(run: &[u8]) -> impl Iterator<Item = &[u8]> {
+    run.strip_suffix(b"\n").unwrap_or(run).split(|&b| b == b'\n')
+}
+
 /// Bytes received and not published yet; the last line may be unfinished.
 #[derive(Debug, Default)]
-struct Pending {
+pub(super) struct Pending {
     bytes: BytesMut,
     /// So many were searched for the end of a line and have none.
     searched: usize,
@@ -272,9 +287,18 @@ struct Pending {
 }
 
 impl Pending {
+    pub(super) fn push(&mut self, part: &[u8]) {
+        self.bytes.extend_from_slice(part);
+    }
+
+    /// What is left at the end: a last line that nothing ended.
+    pub(super) fn take_rest(&mut self) -> BytesMut {
+        std::mem::take(&mut self.bytes)
+    }
+
     /// The next whole lines: at most [`RUN_LINES_MAX`] and [`RUN_BYTES_MAX`], or one. Each byte is
     /// searched at most twice, however it arrives.
-    fn take_run(&mut self) -> Option<Bytes> {
+    pub(super) fn take_run(&mut self) -> Option<Bytes> {
         let (mut end, mut lines) = (0, 0);
         while lines < RUN_LINES_MAX {
             let unsearched = self.bytes.get(self.searched..).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -27,14 +27,16 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::State;
+use super::body::no_room;
 use super::budget::Held;
-use super::error::{ApiError, Code, clip};
+use super::error::clip;
 use super::guard::Peer;
 
 /// Largest head of a request, and most that is read of a connection ahead.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Answers are handed to the connection in pieces of so many bytes, and count as held until the last.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Answers up to so many bytes do not count as held. Larger ones count until the last of these pieces
+/// was handed to the connection.
+pub(super) const UNCOUNTED_BYTES_MAX: usize = 64 * 1024;
 /// Connections that are told to come back later and not served; more are closed without a word.
 const REFUSALS_MAX: usize = 64;
 /// How long one of them may take to read the answer.
@@ -46,13 +48,25 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Send buffer of each connection in the kernel: what a slow reader holds there, and how finely its
 /// progress is seen.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
+/// How long what is in progress is still served once the shards have ended.
+const LAST_ANSWERS_TIME: Duration = Duration::from_secs(1);
 /// A peer that is gone is noticed after 30 s + 3 x 10 s of silence.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
-/// Accepts for ever.
+/// Accepts until the shards have ended, and serves what is in progress then.
 pub(super) async fn serve(listener: TcpListener, state: Arc<State>, router: Router) {
     let most = state.shared.config.api.connections_max as usize;
     let table = Rc::new(Table { most, ..Table::default() });
+    let mut stopping = state.stopping.subscribe();
+    tokio::select! {
+        () = accept(listener, &table, &state, &router) => {}
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+    }
+    let _ = timeout(LAST_ANSWERS_TIME, table.emptied()).await;
+}
+
+/// Accepts for ever.
+async fn accept(listener: TcpListener, table: &Rc<Table>, state: &Arc<State>, router: &Router) {
     let refusals = Rc::new(Cell::new(0));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -65,13 +79,13 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, router: Rout
                 continue;
             }
         };
-        match table.admit(&state) {
+        match table.admit(state) {
             Some(seat) => {
                 state.figures.connections.set(table.len() as u64);
                 let (table, state, router) = (table.clone(), state.clone(), router.clone());
                 tokio::task::spawn_local(async move {
                     connection(stream, peer, &seat, &state, router).await;
-                    table.seats.borrow_mut().remove(&seat.id);
+                    table.remove(seat.id);
                     state.figures.connections.set(table.len() as u64);
                 });
                 // It may have sent its request already: it is looked at before others can push it out.
@@ -116,6 +130,8 @@ struct Table {
     seats: RefCell<HashMap<u64, Rc<Seat>>>,
     next_id: Cell<u64>,
     most: usize,
+    /// Told when one has left.
+    left: Notify,
 }
 
 /// One of them.
@@ -133,6 +149,18 @@ struct Seat {
 impl Table {
     fn len(&self) -> usize {
         self.seats.borrow().len()
+    }
+
+    fn remove(&self, id: u64) {
+        self.seats.borrow_mut().remove(&id);
+        self.left.notify_one();
+    }
+
+    /// Waits until nobody is left.
+    async fn emptied(&self) {
+        while self.len() > 0 {
+            self.left.notified().await;
+        }
     }
 
     /// A place for one more. If there is none, the connection that has waited longest without a
@@ -219,12 +247,27 @@ async fn connection(
         .header_read_timeout(idle)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(Patient::new(stream, idle)), service);
-    tokio::select! {
-        biased;
-        () = seat.leave.notified() => tracing::debug!("API: {peer} gave its place to another"),
-        ended = served => if let Err(e) = ended {
-            tracing::debug!("API: {peer}: {}", clip(&e.to_string()));
-        },
+    let mut served = pin!(served);
+    let mut stopping = state.stopping.subscribe();
+    let mut stopped = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = seat.leave.notified() => {
+                return tracing::debug!("API: {peer} gave its place to another");
+            }
+            _ = stopping.wait_for(|stopping| *stopping), if !stopped => {
+                stopped = true;
+                // It ends behind the answer that it is owed.
+                served.as_mut().graceful_shutdown();
+            }
+            ended = served.as_mut() => {
+                if let Err(e) = ended {
+                    tracing::debug!("API: {peer}: {}", clip(&e.to_string()));
+                }
+                return;
+            }
+        }
     }
 }
 
@@ -234,23 +277,34 @@ struct Answer {
     /// Of a piece too large for the connection: what is left.
     left: Bytes,
     _busy: Busy,
-    _held: Held,
+    _reserved: Reserved,
+}
+
+/// Memory for an answer, in its extensions: taken before what it tells of was done.
+#[derive(Debug, Clone)]
+pub(super) struct Reserved {
+    _held: Arc<Held>,
+}
+
+impl Reserved {
+    pub(super) fn new(held: Held) -> Reserved {
+        Reserved { _held: Arc::new(held) }
+    }
 }
 
 impl Answer {
     /// Answers that would take too much of the memory for bodies become a 503.
-    fn of(response: Response<Body>, busy: Busy, state: &State) -> Response<Answer> {
-        let mut held = state.bodies.hold();
-        let len = response.body().size_hint().exact().unwrap_or(0);
-        let fits = len <= PIECE_BYTES as u64 || held.try_grow_to(len as usize);
-        let response = if fits {
-            response
-        } else {
-            let message = "too many bodies are held (api.bodies_bytes_max); try again";
-            ApiError::new(Code::Busy, message).into_response()
-        };
+    fn of(mut response: Response<Body>, busy: Busy, state: &State) -> Response<Answer> {
+        let reserved = response.extensions_mut().remove::<Reserved>().unwrap_or_else(|| {
+            let mut held = state.bodies.hold();
+            let len = response.body().size_hint().exact().unwrap_or(0) as usize;
+            if len > UNCOUNTED_BYTES_MAX && !held.try_grow_to(len) {
+                response = no_room().into_response();
+            }
+            Reserved::new(held)
+        });
         busy.0.served.set(busy.0.served.get() || response.status().as_u16() < 400);
-        response.map(|body| Answer { body, left: Bytes::new(), _busy: busy, _held: held })
+        response.map(|body| Answer { body, left: Bytes::new(), _busy: busy, _reserved: reserved })
     }
 }
 
@@ -271,7 +325,7 @@ impl HttpBody for Answer {
                 end => return Poll::Ready(end),
             }
         }
-        let len = self.left.len().min(PIECE_BYTES);
+        let len = self.left.len().min(UNCOUNTED_BYTES_MAX);
         Poll::Ready(Some(Ok(Frame::data(self.left.split_to(len)))))
     }
 

@@ -18,7 +18,7 @@ use super::budget::Held;
 use super::error::ApiError;
 use super::{FULL_PAUSE, State};
 use crate::ids::ShardId;
-use crate::message::{Published, Request, StoredPayload};
+use crate::message::{NotTaken, Published, Request, StoredPayload};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
@@ -71,14 +71,11 @@ pub(super) type Checked = (ChannelName, StoredPayload);
 /// What became of a checked publication.
 pub(super) type Outcome = Result<Position, ApiError>;
 
-/// Reads one publication and checks name, payload and size.
-pub(super) fn parse(text: &[u8], bytes_max: usize) -> Result<Checked, ApiError> {
+/// Reads one publication and checks name and payload, which is never longer than the text.
+pub(super) fn parse(text: &[u8]) -> Result<Checked, ApiError> {
     let body: PublishBody = object(text, "a publication")?;
     let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
     let Payload { kind, bytes } = Payload::from_fields(body.data, body.text, body.base64)?;
-    if bytes.len() > bytes_max {
-        return Err(Refused::TooLarge { bytes: bytes.len() as u64, most: bytes_max as u64 }.into());
-    }
     Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
 }
 
@@ -120,7 +117,8 @@ fn pieces(items: Vec<(u32, ChannelName, StoredPayload)>) -> Vec<Piece> {
 
 /// Hands publications to their homes and waits for the answers, in order. Publications to one
 /// channel keep their order. Where a shard takes nothing or does not answer in time, what it was to
-/// get from then on is answered with `busy`, and of that some may be published.
+/// get from then on is answered with `busy`, or `draining` where it has ended, and of that some may be
+/// published.
 pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outcome> {
     let shards = &state.shared.shards;
     let mut by_home: Vec<Vec<(u32, ChannelName, StoredPayload)>> =
@@ -130,7 +128,8 @@ pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outco
         by_home[shards.home(&channel).index()].push((place, channel, payload));
     }
     let homes = shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty());
-    let all = homes.map(|(home, items)| publish_home(state, home, items));
+    let until = deadline(state);
+    let all = homes.map(|(home, items)| publish_home(state, home, items, until));
     for (place, outcome) in join_all(all).await.into_iter().flatten() {
         if let Some(slot) = outcomes.get_mut(place as usize) {
             *slot = outcome;
@@ -142,55 +141,69 @@ pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outco
 /// A piece that waits for its answer, and its share of what may be under way to the shard.
 type UnderWay = (oneshot::Receiver<Vec<(u32, Published)>>, Held);
 
-/// Hands one shard its publications, piece by piece. What is missing in the answer was not answered.
+/// Hands one shard its publications. What it did not take or answer has the reason as its outcome.
 async fn publish_home(
     state: &State,
     home: ShardId,
     items: Vec<(u32, ChannelName, StoredPayload)>,
+    until: Instant,
 ) -> Vec<(u32, Outcome)> {
-    let Some(budget) = state.to_shards.get(home.index()) else { return Vec::new() };
+    let places: Vec<u32> = items.iter().map(|item| item.0).collect();
     let mut outcomes = Vec::with_capacity(items.len());
+    if let Err(why) = publish_pieces(state, home, items, until, &mut outcomes).await {
+        // Pieces are answered as a whole and in order.
+        let rest = places.into_iter().skip(outcomes.len());
+        outcomes.extend(rest.map(|place| (place, Err(why.clone()))));
+    }
+    outcomes
+}
+
+/// Hands one shard its publications, piece by piece, and waits for the answers.
+async fn publish_pieces(
+    state: &State,
+    home: ShardId,
+    items: Vec<(u32, ChannelName, StoredPayload)>,
+    until: Instant,
+    outcomes: &mut Vec<(u32, Outcome)>,
+) -> Result<(), ApiError> {
+    let Some(budget) = state.to_shards.get(home.index()) else { return Err(ApiError::busy()) };
     let mut under_way: VecDeque<UnderWay> = VecDeque::new();
+    let mut sent = Ok(());
     for Piece { bytes, items } in pieces(items) {
         let mut held = budget.hold();
         while !held.try_grow_to(bytes) {
             // What this request has under way itself comes back first.
-            let room = match under_way.pop_front() {
-                Some(piece) => answered(state, piece, &mut outcomes).await,
-                None => held.grow_to(bytes, deadline(state)).await,
-            };
-            if !room {
-                return outcomes;
+            match under_way.pop_front() {
+                Some(piece) => answered(piece, until, outcomes).await?,
+                None if held.grow_to(bytes, until).await => {}
+                None => return Err(ApiError::busy()),
             }
         }
         let (reply, answer) = oneshot::channel();
-        let request = Request::PublishBatch { items, reply };
-        if send(state, home, request, deadline(state)).await.is_err() {
+        sent = send(state, home, Request::PublishBatch { items, reply }, until).await;
+        if sent.is_err() {
             break;
         }
         under_way.push_back((answer, held));
     }
     for piece in under_way {
-        if !answered(state, piece, &mut outcomes).await {
-            break;
-        }
+        answered(piece, until, outcomes).await?;
     }
-    outcomes
+    sent
 }
 
-/// Waits for the answer to a piece; whether there was one.
+/// Waits for the answer to a piece.
 async fn answered(
-    state: &State,
     (answer, _held): UnderWay,
+    until: Instant,
     outcomes: &mut Vec<(u32, Outcome)>,
-) -> bool {
-    let Ok(answers) = receive(answer, deadline(state)).await else { return false };
-    let answers = answers.into_iter();
+) -> Result<(), ApiError> {
+    let answers = receive(answer, until).await?.into_iter();
     outcomes.extend(answers.map(|(place, published)| (place, published.map_err(ApiError::from))));
-    true
+    Ok(())
 }
 
-/// Until when a shard that is asked at this moment may take.
+/// Until when a request of this moment may wait for shards, however many times it asks them.
 pub(super) fn deadline(state: &State) -> Instant {
     Instant::now() + Duration::from_millis(state.shared.config.api.timeout_ms.into())
 }
@@ -202,14 +215,15 @@ pub(super) async fn send(
     mut request: Request,
     deadline: Instant,
 ) -> Result<(), ApiError> {
-    while let Err(back) = state.shared.shards.request(to, request) {
-        if Instant::now() >= deadline {
-            return Err(ApiError::busy());
-        }
-        request = back;
+    loop {
+        request = match state.shared.shards.request(to, request) {
+            Ok(()) => return Ok(()),
+            Err(NotTaken::Gone(_)) => return Err(ApiError::draining()),
+            Err(NotTaken::Full(_)) if Instant::now() >= deadline => return Err(ApiError::busy()),
+            Err(NotTaken::Full(back)) => back,
+        };
         sleep(FULL_PAUSE).await;
     }
-    Ok(())
 }
 
 /// Waits for a shard's answer.

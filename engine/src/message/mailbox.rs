@@ -55,18 +55,18 @@ pub(crate) struct Outlet<T> {
     bytes: Arc<AtomicUsize>,
 }
 
-/// Why a batch was not taken; it comes back.
+/// Why something was not taken; it comes back.
 #[derive(Debug)]
-pub(crate) enum NotTaken<T> {
+pub enum NotTaken<T> {
     /// The queue is full.
-    Full(Batch<T>),
+    Full(T),
     /// Nobody reads it any more.
-    Gone(Batch<T>),
+    Gone(T),
 }
 
 impl<T> Outlet<T> {
     /// Queues a batch.
-    pub(crate) fn send(&self, batch: Batch<T>) -> Result<(), NotTaken<T>> {
+    pub(crate) fn send(&self, batch: Batch<T>) -> Result<(), NotTaken<Batch<T>>> {
         let bytes = batch.0;
         if self.bytes.load(Ordering::Relaxed) >= QUEUE_BYTES_MAX {
             return Err(NotTaken::Full(batch));
@@ -180,18 +180,17 @@ impl Shards {
         ShardId(u16::try_from(shard).expect("below the count of shards"))
     }
 
-    /// Hands a shard a request of the control thread; gives it back when the queue is full.
-    pub fn request(&self, to: ShardId, request: Request) -> Result<(), Request> {
+    /// Hands a shard a request of the control thread.
+    pub fn request(&self, to: ShardId, request: Request) -> Result<(), NotTaken<Request>> {
         let end = self.end(to);
-        match end.control.send((request.cost(), vec![request])) {
-            Ok(()) => {
-                end.waker.wake();
-                Ok(())
-            }
-            Err(NotTaken::Full((_, mut batch)) | NotTaken::Gone((_, mut batch))) => {
-                Err(batch.pop().expect("the batch holds the request"))
-            }
-        }
+        let back =
+            |(_, mut batch): Batch<Request>| batch.pop().expect("the batch holds the request");
+        end.control.send((request.cost(), vec![request])).map_err(|e| match e {
+            NotTaken::Full(batch) => NotTaken::Full(back(batch)),
+            NotTaken::Gone(batch) => NotTaken::Gone(back(batch)),
+        })?;
+        end.waker.wake();
+        Ok(())
     }
 
     /// Wakes a shard.

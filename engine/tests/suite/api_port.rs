@@ -185,6 +185,30 @@ fn unfinished_bodies_take_no_more_memory_than_allowed() {
 }
 
 #[test]
+fn a_batch_whose_answer_finds_no_room_is_not_published() {
+    let server = TestServer::open(&[
+        "api.body_bytes_max=1048576",
+        "api.bodies_bytes_max=1048576",
+        "api.body_idle_timeout_ms=600000",
+        "api.body_timeout_ms=600000",
+    ]);
+    let mut holder = begun(&server, 1 << 20);
+    holder.write_all(&vec![b' '; 900 << 10]).unwrap();
+    wait_api(&server, "body_bytes", |n| n >= 900 << 10);
+    let entries = vec!["{\"channel\":\"a\",\"data\":1}"; 2000];
+    let body = format!("{{\"publications\":[{}]}}", entries.join(","));
+    let (status, answer) = server.http("POST", "/api/batch", &body);
+    assert_eq!(status, 503, "{answer}");
+    assert_eq!(server.publish("a", json!(1))["offset"], 1);
+    drop(holder);
+    wait_api(&server, "body_bytes", |n| n == 0);
+    let (status, answer) = server.http("POST", "/api/batch", &body);
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.len() > 124 << 10, "{} bytes would have fitted", answer.len());
+    assert_eq!(server.publish("a", json!(1))["offset"], 2002);
+}
+
+#[test]
 fn when_all_connections_have_a_request_the_next_is_told_to_come_back() {
     let server = TestServer::open(&["api.connections_max=4", "api.body_idle_timeout_ms=600000"]);
     let body = br#"{"channel":"a","data":1}"#;

@@ -141,6 +141,13 @@ fn the_door_answers_every_wrong_request_with_a_status() {
             format!("GET /ws HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Protocol: x\r\n{upgrade}\r\n"),
             "400",
         ),
+        (
+            // A browser would fail the answer that opens it.
+            format!(
+                "GET /ws?protocol=raw.v1 HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Protocol: ringfeed.v1\r\n{upgrade}\r\n"
+            ),
+            "400",
+        ),
         (format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(20_000)), "431"),
         ("\u{16}\u{3}\u{1} a TLS hello, say\r\n\r\n".into(), "400"),
         ("GET /ws HTTP/1.1\r\nHost: a\r\nX: never ends".into(), "408"),

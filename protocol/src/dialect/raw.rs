@@ -8,7 +8,9 @@ use crate::frame::{self, Opcode};
 use super::ringfeed::Fields;
 
 pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
-    let fields = Fields::parse(text)?;
+    let mut fields = Fields::parse(text)?;
+    // What is delivered shows no offsets from which to recover.
+    fields.recover = None;
     match fields.kind() {
         Some("subscribe") => fields.subscribe(),
         Some("unsubscribe") => fields.unsubscribe(),
@@ -22,4 +24,19 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, publication: &Publication) {
         PayloadKind::Binary => Opcode::Binary,
     };
     frame::write_server(out, opcode, publication.bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Action;
+
+    #[test]
+    fn nobody_recovers() {
+        for recover in [r#"{"epoch":"00c0ffee00c0ffee","offset":1}"#, "7"] {
+            let text = format!(r#"{{"action":"subscribe","channel":"a","recover":{recover}}}"#);
+            let Ok(Command { action, .. }) = parse(&text) else { panic!("{recover}") };
+            assert!(matches!(action, Action::Subscribe { recover: None, .. }), "{action:?}");
+        }
+    }
 }

@@ -38,7 +38,7 @@ pub(super) struct Fields<'a> {
     #[serde(borrow, default)]
     base64: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    recover: Option<&'a RawValue>,
+    pub(super) recover: Option<&'a RawValue>,
     #[serde(default)]
     after: Option<u64>,
     #[serde(default)]

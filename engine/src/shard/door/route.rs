@@ -89,6 +89,11 @@ fn choose(
     if let Some(name) = request.query_value("protocol") {
         let dialect = find(name).ok_or_else(|| refusal("?protocol= is not"))?;
         let offered = upgrade.protocols.contains(&dialect.name());
+        if !offered && !upgrade.protocols.is_empty() {
+            // A browser would fail a connection without a subprotocol, and not say why.
+            let text = format!("?protocol={name} is not among the subprotocols offered\n");
+            return Err(Refusal::new(400, text));
+        }
         upgrade.write_response(answer, offered.then(|| dialect.name()));
         return Ok(dialect);
     }
