@@ -4,8 +4,6 @@
 //! is what stands between a user's session and a foreign page (RFC 6455 section 10.2). Who sends none
 //! is no browser, or is lying: it is let in, because it could say anything.
 
-use std::fmt;
-
 /// The origins that may connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origins(Vec<Pattern>);
@@ -69,12 +67,6 @@ impl Origins {
                 s == scheme && port_fits && fits(h.as_bytes(), host.as_bytes())
             }
         })
-    }
-}
-
-impl fmt::Display for Origins {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} patterns of origins", self.0.len())
     }
 }
 

@@ -82,9 +82,6 @@ pub enum Refused {
     /// The server takes nothing new.
     #[error("the server is shutting down")]
     Draining,
-    /// No answer came in time.
-    #[error("the server is busy; whether this was done is not known")]
-    Busy,
 }
 
 /// What one may be allowed to do with a channel.
@@ -121,7 +118,6 @@ impl Refused {
             Refused::LimitReached { .. } => ErrorCode::LimitReached,
             Refused::RateLimited { .. } => ErrorCode::RateLimited,
             Refused::Draining => ErrorCode::Draining,
-            Refused::Busy => ErrorCode::Busy,
         }
     }
 

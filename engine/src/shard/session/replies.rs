@@ -169,7 +169,6 @@ impl<W: Wire> Shard<W> {
             // Who comes at the wrong time may come back, who asks for the wrong thing need not.
             let why = match refused {
                 Refused::Draining => CloseReason::ServiceRestart,
-                Refused::Busy => CloseReason::Overload,
                 _ => CloseReason::Refused,
             };
             self.close_session(slot, why, &format!("{}: {refused}", code.as_str()));
