@@ -1,12 +1,12 @@
 //! Whether io_uring does here what the wire relies on: every feature is tried, none is looked up.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{Event, ShortSend, SocketId, UringWire, Wire, WireConfig, WireError};
 
@@ -134,10 +134,20 @@ fn arrives(mut far: TcpStream, expected: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// A connection to this machine itself. On one that proxies to itself all ports of the usual address may
+/// be taken: then from another of its 16 million.
 fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let [.., a, b, c] = std::process::id().to_be_bytes();
+    tcp_pair_at(Ipv4Addr::LOCALHOST).or_else(|_| tcp_pair_at(Ipv4Addr::new(127, a | 1, b, c | 1)))
+}
+
+fn tcp_pair_at(address: Ipv4Addr) -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((address, 0))?;
     SockRef::from(&listener).set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
-    let near = TcpStream::connect(listener.local_addr()?)?;
+    let near = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    near.bind(&SocketAddr::from((address, 0)).into())?;
+    near.connect(&listener.local_addr()?.into())?;
+    let near = TcpStream::from(near);
     // Somebody else may have been faster.
     loop {
         let (far, peer) = listener.accept()?;
@@ -149,7 +159,7 @@ fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::IpAddr;
     use std::os::fd::{BorrowedFd, OwnedFd};
 
     use super::*;
