@@ -75,9 +75,11 @@ impl<W: Wire> Shard<W> {
         let (published, requests) = self.homes.begin_turn(now, &mut budget, &mut deliver);
         drop(deliver);
         self.counters.publications.add(published);
-        for request in requests {
-            // Not a piece of each: replays that are all unfinished would drive each other's pieces out.
-            let later = if budget > 0 { self.serve(request, &mut budget) } else { Some(request) };
+        for (place, request) in requests.into_iter().enumerate() {
+            // The first one always goes on, but not a piece of each: replays that are all unfinished would
+            // drive each other's pieces out.
+            let goes_on = place == 0 || budget > 0;
+            let later = if goes_on { self.serve(request, &mut budget) } else { Some(request) };
             if let Some(later) = later {
                 self.homes.park_again(later);
             }

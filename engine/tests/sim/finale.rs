@@ -10,7 +10,7 @@ use super::world::World;
 
 /// How often shards may take turns in vain, or at all, before things are quiet.
 const IDLE_ROUNDS_MAX: u32 = 3000;
-const ROUNDS_MAX: u32 = 30_000;
+const ROUNDS_MAX: u32 = 200_000;
 /// Readers who took something are waited for no longer than this.
 const PATIENCE_MS: u64 = 3000;
 
