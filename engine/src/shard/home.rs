@@ -155,9 +155,6 @@ impl Home {
             pending.ends.push(FrameEnd { end, publications });
             longest = longest.max(pending.bytes.len());
         }
-        if let Some(kept) = &mut self.kept {
-            kept.push(offset, payload, now_ms);
-        }
         if longest >= CHUNK_BYTES_MAX {
             self.seal(deliver);
         }

@@ -242,6 +242,18 @@ impl Kept {
         }
     }
 
+    /// Gives memory back: what is encoded, which can be made again, then the oldest block. Returns whether there
+    /// was anything.
+    pub(super) fn shed(&mut self) -> bool {
+        let any = self.bytes > 0;
+        if self.encoded_bytes > 0 {
+            self.forget_encoded();
+        } else {
+            self.forget_block();
+        }
+        any
+    }
+
     /// Forgets what is encoded: it can be made again.
     pub(super) fn forget_encoded(&mut self) {
         self.blocks.iter_mut().for_each(|block| block.encoded = SmallVec::new());
@@ -249,7 +261,7 @@ impl Kept {
     }
 
     /// Forgets the oldest block.
-    pub(super) fn forget_block(&mut self) {
+    fn forget_block(&mut self) {
         if let Some(block) = self.blocks.pop_front() {
             self.count -= block.entries.len() - std::mem::take(&mut self.skipped);
             self.bytes -= block.bytes();

@@ -242,11 +242,15 @@ impl Homes {
     }
 
     fn park(&mut self, index: u32, parked: Parked) {
+        self.park_with(index, parked, VecDeque::push_back);
+    }
+
+    fn park_with(&mut self, index: u32, parked: Parked, push: fn(&mut VecDeque<Parked>, Parked)) {
         let bytes = parked.bytes();
         self.parked_bytes += bytes;
         let home = self.home_mut(index);
         home.parked_bytes += bytes;
-        home.parked.push_back(parked);
+        push(&mut home.parked, parked);
         if home.parked.len() == 1 {
             self.waiting.push_back(index);
         }
@@ -281,36 +285,22 @@ impl Homes {
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) {
-        let (turn, history_max) = (self.turn, self.limits.history_bytes_max);
+        let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {
             (home.turn, home.turn_bytes) = (turn, 0);
         }
-        let kept_bytes = |home: &Home| {
-            home.kept.as_ref().map_or((0, 0), |kept| (kept.bytes(), kept.encoded_bytes()))
-        };
-        let (before, encoded) = kept_bytes(home);
         let position = home.append(payload, now, now_ms, deliver);
-        if let Some(kept) = &mut home.kept {
-            let others = self.history_bytes - before;
-            // Who adds makes room: other channels' history is not theirs to take.
-            while kept.bytes() > 0
-                && others + kept.bytes() + self.replay_memory.bytes() > history_max
-            {
-                if kept.encoded_bytes() > 0 {
-                    kept.forget_encoded();
-                } else {
-                    kept.forget_block();
-                }
-            }
-            self.history_bytes = others + kept.bytes();
-            self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
-        }
         if !home.dirty {
             home.dirty = true;
             self.dirty.push(index);
         }
         let name = home.name.clone();
+        self.with_kept(index, |kept| kept.push(position.offset, payload, now_ms));
+        // Who adds makes room: other channels' history is not theirs to take.
+        while self.history_bytes() > self.limits.history_bytes_max
+            && self.with_kept(index, Kept::shed) == Some(true)
+        {}
         asker.answer(&name, Ok(position), deliver);
     }
 
@@ -353,15 +343,7 @@ impl Homes {
     pub(in crate::shard) fn park_again(&mut self, request: Request) {
         let index = request.channel().and_then(|name| self.by_name.get(name).copied());
         let Some(index) = index else { return };
-        let parked = Parked::Request(request);
-        let bytes = parked.bytes();
-        self.parked_bytes += bytes;
-        let home = self.home_mut(index);
-        home.parked_bytes += bytes;
-        home.parked.push_front(parked);
-        if home.parked.len() == 1 {
-            self.waiting.push_back(index);
-        }
+        self.park_with(index, Parked::Request(request), VecDeque::push_front);
     }
 
     fn next_parked(&mut self, index: u32) -> Option<Parked> {
