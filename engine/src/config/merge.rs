@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::LazyLock;
 
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
@@ -17,8 +18,11 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const NOT_CONFIG: [&str; 4] =
     ["RINGFEED_API_KEY", "RINGFEED_CONFIG", "RINGFEED_BIN_DIR", "RINGFEED_DEMO_SECONDS"];
 
+static DEFAULTS: LazyLock<Table> =
+    LazyLock::new(|| DEFAULT_TOML.parse().expect("the embedded defaults are valid TOML"));
+
 pub(super) fn default_table() -> Table {
-    DEFAULT_TOML.parse().expect("the embedded defaults are valid TOML")
+    DEFAULTS.clone()
 }
 
 /// A file that is TOML, and where in it things are.
@@ -179,8 +183,7 @@ fn place(
 }
 
 fn default_entry(section: &str) -> Table {
-    let defaults = default_table();
-    let entries = defaults.get(section).and_then(Value::as_array);
+    let entries = DEFAULTS.get(section).and_then(Value::as_array);
     entries.and_then(|all| all.first()?.as_table().cloned()).unwrap_or_default()
 }
 
