@@ -591,9 +591,20 @@ def drain_all(clients, frames, seconds=60):
 @attack
 def fallen(options):
     """Many readers that fell behind in the middle of a large frame (6, D12)."""
+    fall(options, "gap")
+
+
+@attack
+def disconnected(options):
+    """The same where the channel disconnects those who fall behind."""
+    fall(options, "disconnect")
+
+
+def fall(options, policy):
     n = options.readers
+    config = CONFIG + f'lag_policy = "{policy}"\n'
     with serving(options, ["server.send_buffer_bytes=4608", "heartbeat.interval_ms=0",
-                           "server.connections_max=20000"]) as server:
+                           "server.connections_max=20000"], config) as server:
         clients = []
         for i in range(n):
             client = Client(server, receive_buffer=2304)
