@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::counters::{CloseReason, Counters, RefusalReason};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{Delivery, Inbox, Links, QUEUE_BYTES_MAX, Request, Shards};
+pub use check::check_together;
 use door::{Admission, Permit};
 use drain::Draining;
 use fanout::{Context, Fanout, Finding, FlushLimits, Verdict};
@@ -293,6 +294,7 @@ impl<W: Wire> Shard<W> {
         self.homes.seal_all(&mut route(self.id, &mut self.own, &mut self.links));
         self.take_own();
         let (fanout, mut context) = self.fanout_context();
+        fanout.check_ages(&mut context);
         let flushed = fanout.flush(&mut context);
         self.apply_verdicts();
         if self.draining {
@@ -488,6 +490,10 @@ impl<W: Wire> Shard<W> {
     /// Does what the flush has found to be done. Who is closed in the middle of a frame may have to be cut:
     /// there may be more to do then.
     fn apply_verdicts(&mut self) {
+        // First, while the lanes are there: they may end with their sessions, whose homes go on.
+        for lane in self.fanout.take_pressures() {
+            self.tell_pressure(lane);
+        }
         loop {
             let verdicts = self.fanout.take_verdicts();
             if verdicts.is_empty() {
@@ -504,11 +510,7 @@ impl<W: Wire> Shard<W> {
         self.request(Request::Pressure { shard, channel, lane, on });
     }
 
-    fn apply(&mut self, verdict: Verdict) {
-        let (session, found) = match verdict {
-            Verdict::Pressed(lane) => return self.tell_pressure(lane),
-            Verdict::Session(session, found) => (session, found),
-        };
+    fn apply(&mut self, (session, found): Verdict) {
         let Some(slot) = self.sessions.current(session) else { return };
         match found {
             Finding::Lagged(reason) => self.close_session(slot, CloseReason::Lagged, &reason),
@@ -526,7 +528,7 @@ impl<W: Wire> Shard<W> {
         self.due.extend(self.wheel.due(self.now_ms));
         self.see_to_due();
         let (fanout, mut context) = self.fanout_context();
-        fanout.check_ages(&mut context);
+        fanout.begin_ages();
         fanout.retry_stuck(&mut context);
         self.homes.sweep(self.work_ms);
         self.report();

@@ -1,11 +1,14 @@
 //! The shard's invariants, checked by code.
 
+use std::collections::HashMap;
+
+use ringfeed_protocol::{ChannelName, Lane};
 use ringfeed_wire::Wire;
 
 use super::Shard;
 use super::feed::{FOLLOWS, GAPPED, LaneState, List, Subscriber};
 use super::session::{BLOCKED, CURSORS, GAPS, MULTI, QUEUED};
-use crate::ids::LaneId;
+use crate::ids::{LaneId, ShardId};
 
 /// A shard with more subscriptions than this is not checked in each turn.
 #[cfg(debug_assertions)]
@@ -102,4 +105,24 @@ impl<W: Wire> Shard<W> {
         }
         assert!(self.feeds.find(&lane.name, lane.lane) == Some(id), "{}", lane.name);
     }
+}
+
+/// How many subscribers of a shard there are on a lane, and whether they hold its publications back.
+type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (usize, bool)>;
+
+/// Looks at what shards take for granted of each other once nothing is under way between them.
+///
+/// # Panics
+/// If homes count others than those who are there.
+pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W>>) {
+    let (mut counted, mut there) = (Interests::new(), Interests::new());
+    for shard in shards {
+        counted.extend(shard.homes.interests());
+        let lanes = shard.feeds.lanes().filter(|(_, lane)| lane.has_subscribers());
+        there.extend(lanes.map(|(_, lane)| {
+            let count = lane.subscribers().count();
+            ((&lane.name, lane.lane, shard.id), (count, lane.pressed))
+        }));
+    }
+    assert_eq!(counted, there, "homes count who is there, and know who is behind");
 }

@@ -39,6 +39,8 @@ const BYTES_PER_COST: usize = 512;
 pub(super) const SEND_BYTES_MAX: usize = 64 * 1024;
 /// What one turn puts together from short runs at most; what comes after that is sent as it lies.
 const JOINED_BYTES: usize = 2 << 20;
+/// Readers that may meet the lag policy in one turn, for each send that it may make: it takes a tenth of one.
+const FALLS_PER_SEND: usize = 4;
 /// Pause before a socket that was writable and took nothing is tried again.
 const STUCK_MS: u64 = 500;
 /// What is waiting for longer than this shows that more comes than can be sent: nothing more is
@@ -51,16 +53,9 @@ const STAGED_TAG: u32 = 1 << 31;
 /// Bits of a tag that hold a place; the turn's stamp is above them.
 const PLACE_BITS: u32 = 23;
 
-/// What the flush has found, for the shard to see to once it is over.
-#[derive(Debug)]
-pub(super) enum Verdict {
-    /// About a session.
-    Session(SessionId, Finding),
-    /// Readers of a lane who read are behind, or no more: the lane says which.
-    Pressed(LaneId),
-}
+/// What the flush has found about a session, for the shard to see to once it is over.
+pub(super) type Verdict = (SessionId, Finding);
 
-/// What the flush has found about a session.
 #[derive(Debug)]
 pub(super) enum Finding {
     /// It fell out of a channel's window, and the channel or its dialect has it closed, for this reason.
@@ -137,12 +132,20 @@ pub(super) struct Fanout {
     stamp: u8,
     /// Lanes to be looked at after the flush: trimmed, and their lagging readers seen to.
     touched: Vec<LaneId>,
+    /// Those of them where more readers met the lag policy than one turn sees to.
+    unfinished: Vec<LaneId>,
+    /// Readers that may still meet it in this turn.
+    falls_left: usize,
     /// Lanes with a subscriber that may be too old, looked at with each tick.
-    lagging: Vec<LaneId>,
+    lagging: VecDeque<LaneId>,
+    /// So many of them were not looked at since the last tick.
+    unaged: usize,
     /// Sessions whose socket was writable and took nothing, and when they are looked at again.
     stuck: Vec<SessionId>,
     stuck_due_ms: u64,
     verdicts: Vec<Verdict>,
+    /// Lanes whose readers who read are behind, or no more, and whose homes are to be told.
+    pressures: Vec<LaneId>,
     /// More has come than can be sent: nothing more may be appended.
     behind: bool,
 }
@@ -161,17 +164,24 @@ impl Fanout {
             short: Vec::new(),
             stamp: 0,
             touched: Vec::new(),
-            lagging: Vec::new(),
+            unfinished: Vec::new(),
+            falls_left: FALLS_PER_SEND * sends_max,
+            lagging: VecDeque::new(),
+            unaged: 0,
             stuck: Vec::new(),
             stuck_due_ms: 0,
             verdicts: Vec::new(),
+            pressures: Vec::new(),
             behind: false,
         }
     }
 
-    /// Whether there is something to send at once.
+    /// Whether there is something to do at once.
     pub(super) fn has_work(&self) -> bool {
-        !self.dirty.is_empty() || !self.queue.is_empty()
+        !self.dirty.is_empty()
+            || !self.queue.is_empty()
+            || !self.touched.is_empty()
+            || self.unaged > 0
     }
 
     /// Whether nothing more may be appended.
@@ -184,9 +194,14 @@ impl Fanout {
         self.queue.len()
     }
 
-    /// What the last flush, or tick, has found.
+    /// What the last flush, or tick, has found about sessions.
     pub(super) fn take_verdicts(&mut self) -> Vec<Verdict> {
         std::mem::take(&mut self.verdicts)
+    }
+
+    /// Lanes that say something else now of how their readers stand.
+    pub(super) fn take_pressures(&mut self) -> Vec<LaneId> {
+        std::mem::take(&mut self.pressures)
     }
 
     /// Puts a session in the queue, once.
@@ -237,7 +252,10 @@ impl Fanout {
         while let Some(id) = self.touched.pop() {
             self.review(cx, id);
         }
-        self.behind = self.recent.bytes() > RECENT_BYTES_MAX || self.is_late(cx);
+        self.touched.append(&mut self.unfinished);
+        self.falls_left = FALLS_PER_SEND * self.sends_max;
+        self.behind =
+            self.recent.bytes() > RECENT_BYTES_MAX || !self.touched.is_empty() || self.is_late(cx);
         submitted
     }
 
@@ -301,6 +319,7 @@ impl Fanout {
     pub(super) fn check(&self, feeds: &Feeds) {
         assert!(self.direct.is_empty() && self.staged_used == 0, "sends are settled");
         assert!(self.verdicts.is_empty() && self.short.is_empty(), "verdicts are applied");
+        assert!(self.pressures.is_empty(), "pressures are told");
         for (id, lane) in feeds.lanes() {
             let listed = self.dirty.iter().filter(|&&(dirty, _)| dirty == id).count();
             assert_eq!(listed, usize::from(lane.dirty), "{} is dirty and listed once", lane.name);

@@ -45,7 +45,7 @@ impl World {
                 }
             }
             if !awake && !moved && self.to_drain.is_empty() {
-                return;
+                return self.cluster.check_together();
             }
             let now = self.net.borrow().activity;
             idle_rounds = if now == activity { idle_rounds + 1 } else { 0 };

@@ -20,7 +20,9 @@ use ringfeed_engine::message::{
     ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload, Waker, queues,
 };
 use ringfeed_engine::shard::door::Admission;
-use ringfeed_engine::shard::{Environment, Local, Promoted, Shard, Shared, TurnLimits};
+use ringfeed_engine::shard::{
+    Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
+};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, Dialect};
 use tokio::sync::oneshot;
@@ -281,6 +283,14 @@ impl Cluster {
 
     fn request(&self, home: usize, request: Request) -> bool {
         self.shared.shards.request(ShardId(home as u16), request).is_ok()
+    }
+
+    /// Nothing is under way: what shards think of each other must be so. Where one has ended, what others have
+    /// for it stays under way.
+    pub(crate) fn check_together(&self) {
+        if self.nodes.iter().all(|node| node.shard.is_some()) {
+            check_together(self.nodes.iter().filter_map(|node| node.shard.as_ref()));
+        }
     }
 
     /// Counters as the last tick wrote them.

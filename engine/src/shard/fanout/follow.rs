@@ -126,7 +126,7 @@ impl Fanout {
         }
         if lags && !lane.lagging {
             lane.lagging = true;
-            self.lagging.push(id);
+            self.lagging.push_back(id);
         }
         for slot in overflowed {
             self.give_cursors(cx, slot);
@@ -180,7 +180,7 @@ impl Fanout {
         }
         if !lane.lagging {
             lane.lagging = true;
-            self.lagging.push(id);
+            self.lagging.push_back(id);
         }
     }
 }

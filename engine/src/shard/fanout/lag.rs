@@ -9,7 +9,7 @@
 
 use ringfeed_wire::Wire;
 
-use super::{Context, Fanout, Finding, Verdict};
+use super::{Context, Fanout, Finding};
 use crate::config::LagPolicy;
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{GAPPED, LaneState, List};
@@ -17,6 +17,12 @@ use crate::shard::session::{BLOCKED, CLOSING, GAPS};
 
 /// The rest of a half-sent frame is copied up to this length; longer ones stay in the log's memory.
 const COPIED_REST_BYTES: usize = 1024;
+
+/// Subscribers that are looked at for their age in one turn, before the next lane.
+const AGE_LOOKS_PER_TURN: usize = 64 * 1024;
+
+/// A subscriber that meets the lag policy: its place in a lane, and its session.
+type Fallen = (List, u32, SessionSlot);
 
 /// Who is where in a lane.
 #[derive(Debug, Clone, Copy)]
@@ -54,13 +60,20 @@ impl Fanout {
             let burst = cx.limits.burst_bytes_max;
             stand(cx, lane, lane.patience.is_left().then_some(burst))
         };
-        for (list, index, slot) in fallen {
-            self.fall(cx, id, list, index, slot);
-        }
+        let later = self.fall_some(cx, id, &fallen);
         let lane = cx.feeds.lane_mut(id);
         let end = lane.log.end();
-        lane.reviewed_to = end;
         let mut keep = standing.ours.min(standing.reading).min(standing.within);
+        for &(list, index, _) in later {
+            let subscriber = lane.subscriber_mut(list, index);
+            keep = subscriber.and_then(|s| s.cursor()).map_or(keep, |cursor| keep.min(cursor));
+        }
+        if later.is_empty() {
+            lane.reviewed_to = end;
+        } else if !lane.touched {
+            lane.touched = true;
+            self.unfinished.push(id);
+        }
         if lane.followed > 0 {
             keep = keep.min(lane.followed_from);
         }
@@ -72,45 +85,73 @@ impl Fanout {
         let pressed = late || waited && lane.patience.is_left();
         if pressed != lane.pressed {
             lane.pressed = pressed;
-            self.verdicts.push(Verdict::Pressed(id));
+            self.pressures.push(id);
         }
         if pressed && !lane.lagging {
             lane.lagging = true;
-            self.lagging.push(id);
+            self.lagging.push_back(id);
         }
         cx.feeds.trim(id, keep);
     }
 
-    /// With each tick: looks at the lanes where somebody is behind, and for readers that are too far
-    /// behind in time.
+    /// With each tick: every lane where somebody is behind is to be looked at.
+    pub(in crate::shard) fn begin_ages(&mut self) {
+        self.unaged = self.lagging.len();
+    }
+
+    /// Looks at some of them, for readers that are too far behind in time.
     pub(in crate::shard) fn check_ages<W: Wire>(&mut self, cx: &mut Context<W>) {
-        for id in std::mem::take(&mut self.lagging) {
+        let mut looks = 0;
+        while self.unaged > 0 && self.falls_left > 0 && looks < AGE_LOOKS_PER_TURN {
+            self.unaged -= 1;
+            let Some(id) = self.lagging.pop_front() else { return };
             let Some(lane) = cx.feeds.try_lane_mut(id).filter(|lane| lane.lagging) else {
                 continue;
             };
             lane.lagging = false;
-            let now_ms = cx.now_ms;
-            let patience = cx.feeds.lane(id).patience.is_left();
-            let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
-            let lane = cx.feeds.lane_mut(id);
-            lane.patience.pass(now_ms, waited || lane.waits_for_old);
-            lane.waits_for_old = waited;
-            for (list, index, slot) in fallen {
-                self.fall(cx, id, list, index, slot);
-            }
-            self.review_now(cx, id);
-            let lane = cx.feeds.lane_mut(id);
-            let end = lane.log.end();
-            let behind = |position: LogPosition| position < end;
-            let lags = lane.pressed || lane.subscribers().filter_map(|s| s.cursor()).any(behind);
-            if lags && !lane.lagging {
-                lane.lagging = true;
-                self.lagging.push(id);
-            }
+            looks += lane.walked.len() + lane.served.len();
+            self.check_age(cx, id);
         }
     }
 
-    /// Applies the lag policy to a reader that cannot be sent to.
+    fn check_age<W: Wire>(&mut self, cx: &mut Context<W>, id: LaneId) {
+        let patience = cx.feeds.lane(id).patience.is_left();
+        let (fallen, waited) = too_old(cx, cx.feeds.lane(id), patience);
+        let lane = cx.feeds.lane_mut(id);
+        lane.patience.pass(cx.now_ms, waited || lane.waits_for_old);
+        lane.waits_for_old = waited;
+        let later = !self.fall_some(cx, id, &fallen).is_empty();
+        self.review_now(cx, id);
+        let lane = cx.feeds.lane_mut(id);
+        let end = lane.log.end();
+        let behind = |position: LogPosition| position < end;
+        let lags = lane.pressed || lane.subscribers().filter_map(|s| s.cursor()).any(behind);
+        if lags && !lane.lagging {
+            lane.lagging = true;
+            self.lagging.push_back(id);
+            // Those that were too many for this turn are old still.
+            self.unaged += usize::from(later);
+        }
+    }
+
+    /// Applies the lag policy to as many as a turn may. Returns the others.
+    fn fall_some<'a, W: Wire>(
+        &mut self,
+        cx: &mut Context<W>,
+        id: LaneId,
+        fallen: &'a [Fallen],
+    ) -> &'a [Fallen] {
+        for (place, &(list, index, slot)) in fallen.iter().enumerate() {
+            if self.falls_left == 0 {
+                return &fallen[place..];
+            }
+            // Who misses nothing costs nothing: others would wait behind it for ever.
+            self.falls_left -= usize::from(self.fall(cx, id, list, index, slot));
+        }
+        &[]
+    }
+
+    /// Applies the lag policy to a reader that cannot be sent to, if it misses anything.
     fn fall<W: Wire>(
         &mut self,
         cx: &mut Context<W>,
@@ -118,18 +159,18 @@ impl Fanout {
         list: List,
         index: u32,
         slot: SessionSlot,
-    ) {
+    ) -> bool {
         let lane = cx.feeds.lane_mut(id);
-        let Some(subscriber) = lane.subscriber_mut(list, index) else { return };
+        let Some(subscriber) = lane.subscriber_mut(list, index) else { return false };
         assert_eq!(subscriber.session, slot, "nobody moves while the fallen are seen to");
-        let Some(position) = subscriber.cursor() else { return };
-        let Some(session) = cx.sessions.get_mut(slot) else { return };
+        let Some(position) = subscriber.cursor() else { return false };
+        let Some(session) = cx.sessions.get_mut(slot) else { return false };
         let rest_end =
             session.half_sent.filter(|&half| half == id).and(lane.log.end_of_frame(position));
         // What is missed begins behind the frame that is half sent: it is always completed.
         let missed = lane.log.next_offset(rest_end.unwrap_or(position));
         if missed > lane.log.last_offset() {
-            return;
+            return false;
         }
         session.half_sent = session.half_sent.filter(|&half| half != id);
         let tells = lane.window.policy == LagPolicy::Gap && session.dialect.answers_in_band();
@@ -139,17 +180,16 @@ impl Fanout {
         lane.gaps.insert(slot, missed);
         cx.sessions.hot_mut(slot).flags |= GAPS;
         let session = cx.sessions.id(slot);
-        if !self.keep_rest(cx, id, slot, position) {
-            return;
-        }
-        if !tells {
+        let kept = self.keep_rest(cx, id, slot, position);
+        if kept && !tells {
             let LaneState { name, epoch, .. } = cx.feeds.lane(id);
             let reason = format!(
                 "lagged: {name} from offset {missed}, epoch {epoch}; resume from your last offset"
             );
             cx.counters.lag_disconnects.add(1);
-            self.verdicts.push(Verdict::Session(session, Finding::Lagged(reason)));
+            self.verdicts.push((session, Finding::Lagged(reason)));
         }
+        true
     }
 }
 
@@ -180,7 +220,7 @@ impl Fanout {
             if let Some(session) = cx.sessions.get_mut(slot) {
                 session.cut = true;
             }
-            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Finding::Cut));
+            self.verdicts.push((cx.sessions.id(slot), Finding::Cut));
             return false;
         }
         true
@@ -189,11 +229,7 @@ impl Fanout {
 
 /// Where a lane's subscribers stand, and who of them is out of the window and not waited for: where
 /// there is patience, readers who read are waited for within `burst` bytes more.
-fn stand<W>(
-    cx: &Context<W>,
-    lane: &LaneState,
-    burst: Option<usize>,
-) -> (Standing, Vec<(List, u32, SessionSlot)>) {
+fn stand<W>(cx: &Context<W>, lane: &LaneState, burst: Option<usize>) -> (Standing, Vec<Fallen>) {
     let end = lane.log.end();
     let mut standing = Standing { ours: end, reading: end, within: end };
     // One chunk comes whole, however large it is.
@@ -228,11 +264,7 @@ fn stand<W>(
 
 /// Readers that cannot be sent to and for whom something has waited too long that has not begun. Where
 /// there is patience, those who read are not among them; and whether there are any.
-fn too_old<W>(
-    cx: &Context<W>,
-    lane: &LaneState,
-    patience: bool,
-) -> (Vec<(List, u32, SessionSlot)>, bool) {
+fn too_old<W>(cx: &Context<W>, lane: &LaneState, patience: bool) -> (Vec<Fallen>, bool) {
     let (end, age_ms) = (lane.log.end(), lane.window.age_ms);
     let is_old = |position: LogPosition| {
         let begins = lane.log.end_of_frame(position).unwrap_or(position);

@@ -3,7 +3,7 @@
 use ringfeed_wire::{ShortSend, Wire};
 
 use super::stage::Source;
-use super::{Context, Fanout, Finding, PLACE_BITS, STAGED_TAG, STUCK_MS, Verdict};
+use super::{Context, Fanout, Finding, PLACE_BITS, STAGED_TAG, STUCK_MS};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::session::{BLOCKED, NOT_STAGED, OUTBOX, WOKEN};
 
@@ -99,7 +99,7 @@ impl Fanout {
         }
         if outbox_taken > 0 {
             cx.sessions.with_outbox(slot, |outbox| outbox.sent(outbox_taken));
-            self.verdicts.push(Verdict::Session(cx.sessions.id(slot), Finding::Read));
+            self.verdicts.push((cx.sessions.id(slot), Finding::Read));
         }
         match short {
             None => cx.sessions.hot_mut(slot).flags &= !WOKEN,
@@ -120,14 +120,14 @@ impl Fanout {
         let socket = hot.socket;
         hot.flags = (hot.flags | BLOCKED) & !WOKEN;
         if hot.flags & OUTBOX != 0 {
-            self.verdicts.push(Verdict::Session(id, Finding::Stalled));
+            self.verdicts.push((id, Finding::Stalled));
         }
         if !in_vain && let Some(session) = cx.sessions.get_mut(slot) {
             // It has taken something now, or everything up to now.
             session.progress_ms = cx.now_ms;
         }
         if broken {
-            self.verdicts.push(Verdict::Session(id, Finding::Broken));
+            self.verdicts.push((id, Finding::Broken));
         } else if in_vain {
             // Short of memory for TCP the kernel calls sockets writable and takes nothing: asking
             // again at once would go on for ever.

@@ -69,7 +69,7 @@ impl Fanout {
         counters.deliveries.add(deliveries);
         if lags && !lane.lagging {
             lane.lagging = true;
-            self.lagging.push(id);
+            self.lagging.push_back(id);
         }
         if walk == Walk::OutOfBudget {
             lane.walk = index;

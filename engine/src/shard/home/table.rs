@@ -11,7 +11,7 @@ use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
 use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
-use super::{Asker, Deliver, Home, Parked};
+use super::{Asker, Deliver, Home, HomeLane, Parked};
 use crate::config::ChannelRule;
 use crate::ids::{ChannelKey, ShardId};
 use crate::message::{
@@ -552,6 +552,21 @@ impl Homes {
                 self.encoded_bytes -= kept.encoded_bytes();
             }
         }
+    }
+
+    /// Who is counted in: lanes and shards with their numbers of subscribers, and whether these hold
+    /// publications back.
+    pub(in crate::shard) fn interests(
+        &self,
+    ) -> impl Iterator<Item = ((&ChannelName, Lane, ShardId), (usize, bool))> {
+        self.homes.iter().flat_map(|(_, home)| {
+            home.lanes.iter().flat_map(|HomeLane { lane, interests, .. }| {
+                interests.iter().map(|interest| {
+                    let key = (&home.name, *lane, interest.shard);
+                    (key, (interest.subscribers as usize, interest.pressed))
+                })
+            })
+        })
     }
 
     /// Panics if what is counted is not what is there.
