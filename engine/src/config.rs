@@ -125,8 +125,8 @@ mod tests {
     fn the_defaults_and_the_bench_config_are_valid() {
         Config::load(&Sources::default()).unwrap();
         let bench = load(include_str!("../../config/bench.toml"), &[], &[]).unwrap();
-        assert_eq!(bench.rule("bench.a").unwrap().1.publish, Publishers::Anyone);
-        assert_eq!(bench.rule("other").unwrap().1.publish, Publishers::Api);
+        assert_eq!(bench.rule("bench.a").unwrap().publish, Publishers::Anyone);
+        assert_eq!(bench.rule("other").unwrap().publish, Publishers::Api);
     }
 
     #[test]

@@ -3,10 +3,9 @@
 use super::schema::{ChannelRule, Config};
 
 impl Config {
-    /// The first rule whose pattern matches, and its number.
-    pub fn rule(&self, channel: &str) -> Option<(u16, &ChannelRule)> {
-        let at = self.channels.iter().position(|rule| matches(&rule.pattern, channel))?;
-        Some((u16::try_from(at).ok()?, self.channels.get(at)?))
+    /// The first rule whose pattern matches.
+    pub fn rule(&self, channel: &str) -> Option<&ChannelRule> {
+        self.channels.iter().find(|rule| matches(&rule.pattern, channel))
     }
 }
 

@@ -6,7 +6,7 @@ mod answer;
 mod kept;
 mod table;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,8 +14,8 @@ use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Position};
 use smallvec::SmallVec;
 
-use crate::ids::{ChannelKey, ShardId};
-use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Origin, Request, StoredPayload};
+use crate::ids::{ChannelKey, SessionId, ShardId};
+use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Request, StoredPayload};
 pub(super) use answer::{Asker, Batch};
 use kept::Kept;
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
@@ -70,12 +70,13 @@ impl Parked {
     }
 
     /// The session that it is from.
-    fn session(&self) -> Option<&Origin> {
-        match self {
+    fn session(&self) -> Option<(ShardId, SessionId)> {
+        let origin = match self {
             Parked::Publication(_, Asker::Session(origin)) => Some(origin),
             Parked::Publication(..) => None,
             Parked::Request(request) => request.origin(),
-        }
+        };
+        origin.map(|origin| (origin.shard, origin.session))
     }
 }
 
@@ -92,6 +93,8 @@ struct Home {
     /// Since when it has had neither subscribers nor publications.
     quiet_ms: u64,
     parked: VecDeque<Parked>,
+    /// How much of it is of which session.
+    parked_of: HashMap<(ShardId, SessionId), u32>,
     parked_bytes: usize,
     /// The turn in which something was appended last, and how many bytes in it.
     turn: u64,

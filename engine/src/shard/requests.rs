@@ -133,7 +133,6 @@ impl<W: Wire> Shard<W> {
                 let shard = origin.shard;
                 let subscribe = Subscribe {
                     name: &channel,
-                    rule: config.rule(&channel).map(|(_, rule)| rule),
                     shard,
                     lane,
                     recover,
@@ -166,10 +165,9 @@ impl<W: Wire> Shard<W> {
             }
             Request::Publish { origin, channel, payload } => {
                 *budget = budget.saturating_sub(payload.bytes.len());
-                let rule = config.rule(&channel).map(|(_, rule)| rule);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
                 let now = (self.now, self.work_ms);
-                let published = homes.publish(&channel, rule, payload, asker, now, &mut deliver);
+                let published = homes.publish(&channel, payload, asker, now, &mut deliver);
                 self.counters.publications.add(published.into());
             }
             Request::PublishBatch { items, reply } => {
@@ -177,10 +175,8 @@ impl<W: Wire> Shard<W> {
                 let now = (self.now, self.work_ms);
                 for (place, channel, payload) in items {
                     *budget = budget.saturating_sub(payload.bytes.len() + REQUEST_BYTES);
-                    let rule = config.rule(&channel).map(|(_, rule)| rule);
                     let asker = Asker::Batch(place, batch.clone());
-                    let published =
-                        homes.publish(&channel, rule, payload, asker, now, &mut deliver);
+                    let published = homes.publish(&channel, payload, asker, now, &mut deliver);
                     self.counters.publications.add(published.into());
                 }
             }

@@ -1,6 +1,8 @@
 //! The table of homes.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rand::Rng as _;
@@ -12,11 +14,9 @@ use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::{Asker, Deliver, Home, HomeLane, Parked};
-use crate::config::ChannelRule;
+use crate::config::Config;
 use crate::ids::{ChannelKey, ShardId};
-use crate::message::{
-    ChannelPage, ChannelRow, HistoryPage, Origin, Replay, Request, Start, StoredPayload,
-};
+use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
 use crate::names::Names;
 use crate::slab::Slab;
 
@@ -72,6 +72,7 @@ pub(in crate::shard) struct Homes {
     encoded_bytes: usize,
     replay_memory: ReplayMemory,
     next_key: u64,
+    config: Arc<Config>,
     limits: HomeLimits,
     sweep: u32,
     turn: u64,
@@ -84,7 +85,6 @@ pub(in crate::shard) struct Homes {
 #[derive(Debug)]
 pub(in crate::shard) struct Subscribe<'a> {
     pub(in crate::shard) name: &'a ChannelName,
-    pub(in crate::shard) rule: Option<&'a ChannelRule>,
     pub(in crate::shard) shard: ShardId,
     pub(in crate::shard) lane: Lane,
     pub(in crate::shard) recover: Option<Position>,
@@ -101,7 +101,12 @@ pub(in crate::shard) enum Subscribed {
 }
 
 impl Homes {
-    pub(in crate::shard) fn new(shard: ShardId, limits: HomeLimits, rng: SmallRng) -> Homes {
+    pub(in crate::shard) fn new(
+        shard: ShardId,
+        config: Arc<Config>,
+        limits: HomeLimits,
+        rng: SmallRng,
+    ) -> Homes {
         Homes {
             by_name: Names::new(),
             homes: Slab::default(),
@@ -114,6 +119,7 @@ impl Homes {
             encoded_bytes: 0,
             replay_memory: ReplayMemory::new(limits.history_bytes_max / REPLAY_PARTS),
             next_key: u64::from(shard.0) << 48,
+            config,
             limits,
             sweep: 0,
             turn: 1,
@@ -161,12 +167,7 @@ impl Homes {
     }
 
     /// The home of a channel, made if there is none.
-    fn open(
-        &mut self,
-        name: &ChannelName,
-        rule: Option<&ChannelRule>,
-        now_ms: u64,
-    ) -> Result<u32, Refused> {
+    fn open(&mut self, name: &ChannelName, now_ms: u64) -> Result<u32, Refused> {
         if let Some(&index) = self.by_name.get(name) {
             return Ok(index);
         }
@@ -175,6 +176,7 @@ impl Homes {
             return Err(Refused::LimitReached { limit: Limit::Channels, most });
         }
         self.next_key += 1;
+        let rule = self.config.rule(name);
         let kept = rule.filter(|rule| rule.history_size > 0).map(|rule| {
             let limits = Limits {
                 publications: rule.history_size as usize,
@@ -194,6 +196,7 @@ impl Homes {
             dirty: false,
             quiet_ms: now_ms,
             parked: VecDeque::new(),
+            parked_of: HashMap::new(),
             parked_bytes: 0,
             turn: 0,
             turn_bytes: 0,
@@ -219,13 +222,12 @@ impl Homes {
     pub(in crate::shard) fn publish(
         &mut self,
         name: &ChannelName,
-        rule: Option<&ChannelRule>,
         payload: StoredPayload,
         asker: Asker,
         now: (Instant, u64),
         deliver: Deliver,
     ) -> bool {
-        let open = if self.closed { Err(Refused::Draining) } else { self.open(name, rule, now.1) };
+        let open = if self.closed { Err(Refused::Draining) } else { self.open(name, now.1) };
         let index = match open {
             Ok(index) => index,
             Err(refused) => {
@@ -250,6 +252,9 @@ impl Homes {
         self.parked_bytes += bytes;
         let home = self.home_mut(index);
         home.parked_bytes += bytes;
+        if let Some(session) = parked.session() {
+            *home.parked_of.entry(session).or_default() += 1;
+        }
         push(&mut home.parked, parked);
         if home.parked.len() == 1 {
             self.waiting.push_back(index);
@@ -260,10 +265,9 @@ impl Homes {
     /// order of commands. Gives it back where none is.
     pub(in crate::shard) fn park_behind_own(&mut self, request: Request) -> Option<Request> {
         let held = request.origin().zip(request.channel()).and_then(|(origin, name)| {
-            let same = |own: &Origin| own.session == origin.session && own.shard == origin.shard;
             let index = *self.by_name.get(name)?;
-            let mut parked = self.homes.get(index)?.parked.iter().filter_map(Parked::session);
-            parked.any(same).then_some(index)
+            let parked_of = &self.homes.get(index)?.parked_of;
+            parked_of.contains_key(&(origin.shard, origin.session)).then_some(index)
         });
         let Some(index) = held else { return Some(request) };
         self.park(index, Parked::Request(request));
@@ -356,6 +360,14 @@ impl Homes {
         let bytes = parked.bytes();
         home.parked_bytes -= bytes;
         self.parked_bytes -= bytes;
+        if let Some(session) = parked.session()
+            && let Entry::Occupied(mut count) = home.parked_of.entry(session)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         Some(parked)
     }
 
@@ -376,12 +388,12 @@ impl Homes {
     /// this turn, in bytes.
     pub(in crate::shard) fn subscribe(
         &mut self,
-        Subscribe { name, rule, shard, lane, recover, recovery_bytes_max }: Subscribe,
+        Subscribe { name, shard, lane, recover, recovery_bytes_max }: Subscribe,
         now_ms: u64,
         budget: &mut usize,
         deliver: Deliver,
     ) -> Result<Subscribed, Refused> {
-        let index = self.open(name, rule, now_ms)?;
+        let index = self.open(name, now_ms)?;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         home.seal(deliver);
         let mut replay: Option<Option<Replay>> = None;
@@ -583,6 +595,9 @@ impl Homes {
         for home in homes() {
             let parked: usize = home.parked.iter().map(Parked::bytes).sum();
             assert_eq!(parked, home.parked_bytes, "{}", home.name);
+            let of_sessions = home.parked.iter().filter(|parked| parked.session().is_some());
+            let counted: u32 = home.parked_of.values().sum();
+            assert_eq!(of_sessions.count(), counted as usize, "{}", home.name);
             assert!(home.lanes.iter().all(|lane| !lane.interests.is_empty()), "{}", home.name);
             let interests = home.lanes.iter().flat_map(|lane| &lane.interests);
             assert!(interests.into_iter().all(|interest| interest.subscribers > 0));

@@ -81,7 +81,7 @@ impl<W: Wire> Shard<W> {
         let Some(lane) = session.dialect.lane() else { return };
         let most = self.config.limits.subscriptions_per_connection_max;
         let rule = match self.config.rule(&channel) {
-            Some((_, rule)) if rule.subscribe == Subscribers::Anyone => rule,
+            Some(rule) if rule.subscribe == Subscribers::Anyone => rule,
             _ => {
                 let (operation, hint) = (Operation::Subscribe, "by nobody");
                 return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
@@ -198,7 +198,7 @@ impl<W: Wire> Shard<W> {
         payload: Payload,
     ) {
         let rule = self.config.rule(&channel);
-        if !rule.is_some_and(|(_, rule)| rule.publish == Publishers::Anyone) {
+        if !rule.is_some_and(|rule| rule.publish == Publishers::Anyone) {
             let (operation, hint) = (Operation::Publish, "over the HTTP API only");
             return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
         }
@@ -228,7 +228,7 @@ impl<W: Wire> Shard<W> {
         after: Option<u64>,
         limit: Option<u32>,
     ) {
-        let subscribe = self.config.rule(&channel).map(|(_, rule)| rule.subscribe);
+        let subscribe = self.config.rule(&channel).map(|rule| rule.subscribe);
         if subscribe != Some(Subscribers::Anyone) {
             let (operation, hint) = (Operation::History, "by nobody");
             return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });

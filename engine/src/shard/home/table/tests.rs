@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 struct Bench {
     homes: Homes,
-    rule: ChannelRule,
+    window_bytes: usize,
     delivered: Vec<(ShardId, Delivery)>,
     now: Instant,
 }
@@ -29,16 +29,19 @@ fn start(subscribed: &Subscribed) -> Position {
 
 impl Bench {
     fn new(history_size: u32) -> Bench {
-        let mut rule = Config::load(&Sources::default()).unwrap().channels.remove(0);
+        let mut config = Config::load(&Sources::default()).unwrap();
+        let rule = &mut config.channels[0];
         (rule.history_size, rule.history_age_ms) = (history_size, 1000);
+        let window_bytes = rule.window_bytes as usize;
         let limits = HomeLimits {
             channels_max: 7,
             own_channels_max: 3,
             history_bytes_max: 1 << 20,
             parked_bytes_max: 8000,
         };
-        let homes = Homes::new(ShardId(0), limits, rand::SeedableRng::seed_from_u64(1));
-        Bench { homes, rule, delivered: Vec::new(), now: Instant::now() }
+        let rng = rand::SeedableRng::seed_from_u64(1);
+        let homes = Homes::new(ShardId(0), Arc::new(config), limits, rng);
+        Bench { homes, window_bytes, delivered: Vec::new(), now: Instant::now() }
     }
 
     fn publish_bytes(
@@ -53,7 +56,6 @@ impl Bench {
         let asker = Asker::Batch(0, super::super::Batch::new(1, reply));
         self.homes.publish(
             &ChannelName::new(name).unwrap(),
-            Some(&self.rule),
             payload,
             asker,
             (self.now, now_ms),
@@ -76,7 +78,6 @@ impl Bench {
         let delivered = &mut self.delivered;
         let subscribe = Subscribe {
             name: &ChannelName::new("c").unwrap(),
-            rule: Some(&self.rule),
             shard: ShardId(shard),
             lane: Lane::RAW,
             recover,
@@ -214,7 +215,7 @@ fn one_channel_takes_only_a_part_of_what_may_be_held_back() {
 fn what_is_too_much_for_one_turn_goes_on_in_the_next_in_order() {
     let mut bench = Bench::new(0);
     bench.subscribe(1, None, 0).unwrap();
-    let size = bench.rule.window_bytes as usize / 20;
+    let size = bench.window_bytes / 20;
     let mut answers: Vec<_> = (0..20).map(|_| bench.publish_bytes("c", size, 0)).collect();
     let mut turns = 0;
     while bench.homes.has_work() {
