@@ -60,6 +60,13 @@ pub(crate) enum Ident {
     Number(u64),
 }
 
+/// What somebody got last on a channel: where it stands, or what it was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Last {
+    At(u64, u64),
+    Is(Ident),
+}
+
 #[derive(Debug)]
 pub(crate) struct Publication {
     pub(crate) channel: usize,
@@ -95,8 +102,8 @@ pub(crate) struct Judge {
     reasons: Vec<(Ident, u64, String)>,
     /// Publications whose publishers a drain has sent away without an answer.
     unanswered: Vec<(u64, String)>,
-    /// Subscriptions that a drain has ended: channel, epoch, the last offset seen, who.
-    sent_away: Vec<(usize, u64, u64, String)>,
+    /// Subscriptions that a drain has ended: channel, what came last, who.
+    sent_away: Vec<(usize, Last, String)>,
     pub(crate) draining: bool,
     pub(crate) deliveries: u64,
     pub(crate) gaps: u64,
@@ -249,8 +256,8 @@ impl Judge {
     }
 
     /// A drain has ended a subscription that stood at `last`: nothing may ever be seen behind it.
-    pub(crate) fn sent_away(&mut self, channel: usize, epoch: u64, last: u64, who: &str) {
-        self.sent_away.push((channel, epoch, last, who.to_owned()));
+    pub(crate) fn sent_away(&mut self, channel: usize, last: Last, who: &str) {
+        self.sent_away.push((channel, last, who.to_owned()));
     }
 
     /// A drain has sent a publisher away without an answer: nobody may ever see the publication.
@@ -296,7 +303,12 @@ impl Judge {
                 self.broken(Rule::OneReply, what);
             }
         }
-        for (channel, epoch, last, who) in std::mem::take(&mut self.sent_away) {
+        for (channel, last, who) in std::mem::take(&mut self.sent_away) {
+            let place = match last {
+                Last::At(epoch, offset) => Some((epoch, offset)),
+                Last::Is(ident) => self.place(ident),
+            };
+            let Some((epoch, last)) = place else { continue };
             let newest = self.lives[channel].get(&epoch).map_or(0, |life| life.newest);
             if newest > last {
                 let name = &self.names[channel];

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::client::{Client, Scene, Speaks};
 use super::event::{Said, payload_of};
-use super::judge::{Ident, Judge, Kind, Rule};
+use super::judge::{Ident, Judge, Kind, Last, Rule};
 use super::link::{Intent, Pending, View, Want};
 use super::trace::{note, shown};
 use super::ws::{self, Frame};
@@ -307,7 +307,12 @@ impl Client {
             }
             for (&channel, own) in &link.channels {
                 if let View::Live { epoch, next, .. } = own.view {
-                    scene.judge.sent_away(channel, epoch, next - 1, &who);
+                    scene.judge.sent_away(channel, Last::At(epoch, next - 1), &who);
+                }
+                // Of `raw.v1` only who has been there ever since is known to be subscribed.
+                if let (Intent::Yes, 1, Some(last)) = (own.intent, own.raw.subscribes, own.raw.last)
+                {
+                    scene.judge.sent_away(channel, Last::Is(last), &who);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Opcode;
-use ringfeed_protocol::{ChannelName, ErrorCode, Event, Lane, Refused};
+use ringfeed_protocol::{ChannelName, Event, Lane, Refused};
 use ringfeed_wire::Wire;
 
 use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
@@ -163,15 +163,17 @@ impl<W: Wire> Shard<W> {
         let Some(session) = self.sessions.get(slot) else { return };
         let code = refused.code();
         if session.dialect.answers_in_band() {
-            self.reply(slot, &Event::Error { id, code, message: &refused.to_string() });
-        } else if !matches!(code, ErrorCode::AlreadySubscribed | ErrorCode::NotSubscribed) {
-            // What is so already needs no telling; anything else cannot be told otherwise.
-            // Who comes at the wrong time may come back, who asks for the wrong thing need not.
-            let why = match refused {
-                Refused::Draining => CloseReason::ServiceRestart,
-                _ => CloseReason::Refused,
-            };
-            self.close_session(slot, why, &format!("{}: {refused}", code.as_str()));
+            return self.reply(slot, &Event::Error { id, code, message: &refused.to_string() });
+        }
+        match refused {
+            // What is so already needs no telling.
+            Refused::AlreadySubscribed { .. } | Refused::NotSubscribed { .. } => {}
+            // The drain says so, once the session has everything.
+            Refused::Draining => {}
+            _ => {
+                let reason = format!("{}: {refused}", code.as_str());
+                self.close_session(slot, CloseReason::Refused, &reason);
+            }
         }
     }
 
