@@ -525,7 +525,8 @@ impl<W: Wire> Shard<W> {
     }
 
     fn tick(&mut self) {
-        self.due.extend(self.wheel.due(self.now_ms));
+        let sessions = &self.sessions;
+        self.due.extend(self.wheel.due(self.now_ms, |session| sessions.current(session).is_some()));
         self.see_to_due();
         let (fanout, mut context) = self.fanout_context();
         fanout.begin_ages();

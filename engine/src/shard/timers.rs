@@ -46,14 +46,19 @@ impl Wheel {
         self.buckets[(bucket % BUCKETS) as usize].push(timer);
     }
 
-    /// Takes what is due at `now_ms` out of the wheel.
-    pub(super) fn due(&mut self, now_ms: u64) -> Vec<Timer> {
+    /// Takes what is due at `now_ms` out of the wheel, and on the way what is of sessions that are not there
+    /// any more.
+    pub(super) fn due(&mut self, now_ms: u64, is_there: impl Fn(SessionId) -> bool) -> Vec<Timer> {
         let mut due = Vec::new();
         while self.next <= now_ms / TICK_MS {
             let bucket = std::mem::take(&mut self.buckets[(self.next % BUCKETS) as usize]);
             self.next += 1;
             for timer in bucket {
-                if timer.due_ms <= now_ms { due.push(timer) } else { self.add(timer) }
+                if timer.due_ms <= now_ms {
+                    due.push(timer);
+                } else if is_there(timer.session) {
+                    self.add(timer);
+                }
             }
         }
         due
@@ -74,11 +79,23 @@ mod tests {
         }
         let mut seen = Vec::new();
         for now_ms in (0..600_000).step_by(70) {
-            for timer in wheel.due(now_ms) {
+            for timer in wheel.due(now_ms, |_| true) {
                 assert!(timer.due_ms <= now_ms && now_ms < timer.due_ms + 3 * TICK_MS);
                 seen.push(timer.due_ms);
             }
         }
         assert_eq!(seen, [0, 50, 99, 100, 5_000, 102_400, 500_000]);
+    }
+
+    #[test]
+    fn timers_far_ahead_do_not_outlive_their_sessions_for_long() {
+        let mut wheel = Wheel::new();
+        for slot in 0..100 {
+            let session = SessionId { slot: SessionSlot(slot), generation: 0 };
+            wheel.add(Timer { due_ms: 3_600_000, session, purpose: Purpose::Heartbeat });
+        }
+        let is_there = |session: SessionId| session.slot.0 == 7;
+        assert!(wheel.due(BUCKETS * TICK_MS, is_there).is_empty());
+        assert_eq!(wheel.buckets.iter().map(Vec::len).sum::<usize>(), 1);
     }
 }
