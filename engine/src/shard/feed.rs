@@ -373,9 +373,11 @@ impl Feeds {
     pub(super) fn append(&mut self, id: LaneId, chunk: &Chunk, now_ms: u64) -> LogPosition {
         let lane = self.lane_mut(id);
         assert_eq!(chunk.first_offset, lane.log.last_offset() + 1, "offsets are dense");
+        let held = lane.log.bytes_held();
         let start = lane.log.append(chunk, now_ms);
         lane.newest_at = Some(chunk.at);
-        self.log_bytes += chunk.bytes.len();
+        let grown = lane.log.bytes_held() - held;
+        self.log_bytes += grown;
         start
     }
 

@@ -78,7 +78,7 @@ impl Fanout {
             keep = keep.min(lane.followed_from);
         }
         // Half a window, but less where one was enough already: the other half of a burst comes still.
-        let half = lane.window.bytes / 2;
+        let half = lane.log.bytes_in(lane.window.bytes) / 2;
         let behind = |position: LogPosition| end - position > half;
         let (late, waited) = (behind(standing.ours), behind(standing.reading));
         lane.patience.pass(cx.now_ms, waited && lane.pressed || lane.waits_for_old);
@@ -233,7 +233,8 @@ fn stand<W>(cx: &Context<W>, lane: &LaneState, burst: Option<usize>) -> (Standin
     let end = lane.log.end();
     let mut standing = Standing { ours: end, reading: end, within: end };
     // One chunk comes whole, however large it is.
-    let most = burst.map(|burst| lane.window.bytes + burst + lane.log.newest_bytes());
+    let window = lane.log.bytes_in(lane.window.bytes);
+    let most = burst.map(|burst| window + burst + lane.log.newest_bytes());
     let mut fallen = Vec::new();
     for (list, index, subscriber) in numbered(lane) {
         let Some(position) = subscriber.cursor() else { continue };
@@ -248,12 +249,12 @@ fn stand<W>(cx: &Context<W>, lane: &LaneState, burst: Option<usize>) -> (Standin
             continue;
         }
         // Few are that far behind: a look at the session itself is for them.
-        let reads = lag > lane.window.bytes / 2
+        let reads = lag > window / 2
             && most.is_some_and(|most| lag <= most)
             && cx.sessions.is_reading(slot, cx.now_ms);
         if reads {
             standing.reading = standing.reading.min(position);
-        } else if lag <= lane.window.bytes {
+        } else if lag <= window {
             standing.within = standing.within.min(position);
         } else {
             fallen.push((list, index, slot));

@@ -30,6 +30,13 @@ struct Placed {
     frames: FrameIndex,
 }
 
+impl Placed {
+    /// What it takes in memory, besides the bytes of its frames.
+    fn bytes(&self) -> usize {
+        size_of::<Placed>() + self.frames.bytes()
+    }
+}
+
 #[derive(Debug)]
 struct Stretch {
     base: LogPosition,
@@ -53,6 +60,8 @@ pub struct Run {
 pub struct Log {
     segments: VecDeque<Stretch>,
     chunks: VecDeque<Placed>,
+    /// What these take.
+    index_bytes: usize,
     end: LogPosition,
     last_offset: u64,
     /// The last run made, and `end` at that time: caught-up subscribers all ask for the same one.
@@ -65,6 +74,7 @@ impl Log {
         Log {
             segments: VecDeque::new(),
             chunks: VecDeque::new(),
+            index_bytes: 0,
             end: LogPosition::START,
             last_offset,
             recent: None,
@@ -88,9 +98,18 @@ impl Log {
         self.last_offset
     }
 
-    /// Bytes held in segments.
+    /// Memory held: bytes in segments, and what says where their frames end.
     pub fn bytes_held(&self) -> usize {
-        self.end - self.base()
+        self.end - self.base() + self.index_bytes
+    }
+
+    /// How far positions go in so much memory: beside short frames there stands more than they have
+    /// bytes.
+    pub fn bytes_in(&self, memory: usize) -> usize {
+        let bytes = self.chunks.front().map_or(0, |oldest| self.end - oldest.start) as u128;
+        let share = (memory as u128 * bytes).checked_div(bytes + self.index_bytes as u128);
+        // No more than `memory`.
+        share.map_or(memory, |bytes| bytes as usize)
     }
 
     /// Start of the oldest segment.
@@ -117,13 +136,15 @@ impl Log {
             self.segments.push_back(Stretch { base: self.end, made_ms: now_ms, segment });
         }
         let start = self.end;
-        self.chunks.push_back(Placed {
+        let placed = Placed {
             start,
             first_offset: *first_offset,
             count: *count,
             at_ms: now_ms,
             frames: frames.clone(),
-        });
+        };
+        self.index_bytes += placed.bytes();
+        self.chunks.push_back(placed);
         self.end = start + bytes.len();
         self.last_offset = first_offset + u64::from(*count) - 1;
         start
@@ -205,8 +226,8 @@ impl Log {
         self.segments.len() > 1
     }
 
-    /// Drops whole segments below `keep_from`, never the newest. Those of which somebody still holds
-    /// a slice go to `retained`.
+    /// Drops what nobody asks for below `keep_from`: whole segments, never the newest, and where frames
+    /// end. Segments of which somebody still holds a slice go to `retained`.
     pub fn trim(&mut self, keep_from: LogPosition, retained: &mut Vec<Segment>) {
         // The run that was made last would keep its segment alive.
         self.recent = None;
@@ -217,9 +238,10 @@ impl Log {
                 retained.push(oldest.segment);
             }
         }
-        let base = self.base();
-        while self.chunks.get(1).is_some_and(|second| second.start <= base) {
-            self.chunks.pop_front();
+        // Nobody asks where frames end that everybody is past, also within a segment that stays.
+        let needed_from = self.base().max(keep_from);
+        while self.chunks.get(1).is_some_and(|second| second.start <= needed_from) {
+            self.index_bytes -= self.chunks.pop_front().map_or(0, |chunk| chunk.bytes());
         }
     }
 
@@ -229,6 +251,7 @@ impl Log {
         let shared = self.segments.drain(..).filter(|stretch| stretch.segment.is_shared());
         retained.extend(shared.map(|stretch| stretch.segment));
         self.chunks.clear();
+        self.index_bytes = 0;
     }
 
     fn stretch(&self, position: LogPosition) -> Option<&Stretch> {
@@ -318,6 +341,22 @@ mod tests {
         let run = log.run(at(13), 1000).unwrap();
         assert_eq!((run.bytes.len(), run.publications), (23, 2));
         assert_eq!(log.end_of_frame(at(36)), None);
+    }
+
+    #[test]
+    fn what_stands_beside_short_frames_is_held_and_takes_its_part_of_a_window() {
+        let mut log = Log::new(0);
+        assert_eq!((log.bytes_held(), log.bytes_in(1000)), (0, 1000));
+        (0..1000).for_each(|i| _ = log.append(&chunk(1 + i, 1, 1), 0));
+        (0..1000).for_each(|i| _ = log.append(&chunk(1001 + i * 9, 9, 1), 0));
+        let (bytes, held) = (log.end() - log.base(), log.bytes_held());
+        assert!(held > 5 * bytes, "{held} for {bytes} bytes");
+        assert_eq!(log.bytes_in(held), bytes);
+        let (end, mut retained) = (log.end(), Vec::new());
+        log.trim(end, &mut retained);
+        assert!(log.bytes_held() < 2 * SEGMENT_BYTES_MAX && log.index_bytes < 1000);
+        log.clear(&mut retained);
+        assert_eq!(log.bytes_held(), 0);
     }
 
     #[test]
