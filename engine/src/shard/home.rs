@@ -63,6 +63,7 @@ impl Parked {
     /// What it takes in memory.
     fn bytes(&self) -> usize {
         size_of::<Parked>()
+            + self.session().map_or(0, |_| size_of::<((ShardId, SessionId), u32)>())
             + match self {
                 Parked::Publication(payload, _) => payload.bytes.len(),
                 Parked::Request(request) => request.cost(),

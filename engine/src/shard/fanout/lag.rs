@@ -21,6 +21,9 @@ const COPIED_REST_BYTES: usize = 1024;
 /// Subscribers that are looked at for their age in one turn, before the next lane.
 const AGE_LOOKS_PER_TURN: usize = 64 * 1024;
 
+/// In so many turns at most everybody in a lane can have met the lag policy.
+const LANE_PARTS: usize = 16;
+
 /// A subscriber that meets the lag policy: its place in a lane, and its session.
 type Fallen = (List, u32, SessionSlot);
 
@@ -40,6 +43,10 @@ impl Fanout {
     /// window, and says whether publications are to be held back.
     pub(super) fn review<W: Wire>(&mut self, cx: &mut Context<W>, id: LaneId) {
         let Some(lane) = cx.feeds.try_lane_mut(id) else { return };
+        if self.falls_left == 0 {
+            // Nobody may fall any more in this turn: what a look finds it would have to find again.
+            return self.unfinished.push(id);
+        }
         lane.touched = false;
         let end = lane.log.end();
         let half = lane.window.bytes / 2;
@@ -120,7 +127,12 @@ impl Fanout {
         let lane = cx.feeds.lane_mut(id);
         lane.patience.pass(cx.now_ms, waited || lane.waits_for_old);
         lane.waits_for_old = waited;
-        let later = !self.fall_some(cx, id, &fallen).is_empty();
+        if !self.fall_some(cx, id, &fallen).is_empty() {
+            // Those that were too many for this turn are the first of the next.
+            cx.feeds.lane_mut(id).lagging = true;
+            self.lagging.push_front(id);
+            self.unaged += 1;
+        }
         self.review_now(cx, id);
         let lane = cx.feeds.lane_mut(id);
         let end = lane.log.end();
@@ -129,8 +141,6 @@ impl Fanout {
         if lags && !lane.lagging {
             lane.lagging = true;
             self.lagging.push_back(id);
-            // Those that were too many for this turn are old still.
-            self.unaged += usize::from(later);
         }
     }
 
@@ -141,13 +151,21 @@ impl Fanout {
         id: LaneId,
         fallen: &'a [Fallen],
     ) -> &'a [Fallen] {
+        if self.falls_left == 0 {
+            return fallen;
+        }
+        // Of a large lane more: each turn looks at all of it again.
+        let most = self.falls_left.max(cx.feeds.lane(id).subscribers().count() / LANE_PARTS);
+        let mut fell = 0;
         for (place, &(list, index, slot)) in fallen.iter().enumerate() {
-            if self.falls_left == 0 {
+            if fell == most {
+                self.falls_left = 0;
                 return &fallen[place..];
             }
             // Who misses nothing costs nothing: others would wait behind it for ever.
-            self.falls_left -= usize::from(self.fall(cx, id, list, index, slot));
+            fell += usize::from(self.fall(cx, id, list, index, slot));
         }
+        self.falls_left = self.falls_left.saturating_sub(fell);
         &[]
     }
 

@@ -368,6 +368,10 @@ impl Homes {
                 count.remove();
             }
         }
+        if home.parked.is_empty() {
+            // Most channels never hold anything back again.
+            (home.parked, home.parked_of) = (VecDeque::new(), HashMap::new());
+        }
         Some(parked)
     }
 
