@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::{Opcode, write_client};
-use ringfeed_protocol::{Connection, Dialect, Incoming, Lane, Role, mask};
+use ringfeed_protocol::{Connection, Dialect, Incoming, Lane, Offset, Role, mask};
 
 fn framing(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame one publication");
@@ -20,7 +20,7 @@ fn framing(c: &mut Criterion) {
                 b.iter(|| {
                     out.clear();
                     let publication = Publication {
-                        offset: black_box(123_456),
+                        offset: Offset(black_box(123_456)),
                         kind: PayloadKind::Json,
                         bytes: payload.as_bytes(),
                     };

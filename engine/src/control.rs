@@ -151,7 +151,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{SocketAddr, TcpStream};
 
-    use ringfeed_protocol::{Epoch, Position};
+    use ringfeed_protocol::{Epoch, Offset, Position};
     use serde_json::json;
 
     use super::*;
@@ -219,7 +219,7 @@ mod tests {
     /// Answers a batch as a shard does that publishes all of it.
     fn accept(request: Request) {
         let Request::PublishBatch { items, reply } = request else { panic!("{request:?}") };
-        let position = Position { epoch: Epoch(1), offset: 1 };
+        let position = Position { epoch: Epoch(1), offset: Offset(1) };
         reply.send(items.into_iter().map(|item| (item.0, Ok(position))).collect()).unwrap();
     }
 

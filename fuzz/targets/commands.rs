@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use ringfeed_protocol::command::{Action, Command, CommandError, Payload, PayloadKind};
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Header;
-use ringfeed_protocol::{ChannelName, Dialect, Event, Incoming, Lane};
+use ringfeed_protocol::{ChannelName, Dialect, Event, Incoming, Lane, Offset};
 use serde_json::value::RawValue;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -34,7 +34,7 @@ fn accepted(command: &Command) {
     };
     let Ok(channel) = ChannelName::new(channel) else { return };
     let mut frame = Vec::new();
-    let publication = Publication { offset: 7, kind: *kind, bytes };
+    let publication = Publication { offset: Offset(7), kind: *kind, bytes };
     Lane::RINGFEED.write_publication(&mut frame, &channel, &publication);
     json(&frame);
     frame.clear();

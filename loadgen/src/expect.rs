@@ -4,10 +4,10 @@
 
 use std::collections::VecDeque;
 
-use ringfeed_protocol::Lane;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Header;
+use ringfeed_protocol::{Lane, Offset};
 
 /// The stream of one channel in one lane.
 #[derive(Debug)]
@@ -136,6 +136,7 @@ impl Stream {
     pub(crate) fn append(&mut self, payload: &[u8], intended_ns: u64, counts: bool) {
         let number = self.first + self.messages.len() as u64;
         let offset = *self.first_offset.get_or_insert(1) + number;
+        let offset = Offset(offset);
         let publication = Publication { offset, kind: PayloadKind::Json, bytes: payload };
         self.lane.write_publication(&mut self.bytes, &self.channel, &publication);
         let end = self.base + self.bytes.len() as u64;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::json::has_lone_surrogate;
-use crate::position::Position;
+use crate::position::{Offset, Position};
 use crate::refused::Refused;
 
 /// How published bytes are to be understood. Decides the frame's opcode and how a JSON dialect
@@ -113,7 +113,7 @@ pub enum Action<'a> {
         /// Channel name, unchecked.
         channel: Cow<'a, str>,
         /// Return publications behind this offset; from the oldest where absent.
-        after: Option<u64>,
+        after: Option<Offset>,
         /// Return at most so many.
         limit: Option<u32>,
     },

@@ -2,13 +2,13 @@
 
 use crate::command::PayloadKind;
 use crate::error::ErrorCode;
-pub use crate::position::{Epoch, Position};
+pub use crate::position::{Epoch, Offset, Position};
 
 /// One publication as a dialect needs it.
 #[derive(Debug, Clone, Copy)]
 pub struct Publication<'a> {
     /// Its offset in the log.
-    pub offset: u64,
+    pub offset: Offset,
     /// How to understand the bytes.
     pub kind: PayloadKind,
     /// The payload.
@@ -77,9 +77,9 @@ pub enum Event<'a> {
         /// The life of the log.
         epoch: Epoch,
         /// First offset missed.
-        from: u64,
+        from: Offset,
         /// Last offset missed.
-        to: u64,
+        to: Offset,
     },
     /// The server is going away; come back after so long.
     Drain {

@@ -38,5 +38,5 @@ pub use error::{ErrorCode, ProtocolError};
 pub use event::Event;
 pub use frame::Opcode;
 pub use lane::Lane;
-pub use position::{Epoch, Position};
+pub use position::{Epoch, Offset, Position};
 pub use refused::{Limit, Operation, Refused};

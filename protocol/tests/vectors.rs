@@ -4,7 +4,7 @@
 use ringfeed_protocol::command::{Action, PayloadKind};
 use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::frame::Header;
-use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Position};
+use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Offset, Position};
 
 const PAGE: &str = include_str!("../../docs/PROTOCOL.md");
 
@@ -35,7 +35,7 @@ fn every_command_shown_is_accepted() {
     let recover = lines("json command")[1];
     match Dialect::Ringfeed.parse(&Incoming::Text(recover)).unwrap().action {
         Action::Subscribe { recover: Some(Position { epoch, offset }), .. } => {
-            assert_eq!((epoch, offset), (EPOCH, 41));
+            assert_eq!((epoch, offset), (EPOCH, Offset(41)));
         }
         other => panic!("{other:?}"),
     }
@@ -55,10 +55,10 @@ const EPOCH: Epoch = Epoch(0x00c0_ffee_00c0_ffee);
 
 #[test]
 fn every_event_is_shown_as_it_is_written() {
-    let at = |offset| Position { epoch: EPOCH, offset };
+    let at = |offset| Position { epoch: EPOCH, offset: Offset(offset) };
     let id = Some;
     let trade = "btcusdt@trade";
-    let kept = |offset, kind, bytes| Publication { offset, kind, bytes };
+    let kept = |offset, kind, bytes| Publication { offset: Offset(offset), kind, bytes };
     let publications = vec![
         kept(11, PayloadKind::Json, &b"{\"a\":1}"[..]),
         kept(12, PayloadKind::Text, b"not JSON"),
@@ -81,7 +81,7 @@ fn every_event_is_shown_as_it_is_written() {
             code: ErrorCode::Forbidden,
             message: "chat may be published to over the HTTP API only",
         },
-        Event::Gap { channel: trade, epoch: EPOCH, from: 45, to: 99 },
+        Event::Gap { channel: trade, epoch: EPOCH, from: Offset(45), to: Offset(99) },
         Event::Drain { reconnect_ms: 1234 },
     ];
     let shown = lines("json event");
@@ -103,7 +103,7 @@ fn every_kind_of_message_is_shown_as_it_is_written() {
     ];
     for ((offset, kind, bytes), line) in publications.into_iter().zip(shown) {
         let mut frame = Vec::new();
-        let publication = Publication { offset, kind, bytes };
+        let publication = Publication { offset: Offset(offset), kind, bytes };
         Lane::RINGFEED.write_publication(&mut frame, "chat", &publication);
         assert_eq!(body(&frame), line);
     }

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
-use ringfeed_protocol::Lane;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::Publication;
+use ringfeed_protocol::{Lane, Offset};
 use ringfeed_wire::{Event, Io, SocketId, Wire, WireConfig, thread_cpu_split};
 
 /// Most bytes in one send, as in the engine.
@@ -166,7 +166,7 @@ fn pin(core: Option<usize>) -> anyhow::Result<()> {
 fn frame(lane: Lane, size: usize) -> Vec<u8> {
     let payload = format!("{{\"pad\":\"{}\"}}", "x".repeat(size.saturating_sub(10)));
     let publication =
-        Publication { offset: 1000, kind: PayloadKind::Json, bytes: payload.as_bytes() };
+        Publication { offset: Offset(1000), kind: PayloadKind::Json, bytes: payload.as_bytes() };
     let mut frame = Vec::new();
     lane.write_publication(&mut frame, "bench.c0", &publication);
     frame

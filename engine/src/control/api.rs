@@ -268,13 +268,13 @@ async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
 
 #[cfg(test)]
 mod tests {
-    use ringfeed_protocol::{Epoch, Position};
+    use ringfeed_protocol::{Epoch, Offset, Position};
 
     use super::*;
 
     #[test]
     fn a_result_takes_no_more_than_was_reserved_for_it() {
-        let position = Position { epoch: Epoch(u64::MAX), offset: u64::MAX };
+        let position = Position { epoch: Epoch(u64::MAX), offset: Offset(u64::MAX) };
         let result = publish::result(&ChannelName::new("a").unwrap(), Ok(position));
         assert!(serde_json::to_vec(&result).unwrap().len() < "a".len() + RESULT_BYTES_MAX);
         let refused = ApiError::new(Code::UnsupportedEncoding, "").without_message();

@@ -117,7 +117,7 @@ pub(super) async fn channels(
         .map(|row| ChannelReply {
             channel: row.name.to_string(),
             epoch: row.position.epoch.to_string(),
-            offset: row.position.offset,
+            offset: row.position.offset.0,
             subscribers: row.subscribers,
             history: row.history,
         })

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as FromState};
 use ringfeed_protocol::command::PayloadKind;
-use ringfeed_protocol::{ChannelName, Refused};
+use ringfeed_protocol::{ChannelName, Offset, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::oneshot;
@@ -61,7 +61,7 @@ impl PublicationReply {
                 to_raw_value(&base64::engine::general_purpose::STANDARD.encode(&payload.bytes))
             }
         };
-        PublicationReply { offset, data: data.unwrap_or_default(), encoding }
+        PublicationReply { offset: offset.0, data: data.unwrap_or_default(), encoding }
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) async fn history(
     let (reply, answer) = oneshot::channel();
     let request = Request::History {
         channel: channel.clone(),
-        after: query.after,
+        after: query.after.map(Offset),
         limit,
         reply: Reply::Control(reply),
     };
@@ -101,7 +101,7 @@ pub(super) async fn history(
     Ok(Json(HistoryReply {
         channel: channel.to_string(),
         epoch: page.position.epoch.to_string(),
-        offset: page.position.offset,
+        offset: page.position.offset.0,
         publications: page.publications.into_iter().map(PublicationReply::new).collect(),
     }))
 }

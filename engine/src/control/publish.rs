@@ -244,7 +244,7 @@ pub(super) fn result(channel: &ChannelName, outcome: Outcome) -> PublishResult {
         Ok(Position { epoch, offset }) => PublishResult::Accepted {
             channel: channel.to_string(),
             epoch: epoch.to_string(),
-            offset,
+            offset: offset.0,
             ack: "accepted",
         },
         Err(e) => PublishResult::Refused(e),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringfeed_protocol::command::PayloadKind;
-use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 
 use crate::ids::{ChannelKey, SessionId, ShardId};
 
@@ -33,7 +33,7 @@ pub struct StoredPayload {
 #[derive(Debug, Clone)]
 pub struct StoredPublication {
     /// Its offset.
-    pub offset: u64,
+    pub offset: Offset,
     /// What was published.
     pub payload: StoredPayload,
 }
@@ -120,7 +120,7 @@ pub struct Chunk {
     /// Where they end.
     pub frames: FrameIndex,
     /// Offset of the first publication.
-    pub first_offset: u64,
+    pub first_offset: Offset,
     /// How many.
     pub count: u32,
     /// When the first was published.

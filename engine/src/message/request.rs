@@ -1,6 +1,6 @@
 //! Work for the home shard of a channel, and where its answer goes.
 
-use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use tokio::sync::oneshot;
 
 use super::delivery::{ChannelPage, HistoryPage, Origin, StoredPayload};
@@ -68,7 +68,7 @@ pub enum Request {
         /// The channel.
         channel: ChannelName,
         /// Behind this offset.
-        after: Option<u64>,
+        after: Option<Offset>,
         /// At most so many.
         limit: u32,
         /// Who asks.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use ringfeed_protocol::event::Epoch;
-use ringfeed_protocol::{ChannelName, Lane, Position};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use ringfeed_wire::Segment;
 use smallvec::SmallVec;
 
@@ -103,7 +103,7 @@ pub(super) struct LaneState {
     pub(super) walked: Vec<Subscriber>,
     pub(super) served: Vec<Subscriber>,
     /// First offset missed by subscribers that are `GAPPED`.
-    pub(super) gaps: HashMap<SessionSlot, u64>,
+    pub(super) gaps: HashMap<SessionSlot, Offset>,
     /// On the list of lanes with something to walk for.
     pub(super) dirty: bool,
     /// How far the current walk over `walked` has come.
@@ -256,7 +256,7 @@ impl Feeds {
             name: name.clone(),
             epoch: Epoch(0),
             window,
-            log: Log::new(0),
+            log: Log::new(Offset::NONE),
             walked: Vec::new(),
             served: Vec::new(),
             gaps: HashMap::new(),
@@ -372,7 +372,7 @@ impl Feeds {
     /// Appends a chunk to a lane's log. Returns where it starts.
     pub(super) fn append(&mut self, id: LaneId, chunk: &Chunk, now_ms: u64) -> LogPosition {
         let lane = self.lane_mut(id);
-        assert_eq!(chunk.first_offset, lane.log.last_offset() + 1, "offsets are dense");
+        assert_eq!(chunk.first_offset, lane.log.last_offset().next(), "offsets are dense");
         let held = lane.log.bytes_held();
         let start = lane.log.append(chunk, now_ms);
         lane.newest_at = Some(chunk.at);

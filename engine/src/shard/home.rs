@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringfeed_protocol::event::{Epoch, Publication};
-use ringfeed_protocol::{ChannelName, Lane, Position};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
 
 use crate::ids::{ChannelKey, SessionId, ShardId};
@@ -39,7 +39,7 @@ struct Interest {
 struct Pending {
     bytes: Vec<u8>,
     ends: Vec<FrameEnd>,
-    first_offset: u64,
+    first_offset: Offset,
     at: Option<Instant>,
 }
 
@@ -86,7 +86,7 @@ struct Home {
     name: ChannelName,
     key: ChannelKey,
     epoch: Epoch,
-    last_offset: u64,
+    last_offset: Offset,
     kept: Option<Box<Kept>>,
     lanes: SmallVec<[HomeLane; 1]>,
     /// Something is pending.
@@ -141,7 +141,7 @@ impl Home {
         now_ms: u64,
         deliver: Deliver,
     ) -> Position {
-        self.last_offset += 1;
+        self.last_offset = self.last_offset.next();
         self.quiet_ms = now_ms;
         self.turn_bytes += payload.bytes.len() + ENVELOPE_BYTES;
         let offset = self.last_offset;

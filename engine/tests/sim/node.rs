@@ -24,7 +24,7 @@ use ringfeed_engine::shard::{
     Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
 };
 use ringfeed_protocol::command::PayloadKind;
-use ringfeed_protocol::{ChannelName, Dialect};
+use ringfeed_protocol::{ChannelName, Dialect, Offset};
 use tokio::sync::oneshot;
 
 use super::client::Speaks;
@@ -264,8 +264,12 @@ impl Cluster {
         let (reply, answer) = oneshot::channel();
         let home = self.home(name);
         let name = ChannelName::new(name).expect("channels have valid names");
-        let request =
-            Request::History { channel: name, after, limit, reply: Reply::Control(reply) };
+        let request = Request::History {
+            channel: name,
+            after: after.map(Offset),
+            limit,
+            reply: Reply::Control(reply),
+        };
         self.request(home, request).then_some(Waiting::History(channel, answer))
     }
 
@@ -318,7 +322,7 @@ impl Waiting {
                 let outcomes = answers.into_iter().map(|(place, result)| {
                     let (number, channel) = numbers[place as usize];
                     let place = result
-                        .map(|position| (position.epoch.0, position.offset))
+                        .map(|position| (position.epoch.0, position.offset.0))
                         .map_err(|refused| refused.code().as_str().to_owned());
                     Outcome { number, channel, place }
                 });
@@ -327,11 +331,11 @@ impl Waiting {
             Waiting::History(channel, answer) => answer.try_recv().map(|page| {
                 let page = page.map(|page| Page {
                     epoch: page.position.epoch.0,
-                    newest: page.position.offset,
+                    newest: page.position.offset.0,
                     publications: page
                         .publications
                         .into_iter()
-                        .map(|p| (p.offset, p.payload.bytes.to_vec()))
+                        .map(|p| (p.offset.0, p.payload.bytes.to_vec()))
                         .collect(),
                 });
                 Answer::History(*channel, page)
@@ -340,7 +344,7 @@ impl Waiting {
                 let rows = page.rows.into_iter().map(|row| Row {
                     name: row.name.to_string(),
                     epoch: row.position.epoch.0,
-                    newest: row.position.offset,
+                    newest: row.position.offset.0,
                 });
                 Answer::Rows(rows.collect())
             }),

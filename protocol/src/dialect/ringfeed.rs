@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
-use crate::event::{Epoch, Event, Position, Publication};
+use crate::event::{Epoch, Event, Offset, Position, Publication};
 use crate::frame::{self, Opcode};
 use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
@@ -88,7 +88,7 @@ impl<'a> Fields<'a> {
             // Not an array of the two, which serde would take.
             Some(text) if text.starts_with('{') => match serde_json::from_str::<Recover>(text) {
                 Ok(Recover { epoch, offset }) => match epoch.parse::<Epoch>() {
-                    Ok(epoch) => Some(Position { epoch, offset }),
+                    Ok(epoch) => Some(Position { epoch, offset: Offset(offset) }),
                     Err(()) => {
                         return Err(self.bad("'recover.epoch' must be 16 hexadecimal digits"));
                     }
@@ -111,7 +111,7 @@ impl<'a> Fields<'a> {
     }
 
     fn history(self) -> Result<Command<'a>, CommandError<'a>> {
-        let (after, limit) = (self.after, self.limit);
+        let (after, limit) = (self.after.map(Offset), self.limit);
         self.with_channel(|channel| Action::History { channel, after, limit })
     }
 
@@ -173,7 +173,7 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &
     if publication.kind == PayloadKind::Json {
         // The hot path: the length is known beforehand, so the payload is copied once.
         let mut digits = Decimal::default();
-        let offset = digits.format(publication.offset);
+        let offset = digits.format(publication.offset.0);
         let len = HEAD.len()
             + channel.len()
             + OFFSET.len()
@@ -431,7 +431,7 @@ mod tests {
                 (PayloadKind::Binary, &bytes),
             ] {
                 let mut out = Vec::new();
-                let publication = Publication { offset, kind, bytes: payload };
+                let publication = Publication { offset: Offset(offset), kind, bytes: payload };
                 write_publication(&mut out, "ch", &publication);
                 let (header, len) = frame::Header::parse(&out).unwrap().unwrap();
                 prop_assert_eq!(header.len as usize, out.len() - len);

@@ -66,7 +66,7 @@ impl Fanout {
         // From the newest to the oldest, so that the oldest of each lane counts.
         for &(lane, from, to) in unsent.iter().rev() {
             let log = &cx.feeds.lane(lane).log;
-            let undone = log.next_offset(to) - log.next_offset(from);
+            let undone = log.next_offset(to).since(log.next_offset(from));
             cx.counters.deliveries.add(undone.wrapping_neg());
             self.put_back(cx, slot, lane, from);
         }

@@ -289,7 +289,7 @@ impl Fanout {
             session.dialect.write_event(&mut frame, &gap);
             frames.push(Bytes::from(frame));
             cx.counters.gaps.add(1);
-            cx.counters.gap_publications.add((to + 1).saturating_sub(from));
+            cx.counters.gap_publications.add(to.next().since(from));
         }
         cx.sessions.with_outbox(slot, |outbox| {
             frames.into_iter().for_each(|frame| outbox.push(frame));

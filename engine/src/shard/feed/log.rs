@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use ringfeed_protocol::Offset;
 use ringfeed_wire::Segment;
 
 use crate::ids::LogPosition;
@@ -24,7 +25,7 @@ const BUSY_MS: u64 = 1000;
 #[derive(Debug, Clone)]
 struct Placed {
     start: LogPosition,
-    first_offset: u64,
+    first_offset: Offset,
     count: u32,
     at_ms: u64,
     frames: FrameIndex,
@@ -63,14 +64,14 @@ pub struct Log {
     /// What these take.
     index_bytes: usize,
     end: LogPosition,
-    last_offset: u64,
+    last_offset: Offset,
     /// The last run made, and `end` at that time: caught-up subscribers all ask for the same one.
     recent: Option<(LogPosition, LogPosition, Run)>,
 }
 
 impl Log {
     /// An empty log behind `last_offset`.
-    pub fn new(last_offset: u64) -> Log {
+    pub fn new(last_offset: Offset) -> Log {
         Log {
             segments: VecDeque::new(),
             chunks: VecDeque::new(),
@@ -83,7 +84,7 @@ impl Log {
 
     /// Begins anew behind `last_offset`. Positions go on where they were: none is ever used twice. What
     /// somebody still holds goes to `retained`.
-    pub fn restart(&mut self, last_offset: u64, retained: &mut Vec<Segment>) {
+    pub fn restart(&mut self, last_offset: Offset, retained: &mut Vec<Segment>) {
         self.clear(retained);
         self.last_offset = last_offset;
     }
@@ -94,7 +95,7 @@ impl Log {
     }
 
     /// Offset of the newest publication.
-    pub fn last_offset(&self) -> u64 {
+    pub fn last_offset(&self) -> Offset {
         self.last_offset
     }
 
@@ -146,7 +147,7 @@ impl Log {
         self.index_bytes += placed.bytes();
         self.chunks.push_back(placed);
         self.end = start + bytes.len();
-        self.last_offset = first_offset + u64::from(*count) - 1;
+        self.last_offset = *first_offset + u64::from(count.saturating_sub(1));
         start
     }
 
@@ -182,20 +183,15 @@ impl Log {
             }
         }
         let bytes = stretch.segment.slice(from - stretch.base, to - stretch.base);
-        let publications = self.publications_before(to) - self.publications_before(from);
+        let publications = self.next_offset(to).since(self.next_offset(from));
         Some(Run { bytes, to, publications })
     }
 
     /// The first offset whose frame does not end at or before `position`.
-    pub fn next_offset(&self, position: LogPosition) -> u64 {
-        self.publications_before(position) + 1
-    }
-
-    /// Offset of the last publication that ends at or before `position`.
-    fn publications_before(&self, position: LogPosition) -> u64 {
-        let Some((chunk, len)) = self.chunk_at(position) else { return self.last_offset };
+    pub fn next_offset(&self, position: LogPosition) -> Offset {
+        let Some((chunk, len)) = self.chunk_at(position) else { return self.last_offset.next() };
         let inside = chunk.frames.publications_within(position - chunk.start, len, chunk.count);
-        chunk.first_offset - 1 + u64::from(inside)
+        chunk.first_offset + u64::from(inside)
     }
 
     /// Where the frame ends in whose middle `position` lies; `None` at its border.
@@ -285,6 +281,7 @@ mod tests {
             ends.push(FrameEnd { end: u32::try_from(bytes.len()).unwrap(), publications });
         }
         let frames = FrameIndex::new(&ends);
+        let first_offset = Offset(first_offset);
         Chunk { bytes: bytes.into(), frames, first_offset, count, at: Instant::now() }
     }
 
@@ -294,7 +291,7 @@ mod tests {
 
     #[test]
     fn runs_end_at_chunk_borders_and_add_up_to_the_log() {
-        let mut log = Log::new(0);
+        let mut log = Log::new(Offset::NONE);
         let mut all = Vec::new();
         let mut offset = 1;
         for i in 0..200u32 {
@@ -311,15 +308,15 @@ mod tests {
             from = run.to;
             got.extend_from_slice(&run.bytes);
             publications += run.publications;
-            assert_eq!(log.next_offset(from), publications + 1);
+            assert_eq!(log.next_offset(from), Offset(publications + 1));
         }
         assert_eq!((got, from), (all, log.end()));
-        assert_eq!(publications, log.last_offset());
+        assert_eq!(Offset(publications), log.last_offset());
     }
 
     #[test]
     fn a_chunk_larger_than_the_limit_goes_out_whole() {
-        let mut log = Log::new(7);
+        let mut log = Log::new(Offset(7));
         log.append(&chunk(8, 1, 100_000), 0);
         log.append(&chunk(9, 1, 10), 0);
         let run = log.run(at(0), 1000).unwrap();
@@ -331,9 +328,9 @@ mod tests {
 
     #[test]
     fn a_position_inside_a_frame_knows_its_rest_and_its_offset() {
-        let mut log = Log::new(0);
+        let mut log = Log::new(Offset::NONE);
         log.append(&chunk(1, 3, 10), 0); // frames of 12 bytes
-        let offsets = [0, 11, 12, 13].map(|position| log.next_offset(at(position)));
+        let offsets = [0, 11, 12, 13].map(|position| log.next_offset(at(position)).0);
         assert_eq!(offsets, [1, 1, 2, 2]);
         assert_eq!((log.end_of_frame(at(0)), log.end_of_frame(at(12))), (None, None));
         assert_eq!(log.end_of_frame(at(13)), Some(at(24)));
@@ -345,7 +342,7 @@ mod tests {
 
     #[test]
     fn what_stands_beside_short_frames_is_held_and_takes_its_part_of_a_window() {
-        let mut log = Log::new(0);
+        let mut log = Log::new(Offset::NONE);
         assert_eq!((log.bytes_held(), log.bytes_in(1000)), (0, 1000));
         (0..1000).for_each(|i| _ = log.append(&chunk(1 + i, 1, 1), 0));
         (0..1000).for_each(|i| _ = log.append(&chunk(1001 + i * 9, 9, 1), 0));
@@ -361,7 +358,7 @@ mod tests {
 
     #[test]
     fn trimming_keeps_what_is_still_needed_and_tells_what_is_still_held() {
-        let mut log = Log::new(0);
+        let mut log = Log::new(Offset::NONE);
         (0..1000).for_each(|i| _ = log.append(&chunk(i + 1, 1, 1000), i));
         let (held, mut retained) = (log.bytes_held(), Vec::new());
         let slice = log.slice(at(0), at(10));
@@ -378,6 +375,6 @@ mod tests {
         assert_eq!(log.run(end, 1000).map(|r| r.publications), None);
         log.append(&chunk(1001, 1, 5), 0);
         assert_eq!(log.run(end, 1000).unwrap().publications, 1);
-        assert_eq!(log.next_offset(end), 1001);
+        assert_eq!(log.next_offset(end), Offset(1001));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::Publication;
-use ringfeed_protocol::{ChannelName, Lane};
+use ringfeed_protocol::{ChannelName, Lane, Offset};
 use smallvec::SmallVec;
 
 use crate::message::{Replay, StoredPayload, StoredPublication};
@@ -88,7 +88,7 @@ struct Encoded {
 
 #[derive(Debug)]
 struct Block {
-    first_offset: u64,
+    first_offset: Offset,
     entries: Vec<Entry>,
     payloads: Vec<u8>,
     /// Nothing is added any more.
@@ -134,7 +134,7 @@ impl Encoded {
 }
 
 impl Block {
-    fn new(first_offset: u64) -> Block {
+    fn new(first_offset: Offset) -> Block {
         Block {
             first_offset,
             entries: Vec::new(),
@@ -163,7 +163,7 @@ impl Block {
         let mut frames = Vec::with_capacity(self.payloads.len() - start + 64 * self.entries.len());
         let mut ends = Vec::with_capacity(self.entries.len() - from);
         let mut begins = start;
-        for (offset, entry) in (self.first_offset..).zip(&self.entries).skip(from) {
+        for (offset, entry) in self.first_offset.onwards().zip(&self.entries).skip(from) {
             let end = entry.end as usize;
             let bytes = self.payloads.get(begins..end).unwrap_or_default();
             lane.write_publication(
@@ -201,7 +201,7 @@ impl Kept {
     }
 
     /// Keeps a publication, and forgets others for it where that is needed.
-    pub(super) fn push(&mut self, offset: u64, payload: &StoredPayload, now_ms: u64) {
+    pub(super) fn push(&mut self, offset: Offset, payload: &StoredPayload, now_ms: u64) {
         let open = self.blocks.back().is_some_and(|block| {
             !block.closed && block.payloads.len() + payload.bytes.len() <= u32::MAX as usize
         });
@@ -282,7 +282,7 @@ impl Kept {
     }
 
     /// The oldest offset kept.
-    fn first_offset(&self) -> Option<u64> {
+    fn first_offset(&self) -> Option<Offset> {
         self.blocks.front().map(|block| block.first_offset + self.skipped as u64)
     }
 
@@ -290,17 +290,17 @@ impl Kept {
     /// there is any.
     pub(super) fn page(
         &self,
-        after: u64,
+        after: Offset,
         limit: usize,
         bytes_max: usize,
     ) -> Vec<StoredPublication> {
-        let from = self.first_offset().unwrap_or(u64::MAX).max(after.saturating_add(1));
+        let from = self.first_offset().unwrap_or(Offset(u64::MAX)).max(after.next());
         let mut page = Vec::new();
         let mut room = bytes_max;
         let next = self.blocks.partition_point(|block| block.first_offset <= from);
         for block in self.blocks.iter().skip(next.saturating_sub(1)) {
             // A block's entries are counted by a usize.
-            let skip = from.saturating_sub(block.first_offset) as usize;
+            let skip = from.since(block.first_offset) as usize;
             let begin = block.start_of(skip);
             let mut ends = Vec::new();
             for entry in block.entries.iter().skip(skip).take(limit - page.len()) {
@@ -316,7 +316,7 @@ impl Kept {
             let Some(&(_, end)) = ends.last() else { break };
             let bytes = Bytes::copy_from_slice(block.payloads.get(begin..end).unwrap_or_default());
             let mut start = begin;
-            for (offset, (kind, end)) in (block.first_offset + skip as u64..).zip(ends) {
+            for (offset, (kind, end)) in (block.first_offset + skip as u64).onwards().zip(ends) {
                 let bytes = bytes.slice(start - begin..end - begin);
                 page.push(StoredPublication { offset, payload: StoredPayload { kind, bytes } });
                 start = end;
@@ -333,8 +333,8 @@ impl Kept {
     /// bytes; a first block always may be.
     pub(super) fn replay(
         &mut self,
-        offset: u64,
-        last_offset: u64,
+        offset: Offset,
+        last_offset: Offset,
         lane: Lane,
         channel: &ChannelName,
         bytes_max: usize,
@@ -343,10 +343,10 @@ impl Kept {
         if offset == last_offset {
             return Found::Frames(Replay::default());
         }
-        if self.first_offset().is_none_or(|first| first > offset + 1) {
+        if self.first_offset().is_none_or(|first| first > offset.next()) {
             return Found::Gone;
         }
-        let first = self.blocks.partition_point(|block| block.first_offset <= offset + 1);
+        let first = self.blocks.partition_point(|block| block.first_offset <= offset.next());
         let first = first.saturating_sub(1);
         // Frames are no shorter than payloads: nothing is encoded in vain for who misses far too much.
         let missed = self.blocks.iter().skip(first + 1).map(|block| block.payloads.len());
@@ -356,7 +356,7 @@ impl Kept {
         let (mut replay, mut total, mut grown) = (Replay::default(), 0, 0);
         let mut found = None;
         for block in self.blocks.iter_mut().skip(first) {
-            let skip = (offset + 1).saturating_sub(block.first_offset) as usize;
+            let skip = offset.next().since(block.first_offset) as usize;
             let known = block.encoded.iter().position(|encoded| encoded.lane == lane);
             if known.is_none() && block.closed && self.memory.bytes() > self.memory.bytes_max {
                 found = Some(Found::Gone);
@@ -415,7 +415,7 @@ mod tests {
         let mut last = 0;
         for size in sizes {
             last += 1;
-            kept.push(last, &payload(size), last);
+            kept.push(Offset(last), &payload(size), last);
         }
         let bytes: usize = kept.blocks.iter().map(Block::bytes).sum();
         assert_eq!(kept.bytes(), bytes, "the count agrees with what is there");
@@ -425,7 +425,8 @@ mod tests {
     fn replay(kept: &mut Kept, offset: u64, last: u64, bytes_max: usize) -> Option<Vec<Bytes>> {
         let channel = ChannelName::new("c").unwrap();
         loop {
-            match kept.replay(offset, last, Lane::RAW, &channel, bytes_max, &mut 0) {
+            match kept.replay(Offset(offset), Offset(last), Lane::RAW, &channel, bytes_max, &mut 0)
+            {
                 Found::Gone => return None,
                 Found::Unfinished => {}
                 Found::Frames(replay) => {
@@ -474,26 +475,26 @@ mod tests {
         let (kept, last) = kept(ALL, (0..1000).map(|i| 1 + i % 300));
         let (mut after, mut seen) = (0, 0);
         while after < last {
-            let page = kept.page(after, 100, 5000);
+            let page = kept.page(Offset(after), 100, 5000);
             assert!(!page.is_empty() && page.len() <= 100);
             let bytes: usize = page.iter().map(|p| p.payload.bytes.len()).sum();
             assert!(bytes <= 5000);
             for publication in page {
-                assert_eq!(publication.offset, after + 1);
+                assert_eq!(publication.offset.0, after + 1);
                 assert_eq!(publication.payload.bytes.len() as u64, 1 + (after % 300));
                 after += 1;
                 seen += 1;
             }
         }
-        assert_eq!((seen, kept.page(last, 9, 9).len()), (last, 0));
-        assert_eq!(kept.page(0, 5, 0).len(), 1, "at least one");
-        assert_eq!(kept.page(u64::MAX, 5, 0).len(), 0);
+        assert_eq!((seen, kept.page(Offset(last), 9, 9).len()), (last, 0));
+        assert_eq!(kept.page(Offset::NONE, 5, 0).len(), 1, "at least one");
+        assert_eq!(kept.page(Offset(u64::MAX), 5, 0).len(), 0);
     }
 
     #[test]
     fn limits_on_publications_bytes_and_age_hold() {
         let (mut few, last) = kept(Limits { publications: 300, ..ALL }, (0..1000).map(|_| 10));
-        assert_eq!((few.len(), few.first_offset()), (300, Some(last - 299)));
+        assert_eq!((few.len(), few.first_offset()), (300, Some(Offset(last - 299))));
         assert!(replay(&mut few, last - 301, last, usize::MAX).is_none());
         assert!(replay(&mut few, last - 300, last, usize::MAX).is_some());
         let bytes = 200_000;

@@ -9,7 +9,7 @@ use rand::Rng as _;
 use rand::rngs::SmallRng;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::refused::Limit;
-use ringfeed_protocol::{ChannelName, Lane, Position, Refused};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
@@ -190,7 +190,7 @@ impl Homes {
             name: name.clone(),
             key: ChannelKey(self.next_key),
             epoch: Epoch(self.rng.random()),
-            last_offset: 0,
+            last_offset: Offset::NONE,
             kept,
             lanes: SmallVec::new(),
             dirty: false,
@@ -481,7 +481,7 @@ impl Homes {
         home.remove_subscriber(lane, shard);
         home.quiet_ms = now_ms;
         // Nothing was ever said there: nobody can come back to it.
-        if home.last_offset == 0 {
+        if home.last_offset == Offset::NONE {
             self.close_if_idle(index, u64::MAX);
         }
     }
@@ -498,7 +498,7 @@ impl Homes {
     pub(in crate::shard) fn history(
         &mut self,
         name: &str,
-        after: Option<u64>,
+        after: Option<Offset>,
         limit: u32,
         bytes_max: usize,
         now_ms: u64,
@@ -507,7 +507,9 @@ impl Homes {
         self.forget(index, now_ms);
         let home = self.homes.get(index)?;
         let publications = match &home.kept {
-            Some(kept) if limit > 0 => kept.page(after.unwrap_or(0), limit as usize, bytes_max),
+            Some(kept) if limit > 0 => {
+                kept.page(after.unwrap_or(Offset::NONE), limit as usize, bytes_max)
+            }
             _ => Vec::new(),
         };
         Some(HistoryPage { position: home.position(), publications })

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::command::{Action, Command, Payload};
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::refused::{Limit, Operation};
-use ringfeed_protocol::{ChannelName, Event, Position, Refused};
+use ringfeed_protocol::{ChannelName, Event, Offset, Position, Refused};
 use ringfeed_wire::Wire;
 
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
@@ -225,7 +225,7 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
-        after: Option<u64>,
+        after: Option<Offset>,
         limit: Option<u32>,
     ) {
         let subscribe = self.config.rule(&channel).map(|rule| rule.subscribe);

@@ -116,11 +116,11 @@ fn a_subscriber_starts_behind_what_was_pending_before_it() {
     bench.publish("c", 0);
     bench.publish("c", 0);
     assert!(bench.delivered.is_empty(), "pending until the end of the turn");
-    assert_eq!(start(&bench.subscribe(2, None, 0).unwrap()).offset, 2);
+    assert_eq!(start(&bench.subscribe(2, None, 0).unwrap()).offset, Offset(2));
     // The chunk went to shard 1 before the answer to shard 2 was made, and to nobody else.
     match &bench.delivered[..] {
         [(ShardId(1), Delivery::Chunk { chunk, .. })] => {
-            assert_eq!((chunk.first_offset, chunk.count), (1, 2));
+            assert_eq!((chunk.first_offset, chunk.count), (Offset(1), 2));
             let half = chunk.bytes.len() / 2;
             assert_eq!(chunk.frames.publications_within(half, chunk.bytes.len(), 2), 1);
         }
@@ -138,7 +138,11 @@ fn recovery_replays_exactly_what_was_missed_or_says_it_cannot() {
     assert_eq!(back(at[0], 0), (Some(false), 0), "too old");
     let other_epoch = Position { epoch: Epoch(at[1].epoch.0 ^ 1), ..at[1] };
     assert_eq!(back(other_epoch, 0), (Some(false), 0));
-    assert_eq!(back(Position { offset: 9, ..at[4] }, 0), (Some(false), 0), "from the future");
+    assert_eq!(
+        back(Position { offset: Offset(9), ..at[4] }, 0),
+        (Some(false), 0),
+        "from the future"
+    );
     assert_eq!(back(at[3], 2000), (Some(false), 0), "history is older than its age");
 }
 
@@ -165,7 +169,7 @@ fn a_channel_nobody_needs_lingers_ends_and_comes_back_with_a_new_epoch() {
 #[test]
 fn the_limit_on_channels_is_an_error_not_a_loss() {
     let mut bench = Bench::new(10);
-    ["a", "b", "d"].iter().for_each(|name| assert_eq!(bench.publish(name, 0).offset, 1));
+    ["a", "b", "d"].iter().for_each(|name| assert_eq!(bench.publish(name, 0).offset, Offset(1)));
     bench.homes.seal_all(&mut |_, _| {});
     let refused = bench.subscribe(0, None, 0).map(|_| ()).unwrap_err();
     assert_eq!(refused, Refused::LimitReached { limit: Limit::Channels, most: 7 });
@@ -192,7 +196,7 @@ fn readers_who_are_behind_hold_their_channel_back_and_nobody_else() {
     bench.subscribe(1, None, 0).unwrap();
     bench.homes.press("c", ShardId(1), Lane::RAW, true);
     let mut held = bench.publish_bytes("c", 10, 0);
-    assert_eq!(bench.publish("other", 0).offset, 1);
+    assert_eq!(bench.publish("other", 0).offset, Offset(1));
     assert_eq!((bench.begin_turn(), held.try_recv().is_ok()), (0, false));
     bench.homes.press("c", ShardId(1), Lane::RAW, false);
     assert_eq!((bench.begin_turn(), held.try_recv().unwrap().len()), (1, 1));
@@ -224,6 +228,6 @@ fn what_is_too_much_for_one_turn_goes_on_in_the_next_in_order() {
     }
     assert!(turns >= 5, "{turns}");
     for (offset, answer) in (1..).zip(&mut answers) {
-        assert_eq!(answer.try_recv().unwrap()[0].1.clone().unwrap().offset, offset);
+        assert_eq!(answer.try_recv().unwrap()[0].1.clone().unwrap().offset, Offset(offset));
     }
 }
