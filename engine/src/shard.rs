@@ -53,9 +53,10 @@ const TURN_TIME_MAX: u64 = 2 * timers::TICK_MS;
 /// Turns with more events than one takes, during which no time passes for timers: what a client has said
 /// or taken may be among the events that wait. After so many it does.
 const BACKLOG_TURNS_MAX: u32 = 1024;
-/// Bytes received in one turn, beyond which no further event is taken: a command takes a microsecond
-/// or two.
-const BYTES_PER_TURN_MAX: usize = 64 * 1024;
+/// Bytes received in one turn, beyond which no further event is taken.
+const BYTES_PER_TURN_MAX: usize = 256 * 1024;
+/// Bytes received between two looks at the time: a command takes a microsecond or two.
+const BYTES_PER_LOOK: usize = 16 * 1024;
 /// Bytes of a short command.
 const COMMAND_BYTES: usize = 64;
 
@@ -346,12 +347,15 @@ impl<W: Wire> Shard<W> {
 
     fn take_events(&mut self) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let (mut count, mut bytes_taken) = (0, 0);
+        let (mut count, mut bytes_taken, mut bytes_looked) = (0, 0, 0);
         self.backlog_turns = self.backlog_turns.saturating_add(1);
-        while count < self.limits.events
-            && bytes_taken < BYTES_PER_TURN_MAX
-            && (count % 8 != 7 || self.clock.now() - self.now < STEP_TIME_MAX)
-        {
+        while count < self.limits.events && bytes_taken < BYTES_PER_TURN_MAX {
+            if count % 8 == 7 || bytes_taken - bytes_looked >= BYTES_PER_LOOK {
+                bytes_looked = bytes_taken;
+                if self.clock.now() - self.now >= STEP_TIME_MAX {
+                    break;
+                }
+            }
             let (socket, what) = match self.wire.next_event() {
                 None => {
                     self.backlog_turns = 0;
