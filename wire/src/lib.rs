@@ -197,7 +197,8 @@ pub trait Wire {
     fn next_event(&mut self) -> Option<Event<'_>>;
     /// Asks for one [`Event::Writable`].
     fn watch_writable(&mut self, id: SocketId);
-    /// Pauses (`false`) or resumes receiving. Bytes under way may still arrive after a pause.
+    /// Pauses (`false`) or resumes receiving. Bytes under way may still arrive after a pause; the end is told
+    /// when receiving is resumed.
     fn receive(&mut self, id: SocketId, on: bool);
     /// Closes the socket; its slot is used again once the kernel has let go of it.
     fn close(&mut self, id: SocketId);

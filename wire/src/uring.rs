@@ -223,6 +223,8 @@ impl Wire for UringWire {
                 Outcome::Writable { slot, generation } if ring.is_current(slot, generation) => {
                     return Some(Event::Writable(id_of(number, slot, generation)));
                 }
+                // What came before it may still wait: it comes again once somebody reads again.
+                Outcome::Closed { slot, .. } if ring.is_paused(slot) => {}
                 Outcome::Closed { slot, generation, error }
                     if ring.is_current(slot, generation) =>
                 {

@@ -433,6 +433,10 @@ impl Ring {
         }
     }
 
+    pub(super) fn is_paused(&mut self, slot: u32) -> bool {
+        self.slot(slot).paused
+    }
+
     pub(super) fn close(&mut self, slot: u32) {
         let before = self.slot(slot).state;
         self.slot(slot).state = State::Closing;

@@ -226,6 +226,45 @@ fn a_paused_socket_stays_silent_and_loses_nothing() {
 }
 
 #[test]
+fn the_end_of_a_paused_socket_waits_until_it_is_read_again() {
+    let mut wire = open(small());
+    let (near, mut far) = pair();
+    let (other_near, mut other_far) = pair();
+    let id = wire.adopt(near.into()).unwrap();
+    let other = wire.adopt(other_near.into()).unwrap();
+    far.write_all(&[7; 100]).unwrap();
+    far.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut got = 0;
+    drive(&mut *wire, |wire, what| {
+        if let What::Received(_, bytes) = what {
+            got += bytes.len();
+            // The rest, and the end, may be known already.
+            wire.receive(id, false);
+        }
+        got > 0
+    });
+    other_far.write_all(b"a").unwrap();
+    drive(&mut *wire, |_, what| match what {
+        What::Received(w, bytes) if w == id => {
+            got += bytes.len();
+            false
+        }
+        What::Received(w, _) => w == other,
+        What::Closed(..) => panic!("the end of a paused socket is told"),
+        _ => false,
+    });
+    wire.receive(id, true);
+    drive(&mut *wire, |_, what| match what {
+        What::Received(_, bytes) => {
+            got += bytes.len();
+            false
+        }
+        what => matches!(what, What::Closed(w, None) if w == id),
+    });
+    assert_eq!(got, 100);
+}
+
+#[test]
 fn connecting_works_from_a_chosen_address_and_failure_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap();
