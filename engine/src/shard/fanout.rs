@@ -150,6 +150,13 @@ pub(super) struct Fanout {
     behind: bool,
 }
 
+/// Lists a lane, once: `listed` is what it says of itself.
+fn list_once(listed: &mut bool, list: &mut impl Extend<LaneId>, id: LaneId) {
+    if !std::mem::replace(listed, true) {
+        list.extend([id]);
+    }
+}
+
 impl Fanout {
     pub(super) fn new(sends_max: usize) -> Fanout {
         Fanout {
@@ -219,10 +226,7 @@ impl Fanout {
     pub(super) fn append<W>(&mut self, cx: &mut Context<W>, id: LaneId, chunk: Chunk) {
         let start = cx.feeds.append(id, &chunk, cx.now_ms);
         let lane = cx.feeds.lane_mut(id);
-        if !lane.touched {
-            lane.touched = true;
-            self.touched.push(id);
-        }
+        list_once(&mut lane.touched, &mut self.touched, id);
         if !lane.walked.is_empty() {
             lane.again |= lane.walk > 0;
             if !lane.dirty {

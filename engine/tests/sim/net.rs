@@ -469,14 +469,13 @@ impl Wire for SimWire {
                 Ready::Writable(id) if current(side, id).is_some() => {
                     return Some(Event::Writable(id));
                 }
-                Ready::Closed(id, _)
-                    if current(side, id).is_some_and(|conn| net.conns[conn].paused) =>
-                {
-                    // It is told when it is read again.
-                    let conn = current(side, id).expect("it is there");
-                    net.conns[conn].told_closed = false;
-                }
-                Ready::Closed(id, reset) if current(side, id).is_some() => {
+                Ready::Closed(id, reset) => {
+                    let Some(conn) = current(side, id) else { continue };
+                    if net.conns[conn].paused {
+                        // It is told when it is read again.
+                        net.conns[conn].told_closed = false;
+                        continue;
+                    }
                     let error = reset.then(|| io::ErrorKind::ConnectionReset.into());
                     return Some(Event::Closed(id, error));
                 }

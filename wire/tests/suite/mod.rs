@@ -28,6 +28,12 @@ fn pair() -> (TcpStream, TcpStream) {
     (listener.accept().unwrap().0, far)
 }
 
+/// A socket of the wire's, and its far end.
+fn adopted(wire: &mut dyn Wire) -> (SocketId, TcpStream) {
+    let (near, far) = pair();
+    (wire.adopt(near.into()).unwrap(), far)
+}
+
 /// Submits and hands out events until `done` says so.
 fn drive(wire: &mut dyn Wire, mut done: impl FnMut(&mut dyn Wire, What) -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -73,8 +79,7 @@ enum What {
 fn everything_sent_before_a_close_arrives_and_the_slot_comes_back() {
     let mut wire = open(small());
     for round in 0..50u8 {
-        let (near, mut far) = pair();
-        let id = wire.adopt(near.into()).unwrap();
+        let (id, mut far) = adopted(&mut *wire);
         wire.send_vectored(id, 0, &[Bytes::from(vec![round; 10]), Bytes::from(vec![7; 5])]);
         wire.close(id);
         drive(&mut *wire, |wire, _| wire.usage().sockets == 0);
@@ -88,8 +93,7 @@ fn everything_sent_before_a_close_arrives_and_the_slot_comes_back() {
 #[test]
 fn short_and_refused_sends_are_reported_to_the_byte() {
     let mut wire = open(small());
-    let (near, mut far) = pair();
-    let id = wire.adopt(near.into()).unwrap();
+    let (id, mut far) = adopted(&mut *wire);
     let block = Bytes::from((0..=255u8).cycle().take(1 << 20).collect::<Vec<_>>());
     let (mut taken, mut refused) = (0usize, false);
     let mut short = Vec::new();
@@ -127,8 +131,7 @@ fn short_and_refused_sends_are_reported_to_the_byte() {
 #[test]
 fn a_send_to_a_dead_peer_is_reported_as_broken() {
     let mut wire = open(small());
-    let (near, far) = pair();
-    let id = wire.adopt(near.into()).unwrap();
+    let (id, far) = adopted(&mut *wire);
     drop(far);
     drive(&mut *wire, |_, what| matches!(what, What::Closed(w, None) if w == id));
     let mut broken = false;
@@ -150,8 +153,7 @@ fn bytes_flow_through_a_pool_smaller_than_what_is_under_way() {
     let mut expected = HashMap::new();
     let mut writers = Vec::new();
     for i in 0..20u8 {
-        let (near, mut far) = pair();
-        let id = wire.adopt(near.into()).unwrap();
+        let (id, mut far) = adopted(&mut *wire);
         let bytes: Vec<u8> = (0..50_000u32).map(|n| (n % 251) as u8 ^ i).collect();
         expected.insert(id, (bytes.clone(), Vec::new()));
         writers.push(std::thread::spawn(move || far.write_all(&bytes).map(|()| far).unwrap()));
@@ -176,8 +178,7 @@ fn more_completions_at_once_than_the_queue_holds_all_arrive() {
     let mut wire = open(config);
     let mut far_ends = Vec::new();
     for _ in 0..300 {
-        let (near, far) = pair();
-        far_ends.push((wire.adopt(near.into()).unwrap(), far));
+        far_ends.push(adopted(&mut *wire));
     }
     wire.submit(&mut Vec::new()).unwrap();
     // All at once, far more than the 64 entries of the queue.
@@ -197,10 +198,8 @@ fn more_completions_at_once_than_the_queue_holds_all_arrive() {
 #[test]
 fn a_paused_socket_stays_silent_and_loses_nothing() {
     let mut wire = open(small());
-    let (near, mut far) = pair();
-    let (other_near, mut other_far) = pair();
-    let id = wire.adopt(near.into()).unwrap();
-    let other = wire.adopt(other_near.into()).unwrap();
+    let (id, mut far) = adopted(&mut *wire);
+    let (other, mut other_far) = adopted(&mut *wire);
     wire.receive(id, false);
     // The pause has taken effect once a later round trip over another socket is through.
     other_far.write_all(b"a").unwrap();
@@ -228,10 +227,8 @@ fn a_paused_socket_stays_silent_and_loses_nothing() {
 #[test]
 fn the_end_of_a_paused_socket_waits_until_it_is_read_again() {
     let mut wire = open(small());
-    let (near, mut far) = pair();
-    let (other_near, mut other_far) = pair();
-    let id = wire.adopt(near.into()).unwrap();
-    let other = wire.adopt(other_near.into()).unwrap();
+    let (id, mut far) = adopted(&mut *wire);
+    let (other, mut other_far) = adopted(&mut *wire);
     far.write_all(&[7; 100]).unwrap();
     far.shutdown(std::net::Shutdown::Write).unwrap();
     let mut got = 0;
@@ -302,8 +299,7 @@ fn sockets_beyond_one_table_go_to_further_rings() {
     let mut wire = open(config);
     let mut held = Vec::new();
     for _ in 0..50 {
-        let (near, far) = pair();
-        held.push((wire.adopt(near.into()).unwrap(), far));
+        held.push(adopted(&mut *wire));
     }
     let (near, _far) = pair();
     let full = wire.adopt(near.into()).unwrap_err();
@@ -340,9 +336,9 @@ fn random_churn_leaks_no_slot_and_mixes_up_no_socket() {
     for step in 0..4000u32 {
         match next(6) {
             0 | 1 if open.len() < 40 => {
-                let (near, far) = pair();
+                let (id, far) = adopted(&mut *wire);
                 far.set_nonblocking(true).unwrap();
-                open.push((wire.adopt(near.into()).unwrap(), far, (step % 256) as u8));
+                open.push((id, far, (step % 256) as u8));
             }
             2 if !open.is_empty() => {
                 let (id, far, _) = open.swap_remove(next(open.len() as u64) as usize);

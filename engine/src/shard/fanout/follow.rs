@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Context, Fanout};
+use super::{Context, Fanout, list_once};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::message::Chunk;
 use crate::shard::feed::{FOLLOWS, Feeds};
@@ -124,9 +124,8 @@ impl Fanout {
             let Chunk { bytes, count, at, .. } = chunk;
             self.recent.push(Followed { lane: id, start, bytes, count, at, waiting });
         }
-        if lags && !lane.lagging {
-            lane.lagging = true;
-            self.lagging.push_back(id);
+        if lags {
+            list_once(&mut lane.lagging, &mut self.lagging, id);
         }
         for slot in overflowed {
             self.give_cursors(cx, slot);
@@ -178,9 +177,6 @@ impl Fanout {
             // Never forward: something older may have been put back before.
             subscriber.sent = subscriber.sent.min(position);
         }
-        if !lane.lagging {
-            lane.lagging = true;
-            self.lagging.push_back(id);
-        }
+        list_once(&mut lane.lagging, &mut self.lagging, id);
     }
 }

@@ -9,7 +9,7 @@
 
 use ringfeed_wire::Wire;
 
-use super::{Context, Fanout, Finding};
+use super::{Context, Fanout, Finding, list_once};
 use crate::config::LagPolicy;
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{GAPPED, LaneState, List};
@@ -77,9 +77,8 @@ impl Fanout {
         }
         if later.is_empty() {
             lane.reviewed_to = end;
-        } else if !lane.touched {
-            lane.touched = true;
-            self.unfinished.push(id);
+        } else {
+            list_once(&mut lane.touched, &mut self.unfinished, id);
         }
         if lane.followed > 0 {
             keep = keep.min(lane.followed_from);
@@ -94,9 +93,8 @@ impl Fanout {
             lane.pressed = pressed;
             self.pressures.push(id);
         }
-        if pressed && !lane.lagging {
-            lane.lagging = true;
-            self.lagging.push_back(id);
+        if pressed {
+            list_once(&mut lane.lagging, &mut self.lagging, id);
         }
         cx.feeds.trim(id, keep);
     }
@@ -138,9 +136,8 @@ impl Fanout {
         let end = lane.log.end();
         let behind = |position: LogPosition| position < end;
         let lags = lane.pressed || lane.subscribers().filter_map(|s| s.cursor()).any(behind);
-        if lags && !lane.lagging {
-            lane.lagging = true;
-            self.lagging.push_back(id);
+        if lags {
+            list_once(&mut lane.lagging, &mut self.lagging, id);
         }
     }
 

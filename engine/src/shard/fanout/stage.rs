@@ -4,7 +4,9 @@ use bytes::Bytes;
 use ringfeed_protocol::Event;
 use ringfeed_wire::{Segment, SocketId, VECTORED_RUNS_MAX, Wire};
 
-use super::{BYTES_PER_COST, COST_OF_PART, COST_OF_SEND, Context, Fanout, SEND_BYTES_MAX};
+use super::{
+    BYTES_PER_COST, COST_OF_PART, COST_OF_SEND, Context, Fanout, SEND_BYTES_MAX, list_once,
+};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{FOLLOWS, GAPPED, List};
 use crate::shard::session::{BLOCKED, CLOSING, CURSORS, GAPS, MULTI, NOT_STAGED, QUEUED, WOKEN};
@@ -202,10 +204,9 @@ impl Fanout {
         let list = cx.sessions.list(slot);
         let lane = cx.feeds.lane_mut(id);
         let end = lane.log.end();
-        if lane.pressed && !lane.touched {
+        if lane.pressed {
             // Its publications wait for those who were behind: perhaps this was the last of them.
-            lane.touched = true;
-            self.touched.push(id);
+            list_once(&mut lane.touched, &mut self.touched, id);
         }
         let subscribers = match list {
             List::Walked => &mut lane.walked,

@@ -2,7 +2,9 @@
 
 use ringfeed_wire::Wire;
 
-use super::{BYTES_PER_COST, COST_OF_SEND, Context, Direct, Fanout, PLACE_BITS, SEND_BYTES_MAX};
+use super::{
+    BYTES_PER_COST, COST_OF_SEND, Context, Direct, Fanout, PLACE_BITS, SEND_BYTES_MAX, list_once,
+};
 use crate::ids::LaneId;
 use crate::shard::session::{BLOCKED, CLOSING, OUTBOX, QUEUED};
 
@@ -67,9 +69,8 @@ impl Fanout {
             index += 1;
         }
         counters.deliveries.add(deliveries);
-        if lags && !lane.lagging {
-            lane.lagging = true;
-            self.lagging.push_back(id);
+        if lags {
+            list_once(&mut lane.lagging, &mut self.lagging, id);
         }
         if walk == Walk::OutOfBudget {
             lane.walk = index;
@@ -81,10 +82,7 @@ impl Fanout {
         }
         lane.walk = 0;
         lane.dirty = lane.again;
-        if !lane.touched {
-            lane.touched = true;
-            self.touched.push(id);
-        }
+        list_once(&mut lane.touched, &mut self.touched, id);
         if lane.again { Walk::Again } else { Walk::Done }
     }
 }
