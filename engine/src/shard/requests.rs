@@ -9,8 +9,10 @@ use super::session::HISTORY_PARTS;
 use super::{STEP_TIME_MAX, Shard, route};
 use crate::message::{Delivery, Inbox, Reply, Request};
 
-/// What serving a request takes besides the bytes in it, as bytes.
+/// What serving a request, or a publication of a batch, takes besides the bytes in it, as bytes.
 const REQUEST_BYTES: usize = 128;
+/// What of a turn's budget is used between two looks at the time.
+const BUDGET_PER_LOOK: usize = 64 * REQUEST_BYTES;
 
 /// Requests that wait, and what they hold.
 #[derive(Debug, Default)]
@@ -84,7 +86,7 @@ impl<W: Wire> Shard<W> {
                 self.homes.park_again(later);
             }
         }
-        let (mut batches, mut count) = (0, 0u32);
+        let (mut batches, mut served, mut looked) = (0, false, budget);
         while budget > 0 && self.serves_requests() {
             let Some(request) = self.waiting.pop_front() else {
                 if batches == self.limits.batches {
@@ -103,19 +105,20 @@ impl<W: Wire> Shard<W> {
                 continue;
             };
             budget = budget.saturating_sub(REQUEST_BYTES);
-            let is_batch = matches!(request, Request::PublishBatch { .. });
             if let Some(later) = self.serve_request(request, &mut budget) {
                 self.waiting.push_front(later);
                 break;
             }
-            count += 1;
-            // A batch to channels that begin with it takes a millisecond.
-            if (is_batch || count % 64 == 0) && self.clock.now() - self.now > STEP_TIME_MAX {
-                break;
+            served = true;
+            if looked - budget >= BUDGET_PER_LOOK {
+                looked = budget;
+                if self.clock.now() - self.now > STEP_TIME_MAX {
+                    break;
+                }
             }
         }
         self.request_budget = budget;
-        published > 0 || count > 0
+        published > 0 || served
     }
 
     /// Serves one request. What is more than the turn's budget comes back, with what is left to do.
