@@ -45,13 +45,18 @@ pub struct SessionId {
 pub struct LaneId {
     /// Place in the shard's table.
     pub slot: u32,
-    /// Never the same for two lanes in one place.
+    /// Counts the lanes of the shard.
     pub generation: u32,
 }
 
-/// The life of a channel at its home, unique in this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ChannelKey(pub u64);
+impl LaneId {
+    /// Whether the lane was made after the other, of the same shard. They are of one time: not so many are made
+    /// in between that the count comes round.
+    pub fn is_newer(self, other: LaneId) -> bool {
+        let later = self.generation.wrapping_sub(other.generation);
+        (1..1 << 31).contains(&later)
+    }
+}
 
 /// A place in a log: bytes since the log began. Never goes back, and a `u64` does not overflow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

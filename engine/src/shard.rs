@@ -240,7 +240,7 @@ impl<W: Wire> Shard<W> {
             wire,
             counters: shared.counters[id.index()].clone(),
             links: Links::new(shards, config.limits.cross_shard_bytes_max),
-            homes: Homes::new(id, config.clone(), home_limits, SmallRng::from_rng(&mut rng)),
+            homes: Homes::new(config.clone(), home_limits, SmallRng::from_rng(&mut rng)),
             shared,
             config,
             inbox,

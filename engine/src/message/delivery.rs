@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 
-use crate::ids::{ChannelKey, SessionId, ShardId};
+use crate::ids::{LaneId, SessionId, ShardId};
 
 /// A command of a session, to which an answer is owed.
 #[derive(Debug, Clone)]
@@ -139,8 +139,6 @@ pub struct Replay {
 /// Where a subscription starts.
 #[derive(Debug)]
 pub struct Start {
-    /// The channel's life.
-    pub key: ChannelKey,
     /// The live stream follows behind it.
     pub position: Position,
     /// The answer to `recover`.
@@ -154,10 +152,8 @@ pub struct Start {
 pub enum Delivery {
     /// New publications.
     Chunk {
-        /// The channel.
-        key: ChannelKey,
-        /// The lane.
-        lane: Lane,
+        /// Where the shard wants them.
+        to: LaneId,
         /// The publications.
         chunk: Chunk,
     },

@@ -4,7 +4,7 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use tokio::sync::oneshot;
 
 use super::delivery::{ChannelPage, HistoryPage, Origin, StoredPayload};
-use crate::ids::{SessionId, ShardId};
+use crate::ids::{LaneId, SessionId, ShardId};
 
 /// Where an answer goes.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum Request {
         channel: ChannelName,
         /// How it is to be encoded.
         lane: Lane,
+        /// Where the asking shard wants it.
+        to: LaneId,
         /// The last position seen.
         recover: Option<Position>,
     },

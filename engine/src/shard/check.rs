@@ -107,8 +107,8 @@ impl<W: Wire> Shard<W> {
     }
 }
 
-/// How many subscribers of a shard there are on a lane, and whether they hold its publications back.
-type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (usize, bool)>;
+/// Where a shard has a lane, how many subscribers are on it, and whether they hold its publications back.
+type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (LaneId, usize, bool)>;
 
 /// Looks at what shards take for granted of each other once nothing is under way between them.
 ///
@@ -119,9 +119,9 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
     for shard in shards {
         counted.extend(shard.homes.interests());
         let lanes = shard.feeds.lanes().filter(|(_, lane)| lane.has_subscribers());
-        there.extend(lanes.map(|(_, lane)| {
+        there.extend(lanes.map(|(id, lane)| {
             let count = lane.subscribers().count();
-            ((&lane.name, lane.lane, shard.id), (count, lane.pressed))
+            ((&lane.name, lane.lane, shard.id), (id, count, lane.pressed))
         }));
     }
     assert_eq!(counted, there, "homes count who is there, and know who is behind");

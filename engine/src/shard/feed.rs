@@ -12,7 +12,7 @@ use ringfeed_wire::Segment;
 use smallvec::SmallVec;
 
 use crate::config::LagPolicy;
-use crate::ids::{ChannelKey, LaneId, LogPosition, SessionSlot};
+use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::message::Chunk;
 use crate::names::Names;
 use crate::slab::Slab;
@@ -160,53 +160,15 @@ impl LaneState {
 #[derive(Debug)]
 struct Channel {
     name: ChannelName,
-    key: Option<ChannelKey>,
     lanes: SmallVec<[(Lane, LaneId); 1]>,
     /// Subscriptions, including those the home has not answered yet.
     users: u32,
-}
-
-/// A table by channel key, in parts: one that grows moves a few thousand entries, never a million.
-#[derive(Debug)]
-struct Keys(Vec<HashMap<ChannelKey, u32, foldhash::fast::RandomState>>);
-
-impl Keys {
-    /// How many parts. Keys are counted up, so that they fill all of them.
-    const PARTS: usize = 256;
-
-    fn new() -> Keys {
-        Keys((0..Keys::PARTS).map(|_| HashMap::default()).collect())
-    }
-
-    fn part(
-        &mut self,
-        key: ChannelKey,
-    ) -> &mut HashMap<ChannelKey, u32, foldhash::fast::RandomState> {
-        &mut self.0[(key.0 % Keys::PARTS as u64) as usize]
-    }
-
-    fn get(&self, key: ChannelKey) -> Option<u32> {
-        self.0[(key.0 % Keys::PARTS as u64) as usize].get(&key).copied()
-    }
-
-    fn insert(&mut self, key: ChannelKey, channel: u32) {
-        self.part(key).insert(key, channel);
-    }
-
-    fn remove(&mut self, key: ChannelKey) {
-        let part = self.part(key);
-        part.remove(&key);
-        if part.capacity() > 64 && part.len() < part.capacity() / 4 {
-            part.shrink_to(part.len() * 2);
-        }
-    }
 }
 
 /// The table of subscribed channels.
 #[derive(Debug)]
 pub(super) struct Feeds {
     by_name: Names<u32>,
-    by_key: Keys,
     channels: Slab<Channel>,
     lanes: Slab<LaneState>,
     /// Of all logs.
@@ -222,7 +184,6 @@ impl Feeds {
     pub(super) fn new() -> Feeds {
         Feeds {
             by_name: Names::new(),
-            by_key: Keys::new(),
             channels: Slab::default(),
             lanes: Slab::default(),
             log_bytes: 0,
@@ -239,7 +200,7 @@ impl Feeds {
             Some(&index) => index,
             None => {
                 let channel =
-                    Channel { name: name.clone(), key: None, lanes: SmallVec::new(), users: 0 };
+                    Channel { name: name.clone(), lanes: SmallVec::new(), users: 0 };
                 let (index, _) = self.channels.insert(channel);
                 self.by_name.insert(name.clone(), index);
                 index
@@ -294,23 +255,11 @@ impl Feeds {
             }
         }
         self.by_name.remove(&channel.name);
-        if let Some(key) = channel.key {
-            self.by_key.remove(key);
-        }
     }
 
     /// The lane on which a session finds the channel, if anybody here uses it.
     pub(super) fn find(&self, name: &str, lane: Lane) -> Option<LaneId> {
-        self.lane_of(*self.by_name.get(name)?, lane)
-    }
-
-    /// The lane that a chunk belongs to; `None` when nobody here uses it any more.
-    pub(super) fn find_key(&self, key: ChannelKey, lane: Lane) -> Option<LaneId> {
-        self.lane_of(self.by_key.get(key)?, lane)
-    }
-
-    fn lane_of(&self, channel: u32, lane: Lane) -> Option<LaneId> {
-        let channel = self.channels.get(channel)?;
+        let channel = self.channels.get(*self.by_name.get(name)?)?;
         channel.lanes.iter().find(|(own, _)| *own == lane).map(|&(_, id)| id)
     }
 
@@ -319,12 +268,10 @@ impl Feeds {
     pub(super) fn attach(
         &mut self,
         id: LaneId,
-        key: ChannelKey,
         position: Position,
         list: List,
         session: SessionSlot,
     ) -> u32 {
-        self.set_key(id, key);
         let Feeds { lanes, retained, log_bytes, .. } = self;
         let lane = lanes.get_mut(id.slot).expect("a lane in use is there");
         if !lane.has_subscribers() {
@@ -355,18 +302,6 @@ impl Feeds {
         lane.followed_from = lane.log.end();
         lane.patience = Patience::new();
         std::mem::take(&mut lane.pressed)
-    }
-
-    /// The home has answered: chunks of this life come under this key.
-    fn set_key(&mut self, id: LaneId, key: ChannelKey) {
-        let index = self.lane(id).channel;
-        let channel = self.channels.get_mut(index).expect("a lane has its channel");
-        if channel.key != Some(key) {
-            if let Some(old) = channel.key.replace(key) {
-                self.by_key.remove(old);
-            }
-            self.by_key.insert(key, index);
-        }
     }
 
     /// Appends a chunk to a lane's log. Returns where it starts.

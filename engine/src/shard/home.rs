@@ -14,7 +14,7 @@ use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
 
-use crate::ids::{ChannelKey, SessionId, ShardId};
+use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Request, StoredPayload};
 pub(super) use answer::{Asker, Batch};
 use kept::Kept;
@@ -29,6 +29,8 @@ const CHUNK_BYTES_MAX: usize = 32 * 1024;
 #[derive(Debug)]
 struct Interest {
     shard: ShardId,
+    /// Where it wants chunks: its newest lane, of those that it has asked for.
+    to: LaneId,
     subscribers: u32,
     /// Some of them read and are behind.
     pressed: bool,
@@ -84,7 +86,6 @@ impl Parked {
 #[derive(Debug)]
 struct Home {
     name: ChannelName,
-    key: ChannelKey,
     epoch: Epoch,
     last_offset: Offset,
     kept: Option<Box<Kept>>,
@@ -167,27 +168,26 @@ impl Home {
 
     /// Hands out everything pending.
     fn seal(&mut self, deliver: Deliver) {
-        for HomeLane { lane, interests, pending } in &mut self.lanes {
+        for HomeLane { interests, pending, .. } in &mut self.lanes {
             let Some(at) = pending.at.take() else { continue };
             let bytes = std::mem::take(&mut pending.bytes);
             let count = pending.ends.last().map_or(0, |last| last.publications);
             let (frames, first_offset) = (FrameIndex::new(&pending.ends), pending.first_offset);
             pending.ends.clear();
             let chunk = Chunk { bytes: Bytes::from(bytes), frames, first_offset, count, at };
-            let key = self.key;
             // The last one, mostly the only one, is given what the others share.
             if let Some((last, others)) = interests.split_last() {
                 for interest in others {
                     let chunk = chunk.clone();
-                    deliver(interest.shard, Delivery::Chunk { key, lane: *lane, chunk });
+                    deliver(interest.shard, Delivery::Chunk { to: interest.to, chunk });
                 }
-                deliver(last.shard, Delivery::Chunk { key, lane: *lane, chunk });
+                deliver(last.shard, Delivery::Chunk { to: last.to, chunk });
             }
         }
     }
 
     /// Counts a subscriber in. What was published before must have been sealed.
-    fn add_subscriber(&mut self, lane: Lane, shard: ShardId) {
+    fn add_subscriber(&mut self, lane: Lane, shard: ShardId, to: LaneId) {
         let at = self.lanes.iter().position(|own| own.lane == lane).unwrap_or_else(|| {
             let (interests, pending) = (SmallVec::new(), Pending::default());
             self.lanes.push(HomeLane { lane, interests, pending });
@@ -195,8 +195,14 @@ impl Home {
         });
         let interests = &mut self.lanes[at].interests;
         match interests.iter_mut().find(|interest| interest.shard == shard) {
-            Some(interest) => interest.subscribers += 1,
-            None => interests.push(Interest { shard, subscribers: 1, pressed: false }),
+            Some(interest) => {
+                interest.subscribers += 1;
+                // Behind a publication of its own a subscribe may have waited for longer than its lane was there.
+                if to.is_newer(interest.to) {
+                    interest.to = to;
+                }
+            }
+            None => interests.push(Interest { shard, to, subscribers: 1, pressed: false }),
         }
     }
 

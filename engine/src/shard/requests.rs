@@ -134,12 +134,13 @@ impl<W: Wire> Shard<W> {
         let Shard { id, own, links, homes, config, .. } = self;
         let mut deliver = route(*id, own, links);
         match request {
-            Request::Subscribe { origin, attempt, channel, lane, recover } => {
+            Request::Subscribe { origin, attempt, channel, lane, to, recover } => {
                 let shard = origin.shard;
                 let subscribe = Subscribe {
                     name: &channel,
                     shard,
                     lane,
+                    to,
                     recover,
                     recovery_bytes_max: config.limits.recovery_bytes_max as usize,
                 };
@@ -150,6 +151,7 @@ impl<W: Wire> Shard<W> {
                             attempt,
                             channel,
                             lane,
+                            to,
                             recover,
                         });
                     }

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::{Asker, Deliver, Home, HomeLane, Parked};
 use crate::config::Config;
-use crate::ids::{ChannelKey, ShardId};
+use crate::ids::{LaneId, ShardId};
 use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
 use crate::names::Names;
 use crate::slab::Slab;
@@ -71,7 +71,6 @@ pub(in crate::shard) struct Homes {
     encoded_room: usize,
     encoded_bytes: usize,
     replay_memory: ReplayMemory,
-    next_key: u64,
     config: Arc<Config>,
     limits: HomeLimits,
     sweep: u32,
@@ -87,6 +86,7 @@ pub(in crate::shard) struct Subscribe<'a> {
     pub(in crate::shard) name: &'a ChannelName,
     pub(in crate::shard) shard: ShardId,
     pub(in crate::shard) lane: Lane,
+    pub(in crate::shard) to: LaneId,
     pub(in crate::shard) recover: Option<Position>,
     pub(in crate::shard) recovery_bytes_max: usize,
 }
@@ -102,7 +102,6 @@ pub(in crate::shard) enum Subscribed {
 
 impl Homes {
     pub(in crate::shard) fn new(
-        shard: ShardId,
         config: Arc<Config>,
         limits: HomeLimits,
         rng: SmallRng,
@@ -118,7 +117,6 @@ impl Homes {
             encoded_room: ENCODED_ROOM,
             encoded_bytes: 0,
             replay_memory: ReplayMemory::new(limits.history_bytes_max / REPLAY_PARTS),
-            next_key: u64::from(shard.0) << 48,
             config,
             limits,
             sweep: 0,
@@ -175,7 +173,6 @@ impl Homes {
             let most = self.limits.channels_max;
             return Err(Refused::LimitReached { limit: Limit::Channels, most });
         }
-        self.next_key += 1;
         let rule = self.config.rule(name);
         let kept = rule.filter(|rule| rule.history_size > 0).map(|rule| {
             let limits = Limits {
@@ -188,7 +185,6 @@ impl Homes {
         let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
         let (index, _) = self.homes.insert(Home {
             name: name.clone(),
-            key: ChannelKey(self.next_key),
             epoch: Epoch(self.rng.random()),
             last_offset: Offset::NONE,
             kept,
@@ -392,7 +388,7 @@ impl Homes {
     /// this turn, in bytes.
     pub(in crate::shard) fn subscribe(
         &mut self,
-        Subscribe { name, shard, lane, recover, recovery_bytes_max }: Subscribe,
+        Subscribe { name, shard, lane, to, recover, recovery_bytes_max }: Subscribe,
         now_ms: u64,
         budget: &mut usize,
         deliver: Deliver,
@@ -424,9 +420,8 @@ impl Homes {
         }
         self.bound_encoded(index);
         let home = self.home_mut(index);
-        home.add_subscriber(lane, shard);
+        home.add_subscriber(lane, shard, to);
         Ok(Subscribed::Start(Start {
-            key: home.key,
             position: home.position(),
             recovered: replay.as_ref().map(Option::is_some),
             replay: replay.flatten().unwrap_or_default(),
@@ -572,16 +567,16 @@ impl Homes {
         }
     }
 
-    /// Who is counted in: lanes and shards with their numbers of subscribers, and whether these hold
-    /// publications back.
+    /// Who is counted in: lanes and shards with where they want chunks, their numbers of subscribers, and
+    /// whether these hold publications back.
     pub(in crate::shard) fn interests(
         &self,
-    ) -> impl Iterator<Item = ((&ChannelName, Lane, ShardId), (usize, bool))> {
+    ) -> impl Iterator<Item = ((&ChannelName, Lane, ShardId), (LaneId, usize, bool))> {
         self.homes.iter().flat_map(|(_, home)| {
             home.lanes.iter().flat_map(|HomeLane { lane, interests, .. }| {
                 interests.iter().map(|interest| {
                     let key = (&home.name, *lane, interest.shard);
-                    (key, (interest.subscribers as usize, interest.pressed))
+                    (key, (interest.to, interest.subscribers as usize, interest.pressed))
                 })
             })
         })

@@ -103,7 +103,7 @@ impl<W: Wire> Shard<W> {
             bytes: rule.window_bytes as usize,
             age_ms: rule.window_age_ms.into(),
         };
-        let lane_id = self.feeds.acquire(&channel, lane, window);
+        let to = self.feeds.acquire(&channel, lane, window);
         let attempt = self.sessions.next_attempt();
         let origin = self.origin(slot, id);
         let Some(session) = self.sessions.get_mut(slot) else { return };
@@ -111,13 +111,13 @@ impl<W: Wire> Shard<W> {
             // Most connections have one and keep it.
             session.subscriptions.reserve_exact(1);
         }
-        session.subscriptions.push(Subscription { lane: lane_id, index: None, attempt });
+        session.subscriptions.push(Subscription { lane: to, index: None, attempt });
         if session.subscriptions.len() > 1 {
             self.serve_as_whole(slot);
         }
         self.subscription_count += 1;
         self.owe(slot, 1);
-        self.request(Request::Subscribe { origin, attempt, channel, lane, recover });
+        self.request(Request::Subscribe { origin, attempt, channel, lane, to, recover });
     }
 
     /// A session with several subscriptions is served as a whole from here on: its first one moves to

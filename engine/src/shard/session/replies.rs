@@ -8,10 +8,10 @@ use ringfeed_wire::Wire;
 
 use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
 use crate::counters::CloseReason;
-use crate::ids::{ChannelKey, SessionSlot};
+use crate::ids::{LaneId, SessionSlot};
 use crate::message::{Chunk, Delivery, HistoryPage, Origin, Replay, Request, Start};
 use crate::shard::Shard;
-use crate::shard::feed::FOLLOWS;
+use crate::shard::feed::{FOLLOWS, LaneState};
 use crate::shard::timers::{Purpose, Timer};
 
 /// Pongs may wait in an outbox of so many frames; beyond it only the newest does.
@@ -29,7 +29,7 @@ impl<W: Wire> Shard<W> {
     /// Answers to commands, and chunks, from the home shards.
     pub(in crate::shard) fn handle_delivery(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Chunk { key, lane, chunk } => self.handle_chunk(key, lane, chunk),
+            Delivery::Chunk { to, chunk } => self.handle_chunk(to, chunk),
             Delivery::Subscribed { origin, attempt, channel, lane, start } => {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
@@ -54,9 +54,9 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    fn handle_chunk(&mut self, key: ChannelKey, lane: Lane, chunk: Chunk) {
-        let Some(id) = self.feeds.find_key(key, lane) else { return };
-        if !self.feeds.lane(id).has_subscribers() {
+    fn handle_chunk(&mut self, id: LaneId, chunk: Chunk) {
+        // Who wanted it may have gone.
+        if !self.feeds.try_lane(id).is_some_and(LaneState::has_subscribers) {
             return;
         }
         let (fanout, mut context) = self.fanout_context();
@@ -69,7 +69,7 @@ impl<W: Wire> Shard<W> {
         attempt: u32,
         channel: ChannelName,
         lane: Lane,
-        Start { key, position, recovered, replay }: Start,
+        Start { position, recovered, replay }: Start,
     ) {
         let slot = self.sessions.current(origin.session);
         let known = self.feeds.find(&channel, lane).zip(slot).filter(|&(id, slot)| {
@@ -89,7 +89,7 @@ impl<W: Wire> Shard<W> {
             return;
         };
         let list = self.sessions.list(slot);
-        let index = self.feeds.attach(id, key, position, list, slot);
+        let index = self.feeds.attach(id, position, list, slot);
         if self.sessions.has(slot, MULTI) && !self.sessions.has(slot, CURSORS) {
             self.feeds.lane_mut(id).served[index as usize].sent = FOLLOWS;
         }

@@ -6,6 +6,8 @@ use tokio::sync::oneshot;
 
 struct Bench {
     homes: Homes,
+    /// Where the next subscriber's shard wants chunks.
+    to: LaneId,
     window_bytes: usize,
     delivered: Vec<(ShardId, Delivery)>,
     now: Instant,
@@ -40,8 +42,9 @@ impl Bench {
             parked_bytes_max: 8000,
         };
         let rng = rand::SeedableRng::seed_from_u64(1);
-        let homes = Homes::new(ShardId(0), Arc::new(config), limits, rng);
-        Bench { homes, window_bytes, delivered: Vec::new(), now: Instant::now() }
+        let homes = Homes::new(Arc::new(config), limits, rng);
+        let to = LaneId { slot: 0, generation: 1 };
+        Bench { homes, to, window_bytes, delivered: Vec::new(), now: Instant::now() }
     }
 
     fn publish_bytes(
@@ -80,6 +83,7 @@ impl Bench {
             name: &ChannelName::new("c").unwrap(),
             shard: ShardId(shard),
             lane: Lane::RAW,
+            to: self.to,
             recover,
             recovery_bytes_max: 1 << 20,
         };
@@ -124,6 +128,23 @@ fn a_subscriber_starts_behind_what_was_pending_before_it() {
             let half = chunk.bytes.len() / 2;
             assert_eq!(chunk.frames.publications_within(half, chunk.bytes.len(), 2), 1);
         }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn chunks_go_to_the_newest_lane_that_a_shard_has_asked_for() {
+    let mut bench = Bench::new(0);
+    // The second one's subscribe was held back, and overtaken by one of a lane that came later.
+    for generation in [u32::MAX, 1, 0] {
+        bench.to.generation = generation;
+        bench.subscribe(1, None, 0).unwrap();
+    }
+    bench.publish("c", 0);
+    let delivered = &mut bench.delivered;
+    bench.homes.seal_all(&mut |shard, delivery| delivered.push((shard, delivery)));
+    match &bench.delivered[..] {
+        [(ShardId(1), Delivery::Chunk { to, .. })] => assert_eq!(to.generation, 1),
         other => panic!("{other:?}"),
     }
 }
