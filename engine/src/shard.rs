@@ -444,6 +444,9 @@ impl<W: Wire> Shard<W> {
 
     /// Handles what has come for sessions of this shard; what is too much for a turn waits for the next.
     fn take_own(&mut self) {
+        if self.own.is_empty() {
+            return;
+        }
         let began = self.clock.now();
         for count in 1..=self.limits.deliveries {
             let Some(delivery) = self.own.pop_front() else { return };

@@ -130,6 +130,7 @@ impl Header {
 
 /// Appends one whole unmasked frame, as a server sends it.
 pub fn write_server(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    out.reserve(payload.len() + HEADER_BYTES_MAX);
     write_server_header(out, opcode, payload.len());
     out.extend_from_slice(payload);
 }

@@ -224,7 +224,9 @@ impl Fanout {
 
     /// Appends a chunk to a lane's log, and notes who is to get it.
     pub(super) fn append<W>(&mut self, cx: &mut Context<W>, id: LaneId, chunk: Chunk) {
-        let start = cx.feeds.append(id, &chunk, cx.now_ms);
+        let followed = !cx.feeds.lane(id).served.is_empty();
+        let copy = followed.then(|| chunk.clone());
+        let start = cx.feeds.append(id, chunk, cx.now_ms);
         let lane = cx.feeds.lane_mut(id);
         list_once(&mut lane.touched, &mut self.touched, id);
         if !lane.walked.is_empty() {
@@ -234,7 +236,7 @@ impl Fanout {
                 self.dirty.push_back((id, cx.work_ms));
             }
         }
-        if !lane.served.is_empty() {
+        if let Some(chunk) = copy {
             self.mark_served(cx, id, start, chunk);
         }
     }

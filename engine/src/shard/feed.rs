@@ -6,9 +6,9 @@ pub mod log;
 use std::collections::HashMap;
 use std::time::Instant;
 
+use bytes::Bytes;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
-use ringfeed_wire::Segment;
 use smallvec::SmallVec;
 
 use crate::config::LagPolicy;
@@ -173,8 +173,8 @@ pub(super) struct Feeds {
     lanes: Slab<LaneState>,
     /// Of all logs.
     log_bytes: usize,
-    /// Memory of logs that are gone, held by half-sent frames of readers that fell behind.
-    retained: Vec<Segment>,
+    /// Chunks that are in no log any more, held by half-sent frames of readers that fell behind.
+    retained: Vec<Bytes>,
     /// How many of these were there at the last sweep, and their bytes.
     swept: usize,
     swept_bytes: usize,
@@ -305,18 +305,18 @@ impl Feeds {
     }
 
     /// Appends a chunk to a lane's log. Returns where it starts.
-    pub(super) fn append(&mut self, id: LaneId, chunk: &Chunk, now_ms: u64) -> LogPosition {
+    pub(super) fn append(&mut self, id: LaneId, chunk: Chunk, now_ms: u64) -> LogPosition {
         let lane = self.lane_mut(id);
         assert_eq!(chunk.first_offset, lane.log.last_offset().next(), "offsets are dense");
         let held = lane.log.bytes_held();
-        let start = lane.log.append(chunk, now_ms);
         lane.newest_at = Some(chunk.at);
+        let start = lane.log.append(chunk, now_ms);
         let grown = lane.log.bytes_held() - held;
         self.log_bytes += grown;
         start
     }
 
-    /// Drops what lies before `keep_from` from a lane's log, in whole segments.
+    /// Drops what lies before `keep_from` from a lane's log, in whole chunks.
     pub(super) fn trim(&mut self, id: LaneId, keep_from: LogPosition) {
         let Some(lane) = self.lanes.get_mut(id.slot) else { return };
         let held = lane.log.bytes_held();
@@ -326,15 +326,15 @@ impl Feeds {
 
     /// Forgets log memory that nobody holds any more; with each tick.
     pub(super) fn sweep_retained(&mut self) {
-        self.retained.retain(Segment::is_shared);
-        self.swept_bytes = self.retained.iter().map(Segment::capacity).sum();
+        self.retained.retain(|chunk| !chunk.is_unique());
+        self.swept_bytes = self.retained.iter().map(Bytes::len).sum();
         self.swept = self.retained.len();
     }
 
     /// Bytes of log memory that only half-sent frames still held at the last sweep, and what came since.
     pub(super) fn retained_bytes(&self) -> usize {
         let since = self.retained.get(self.swept..).unwrap_or_default();
-        self.swept_bytes + since.iter().map(Segment::capacity).sum::<usize>()
+        self.swept_bytes + since.iter().map(Bytes::len).sum::<usize>()
     }
 
     /// A lane that somebody uses.

@@ -44,5 +44,6 @@ impl<W: Wire> Shard<W> {
         counters.bytes_in.set(usage.bytes_in);
         counters.bytes_out.set(usage.bytes_out);
         counters.kernel_enters.set(usage.enters);
+        counters.ticks.add(1);
     }
 }

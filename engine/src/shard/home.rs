@@ -24,6 +24,10 @@ pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
 const ENVELOPE_BYTES: usize = 96;
 /// A chunk is closed at this size, so that one send can hold several of them.
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
+/// What a chunk may take in memory beyond its length: such a part of it, …
+const WASTE_PARTS: usize = 8;
+/// … and so many bytes.
+const WASTE_BYTES: usize = 64;
 
 /// Subscribers of one shard on one lane.
 #[derive(Debug)]
@@ -152,7 +156,6 @@ impl Home {
             if pending.ends.is_empty() {
                 pending.first_offset = offset;
                 pending.at = Some(now);
-                pending.bytes.reserve(self.name.len() + payload.bytes.len() + ENVELOPE_BYTES);
             }
             lane.write_publication(&mut pending.bytes, &self.name, &publication);
             let end = u32::try_from(pending.bytes.len()).unwrap_or(u32::MAX);
@@ -170,7 +173,11 @@ impl Home {
     fn seal(&mut self, deliver: Deliver) {
         for HomeLane { interests, pending, .. } in &mut self.lanes {
             let Some(at) = pending.at.take() else { continue };
-            let bytes = std::mem::take(&mut pending.bytes);
+            let mut bytes = std::mem::take(&mut pending.bytes);
+            if bytes.capacity() - bytes.len() > bytes.len() / WASTE_PARTS + WASTE_BYTES {
+                // Readers who lag keep it for a while.
+                bytes.shrink_to_fit();
+            }
             let count = pending.ends.last().map_or(0, |last| last.publications);
             let (frames, first_offset) = (FrameIndex::new(&pending.ends), pending.first_offset);
             pending.ends.clear();

@@ -100,6 +100,19 @@ impl TestServer {
         wait_until(name, || self.total(name), |&total| what(total))
     }
 
+    /// Waits until every shard has seen to what was acknowledged, and has told its gauges since.
+    pub fn wait_seen_to(&self) {
+        let told = || -> Vec<u64> {
+            let stats = self.get("/api/stats");
+            let shards = stats["by_shard"].as_array().unwrap();
+            shards.iter().map(|shard| shard["ticks"].as_u64().unwrap()).collect()
+        };
+        let before = told();
+        // One may have come before all was seen to.
+        let later = |now: &Vec<u64>| now.iter().zip(&before).all(|(now, &before)| *now >= before + 2);
+        wait_until("ticks", told, later);
+    }
+
     pub fn drain(&self) {
         self.server.as_ref().unwrap().drain();
     }

@@ -48,9 +48,13 @@ impl Fanout {
             return self.unfinished.push(id);
         }
         lane.touched = false;
+        if lane.walk == 0 {
+            lane.log.forget_run();
+        }
         let end = lane.log.end();
         let half = lane.window.bytes / 2;
-        if !lane.pressed && !lane.log.is_trimmable() && lane.log.bytes_held() <= half {
+        let trimmable = lane.log.is_trimmable(lane.walked.len() + lane.served.len());
+        if !lane.pressed && !trimmable && lane.log.bytes_held() <= half {
             return;
         }
         // Looking at every subscriber costs: not more often than something has changed.
@@ -67,15 +71,16 @@ impl Fanout {
             let burst = cx.limits.burst_bytes_max;
             stand(cx, lane, lane.patience.is_left().then_some(burst))
         };
-        let later = self.fall_some(cx, id, &fallen);
+        let all_seen_to = self.fall_some(cx, id, &fallen).is_empty();
         let lane = cx.feeds.lane_mut(id);
         let end = lane.log.end();
         let mut keep = standing.ours.min(standing.reading).min(standing.within);
-        for &(list, index, _) in later {
+        // Who was not seen to, or misses nothing but the rest of the newest frame, has its cursor still.
+        for &(list, index, _) in &fallen {
             let subscriber = lane.subscriber_mut(list, index);
             keep = subscriber.and_then(|s| s.cursor()).map_or(keep, |cursor| keep.min(cursor));
         }
-        if later.is_empty() {
+        if all_seen_to {
             lane.reviewed_to = end;
         } else {
             list_once(&mut lane.touched, &mut self.unfinished, id);
@@ -223,7 +228,7 @@ impl Fanout {
         let Some(rest) = rest else { return true };
         if rest.len() <= COPIED_REST_BYTES {
             let copy = bytes::Bytes::copy_from_slice(&rest);
-            // What is copied does not keep its segment.
+            // What is copied does not keep its chunk.
             drop(rest);
             cx.sessions.push_rest(slot, copy, false);
             cx.counters.deliveries.add(1);
