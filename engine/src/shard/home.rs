@@ -4,9 +4,9 @@
 
 mod answer;
 mod kept;
+mod parked;
 mod table;
 
-use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,10 +14,11 @@ use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
 
-use crate::ids::{LaneId, SessionId, ShardId};
-use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Request, StoredPayload};
+use crate::ids::{LaneId, ShardId};
+use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, StoredPayload};
 pub(super) use answer::{Asker, Batch};
 use kept::Kept;
+use parked::{Parked, Parking};
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
 
 /// What a dialect puts around a payload, at most, besides the channel's name.
@@ -44,7 +45,7 @@ struct Interest {
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
-    ends: Vec<FrameEnd>,
+    ends: SmallVec<[FrameEnd; 2]>,
     first_offset: Offset,
     at: Option<Instant>,
 }
@@ -55,36 +56,6 @@ struct HomeLane {
     lane: Lane,
     interests: SmallVec<[Interest; 1]>,
     pending: Pending,
-}
-
-/// What is held back.
-#[derive(Debug)]
-enum Parked {
-    Publication(StoredPayload, Asker),
-    /// Something that a session has asked behind a publication of its own.
-    Request(Request),
-}
-
-impl Parked {
-    /// What it takes in memory.
-    fn bytes(&self) -> usize {
-        size_of::<Parked>()
-            + self.session().map_or(0, |_| size_of::<((ShardId, SessionId), u32)>())
-            + match self {
-                Parked::Publication(payload, _) => payload.bytes.len(),
-                Parked::Request(request) => request.cost(),
-            }
-    }
-
-    /// The session that it is from.
-    fn session(&self) -> Option<(ShardId, SessionId)> {
-        let origin = match self {
-            Parked::Publication(_, Asker::Session(origin)) => Some(origin),
-            Parked::Publication(..) => None,
-            Parked::Request(request) => request.origin(),
-        };
-        origin.map(|origin| (origin.shard, origin.session))
-    }
 }
 
 #[derive(Debug)]
@@ -98,10 +69,7 @@ struct Home {
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.
     quiet_ms: u64,
-    parked: VecDeque<Parked>,
-    /// How much of it is of which session.
-    parked_of: HashMap<(ShardId, SessionId), u32>,
-    parked_bytes: usize,
+    parked: Option<Box<Parking>>,
     /// The turn in which something was appended last, and how many bytes in it.
     turn: u64,
     turn_bytes: usize,
@@ -122,7 +90,12 @@ impl Home {
     /// not more than `parked_max` bytes are held back for them.
     fn is_held(&self, turn: u64, parked_max: usize) -> bool {
         let enough = self.turn == turn && self.turn_bytes > self.turn_bytes_max;
-        enough && !self.lanes.is_empty() || self.is_pressed() && self.parked_bytes <= parked_max
+        enough && !self.lanes.is_empty() || self.is_pressed() && self.parked_bytes() <= parked_max
+    }
+
+    /// What is held back, in bytes.
+    fn parked_bytes(&self) -> usize {
+        self.parked.as_ref().map_or(0, |parked| parked.bytes())
     }
 
     fn subscribers(&self) -> u64 {

@@ -1,7 +1,6 @@
 //! The table of homes.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
-use super::{Asker, Deliver, Home, HomeLane, Parked};
+use super::{Asker, Deliver, Home, HomeLane, Parked, Parking};
 use crate::config::Config;
 use crate::ids::{LaneId, ShardId};
 use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
@@ -191,9 +190,7 @@ impl Homes {
             lanes: SmallVec::new(),
             dirty: false,
             quiet_ms: now_ms,
-            parked: VecDeque::new(),
-            parked_of: HashMap::new(),
-            parked_bytes: 0,
+            parked: None,
             turn: 0,
             turn_bytes: 0,
             turn_bytes_max: window / WINDOW_PARTS_PER_TURN,
@@ -240,19 +237,15 @@ impl Homes {
     }
 
     fn park(&mut self, index: u32, parked: Parked) {
-        self.park_with(index, parked, VecDeque::push_back);
+        self.park_with(index, parked, Parking::push_back);
     }
 
-    fn park_with(&mut self, index: u32, parked: Parked, push: fn(&mut VecDeque<Parked>, Parked)) {
-        let bytes = parked.bytes();
-        self.parked_bytes += bytes;
+    fn park_with(&mut self, index: u32, parked: Parked, push: fn(&mut Parking, Parked)) {
+        self.parked_bytes += parked.bytes();
         let home = self.home_mut(index);
-        home.parked_bytes += bytes;
-        if let Some(session) = parked.session() {
-            *home.parked_of.entry(session).or_default() += 1;
-        }
-        push(&mut home.parked, parked);
-        if home.parked.len() == 1 {
+        let first = home.parked.is_none();
+        push(home.parked.get_or_insert_default(), parked);
+        if first {
             self.waiting.push_back(index);
         }
     }
@@ -262,8 +255,8 @@ impl Homes {
     pub(in crate::shard) fn park_behind_own(&mut self, request: Request) -> Option<Request> {
         let held = request.origin().zip(request.channel()).and_then(|(origin, name)| {
             let index = *self.by_name.get(name)?;
-            let parked_of = &self.homes.get(index)?.parked_of;
-            parked_of.contains_key(&(origin.shard, origin.session)).then_some(index)
+            let parked = self.homes.get(index)?.parked.as_ref()?;
+            parked.has_of(origin.shard, origin.session).then_some(index)
         });
         let Some(index) = held else { return Some(request) };
         self.park(index, Parked::Request(request));
@@ -274,7 +267,7 @@ impl Homes {
     fn is_held(&self, index: u32) -> bool {
         let most = self.parked_max();
         let home = self.homes.get(index);
-        home.is_some_and(|home| !home.parked.is_empty() || home.is_held(self.turn, most))
+        home.is_some_and(|home| home.parked.is_some() || home.is_held(self.turn, most))
     }
 
     fn append(
@@ -332,7 +325,7 @@ impl Homes {
                     }
                 }
             }
-            if self.homes.get(index).is_some_and(|home| !home.parked.is_empty()) {
+            if self.homes.get(index).is_some_and(|home| home.parked.is_some()) {
                 self.waiting.push_back(index);
             }
         }
@@ -343,7 +336,7 @@ impl Homes {
     pub(in crate::shard) fn park_again(&mut self, request: Request) {
         let index = request.channel().and_then(|name| self.by_name.get(name).copied());
         let Some(index) = index else { return };
-        self.park_with(index, Parked::Request(request), VecDeque::push_front);
+        self.park_with(index, Parked::Request(request), Parking::push_front);
     }
 
     fn next_parked(&mut self, index: u32) -> Option<Parked> {
@@ -352,22 +345,12 @@ impl Homes {
         if home.is_held(turn, most) {
             return None;
         }
-        let parked = home.parked.pop_front()?;
-        let bytes = parked.bytes();
-        home.parked_bytes -= bytes;
-        self.parked_bytes -= bytes;
-        if let Some(session) = parked.session()
-            && let Entry::Occupied(mut count) = home.parked_of.entry(session)
-        {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
+        let queue = home.parked.as_mut()?;
+        let parked = queue.pop_front()?;
+        if queue.is_empty() {
+            home.parked = None;
         }
-        if home.parked.is_empty() {
-            // Most channels never hold anything back again.
-            (home.parked, home.parked_of) = (VecDeque::new(), HashMap::new());
-        }
+        self.parked_bytes -= parked.bytes();
         Some(parked)
     }
 
@@ -555,7 +538,7 @@ impl Homes {
             now_ms.saturating_sub(home.quiet_ms) >= LINGER_MS
                 && home.lanes.is_empty()
                 && home.history() == 0
-                && home.parked.is_empty()
+                && home.parked.is_none()
                 && !home.dirty
         });
         if idle && let Some(home) = self.homes.remove(index) {
@@ -586,7 +569,7 @@ impl Homes {
     pub(in crate::shard) fn check(&self) {
         let homes = || self.homes.iter().map(|(_, home)| home);
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
-        let parked: usize = homes().map(|home| home.parked_bytes).sum();
+        let parked: usize = homes().map(Home::parked_bytes).sum();
         assert_eq!(parked, self.parked_bytes, "parked bytes");
         let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
         assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");
@@ -594,16 +577,12 @@ impl Homes {
             homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.encoded_bytes());
         assert_eq!(encoded.sum::<usize>(), self.encoded_bytes, "encoded bytes");
         for home in homes() {
-            let parked: usize = home.parked.iter().map(Parked::bytes).sum();
-            assert_eq!(parked, home.parked_bytes, "{}", home.name);
-            let of_sessions = home.parked.iter().filter(|parked| parked.session().is_some());
-            let counted: u32 = home.parked_of.values().sum();
-            assert_eq!(of_sessions.count(), counted as usize, "{}", home.name);
+            home.parked.iter().for_each(|parked| parked.check());
             assert!(home.lanes.iter().all(|lane| !lane.interests.is_empty()), "{}", home.name);
             let interests = home.lanes.iter().flat_map(|lane| &lane.interests);
             assert!(interests.into_iter().all(|interest| interest.subscribers > 0));
         }
-        let waiting = homes().filter(|home| !home.parked.is_empty()).count();
+        let waiting = homes().filter(|home| home.parked.is_some()).count();
         assert_eq!(waiting, self.waiting.len(), "each home with something parked is listed once");
     }
 

@@ -1,0 +1,105 @@
+//! What a home holds back while readers who read are behind: publications, and what their publishers ask
+//! behind them.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+
+use super::Asker;
+use crate::ids::{SessionId, ShardId};
+use crate::message::{Request, StoredPayload};
+
+/// What is held back.
+#[derive(Debug)]
+pub(super) enum Parked {
+    Publication(StoredPayload, Asker),
+    /// Something that a session has asked behind a publication of its own.
+    Request(Request),
+}
+
+impl Parked {
+    /// What it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Parked>()
+            + self.session().map_or(0, |_| size_of::<((ShardId, SessionId), u32)>())
+            + match self {
+                Parked::Publication(payload, _) => payload.bytes.len(),
+                Parked::Request(request) => request.cost(),
+            }
+    }
+
+    /// The session that it is from.
+    fn session(&self) -> Option<(ShardId, SessionId)> {
+        let origin = match self {
+            Parked::Publication(_, Asker::Session(origin)) => Some(origin),
+            Parked::Publication(..) => None,
+            Parked::Request(request) => request.origin(),
+        };
+        origin.map(|origin| (origin.shard, origin.session))
+    }
+}
+
+/// All that one home holds back, in order. A home has it only while there is anything: most never do.
+#[derive(Debug, Default)]
+pub(super) struct Parking {
+    queue: VecDeque<Parked>,
+    /// How much of it is of which session.
+    of: HashMap<(ShardId, SessionId), u32>,
+    bytes: usize,
+}
+
+impl Parking {
+    /// Behind everything else.
+    pub(super) fn push_back(&mut self, parked: Parked) {
+        self.count_in(&parked);
+        self.queue.push_back(parked);
+    }
+
+    /// Before everything else.
+    pub(super) fn push_front(&mut self, parked: Parked) {
+        self.count_in(&parked);
+        self.queue.push_front(parked);
+    }
+
+    fn count_in(&mut self, parked: &Parked) {
+        self.bytes += parked.bytes();
+        if let Some(session) = parked.session() {
+            *self.of.entry(session).or_default() += 1;
+        }
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Parked> {
+        let parked = self.queue.pop_front()?;
+        self.bytes -= parked.bytes();
+        if let Some(session) = parked.session()
+            && let Entry::Occupied(mut count) = self.of.entry(session)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(parked)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Memory of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether anything of a session is in it.
+    pub(super) fn has_of(&self, shard: ShardId, session: SessionId) -> bool {
+        self.of.contains_key(&(shard, session))
+    }
+
+    /// Panics if what is counted is not what is there.
+    pub(super) fn check(&self) {
+        assert!(!self.queue.is_empty(), "there only while there is anything");
+        assert_eq!(self.queue.iter().map(Parked::bytes).sum::<usize>(), self.bytes);
+        let of_sessions = self.queue.iter().filter(|parked| parked.session().is_some()).count();
+        assert_eq!(of_sessions, self.of.values().sum::<u32>() as usize);
+    }
+}
