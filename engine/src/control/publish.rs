@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use ringfeed_protocol::command::{Payload, present};
 use ringfeed_protocol::{ChannelName, Position, Refused};
@@ -75,8 +74,8 @@ pub(super) type Outcome = Result<Position, ApiError>;
 pub(super) fn parse(text: &[u8]) -> Result<Checked, ApiError> {
     let body: PublishBody = object(text, "a publication")?;
     let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
-    let Payload { kind, bytes } = Payload::from_fields(body.data, body.text, body.base64)?;
-    Ok((channel, StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }))
+    let payload = Payload::from_fields(body.data, body.text, body.base64)?;
+    Ok((channel, payload.into()))
 }
 
 /// Reads a JSON object; an array with the fields in their order, which serde would take, is none.
@@ -264,12 +263,8 @@ mod tests {
 
     fn items(sizes: &[usize]) -> Vec<(u32, ChannelName, StoredPayload)> {
         let item = |(place, &size): (u32, &usize)| {
-            let bytes = Bytes::from(vec![b'x'; size]);
-            (
-                place,
-                ChannelName::new("a").unwrap(),
-                StoredPayload { kind: PayloadKind::Text, bytes },
-            )
+            let payload = Payload { kind: PayloadKind::Text, bytes: vec![b'x'; size].into() };
+            (place, ChannelName::new("a").unwrap(), payload.into())
         };
         (0..).zip(sizes).map(item).collect()
     }

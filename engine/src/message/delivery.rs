@@ -1,10 +1,11 @@
 //! Work for the shard of a subscriber, or of a command's sender.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::command::{Payload, PayloadKind};
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 
 use crate::ids::{LaneId, SessionId, ShardId};
@@ -27,6 +28,19 @@ pub struct StoredPayload {
     pub kind: PayloadKind,
     /// The payload.
     pub bytes: Bytes,
+}
+
+impl StoredPayload {
+    /// The same, borrowed.
+    pub fn borrowed(&self) -> Payload<'_> {
+        Payload { kind: self.kind, bytes: Cow::Borrowed(&self.bytes) }
+    }
+}
+
+impl From<Payload<'_>> for StoredPayload {
+    fn from(Payload { kind, bytes }: Payload) -> StoredPayload {
+        StoredPayload { kind, bytes: Bytes::from(bytes.into_owned()) }
+    }
 }
 
 /// A publication in a channel's history.

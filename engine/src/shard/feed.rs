@@ -199,8 +199,7 @@ impl Feeds {
         let index = match self.by_name.get(name) {
             Some(&index) => index,
             None => {
-                let channel =
-                    Channel { name: name.clone(), lanes: SmallVec::new(), users: 0 };
+                let channel = Channel { name: name.clone(), lanes: SmallVec::new(), users: 0 };
                 let (index, _) = self.channels.insert(channel);
                 self.by_name.insert(name.clone(), index);
                 index

@@ -10,12 +10,13 @@ mod table;
 use std::time::Instant;
 
 use bytes::Bytes;
+use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
 
 use crate::ids::{LaneId, ShardId};
-use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, StoredPayload};
+use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex};
 pub(super) use answer::{Asker, Batch};
 use kept::Kept;
 use parked::{Parked, Parking};
@@ -114,7 +115,7 @@ impl Home {
     /// Gives a publication its offset and encodes it for everybody who is there.
     fn append(
         &mut self,
-        payload: &StoredPayload,
+        payload: &Payload,
         now: Instant,
         now_ms: u64,
         deliver: Deliver,

@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 
+use ringfeed_protocol::ChannelName;
+use ringfeed_protocol::command::Payload;
 use ringfeed_wire::Wire;
 
 use super::home::{Asker, Batch, Subscribe, Subscribed};
 use super::session::HISTORY_PARTS;
 use super::{STEP_TIME_MAX, Shard, route};
-use crate::message::{Delivery, Inbox, Reply, Request};
+use crate::message::{Delivery, Inbox, Origin, Reply, Request};
 
 /// What serving a request, or a publication of a batch, takes besides the bytes in it, as bytes.
 const REQUEST_BYTES: usize = 128;
@@ -54,8 +56,7 @@ impl<W: Wire> Shard<W> {
         if home != self.id {
             return self.links.request(home, request);
         }
-        if !self.waiting.is_empty() || self.request_budget == 0 {
-            // One by one, or an answer could overtake one that takes several turns.
+        if !self.serves_at_once() {
             return self.waiting.push_back(request);
         }
         let asks = !matches!(request, Request::Unsubscribe { .. } | Request::Pressure { .. });
@@ -67,6 +68,45 @@ impl<W: Wire> Shard<W> {
         if asks {
             self.take_own();
         }
+    }
+
+    /// Whether a request of a session of this shard need not wait. One by one, or an answer could overtake
+    /// one that takes several turns.
+    fn serves_at_once(&self) -> bool {
+        self.waiting.is_empty() && self.request_budget > 0
+    }
+
+    /// Publishes for a session: where the home is here, as it came, without a copy.
+    pub(super) fn publish_for(
+        &mut self,
+        origin: Option<Origin>,
+        channel: ChannelName,
+        payload: Payload,
+    ) {
+        if self.shared.shards.home(&channel) != self.id || !self.serves_at_once() {
+            let payload = payload.into();
+            return self.request(Request::Publish { origin, channel, payload });
+        }
+        let asker = origin.map_or(Asker::Nobody, Asker::Session);
+        let mut budget = self.request_budget;
+        self.publish_here(&channel, payload, asker, &mut budget);
+        self.request_budget = budget;
+        self.take_own();
+    }
+
+    /// Publishes to a channel that is homed here.
+    fn publish_here(
+        &mut self,
+        channel: &ChannelName,
+        payload: Payload,
+        asker: Asker,
+        budget: &mut usize,
+    ) {
+        *budget = budget.saturating_sub(payload.bytes.len());
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        let now = (self.now, self.work_ms);
+        let published = self.homes.publish(channel, payload, asker, now, &mut deliver);
+        self.counters.publications.add(published.into());
     }
 
     /// Serves what has come for the homes, up to the turn's limit.
@@ -171,20 +211,17 @@ impl<W: Wire> Shard<W> {
                 homes.press(&channel, shard, lane, on);
             }
             Request::Publish { origin, channel, payload } => {
-                *budget = budget.saturating_sub(payload.bytes.len());
+                drop(deliver);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                let now = (self.now, self.work_ms);
-                let published = homes.publish(&channel, payload, asker, now, &mut deliver);
-                self.counters.publications.add(published.into());
+                self.publish_here(&channel, payload.borrowed(), asker, budget);
             }
             Request::PublishBatch { items, reply } => {
+                drop(deliver);
                 let batch = Batch::new(items.len(), reply);
-                let now = (self.now, self.work_ms);
                 for (place, channel, payload) in items {
-                    *budget = budget.saturating_sub(payload.bytes.len() + REQUEST_BYTES);
+                    *budget = budget.saturating_sub(REQUEST_BYTES);
                     let asker = Asker::Batch(place, batch.clone());
-                    let published = homes.publish(&channel, payload, asker, now, &mut deliver);
-                    self.counters.publications.add(published.into());
+                    self.publish_here(&channel, payload.borrowed(), asker, budget);
                 }
             }
             Request::History { channel, after, limit, reply } => match reply {

@@ -109,7 +109,8 @@ impl TestServer {
         };
         let before = told();
         // One may have come before all was seen to.
-        let later = |now: &Vec<u64>| now.iter().zip(&before).all(|(now, &before)| *now >= before + 2);
+        let later =
+            |now: &Vec<u64>| now.iter().zip(&before).all(|(now, &before)| *now >= before + 2);
         wait_until("ticks", told, later);
     }
 

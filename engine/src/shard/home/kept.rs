@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::command::{Payload, PayloadKind};
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::{ChannelName, Lane, Offset};
 use smallvec::SmallVec;
@@ -201,7 +201,7 @@ impl Kept {
     }
 
     /// Keeps a publication, and forgets others for it where that is needed.
-    pub(super) fn push(&mut self, offset: Offset, payload: &StoredPayload, now_ms: u64) {
+    pub(super) fn push(&mut self, offset: Offset, payload: &Payload, now_ms: u64) {
         let open = self.blocks.back().is_some_and(|block| {
             !block.closed && block.payloads.len() + payload.bytes.len() <= u32::MAX as usize
         });
@@ -406,8 +406,8 @@ mod tests {
 
     const ALL: Limits = Limits { publications: usize::MAX, bytes: usize::MAX, age_ms: 0 };
 
-    fn payload(size: usize) -> StoredPayload {
-        StoredPayload { kind: PayloadKind::Json, bytes: Bytes::from(vec![b'1'; size]) }
+    fn payload(size: usize) -> Payload<'static> {
+        Payload { kind: PayloadKind::Json, bytes: vec![b'1'; size].into() }
     }
 
     fn kept(limits: Limits, sizes: impl Iterator<Item = usize>) -> (Kept, u64) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rand::Rng as _;
 use rand::rngs::SmallRng;
+use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
@@ -15,7 +16,7 @@ use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking};
 use crate::config::Config;
 use crate::ids::{LaneId, ShardId};
-use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
+use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start};
 use crate::names::Names;
 use crate::slab::Slab;
 
@@ -100,11 +101,7 @@ pub(in crate::shard) enum Subscribed {
 }
 
 impl Homes {
-    pub(in crate::shard) fn new(
-        config: Arc<Config>,
-        limits: HomeLimits,
-        rng: SmallRng,
-    ) -> Homes {
+    pub(in crate::shard) fn new(config: Arc<Config>, limits: HomeLimits, rng: SmallRng) -> Homes {
         Homes {
             by_name: Names::new(),
             homes: Slab::default(),
@@ -215,7 +212,7 @@ impl Homes {
     pub(in crate::shard) fn publish(
         &mut self,
         name: &ChannelName,
-        payload: StoredPayload,
+        payload: Payload,
         asker: Asker,
         now: (Instant, u64),
         deliver: Deliver,
@@ -229,7 +226,7 @@ impl Homes {
             }
         };
         if self.is_held(index) {
-            self.park(index, Parked::Publication(payload, asker));
+            self.park(index, Parked::Publication(payload.into(), asker));
             return false;
         }
         self.append(index, &payload, asker, now, deliver);
@@ -273,7 +270,7 @@ impl Homes {
     fn append(
         &mut self,
         index: u32,
-        payload: &StoredPayload,
+        payload: &Payload,
         asker: Asker,
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
@@ -315,7 +312,7 @@ impl Homes {
                 *budget = budget.saturating_sub(parked.bytes());
                 match parked {
                     Parked::Publication(payload, asker) => {
-                        self.append(index, &payload, asker, now, deliver);
+                        self.append(index, &payload.borrowed(), asker, now, deliver);
                         published += 1;
                     }
                     Parked::Request(request) => {

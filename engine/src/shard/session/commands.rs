@@ -10,7 +10,7 @@ use ringfeed_wire::Wire;
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
 use crate::config::{Publishers, Subscribers};
 use crate::ids::{LaneId, SessionSlot};
-use crate::message::{Origin, Reply, Request, StoredPayload};
+use crate::message::{Origin, Reply, Request};
 use crate::shard::Shard;
 use crate::shard::feed::{Subscriber, Window};
 
@@ -209,9 +209,7 @@ impl<W: Wire> Shard<W> {
         if origin.is_some() {
             self.owe(slot, 1);
         }
-        let bytes = Bytes::from(payload.bytes.into_owned());
-        let payload = StoredPayload { kind: payload.kind, bytes };
-        self.request(Request::Publish { origin, channel, payload });
+        self.publish_for(origin, channel, payload);
         let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));
         if !held && self.is_congested() {
             self.hold(slot, Holds::CONGESTED);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::{Config, Sources};
 use crate::message::Delivery;
-use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::command::{Payload, PayloadKind};
 use tokio::sync::oneshot;
 
 struct Bench {
@@ -54,7 +54,7 @@ impl Bench {
         now_ms: u64,
     ) -> oneshot::Receiver<Vec<(u32, crate::message::Published)>> {
         let (reply, answer) = oneshot::channel();
-        let payload = StoredPayload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
+        let payload = Payload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
         let delivered = &mut self.delivered;
         let asker = Asker::Batch(0, super::super::Batch::new(1, reply));
         self.homes.publish(
