@@ -54,7 +54,7 @@ const TURN_TIME_MAX: u64 = 2 * timers::TICK_MS;
 /// or taken may be among the events that wait. After so many it does.
 const BACKLOG_TURNS_MAX: u32 = 1024;
 /// Bytes received in one turn, beyond which no further event is taken.
-const BYTES_PER_TURN_MAX: usize = 256 * 1024;
+const BYTES_PER_TURN_MAX: usize = 1024 * 1024;
 /// Bytes received between two looks at the time: a command takes a microsecond or two.
 const BYTES_PER_LOOK: usize = 16 * 1024;
 /// Bytes of a short command.
