@@ -57,7 +57,7 @@ fn a_delivery_allocates_nothing_and_a_publish_no_more_than_its_chunk() {
     let (few, many) = (per_publish(10, 1, 1), per_publish(1000, 1, 1));
     println!("allocations a publish: {few} with 10 subscribers, {many} with 1,000");
     assert!((many - few) / 990.0 < 0.001, "{few} with 10 subscribers, {many} with 1,000");
-    // The request's batch, its chunk, the delivery's name and slice, now and then a segment.
+    // The request's batch, the chunk's bytes and their count, the delivery, the log's place for it.
     assert!(few <= 7.0, "{few} a publish");
     let (few, many) = (per_publish(20, 20, 10), per_publish(400, 20, 10));
     println!("the same with ten channels each: {few} with 10 subscribers, {many} with 200");

@@ -59,11 +59,6 @@ impl Segment {
         self.len == 0
     }
 
-    /// Bytes it can hold.
-    pub fn capacity(&self) -> usize {
-        self.memory.0.len()
-    }
-
     /// Appends all of `bytes`, or nothing if they do not fit.
     #[must_use]
     pub fn append(&mut self, bytes: &[u8]) -> bool {
@@ -91,11 +86,6 @@ impl Segment {
             self.len = 0;
         }
         unshared
-    }
-
-    /// Whether somebody holds a slice of it.
-    pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.memory) > 1
     }
 
     /// The filled bytes `start..end`, shared.
@@ -129,9 +119,8 @@ mod tests {
         let mut segment = Segment::new(4);
         assert!(segment.append(b"abcd"));
         let slice = segment.slice(1, 2);
-        assert!(!segment.reset() && segment.is_shared());
+        assert!(!segment.reset());
         drop(slice);
-        assert!(!segment.is_shared());
         assert!(segment.reset() && segment.is_empty() && segment.append(b"efgh"));
     }
 

@@ -103,6 +103,22 @@ impl FrameIndex {
         FrameIndex((ends.len() > 1).then(|| Arc::from(ends)))
     }
 
+    /// Of chunks that follow each other, as one: of each its index, its length and its publications.
+    pub fn joined<'a>(chunks: impl Iterator<Item = (&'a FrameIndex, usize, u32)>) -> FrameIndex {
+        let (mut all, mut bytes, mut before) = (Vec::new(), 0, 0);
+        for (index, len, count) in chunks {
+            // Lengths of chunks are 32-bit numbers, and those of blocks of them.
+            let alone = [FrameEnd { end: len as u32, publications: count }];
+            let ends = index.0.as_deref().unwrap_or(&alone);
+            all.extend(ends.iter().map(|frame| FrameEnd {
+                end: bytes + frame.end,
+                publications: before + frame.publications,
+            }));
+            (bytes, before) = (bytes + len as u32, before + count);
+        }
+        FrameIndex::new(&all)
+    }
+
     /// Publications that are complete within the first `bytes` of a chunk that has `count` of them in
     /// `len` bytes.
     pub fn publications_within(&self, bytes: usize, len: usize, count: u32) -> u32 {
@@ -139,6 +155,16 @@ pub struct Chunk {
     pub count: u32,
     /// When the first was published.
     pub at: Instant,
+}
+
+impl Chunk {
+    /// Copies what several shards share: to count together who still needs it costs more.
+    pub fn unshare(&mut self) {
+        if !self.bytes.is_unique() {
+            self.bytes = Bytes::copy_from_slice(&self.bytes);
+            self.frames = FrameIndex(self.frames.0.as_deref().map(Arc::from));
+        }
+    }
 }
 
 /// Frames of what a subscriber missed, in order.

@@ -25,7 +25,7 @@ use super::session::{QUEUED, Sessions};
 use crate::counters::Counters;
 use crate::ids::{LaneId, LogPosition, SessionId, SessionSlot};
 use crate::message::Chunk;
-use follow::Recent;
+use follow::{Followed, Recent};
 use stage::Staged;
 use walk::Walk;
 
@@ -225,7 +225,7 @@ impl Fanout {
     /// Appends a chunk to a lane's log, and notes who is to get it.
     pub(super) fn append<W>(&mut self, cx: &mut Context<W>, id: LaneId, chunk: Chunk) {
         let followed = !cx.feeds.lane(id).served.is_empty();
-        let copy = followed.then(|| chunk.clone());
+        let copy = followed.then(|| (chunk.bytes.clone(), chunk.count, chunk.at));
         let start = cx.feeds.append(id, chunk, cx.now_ms);
         let lane = cx.feeds.lane_mut(id);
         list_once(&mut lane.touched, &mut self.touched, id);
@@ -236,8 +236,9 @@ impl Fanout {
                 self.dirty.push_back((id, cx.work_ms));
             }
         }
-        if let Some(chunk) = copy {
-            self.mark_served(cx, id, start, chunk);
+        if let Some((bytes, count, at)) = copy {
+            let followed = Followed { lane: id, start, bytes, count, at, waiting: 0 };
+            self.mark_served(cx, followed);
         }
     }
 
@@ -253,7 +254,7 @@ impl Fanout {
         self.serve_queue(cx, &mut left);
         let submitted = self.submit(cx);
         self.settle(cx);
-        self.recent.forget(cx.feeds);
+        self.recent.forget(cx.feeds, &mut self.touched);
         // Kept for the next turn: no turn allocates.
         while let Some(id) = self.touched.pop() {
             self.review(cx, id);

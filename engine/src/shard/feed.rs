@@ -2,11 +2,11 @@
 //! lane of each.
 
 pub mod log;
+pub mod retained;
 
 use std::collections::HashMap;
 use std::time::Instant;
 
-use bytes::Bytes;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
@@ -17,6 +17,7 @@ use crate::message::Chunk;
 use crate::names::Names;
 use crate::slab::Slab;
 use log::Log;
+use retained::Retained;
 
 /// A subscriber at this position waits to be told of a gap and to be put at the end.
 pub(super) const GAPPED: LogPosition = LogPosition(u64::MAX);
@@ -152,6 +153,11 @@ impl LaneState {
         self.walked.iter().chain(&self.served)
     }
 
+    /// Where the chunks begin that stand in lists of sessions that follow; the log's end where none do.
+    fn listed_from(&self) -> LogPosition {
+        if self.followed > 0 { self.followed_from } else { self.log.end() }
+    }
+
     pub(super) fn has_subscribers(&self) -> bool {
         !self.walked.is_empty() || !self.served.is_empty()
     }
@@ -173,11 +179,7 @@ pub(super) struct Feeds {
     lanes: Slab<LaneState>,
     /// Of all logs.
     log_bytes: usize,
-    /// Chunks that are in no log any more, held by half-sent frames of readers that fell behind.
-    retained: Vec<Bytes>,
-    /// How many of these were there at the last sweep, and their bytes.
-    swept: usize,
-    swept_bytes: usize,
+    retained: Retained,
 }
 
 impl Feeds {
@@ -187,9 +189,7 @@ impl Feeds {
             channels: Slab::default(),
             lanes: Slab::default(),
             log_bytes: 0,
-            retained: Vec::new(),
-            swept: 0,
-            swept_bytes: 0,
+            retained: Retained::default(),
         }
     }
 
@@ -250,7 +250,7 @@ impl Feeds {
         for (_, lane) in channel.lanes {
             if let Some(mut lane) = self.lanes.remove(lane.slot) {
                 self.log_bytes -= lane.log.bytes_held();
-                lane.log.clear(&mut self.retained);
+                lane.log.clear(lane.listed_from(), &mut self.retained);
             }
         }
         self.by_name.remove(&channel.name);
@@ -276,7 +276,7 @@ impl Feeds {
         if !lane.has_subscribers() {
             // What came while nobody was here was not kept.
             *log_bytes -= lane.log.bytes_held();
-            lane.log.restart(position.offset, retained);
+            lane.log.restart(position.offset, lane.listed_from(), retained);
             lane.epoch = position.epoch;
             (lane.walk, lane.again) = (0, false);
             lane.followed_from = lane.log.end();
@@ -297,7 +297,7 @@ impl Feeds {
         };
         self.log_bytes -= lane.log.bytes_held();
         let last_offset = lane.log.last_offset();
-        lane.log.restart(last_offset, &mut self.retained);
+        lane.log.restart(last_offset, lane.listed_from(), &mut self.retained);
         lane.followed_from = lane.log.end();
         lane.patience = Patience::new();
         std::mem::take(&mut lane.pressed)
@@ -315,25 +315,23 @@ impl Feeds {
         start
     }
 
-    /// Drops what lies before `keep_from` from a lane's log, in whole chunks.
+    /// Drops what lies before `keep_from` from a lane's log, in whole chunks, and puts together what stays.
     pub(super) fn trim(&mut self, id: LaneId, keep_from: LogPosition) {
-        let Some(lane) = self.lanes.get_mut(id.slot) else { return };
+        let Feeds { lanes, retained, log_bytes, .. } = self;
+        let Some(lane) = lanes.get_mut(id.slot) else { return };
         let held = lane.log.bytes_held();
-        lane.log.trim(keep_from, &mut self.retained);
-        self.log_bytes -= held - lane.log.bytes_held();
+        lane.log.trim(keep_from, lane.listed_from(), retained);
+        *log_bytes = *log_bytes - held + lane.log.bytes_held();
     }
 
     /// Forgets log memory that nobody holds any more; with each tick.
     pub(super) fn sweep_retained(&mut self) {
-        self.retained.retain(|chunk| !chunk.is_unique());
-        self.swept_bytes = self.retained.iter().map(Bytes::len).sum();
-        self.swept = self.retained.len();
+        self.retained.sweep();
     }
 
     /// Bytes of log memory that only half-sent frames still held at the last sweep, and what came since.
     pub(super) fn retained_bytes(&self) -> usize {
-        let since = self.retained.get(self.swept..).unwrap_or_default();
-        self.swept_bytes + since.iter().map(Bytes::len).sum::<usize>()
+        self.retained.bytes()
     }
 
     /// A lane that somebody uses.

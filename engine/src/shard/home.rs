@@ -147,15 +147,18 @@ impl Home {
     fn seal(&mut self, deliver: Deliver) {
         for HomeLane { interests, pending, .. } in &mut self.lanes {
             let Some(at) = pending.at.take() else { continue };
-            let mut bytes = std::mem::take(&mut pending.bytes);
-            if bytes.capacity() - bytes.len() > bytes.len() / WASTE_PARTS + WASTE_BYTES {
-                // Readers who lag keep it for a while.
-                bytes.shrink_to_fit();
-            }
+            let bytes = std::mem::take(&mut pending.bytes);
+            let wasted = bytes.capacity() - bytes.len();
+            let bytes = if wasted > bytes.len() / WASTE_PARTS + WASTE_BYTES {
+                // Readers who lag keep it for a while. An allocator may not take back a part of what it gave.
+                Bytes::copy_from_slice(&bytes)
+            } else {
+                Bytes::from(bytes)
+            };
             let count = pending.ends.last().map_or(0, |last| last.publications);
             let (frames, first_offset) = (FrameIndex::new(&pending.ends), pending.first_offset);
-            pending.ends.clear();
-            let chunk = Chunk { bytes: Bytes::from(bytes), frames, first_offset, count, at };
+            pending.ends = SmallVec::new();
+            let chunk = Chunk { bytes, frames, first_offset, count, at };
             // The last one, mostly the only one, is given what the others share.
             if let Some((last, others)) = interests.split_last() {
                 for interest in others {

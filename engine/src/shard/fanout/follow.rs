@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::{Context, Fanout, list_once};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
-use crate::message::Chunk;
 use crate::shard::feed::{FOLLOWS, Feeds};
 use crate::shard::session::{BLOCKED, CURSORS, MULTI};
 
@@ -25,7 +24,7 @@ pub(super) struct Followed {
     pub(super) count: u32,
     pub(super) at: Instant,
     /// In so many lists.
-    waiting: u32,
+    pub(super) waiting: u32,
 }
 
 /// Chunks that stand in somebody's list, by number.
@@ -67,8 +66,8 @@ impl Recent {
         self.bytes
     }
 
-    /// Lets go of what is in no list any more.
-    pub(super) fn forget(&mut self, feeds: &mut Feeds) {
+    /// Lets go of what is in no list any more. A lane of which nothing is listed any more can be trimmed.
+    pub(super) fn forget(&mut self, feeds: &mut Feeds, touched: &mut Vec<LaneId>) {
         while self.chunks.front().is_some_and(|oldest| oldest.waiting == 0) {
             let Some(oldest) = self.chunks.pop_front() else { return };
             self.first = self.first.wrapping_add(1);
@@ -77,6 +76,9 @@ impl Recent {
                 lane.followed -= 1;
                 // Its log may have begun anew since.
                 lane.followed_from = lane.followed_from.max(oldest.start + oldest.bytes.len());
+                if lane.followed == 0 {
+                    list_once(&mut lane.touched, touched, oldest.lane);
+                }
             }
         }
     }
@@ -89,13 +91,8 @@ impl Recent {
 
 impl Fanout {
     /// Notes a chunk in the list of each session that follows, and queues those that may be sent it.
-    pub(super) fn mark_served<W>(
-        &mut self,
-        cx: &mut Context<W>,
-        id: LaneId,
-        start: LogPosition,
-        chunk: Chunk,
-    ) {
+    pub(super) fn mark_served<W>(&mut self, cx: &mut Context<W>, followed: Followed) {
+        let (id, start) = (followed.lane, followed.start);
         let number = self.recent.next();
         let lane = cx.feeds.lane_mut(id);
         let (mut waiting, mut lags) = (0, false);
@@ -121,8 +118,7 @@ impl Fanout {
                 lane.followed_from = start;
             }
             lane.followed += 1;
-            let Chunk { bytes, count, at, .. } = chunk;
-            self.recent.push(Followed { lane: id, start, bytes, count, at, waiting });
+            self.recent.push(Followed { waiting, ..followed });
         }
         if lags {
             list_once(&mut lane.lagging, &mut self.lagging, id);

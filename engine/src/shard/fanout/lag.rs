@@ -55,6 +55,10 @@ impl Fanout {
         let half = lane.window.bytes / 2;
         let trimmable = lane.log.is_trimmable(lane.walked.len() + lane.served.len());
         if !lane.pressed && !trimmable && lane.log.bytes_held() <= half {
+            if lane.log.bytes_held() > 0 {
+                // With the next tick at the latest.
+                list_once(&mut lane.lagging, &mut self.lagging, id);
+            }
             return;
         }
         // Looking at every subscriber costs: not more often than something has changed.
@@ -227,10 +231,7 @@ impl Fanout {
         let rest = log.end_of_frame(position).and_then(|end| log.slice(position, end));
         let Some(rest) = rest else { return true };
         if rest.len() <= COPIED_REST_BYTES {
-            let copy = bytes::Bytes::copy_from_slice(&rest);
-            // What is copied does not keep its chunk.
-            drop(rest);
-            cx.sessions.push_rest(slot, copy, false);
+            cx.sessions.push_rest(slot, bytes::Bytes::copy_from_slice(&rest), false);
             cx.counters.deliveries.add(1);
         } else if cx.feeds.retained_bytes() + rest.len() <= cx.limits.retained_bytes_max {
             cx.sessions.push_rest(slot, rest, true);
@@ -295,8 +296,8 @@ fn too_old<W>(cx: &Context<W>, lane: &LaneState, patience: bool) -> (Vec<Fallen>
     let (mut fallen, mut waited) = (Vec::new(), false);
     for (list, index, subscriber) in numbered(lane) {
         let slot = subscriber.session;
-        let old = subscriber.cursor().is_some_and(|at| at < end && is_old(at));
-        if !old || !cx.sessions.has(slot, BLOCKED) {
+        let behind = subscriber.cursor().filter(|&at| at < end);
+        if !cx.sessions.has(slot, BLOCKED) || !behind.is_some_and(is_old) {
             continue;
         }
         if patience && cx.sessions.is_reading(slot, cx.now_ms) {

@@ -2,14 +2,16 @@
 //!
 //! Positions count bytes since the log began and never go back. Subscribers are cursors: a position
 //! each. The log is the chunks themselves, as their home made them: nothing is copied for those who keep up, and
-//! what all are past is dropped while it is still in the processor's cache. What lagging ones still need stays
-//! within a window. Where frames end stands beside the bytes: nothing here parses them.
+//! what all are past is dropped, of most channels in the turn in which it came. What lagging ones still need stays
+//! within a window, many short chunks put together into blocks. Where frames end stands beside the bytes: nothing
+//! here parses them.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use ringfeed_protocol::Offset;
 
+use super::retained::Retained;
 use crate::ids::LogPosition;
 use crate::message::{Chunk, FrameIndex};
 
@@ -20,8 +22,16 @@ const CHUNK_OVERHEAD_BYTES: usize = 64;
 const SUBSCRIBERS_PER_CHUNK: usize = 64;
 /// … or holds so much.
 const TRIMMED_BYTES: usize = 256 * 1024;
+/// When so many chunks stay for those who lag, they are put together …
+const MERGED_CHUNKS: usize = 64;
+/// … into blocks of up to so many bytes, …
+const BLOCK_BYTES_MAX: usize = 64 * 1024;
+/// … of what was appended within so long: how old something is is known of a block as a whole.
+const BLOCK_MS_MAX: u64 = 100;
+/// Room for more chunks than this is given back when little of it is used.
+const ROOM_MIN: usize = 2 * MERGED_CHUNKS;
 
-/// A chunk, where it lies in the log.
+/// A chunk, where it lies in the log; or several put together.
 #[derive(Debug, Clone)]
 struct Placed {
     start: LogPosition,
@@ -40,6 +50,22 @@ impl Placed {
     /// What it takes in memory, besides the bytes of its frames.
     fn index_bytes(&self) -> usize {
         size_of::<Placed>() + CHUNK_OVERHEAD_BYTES + self.frames.bytes()
+    }
+
+    /// Several that follow each other as one, which is as old as the newest of them.
+    fn join(parts: &[Placed]) -> Option<Placed> {
+        let (first, last) = (parts.first()?, parts.last()?);
+        let mut bytes = Vec::with_capacity(last.end() - first.start);
+        parts.iter().for_each(|part| bytes.extend_from_slice(&part.bytes));
+        let frames = parts.iter().map(|part| (&part.frames, part.bytes.len(), part.count));
+        Some(Placed {
+            start: first.start,
+            first_offset: first.first_offset,
+            count: parts.iter().map(|part| part.count).sum(),
+            at_ms: last.at_ms,
+            bytes: Bytes::from(bytes),
+            frames: FrameIndex::joined(frames),
+        })
     }
 
     /// The bytes from a position in it to another.
@@ -64,6 +90,7 @@ pub struct Run {
 #[derive(Debug)]
 struct Recent {
     from: LogPosition,
+    bytes_max: usize,
     /// What is appended behind this makes it longer; `None` if it is as long as it may be.
     grows_at: Option<LogPosition>,
     run: Run,
@@ -73,6 +100,8 @@ struct Recent {
 #[derive(Debug)]
 pub struct Log {
     chunks: VecDeque<Placed>,
+    /// So many, the oldest, are not put together any more.
+    merged: usize,
     /// What they take besides the bytes of their frames.
     index_bytes: usize,
     end: LogPosition,
@@ -86,6 +115,7 @@ impl Log {
     pub fn new(last_offset: Offset) -> Log {
         Log {
             chunks: VecDeque::new(),
+            merged: 0,
             index_bytes: 0,
             end: LogPosition::START,
             last_offset,
@@ -93,10 +123,10 @@ impl Log {
         }
     }
 
-    /// Begins anew behind `last_offset`. Positions go on where they were: none is ever used twice. What
-    /// somebody still holds goes to `retained`.
-    pub fn restart(&mut self, last_offset: Offset, retained: &mut Vec<Bytes>) {
-        self.clear(retained);
+    /// Begins anew behind `last_offset`. Positions go on where they were: none is ever used twice. As for
+    /// [`Log::clear`].
+    pub fn restart(&mut self, last_offset: Offset, listed: LogPosition, retained: &mut Retained) {
+        self.clear(listed, retained);
         self.last_offset = last_offset;
     }
 
@@ -142,13 +172,15 @@ impl Log {
     }
 
     /// What a subscriber at `from` is to be sent: up to `bytes_max` in whole chunks, at least one
-    /// chunk. `None` when it is caught up. Chunks are put together, once for all who are at the same position.
+    /// chunk. `None` when it is caught up. Chunks are put together, once for all at one position who ask one after
+    /// the other.
     ///
     /// # Panics
     /// If what stands at `from` was dropped: who falls out of the log meets the lag policy first.
     pub fn run(&mut self, from: LogPosition, bytes_max: usize) -> Option<&Run> {
         let known = self.recent.as_ref().is_some_and(|recent| {
-            recent.from == from && recent.grows_at.is_none_or(|end| end == self.end)
+            (recent.from, recent.bytes_max) == (from, bytes_max)
+                && recent.grows_at.is_none_or(|end| end == self.end)
         });
         if !known {
             self.recent = Some(self.make_run(from, bytes_max)?);
@@ -176,7 +208,7 @@ impl Log {
         let next = last.first_offset + u64::from(last.count);
         let run = Run { bytes, to, publications: next.since(self.next_offset(from)) };
         let grows_at = (to == self.end && to - from < bytes_max).then_some(to);
-        Some(Recent { from, grows_at, run })
+        Some(Recent { from, bytes_max, grows_at, run })
     }
 
     /// The first offset whose frame does not end at or before `position`.
@@ -215,16 +247,57 @@ impl Log {
             || self.bytes_held() > TRIMMED_BYTES
     }
 
-    /// Drops the chunks that nobody asks for: those below `keep_from`. Those of which somebody still holds
-    /// a slice go to `retained`.
-    pub fn trim(&mut self, keep_from: LogPosition, retained: &mut Vec<Bytes>) {
+    /// Drops the chunks that nobody asks for, those below `keep_from`, and puts together what stays. What stands in
+    /// lists of sessions that follow begins at `listed`: it stays as it is. Chunks of which somebody else still
+    /// holds a slice go to `retained`.
+    pub fn trim(&mut self, keep_from: LogPosition, listed: LogPosition, retained: &mut Retained) {
         self.forget_run();
         while self.chunks.front().is_some_and(|oldest| oldest.end() <= keep_from) {
             if let Some(oldest) = self.chunks.pop_front() {
                 self.index_bytes -= oldest.index_bytes();
-                retain(oldest, retained);
+                self.merged = self.merged.saturating_sub(1);
+                retained.add(oldest.bytes);
             }
         }
+        self.merge(listed, retained);
+        if self.chunks.capacity() > ROOM_MIN && self.chunks.len() < self.chunks.capacity() / 4 {
+            self.chunks.shrink_to(2 * self.chunks.len());
+        }
+    }
+
+    /// Puts together what stays for those who lag, where it is many short chunks: each byte is copied once, and
+    /// much less stands beside them. Positions stay what they are.
+    fn merge(&mut self, listed: LogPosition, retained: &mut Retained) {
+        // The newest stays by itself: it comes whole, however large it is.
+        let newest = self.chunks.len().saturating_sub(1);
+        let end = newest.min(self.chunks.partition_point(|chunk| chunk.end() <= listed));
+        if end < self.merged + MERGED_CHUNKS {
+            return;
+        }
+        let behind = self.chunks.split_off(end);
+        let parts: Vec<Placed> = self.chunks.drain(self.merged..).collect();
+        let mut parts = parts.into_iter().peekable();
+        while let Some(first) = parts.next() {
+            let (start, at_ms) = (first.start, first.at_ms);
+            let fits = |chunk: &Placed| {
+                chunk.end() - start <= BLOCK_BYTES_MAX && chunk.at_ms - at_ms <= BLOCK_MS_MAX
+            };
+            let mut block = vec![first];
+            block.extend(std::iter::from_fn(|| parts.next_if(fits)));
+            if block.len() > 1 {
+                let joined = Placed::join(&block);
+                for part in block {
+                    self.index_bytes -= part.index_bytes();
+                    retained.add(part.bytes);
+                }
+                self.index_bytes += joined.as_ref().map_or(0, Placed::index_bytes);
+                self.chunks.extend(joined);
+            } else {
+                self.chunks.extend(block);
+            }
+        }
+        self.merged = self.chunks.len();
+        self.chunks.extend(behind);
     }
 
     /// Forgets the run that was made last, which keeps memory alive: nobody will ask for it again.
@@ -232,11 +305,16 @@ impl Log {
         self.recent = None;
     }
 
-    /// Gives up everything; what somebody still holds goes to `retained`.
-    pub fn clear(&mut self, retained: &mut Vec<Bytes>) {
+    /// Gives up everything. What stands in lists of sessions that follow begins at `listed`; what somebody else
+    /// still holds goes to `retained`.
+    pub fn clear(&mut self, listed: LogPosition, retained: &mut Retained) {
         self.forget_run();
-        self.chunks.drain(..).for_each(|chunk| retain(chunk, retained));
-        self.index_bytes = 0;
+        for chunk in std::mem::take(&mut self.chunks) {
+            if chunk.end() <= listed {
+                retained.add(chunk.bytes);
+            }
+        }
+        (self.index_bytes, self.merged) = (0, 0);
     }
 
     /// The place of the chunk in which `position` lies, or would lie.
@@ -252,13 +330,6 @@ impl Log {
     fn chunk_at(&self, position: LogPosition) -> Option<&Placed> {
         let chunk = self.chunks.get(self.place(position))?;
         (chunk.start <= position && position < chunk.end()).then_some(chunk)
-    }
-}
-
-/// Keeps count of a dropped chunk of which somebody holds a slice.
-fn retain(chunk: Placed, retained: &mut Vec<Bytes>) {
-    if !chunk.bytes.is_unique() {
-        retained.push(chunk.bytes);
     }
 }
 
@@ -372,26 +443,65 @@ mod tests {
         let (bytes, held) = (log.end() - log.base(), log.bytes_held());
         assert!(held > 5 * bytes, "{held} for {bytes} bytes");
         assert_eq!(log.bytes_in(held), bytes);
-        let (end, mut retained) = (log.end(), Vec::new());
-        log.trim(end, &mut retained);
+        let (end, mut retained) = (log.end(), Retained::default());
+        log.trim(end, end, &mut retained);
         assert_eq!(log.bytes_held(), 0);
+    }
+
+    #[test]
+    fn many_short_chunks_that_stay_are_put_together_and_say_the_same_as_before() {
+        let mut log = Log::new(Offset::NONE);
+        for i in 0..3000u64 {
+            // Of one to three publications each; the second half of them slowly.
+            let at_ms = i.min(1500) / 10 + i.saturating_sub(1500) * 60;
+            log.append(chunk(1 + 2 * i, 2, (i as usize * 7) % 90), at_ms);
+        }
+        let positions: Vec<_> = (0..log.end().0).step_by(13).map(at).collect();
+        let say = |log: &mut Log| -> Vec<_> {
+            let say = |&p| (log.next_offset(p), log.end_of_frame(p), log.appended_at(p).unwrap());
+            positions.iter().map(say).collect()
+        };
+        let (before, held, end) = (say(&mut log), log.bytes_held(), log.end());
+        let listed = at(end.0 - 10_000);
+        let mut retained = Retained::default();
+        let slice = log.slice(at(10), at(11)).unwrap();
+        log.trim(LogPosition::START, listed, &mut retained);
+        assert!(retained.bytes() > 0 && slice.len() == 1, "a chunk that somebody holds is kept");
+        assert!(log.bytes_held() < held * 2 / 3, "{} of {held}", log.bytes_held());
+        for ((offset, frame, at_ms), (was, frame_was, was_ms)) in
+            say(&mut log).into_iter().zip(before)
+        {
+            assert_eq!((offset, frame), (was, frame_was));
+            assert!(at_ms >= was_ms && at_ms - was_ms <= BLOCK_MS_MAX);
+        }
+        let listed = log.chunks.partition_point(|chunk| chunk.end() <= listed);
+        assert_eq!(log.merged, listed, "what stands in lists stays as it is");
+        let held: usize = log.chunks.iter().map(|c| c.bytes.len() + c.index_bytes()).sum();
+        assert_eq!(held, log.bytes_held());
+        assert!(log.chunks.iter().all(|chunk| chunk.bytes.len() <= BLOCK_BYTES_MAX));
+        let (mut from, mut publications) = (LogPosition::START, 0);
+        while let Some(run) = log.run(from, 1 << 16) {
+            (from, publications) = (run.to, publications + run.publications);
+        }
+        assert_eq!((from, publications), (end, 6000));
     }
 
     #[test]
     fn trimming_keeps_what_is_still_needed_and_tells_what_is_still_held() {
         let mut log = Log::new(Offset::NONE);
         (0..1000).for_each(|i| _ = log.append(chunk(i + 1, 1, 1000), i));
-        let (held, mut retained) = (log.bytes_held(), Vec::new());
+        let (held, mut retained) = (log.bytes_held(), Retained::default());
         let slice = log.slice(at(0), at(10));
         let keep = at(log.end().0 - 300_000);
-        log.trim(keep, &mut retained);
+        log.trim(keep, log.end(), &mut retained);
         assert!(log.base() <= keep && log.bytes_held() < held);
         assert!(log.run(keep, 1000).is_some());
-        assert_eq!(retained.len(), 1, "somebody holds a slice of the first chunk");
+        assert_eq!(retained.bytes(), 1004, "somebody holds a slice of the first chunk");
         drop(slice);
-        assert!(retained[0].is_unique());
+        retained.sweep();
+        assert_eq!(retained.bytes(), 0);
         let end = log.end();
-        log.trim(end, &mut retained);
+        log.trim(end, end, &mut retained);
         assert_eq!(log.bytes_held(), 0);
         assert_eq!(log.run(end, 1000).map(|r| r.publications), None);
         log.append(chunk(1001, 1, 5), 0);

@@ -59,10 +59,7 @@ impl<W: Wire> Shard<W> {
         if !self.feeds.try_lane(id).is_some_and(LaneState::has_subscribers) {
             return;
         }
-        if !chunk.bytes.is_unique() {
-            // Another shard has it, too: to count together who still needs it costs more than a copy.
-            chunk.bytes = Bytes::copy_from_slice(&chunk.bytes);
-        }
+        chunk.unshare();
         let (fanout, mut context) = self.fanout_context();
         fanout.append(&mut context, id, chunk);
     }
