@@ -60,11 +60,9 @@ impl<W: Wire> Shard<W> {
             return self.waiting.push_back(request);
         }
         let asks = !matches!(request, Request::Unsubscribe { .. } | Request::Pressure { .. });
-        let mut budget = self.request_budget;
-        if let Some(later) = self.serve_request(request, &mut budget) {
+        if let Some(later) = self.serve_request(request) {
             self.waiting.push_back(later);
         }
-        self.request_budget = budget;
         if asks {
             self.take_own();
         }
@@ -83,26 +81,23 @@ impl<W: Wire> Shard<W> {
         channel: ChannelName,
         payload: Payload,
     ) {
-        if self.shared.shards.home(&channel) != self.id || !self.serves_at_once() {
-            let payload = payload.into();
-            return self.request(Request::Publish { origin, channel, payload });
+        let home = self.shared.shards.home(&channel);
+        if home == self.id && self.serves_at_once() {
+            let asker = origin.map_or(Asker::Nobody, Asker::Session);
+            self.publish_here(&channel, payload, asker);
+            return self.take_own();
         }
-        let asker = origin.map_or(Asker::Nobody, Asker::Session);
-        let mut budget = self.request_budget;
-        self.publish_here(&channel, payload, asker, &mut budget);
-        self.request_budget = budget;
-        self.take_own();
+        let request = Request::Publish { origin, channel, payload: payload.into() };
+        if home == self.id {
+            self.waiting.push_back(request);
+        } else {
+            self.links.request(home, request);
+        }
     }
 
     /// Publishes to a channel that is homed here.
-    fn publish_here(
-        &mut self,
-        channel: &ChannelName,
-        payload: Payload,
-        asker: Asker,
-        budget: &mut usize,
-    ) {
-        *budget = budget.saturating_sub(payload.bytes.len());
+    fn publish_here(&mut self, channel: &ChannelName, payload: Payload, asker: Asker) {
+        self.request_budget = self.request_budget.saturating_sub(payload.bytes.len());
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         let now = (self.now, self.work_ms);
         let published = self.homes.publish(channel, payload, asker, now, &mut deliver);
@@ -112,22 +107,22 @@ impl<W: Wire> Shard<W> {
     /// Serves what has come for the homes, up to the turn's limit.
     pub(super) fn take_requests(&mut self) -> bool {
         let now = (self.now, self.work_ms);
-        let mut budget = self.request_budget;
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
-        let (published, requests) = self.homes.begin_turn(now, &mut budget, &mut deliver);
+        let (published, requests) =
+            self.homes.begin_turn(now, &mut self.request_budget, &mut deliver);
         drop(deliver);
         self.counters.publications.add(published);
         for (place, request) in requests.into_iter().enumerate() {
             // The first one always goes on, but not a piece of each: replays that are all unfinished would
             // drive each other's pieces out.
-            let goes_on = place == 0 || budget > 0;
-            let later = if goes_on { self.serve(request, &mut budget) } else { Some(request) };
+            let goes_on = place == 0 || self.request_budget > 0;
+            let later = if goes_on { self.serve(request) } else { Some(request) };
             if let Some(later) = later {
                 self.homes.park_again(later);
             }
         }
-        let (mut batches, mut served, mut looked) = (0, false, budget);
-        while budget > 0 && self.serves_requests() {
+        let (mut batches, mut served, mut looked) = (0, false, self.request_budget);
+        while self.request_budget > 0 && self.serves_requests() {
             let Some(request) = self.waiting.pop_front() else {
                 if batches == self.limits.batches {
                     break;
@@ -144,34 +139,33 @@ impl<W: Wire> Shard<W> {
                 batch.into_iter().for_each(|request| self.waiting.push_back(request));
                 continue;
             };
-            budget = budget.saturating_sub(REQUEST_BYTES);
-            if let Some(later) = self.serve_request(request, &mut budget) {
+            self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
+            if let Some(later) = self.serve_request(request) {
                 self.waiting.push_front(later);
                 break;
             }
             served = true;
-            if looked - budget >= BUDGET_PER_LOOK {
-                looked = budget;
+            if looked - self.request_budget >= BUDGET_PER_LOOK {
+                looked = self.request_budget;
                 if self.clock.now() - self.now > STEP_TIME_MAX {
                     break;
                 }
             }
         }
-        self.request_budget = budget;
         published > 0 || served
     }
 
     /// Serves one request. What is more than the turn's budget comes back, with what is left to do.
-    fn serve_request(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
+    fn serve_request(&mut self, request: Request) -> Option<Request> {
         if !self.homes.has_parked() {
-            return self.serve(request, budget);
+            return self.serve(request);
         }
         let request = self.homes.park_behind_own(request)?;
-        self.serve(request, budget)
+        self.serve(request)
     }
 
-    fn serve(&mut self, request: Request, budget: &mut usize) -> Option<Request> {
-        let Shard { id, own, links, homes, config, .. } = self;
+    fn serve(&mut self, request: Request) -> Option<Request> {
+        let Shard { id, own, links, homes, config, request_budget: budget, .. } = self;
         let mut deliver = route(*id, own, links);
         match request {
             Request::Subscribe { origin, attempt, channel, lane, to, recover } => {
@@ -213,15 +207,15 @@ impl<W: Wire> Shard<W> {
             Request::Publish { origin, channel, payload } => {
                 drop(deliver);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                self.publish_here(&channel, payload.borrowed(), asker, budget);
+                self.publish_here(&channel, payload.borrowed(), asker);
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);
                 let batch = Batch::new(items.len(), reply);
                 for (place, channel, payload) in items {
-                    *budget = budget.saturating_sub(REQUEST_BYTES);
+                    self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
                     let asker = Asker::Batch(place, batch.clone());
-                    self.publish_here(&channel, payload.borrowed(), asker, budget);
+                    self.publish_here(&channel, payload.borrowed(), asker);
                 }
             }
             Request::History { channel, after, limit, reply } => match reply {

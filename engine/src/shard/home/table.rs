@@ -285,13 +285,12 @@ impl Homes {
             home.dirty = true;
             self.dirty.push(index);
         }
-        let name = home.name.clone();
         self.with_kept(index, |kept| kept.push(position.offset, payload, now_ms));
         // Who adds makes room: other channels' history is not theirs to take.
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)
         {}
-        asker.answer(&name, Ok(position), deliver);
+        asker.answer(&self.home_mut(index).name, Ok(position), deliver);
     }
 
     /// Begins a turn: goes on with what was held back, where it may, up to so many bytes. Returns how many

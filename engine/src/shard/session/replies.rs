@@ -73,12 +73,10 @@ impl<W: Wire> Shard<W> {
         Start { position, recovered, replay }: Start,
     ) {
         let slot = self.sessions.current(origin.session);
-        let known = self.feeds.find(&channel, lane).zip(slot).filter(|&(id, slot)| {
-            let session = self.sessions.get(slot);
-            session.is_some_and(|session| {
-                let own = session.subscriptions.iter().find(|own| own.attempt == attempt);
-                own.is_some_and(|own| own.lane == id && own.index.is_none())
-            })
+        let known = slot.and_then(|slot| {
+            let mut subscriptions = self.sessions.get(slot)?.subscriptions.iter();
+            let own = subscriptions.find(|own| own.attempt == attempt)?;
+            own.index.is_none().then_some((own.lane, slot))
         });
         if let Some(slot) = slot {
             self.settle_owed(slot, 1);
