@@ -40,6 +40,46 @@ pub struct SessionId {
     pub generation: u32,
 }
 
+/// A connection as it is named outside: never the same for two connections, of this process or another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Counts the shard's connections, from a number drawn at its start.
+    pub number: u64,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}{:016x}", self.shard.0, self.number)
+    }
+}
+
+/// What came as the id of a connection is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a connection id has 20 hexadecimal digits")]
+pub struct BadConnectionId;
+
+impl std::str::FromStr for ConnectionId {
+    type Err = BadConnectionId;
+    fn from_str(text: &str) -> Result<ConnectionId, BadConnectionId> {
+        let digits = text.len() == 20 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let (shard, number) = text.split_at_checked(4).filter(|_| digits).ok_or(BadConnectionId)?;
+        let shard = ShardId(u16::from_str_radix(shard, 16).map_err(|_| BadConnectionId)?);
+        let number = u64::from_str_radix(number, 16).map_err(|_| BadConnectionId)?;
+        Ok(ConnectionId { shard, number })
+    }
+}
+
+/// A question of one shard; stale after its answer, or its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    /// Place in the shard's table.
+    pub slot: u32,
+    /// Never the same for two questions in one place.
+    pub generation: u32,
+}
+
 /// A lane of a channel on one shard; stale after its last user has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LaneId {

@@ -4,6 +4,7 @@
 //! and channels, and one [`control`] thread for the HTTP API and metrics.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -10,6 +10,7 @@
 mod delivery;
 mod link;
 mod mailbox;
+mod question;
 mod request;
 
 pub use delivery::{
@@ -19,4 +20,8 @@ pub use delivery::{
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
+pub use question::{
+    Answer, Asked, Caller, ConnectRequest, Denied, QUESTIONS_MAX, Question, Questions,
+    SubscribeAllowed,
+};
 pub use request::{Published, Reply, Request};

@@ -27,6 +27,7 @@ pub mod mask;
 pub mod position;
 pub mod printable;
 pub mod refused;
+pub mod user_id;
 pub mod utf8;
 
 pub use channel_name::ChannelName;
@@ -40,3 +41,4 @@ pub use frame::Opcode;
 pub use lane::Lane;
 pub use position::{Epoch, Offset, Position};
 pub use refused::{Limit, Operation, Refused};
+pub use user_id::UserId;

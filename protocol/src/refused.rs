@@ -93,6 +93,8 @@ pub enum Operation {
     Publish,
     /// Read what is kept.
     History,
+    /// See who is there.
+    Presence,
 }
 
 /// What there may be only so much of.
@@ -161,6 +163,7 @@ impl fmt::Display for Forbidding<'_> {
             Operation::Subscribe => write!(f, "{channel} may be subscribed to {hint}"),
             Operation::Publish => write!(f, "{channel} may be published to {hint}"),
             Operation::History => write!(f, "the history of {channel} may be read {hint}"),
+            Operation::Presence => write!(f, "who is on {channel} may be seen {hint}"),
         }
     }
 }

@@ -1,0 +1,8 @@
+//! Who a connection is, and what it may do.
+//!
+//! Everything here is pure: it is handed a configuration, bytes and the time, and decides. Who has to be asked
+//! outside is asked by the control thread (`control::hooks`); what comes back is an [`Identity`] like any other.
+
+mod identity;
+
+pub use identity::{Admitted, Grant, Grants, Identity};
