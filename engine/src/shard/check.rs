@@ -22,7 +22,7 @@ impl<W: Wire> Shard<W> {
     #[cfg(debug_assertions)]
     pub(super) fn check_sometimes(&self) {
         let small = self.subscription_count + self.sessions.len() as u64 <= SMALL;
-        if small || self.counters.turns.read() % SELDOM == 0 {
+        if small || self.counters.turns.read().is_multiple_of(SELDOM) {
             self.check();
         }
     }

@@ -354,7 +354,7 @@ pub(crate) fn payload(number: u64, kind: Kind, len: usize) -> Vec<u8> {
     match kind {
         Kind::Text | Kind::Binary if len == 0 => {}
         Kind::Json if len < 24 => bytes.extend_from_slice(number.to_string().as_bytes()),
-        Kind::Json if number % 2 == 0 => {
+        Kind::Json if number.is_multiple_of(2) => {
             bytes.extend_from_slice(format!("{{ \"i\" :{number},\"x\":[null, 1.50,\"").as_bytes());
             let left = len.saturating_sub(bytes.len() + 3);
             bytes.extend((0..left).map(letter));

@@ -37,7 +37,7 @@ fn churn_over_all_shards_loses_nothing_and_leaks_nothing() {
                         client.send(json!({"type":"publish","channel":channel,"data":sent}));
                     }
                     sent += 1;
-                    if sent % 50 == 0 {
+                    if sent.is_multiple_of(50) {
                         // One acknowledged now and then: no more is under way than that.
                         let reply = client.ask(
                             json!({"type":"publish","id":sent,"channel":format!("open.ack{p}"),"data":0}),
