@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ringfeed_engine::config::{Config, Sources};
-use ringfeed_engine::counters::Counters;
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{QUEUE_BATCHES, Request, Shards, StoredPayload, Waker, queues};
+use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
-use ringfeed_engine::shard::{Environment, Local, Promoted, Shard, Shared};
+use ringfeed_engine::shard::{Credentials, Environment, Local, Promoted, Shard, Shared};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::frame::{Opcode, write_client};
 use ringfeed_protocol::{ChannelName, Dialect};
@@ -121,16 +121,14 @@ impl Stage {
     pub fn new(subscribers: u32, channels: u32, each: u32) -> io::Result<Stage> {
         let flags = ["limits.subscriptions_per_connection_max=10000", "heartbeat.interval_ms=0"];
         let sources = Sources { flags: flags.map(String::from).to_vec(), ..Sources::default() };
-        let config = Arc::new(Config::load(&sources).map_err(io::Error::other)?);
+        let config = Config::load(&sources).map_err(io::Error::other)?;
+        let settings = Settings::new(config).map_err(io::Error::other)?;
         let switch = Rc::new(Switch::default());
         let wire = NullWire::new(switch.clone())?;
         let (end, inbox) = queues(Waker::new(File::create("/dev/null")?), QUEUE_BATCHES);
-        let shared = Arc::new(Shared {
-            config,
-            shards: Shards::new(vec![end], [1, 2]),
-            counters: vec![Arc::new(Counters::default())],
-            admission: Arc::new(Admission::new(u32::MAX, 0)),
-        });
+        let shards = Shards::new(vec![end], [1, 2]);
+        // Nobody is asked anything.
+        let (shared, _) = Shared::new(settings, shards, Admission::new(u32::MAX, 0));
         let local = Rc::new(Local::default());
         let shard = Shard::new(
             ShardId(0),
@@ -157,7 +155,16 @@ impl Stage {
             let socket = File::open("/dev/null")?.into();
             let dialect = Dialect::Ringfeed;
             let answer = Vec::new();
-            local.promote(Promoted { socket, endpoint: 0, dialect, answer, rest, permit });
+            let credentials = Credentials::default();
+            local.promote(Promoted {
+                socket,
+                endpoint: 0,
+                dialect,
+                answer,
+                rest,
+                permit,
+                credentials,
+            });
             if stage.turn()? {
                 stage.settle()?;
             }
@@ -171,7 +178,7 @@ impl Stage {
         for i in first..first + count {
             let payload = StoredPayload { kind: PayloadKind::Json, bytes: payload.clone() };
             let channel = self.channels[i % self.channels.len()].clone();
-            let request = Request::Publish { origin: None, channel, payload };
+            let request = Request::Publish { origin: None, channel, payload, ask: None };
             assert!(self.shared.shards.request(ShardId(0), request).is_ok(), "the queue has room");
         }
     }

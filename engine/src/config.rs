@@ -19,7 +19,7 @@ use toml::{Table, Value};
 pub use reference::reference;
 pub use schema::{
     Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, LagPolicy, Level, Limits, Log,
-    Publishers, Secret, Server, Subscribers,
+    Publishers, Secret, Server, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.

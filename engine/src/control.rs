@@ -25,10 +25,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::ids::ShardId;
-use crate::message::{NotTaken, Request};
+use crate::message::{Asked, NotTaken, Request};
 use crate::shard::Shared;
 use budget::Budget;
 use figures::{Figures, LogLimit};
@@ -71,7 +71,11 @@ pub struct Control {
 
 impl Control {
     /// Starts the thread on a listener that is open already.
-    pub fn start(listener: TcpListener, shared: Arc<Shared>) -> io::Result<Control> {
+    pub fn start(
+        listener: TcpListener,
+        shared: Arc<Shared>,
+        asked: mpsc::Receiver<Asked>,
+    ) -> io::Result<Control> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Caught before anybody is told that the server runs.
@@ -79,7 +83,8 @@ impl Control {
             let _context = runtime.enter();
             (tokio::net::TcpListener::from_std(listener)?, Signals::catch()?)
         };
-        let api = &shared.config.api;
+        let config = shared.config();
+        let api = &config.api;
         let state = Arc::new(State {
             started: Instant::now(),
             started_at: SystemTime::now(),
@@ -156,8 +161,8 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Sources};
-    use crate::counters::Counters;
     use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Shards, Waker, queues};
+    use crate::settings::Settings;
     use crate::shard::door::Admission;
 
     /// How long a test waits for what must come.
@@ -169,15 +174,12 @@ mod tests {
         let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
         let waker = Waker::new(File::options().write(true).open("/dev/null").unwrap());
         let (end, inbox) = queues(waker, QUEUE_BATCHES);
-        let shared = Arc::new(Shared {
-            config: Arc::new(config),
-            shards: Shards::new(vec![end], [1, 2]),
-            counters: vec![Arc::new(Counters::default())],
-            admission: Arc::new(Admission::new(1, 0)),
-        });
+        let settings = Settings::new(config).unwrap();
+        let shards = Shards::new(vec![end], [1, 2]);
+        let (shared, asked) = Shared::new(settings, shards, Admission::new(1, 0));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let control = Control::start(listener, shared.clone()).unwrap();
+        let control = Control::start(listener, shared.clone(), asked).unwrap();
         (control, address, shared, inbox)
     }
 

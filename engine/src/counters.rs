@@ -243,6 +243,16 @@ reasons! {
         MessageTimeout = "message_timeout" (CloseCode::MESSAGE_TIMEOUT),
         /// The memory for unfinished messages, or for answers that wait, was used up.
         Overload = "overload" (CloseCode::TRY_AGAIN_LATER),
+        /// What it had shown had expired.
+        Expired = "expired" (CloseCode::EXPIRED),
+        /// The application ended it.
+        Disconnected = "disconnected" (CloseCode::DISCONNECTED),
+        /// Nobody vouched for it.
+        Unauthenticated = "unauthenticated" (CloseCode::UNAUTHENTICATED),
+        /// Its token or its user was revoked.
+        Revoked = "revoked" (CloseCode::REVOKED),
+        /// Its user had too many.
+        TooMany = "too_many" (CloseCode::TOO_MANY),
         /// The connection ended or was reset without a close frame.
         PeerGone = "peer_gone",
     }
@@ -261,6 +271,10 @@ reasons! {
         BadRequest = "bad_request",
         /// Nothing is served at its path.
         NotFound = "not_found",
+        /// Nobody vouched for it, or not so that it was believed.
+        Unauthenticated = "unauthenticated",
+        /// The application could not be asked.
+        Unavailable = "unavailable",
         /// Its `Origin` is not allowed.
         Origin = "origin",
         /// The head was not there in time.
@@ -382,6 +396,8 @@ counters! {
         outbox_bytes: Gauge = "Bytes waiting in outboxes of single connections.",
         partial_message_bytes: Gauge = "Bytes of messages that clients have begun and not finished.",
         sessions_waiting: Gauge = "Connections waiting for their turn to be sent to.",
+        users: Gauge = "Users with connections, counted where they are homed.",
+        questions: Gauge = "Questions to the application that are not answered yet.",
         opened: Counter = "WebSocket connections opened.",
         messages_in: Counter = "Messages received from clients.",
         publications: Counter = "Publications appended to channel logs.",
@@ -402,6 +418,10 @@ counters! {
         errors_told: Counter = "Commands refused with an error.",
         protocol_errors: Counter = "Connections closed for breaking the WebSocket protocol.",
         heartbeat_timeouts: Counter = "Connections closed because nothing was heard from them.",
+        tokens_refused: Counter = "Tokens shown over a WebSocket that were not believed.",
+        questions_refused: Counter = "Questions to the application that were not asked, because too many were under way.",
+        questions_given_up: Counter = "Questions that the control thread did not answer in time.",
+        answers_unwanted: Counter = "Answers that came late, or a second time.",
         publishers_paused: Counter = "Times a publisher was slowed down because the shard was behind.",
     }
     maxima {

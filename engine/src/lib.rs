@@ -16,5 +16,6 @@ pub mod origins;
 pub mod plan;
 mod seldom;
 pub mod server;
+pub mod settings;
 pub mod shard;
 mod slab;

@@ -14,8 +14,8 @@ mod question;
 mod request;
 
 pub use delivery::{
-    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Origin, Replay,
-    Start, StoredPayload, StoredPublication,
+    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Order, Origin,
+    Replay, Start, StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
@@ -24,4 +24,4 @@ pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,
 };
-pub use request::{Published, Reply, Request};
+pub use request::{Published, Reply, Request, Revocation, Revoked, UserConnection, UserRequest};

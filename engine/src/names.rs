@@ -1,10 +1,9 @@
-//! A table by channel name. It is many small tables: one that grows or shrinks moves a few thousand
+//! A table by a name that came from outside. It is many small tables: one that grows or shrinks moves a few thousand
 //! entries, never a million in one turn.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::BuildHasher as _;
-
-use ringfeed_protocol::ChannelName;
+use std::hash::{BuildHasher as _, Hash};
 
 /// How many tables.
 const PARTS: usize = 512;
@@ -13,16 +12,16 @@ const ROOM_MIN: usize = 64;
 
 /// See the module's description.
 #[derive(Debug)]
-pub(crate) struct Names<V> {
+pub(crate) struct Names<K, V> {
     // Each keeps the standard library's keyed hash: names come from outside.
-    parts: Vec<HashMap<ChannelName, V>>,
+    parts: Vec<HashMap<K, V>>,
     /// Chooses the part; seeded at random, and only balance depends on it.
     choice: foldhash::fast::RandomState,
     len: usize,
 }
 
-impl<V> Names<V> {
-    pub(crate) fn new() -> Names<V> {
+impl<K: Borrow<str> + Eq + Hash, V> Names<K, V> {
+    pub(crate) fn new() -> Names<K, V> {
         Names {
             parts: (0..PARTS).map(|_| HashMap::new()).collect(),
             choice: foldhash::fast::RandomState::default(),
@@ -47,8 +46,17 @@ impl<V> Names<V> {
         self.parts[self.part(name)].get(name)
     }
 
-    pub(crate) fn insert(&mut self, name: ChannelName, value: V) {
-        let part = self.part(&name);
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut V> {
+        let part = self.part(name);
+        self.parts[part].get_mut(name)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.parts.iter().flatten()
+    }
+
+    pub(crate) fn insert(&mut self, name: K, value: V) {
+        let part = self.part(name.borrow());
         self.len += usize::from(self.parts[part].insert(name, value).is_none());
     }
 
@@ -67,6 +75,7 @@ impl<V> Names<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ringfeed_protocol::ChannelName;
 
     #[test]
     fn a_table_shrinks_with_its_content() {
@@ -74,7 +83,9 @@ mod tests {
         let mut names = Names::new();
         (0..200_000).for_each(|i| names.insert(name(i), i));
         assert_eq!((names.len(), names.get("c7")), (200_000, Some(&7)));
-        let room = |names: &Names<u32>| names.parts.iter().map(HashMap::capacity).sum::<usize>();
+        let room = |names: &Names<ChannelName, u32>| {
+            names.parts.iter().map(HashMap::capacity).sum::<usize>()
+        };
         let full = room(&names);
         (100..200_000).for_each(|i| assert_eq!(names.remove(&name(i)), Some(i)));
         assert_eq!((names.len(), names.remove("c100")), (100, None));

@@ -15,10 +15,10 @@ use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 
 use crate::config::{Config, ConfigErrors, IoChoice};
 use crate::control;
-use crate::counters::Counters;
 use crate::ids::ShardId;
 use crate::message::{ShardEnd, Shards};
 use crate::plan;
+use crate::settings::Settings;
 use crate::shard::Shared;
 use crate::shard::door::Admission;
 use berth::Berth;
@@ -78,8 +78,9 @@ pub struct Server {
 
 /// Opens the ports, starts the threads and returns once everything runs.
 pub fn start(config: Config) -> Result<Server, ServeError> {
+    let settings = Settings::new(config)?;
+    let config = settings.config.clone();
     let io = choose_io(config.server.io)?;
-    let config = Arc::new(config);
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {
         0 => u16::try_from(cores.len().max(1)).unwrap_or(u16::MAX),
@@ -132,19 +133,14 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let ends = threads.all_ready()?;
     let admission =
         Admission::new(config.server.connections_max, config.server.connections_per_address_max);
-    let shared = Arc::new(Shared {
-        config,
-        shards: Shards::new(ends, rand::random()),
-        counters: (0..count).map(|_| Arc::new(Counters::default())).collect(),
-        admission: Arc::new(admission),
-    });
+    let (shared, asked) = Shared::new(settings, Shards::new(ends, rand::random()), admission);
     for release in releases {
         let _ = release.send(shared.clone());
     }
     let internal_address = internal
         .local_addr()
-        .map_err(|e| ports::bind_error("api.listen", shared.config.api.listen, e))?;
-    let control = control::Control::start(internal, shared).map_err(ServeError::Control)?;
+        .map_err(|e| ports::bind_error("api.listen", shared.config().api.listen, e))?;
+    let control = control::Control::start(internal, shared, asked).map_err(ServeError::Control)?;
     Ok(Server { public, internal: internal_address, shards: threads, control })
 }
 

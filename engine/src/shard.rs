@@ -4,6 +4,7 @@
 //! from other shards, appends it to logs, and sends what is new; each step has a limit, so that no
 //! turn is long. The shard is generic over the socket layer.
 
+mod asks;
 mod check;
 pub mod door;
 mod drain;
@@ -13,26 +14,32 @@ mod gauges;
 mod home;
 mod local;
 mod requests;
+mod review;
 mod run;
 mod session;
 mod timers;
+mod users;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
-use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use ringfeed_protocol::Dialect;
 use ringfeed_wire::{Event as WireEvent, SocketId, Wire};
+use tokio::sync::mpsc;
 
+use crate::access::{Access, Identity, RemoteKeys};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{CloseReason, Counters, RefusalReason};
 use crate::ids::{LaneId, SessionId, ShardId};
-use crate::message::{Delivery, Inbox, Links, QUEUE_BYTES_MAX, Request, Shards};
+use crate::message::{Asked, Delivery, Inbox, Links, QUEUE_BYTES_MAX, Questions, Request, Shards};
+use crate::settings::Settings;
 pub use check::check_together;
 use door::{Admission, Permit};
 use drain::Draining;
@@ -41,8 +48,11 @@ use feed::Feeds;
 use home::{HomeLimits, Homes};
 pub use local::Local;
 use requests::Waiting;
+use review::{Review, RevokedList};
+pub use session::Credentials;
 use session::{BLOCKED, Session, Sessions, WOKEN};
 use timers::{Purpose, Timer, Wheel};
+use users::Users;
 
 /// Time after which no further event is taken: memory touched for the first time makes commands slow.
 const STEP_TIME_MAX: Duration = Duration::from_millis(2);
@@ -57,6 +67,8 @@ const BACKLOG_TURNS_MAX: u32 = 1024;
 const BYTES_PER_TURN_MAX: usize = 1024 * 1024;
 /// Bytes received between two looks at the time: a command takes a microsecond or two.
 const BYTES_PER_LOOK: usize = 16 * 1024;
+/// Ticks between two looks at who need not be revoked any more.
+const TICKS_PER_FORGET: u64 = 600;
 /// Bytes of a short command.
 const COMMAND_BYTES: usize = 64;
 
@@ -82,6 +94,8 @@ pub struct Promoted {
     pub rest: Vec<u8>,
     /// Counts the connection until it ends.
     pub permit: Permit,
+    /// What is known of who it is.
+    pub credentials: Credentials,
 }
 
 /// What differs between a machine and a simulation.
@@ -136,14 +150,43 @@ impl Default for TurnLimits {
 /// What all shards and the control thread share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The validated configuration.
-    pub config: Arc<Config>,
+    /// The settings that hold: shards are told when there are new ones.
+    pub settings: ArcSwap<Settings>,
+    /// The keys of issuers that were fetched.
+    pub remote_keys: ArcSwap<RemoteKeys>,
     /// The sending ends of all shards.
     pub shards: Shards,
+    /// The way to the control thread.
+    pub questions: Questions,
     /// Counters, by shard.
     pub counters: Vec<Arc<Counters>>,
     /// Limits on connections.
     pub admission: Arc<Admission>,
+}
+
+impl Shared {
+    /// For shards that can be reached so. Returns also the other end of the way to the control thread.
+    pub fn new(
+        settings: Settings,
+        shards: Shards,
+        admission: Admission,
+    ) -> (Arc<Shared>, mpsc::Receiver<Asked>) {
+        let (questions, asked) = Questions::new(shards.count());
+        let shared = Shared {
+            settings: ArcSwap::from_pointee(settings),
+            remote_keys: ArcSwap::default(),
+            counters: shards.ids().map(|_| Arc::default()).collect(),
+            shards,
+            questions,
+            admission: Arc::new(admission),
+        };
+        (Arc::new(shared), asked)
+    }
+
+    /// The configuration that holds.
+    pub fn config(&self) -> Arc<Config> {
+        self.settings.load().config.clone()
+    }
 }
 
 /// See the module's description.
@@ -152,6 +195,7 @@ pub struct Shard<W> {
     wire: W,
     shared: Arc<Shared>,
     config: Arc<Config>,
+    access: Arc<Access>,
     counters: Arc<Counters>,
     inbox: Inbox,
     links: Links,
@@ -160,7 +204,10 @@ pub struct Shard<W> {
     subscription_count: u64,
     feeds: Feeds,
     homes: Homes,
+    users: Users,
     wheel: Wheel,
+    /// What ends at a time that somebody has named: it runs on also while the shard does not.
+    expiries: Wheel,
     /// Timers that were due and were too many for their turn.
     due: VecDeque<Timer>,
     fanout: Fanout,
@@ -176,6 +223,14 @@ pub struct Shard<W> {
     released: VecDeque<SessionId>,
     /// Memory of all unfinished messages.
     partial_bytes: usize,
+    /// Who has said nothing of who they are.
+    stranger: Arc<Identity>,
+    /// Makes names of connections of places in the table: no two processes give the same ones.
+    connection_key: u64,
+    /// Connections that had a name before they had a place.
+    named: HashMap<u64, SessionId>,
+    revoked: RevokedList,
+    review: Review,
     drain: Draining,
     draining: bool,
     scratch: Vec<u8>,
@@ -220,35 +275,31 @@ impl<W: Wire> Shard<W> {
     ) -> Shard<W> {
         let Environment { clock, seed, limits } = environment;
         let mut rng = SmallRng::seed_from_u64(seed);
-        let config = shared.config.clone();
+        let Settings { config, access, .. } = Settings::clone(&shared.settings.load());
         let shards = shared.shards.count();
-        let share = |bytes: u64| share_of(bytes, shards);
-        let flush_limits = FlushLimits {
-            retained_bytes_max: share(config.limits.retained_bytes_max),
-            burst_bytes_max: QUEUE_BYTES_MAX + config.limits.cross_shard_bytes_max as usize,
-        };
-        let channels = config.limits.channels_max;
-        let home_limits = HomeLimits {
-            channels_max: channels.into(),
-            own_channels_max: channels as usize / usize::from(shards) + 1,
-            history_bytes_max: share(config.limits.history_bytes_max),
-            parked_bytes_max: share(config.limits.parked_bytes_max),
-        };
         let now = clock.now();
         Shard {
             id,
             wire,
             counters: shared.counters[id.index()].clone(),
             links: Links::new(shards, config.limits.cross_shard_bytes_max),
-            homes: Homes::new(config.clone(), home_limits, SmallRng::from_rng(&mut rng)),
+            homes: Homes::new(
+                config.clone(),
+                home_limits(&config, shards),
+                SmallRng::from_rng(&mut rng),
+            ),
+            flush_limits: flush_limits(&config, shards),
             shared,
             config,
+            access,
             inbox,
             local,
             sessions: Sessions::default(),
             subscription_count: 0,
             feeds: Feeds::new(),
             wheel: Wheel::new(),
+            expiries: Wheel::new(),
+            users: Users::new(),
             due: VecDeque::new(),
             fanout: Fanout::new(limits.sends),
             own: VecDeque::new(),
@@ -257,13 +308,17 @@ impl<W: Wire> Shard<W> {
             congested: Vec::new(),
             released: VecDeque::new(),
             partial_bytes: 0,
+            stranger: Arc::default(),
+            connection_key: rng.random(),
+            named: HashMap::new(),
+            revoked: RevokedList::default(),
+            review: Review::default(),
             drain: Draining::default(),
             draining: false,
             scratch: Vec::new(),
             clock,
             rng,
             limits,
-            flush_limits,
             start: now,
             elapsed_ms: 0,
             now,
@@ -281,7 +336,9 @@ impl<W: Wire> Shard<W> {
         let cpu_began = self.clock.thread_cpu();
         let mut busy = self.take_events();
         busy |= self.take_promotions();
+        busy |= self.take_answers();
         busy |= self.resume_released();
+        self.review_some();
         // While fan-out is behind nothing more is appended; what waits, waits at its sender.
         if !self.fanout.is_behind() {
             busy |= self.take_deliveries();
@@ -334,6 +391,7 @@ impl<W: Wire> Shard<W> {
             || !self.own.is_empty()
             || !self.released.is_empty()
             || !self.due.is_empty()
+            || self.review.is_under_way()
             || (!self.congested.is_empty() && !self.is_congested())
             || self.homes.has_work()
             || (!self.waiting.is_empty() && self.serves_requests())
@@ -404,7 +462,8 @@ impl<W: Wire> Shard<W> {
 
     /// Moves a connection from the executor to the wire.
     fn promote(&mut self, promoted: Promoted) {
-        let Promoted { socket, endpoint, dialect, answer, mut rest, permit } = promoted;
+        let Promoted { socket, endpoint, dialect, answer, mut rest, permit, credentials } =
+            promoted;
         if self.draining {
             return;
         }
@@ -425,7 +484,8 @@ impl<W: Wire> Shard<W> {
         if !answer.is_empty() {
             self.push_outbox(id.slot, Bytes::from(answer));
         }
-        if !rest.is_empty() {
+        self.take_credentials(id.slot, credentials);
+        if !rest.is_empty() && self.sessions.current(id).is_some() {
             self.handle_received(id.slot, &mut rest);
         }
     }
@@ -534,11 +594,18 @@ impl<W: Wire> Shard<W> {
     fn tick(&mut self) {
         let sessions = &self.sessions;
         self.due.extend(self.wheel.due(self.now_ms, |session| sessions.current(session).is_some()));
+        self.due.extend(
+            self.expiries.due(self.elapsed_ms, |session| self.sessions.current(session).is_some()),
+        );
         self.see_to_due();
+        self.give_up_questions();
         let (fanout, mut context) = self.fanout_context();
         fanout.begin_ages();
         fanout.retry_stuck(&mut context);
         self.homes.sweep(self.work_ms);
+        if self.counters.ticks.read().is_multiple_of(TICKS_PER_FORGET) {
+            self.revoked.forget(self.clock.unix_ms() / 1000);
+        }
         self.report();
     }
 
@@ -555,8 +622,27 @@ impl<W: Wire> Shard<W> {
                 Purpose::Heartbeat => self.check_heartbeat(slot, timer),
                 Purpose::Message => self.check_message(slot, timer),
                 Purpose::Outbox => self.check_outbox(slot, timer),
+                Purpose::Authentication => self.check_authentication(slot, timer),
+                Purpose::Expiry => self.check_expiry(slot, timer),
             }
         }
+    }
+}
+
+fn flush_limits(config: &Config, shards: u16) -> FlushLimits {
+    FlushLimits {
+        retained_bytes_max: share_of(config.limits.retained_bytes_max, shards),
+        burst_bytes_max: QUEUE_BYTES_MAX + config.limits.cross_shard_bytes_max as usize,
+    }
+}
+
+fn home_limits(config: &Config, shards: u16) -> HomeLimits {
+    let channels = config.limits.channels_max;
+    HomeLimits {
+        channels_max: channels.into(),
+        own_channels_max: channels as usize / usize::from(shards) + 1,
+        history_bytes_max: share_of(config.limits.history_bytes_max, shards),
+        parked_bytes_max: share_of(config.limits.parked_bytes_max, shards),
     }
 }
 

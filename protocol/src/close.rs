@@ -28,10 +28,21 @@ impl CloseCode {
     pub const SLOW: CloseCode = CloseCode(4002);
     /// 4003: a message was begun and not finished in time.
     pub const MESSAGE_TIMEOUT: CloseCode = CloseCode(4003);
+    /// 4005: the token has expired; come back with a new one.
+    pub const EXPIRED: CloseCode = CloseCode(4005);
     /// 4500: a command that the dialect cannot answer in band was refused; the reason says why.
     pub const REFUSED: CloseCode = CloseCode(4500);
     /// 4501: the client goes on sending above the message rate.
     pub const RATE_LIMITED: CloseCode = CloseCode(4501);
+
+    /// 4502: the application has ended the connection.
+    pub const DISCONNECTED: CloseCode = CloseCode(4502);
+    /// 4503: nobody has vouched for the client, or not so that it was believed; the reason says what is wrong.
+    pub const UNAUTHENTICATED: CloseCode = CloseCode(4503);
+    /// 4504: the token, or all of the user, was revoked.
+    pub const REVOKED: CloseCode = CloseCode(4504);
+    /// 4505: the user has as many connections as one may have.
+    pub const TOO_MANY: CloseCode = CloseCode(4505);
 
     /// Whether a peer may send this code in a close frame (RFC 6455 section 7.4.2 and the IANA
     /// registry).

@@ -95,6 +95,8 @@ pub enum Action<'a> {
         channel: Cow<'a, str>,
         /// The last position the client has seen.
         recover: Option<Position>,
+        /// What lets it in where the channel asks for a token of its own.
+        token: Option<Cow<'a, str>>,
     },
     /// Receive a channel no more.
     Unsubscribe {
@@ -116,6 +118,27 @@ pub enum Action<'a> {
         after: Option<Offset>,
         /// Return at most so many.
         limit: Option<u32>,
+    },
+    /// Show a token: the first one, or a newer one before the last one expires.
+    Auth {
+        /// The token; without one the reply says who the client is.
+        token: Option<Cow<'a, str>>,
+    },
+    /// Send to all connections of a user.
+    Send {
+        /// User id, unchecked.
+        user: Cow<'a, str>,
+        /// What to send.
+        payload: Payload<'a>,
+    },
+    /// A message of a type that the dialect does not have: the application may know it.
+    Other {
+        /// Its type.
+        kind: Cow<'a, str>,
+        /// All of it, a JSON object.
+        message: &'a str,
+        /// What is wrong where the application is not asked.
+        refused: Refused,
     },
     /// Asks for a `pong`.
     Ping,

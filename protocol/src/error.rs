@@ -79,6 +79,8 @@ pub enum ErrorCode {
     LimitReached,
     /// Too many messages a second.
     RateLimited,
+    /// The client has not said who it is, or not so that it was believed.
+    Unauthenticated,
     /// The server is shutting down and takes nothing new.
     Draining,
     /// No answer came in time; whether it was done is not known.
@@ -98,6 +100,7 @@ impl ErrorCode {
             ErrorCode::NotSubscribed => "not_subscribed",
             ErrorCode::LimitReached => "limit_reached",
             ErrorCode::RateLimited => "rate_limited",
+            ErrorCode::Unauthenticated => "unauthenticated",
             ErrorCode::Draining => "draining",
             ErrorCode::Busy => "busy",
         }

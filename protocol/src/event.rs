@@ -3,6 +3,7 @@
 use crate::command::PayloadKind;
 use crate::error::ErrorCode;
 pub use crate::position::{Epoch, Offset, Position};
+use crate::user_id::UserId;
 
 /// One publication as a dialect needs it.
 #[derive(Debug, Clone, Copy)]
@@ -29,12 +30,50 @@ pub enum Event<'a> {
         /// For a subscribe with `recover`: whether everything since then follows.
         recovered: Option<bool>,
     },
-    /// The reply to `unsubscribe`.
+    /// The reply to `unsubscribe`, or word that the subscription was ended here.
     Unsubscribed {
         /// Of the command.
         id: Option<&'a str>,
         /// The channel.
         channel: &'a str,
+        /// Why, where the client has not asked for it.
+        reason: Option<&'a str>,
+    },
+    /// Who the client is: the greeting of a connection that was authenticated, and the reply to `auth`.
+    Connected {
+        /// Of the command.
+        id: Option<&'a str>,
+        /// The connection, as the HTTP API names it.
+        connection: &'a str,
+        /// The user, unless nobody has said who that is.
+        user: Option<&'a UserId>,
+        /// Milliseconds after which the connection is closed unless a newer token was shown.
+        expires_in_ms: Option<u64>,
+    },
+    /// The reply to `send`.
+    Sent {
+        /// Of the command.
+        id: Option<&'a str>,
+        /// The user.
+        user: &'a UserId,
+        /// Connections of that user that it was handed to.
+        connections: u32,
+    },
+    /// Something for this client alone, or for all connections of its user.
+    Direct {
+        /// The user who has sent it; `None` for the application.
+        from: Option<&'a UserId>,
+        /// How to understand the bytes.
+        kind: PayloadKind,
+        /// The payload.
+        bytes: &'a [u8],
+    },
+    /// What the application says to a message that it was asked about.
+    Reply {
+        /// Of the message.
+        id: Option<&'a str>,
+        /// JSON.
+        data: &'a str,
     },
     /// The reply to `publish`: it is in the home shard's log.
     Published {

@@ -6,6 +6,7 @@ use std::fmt;
 use crate::channel_name::{ChannelName, ChannelNameError};
 use crate::error::ErrorCode;
 use crate::printable::{Detail, Printable};
+use crate::user_id::{UserId, UserIdError};
 
 /// A refused command or publication. [`Refused::code`] is the word for programs; `Display` is the
 /// sentence for people: it names what is allowed, and whatever came it has a few hundred bytes at
@@ -79,6 +80,33 @@ pub enum Refused {
         /// How many may come in a second.
         per_second: u32,
     },
+    /// Nobody has vouched for the client, or not so that it was believed.
+    #[error("{detail}")]
+    Unauthenticated {
+        /// What is wrong and what is needed.
+        detail: Detail,
+    },
+    /// The application has said no.
+    #[error("{detail}")]
+    Denied {
+        /// What it has said.
+        detail: Detail,
+    },
+    /// The application could not be asked; later it may be.
+    #[error("{detail}; try again later")]
+    Unavailable {
+        /// What failed.
+        detail: &'static str,
+    },
+    /// Not an id that a user can have.
+    #[error(transparent)]
+    BadUser(#[from] UserIdError),
+    /// Only those whom a permission names may send to users.
+    #[error("no permission lets you send to {}", Printable::name(user))]
+    SendForbidden {
+        /// To whom.
+        user: UserId,
+    },
     /// The server takes nothing new.
     #[error("the server is shutting down")]
     Draining,
@@ -114,7 +142,12 @@ impl Refused {
             Refused::BadCommand { .. } => ErrorCode::BadCommand,
             Refused::UnknownCommand { .. } => ErrorCode::UnknownCommand,
             Refused::BadChannel(_) | Refused::NoSuchChannel { .. } => ErrorCode::BadChannel,
-            Refused::Forbidden { .. } => ErrorCode::Forbidden,
+            Refused::Forbidden { .. } | Refused::Denied { .. } | Refused::SendForbidden { .. } => {
+                ErrorCode::Forbidden
+            }
+            Refused::Unauthenticated { .. } => ErrorCode::Unauthenticated,
+            Refused::Unavailable { .. } => ErrorCode::Busy,
+            Refused::BadUser(_) => ErrorCode::BadCommand,
             Refused::AlreadySubscribed { .. } => ErrorCode::AlreadySubscribed,
             Refused::NotSubscribed { .. } => ErrorCode::NotSubscribed,
             Refused::LimitReached { .. } => ErrorCode::LimitReached,

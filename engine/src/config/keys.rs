@@ -21,11 +21,13 @@ pub(super) enum Allowed {
     Text(&'static str),
     /// A list of texts.
     Texts(&'static str),
+    /// A list of some of these.
+    WordLists(&'static [&'static str]),
     /// A list of texts that are compared and never shown.
     Secrets(&'static str),
 }
 
-use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, Words};
+use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, WordLists, Words};
 
 const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
 const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
@@ -61,6 +63,15 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("api.ingest_idle_timeout_ms", Numbers(10, 86_400_000)),
     ("api.timeout_ms", TIMEOUT_MS),
     ("auth.anonymous", Switch),
+    ("auth.token_from", WordLists(&["header", "query", "cookie", "subprotocol", "message"])),
+    ("auth.token_query", Text("the name of a query parameter")),
+    ("auth.token_cookie", Text("the name of a cookie")),
+    ("auth.timeout_ms", TIMEOUT_MS),
+    ("auth.refuse_after_upgrade", Switch),
+    ("hooks.message_url", Text("a URL")),
+    ("hooks.disconnect_url", Text("a URL")),
+    ("hooks.forward_headers", Texts("names")),
+    ("hooks.timeout_ms", TIMEOUT_MS),
     ("heartbeat.interval_ms", Numbers(0, 3_600_000)),
     ("heartbeat.timeout_ms", Numbers(10, 3_600_000)),
     ("limits.message_bytes_max", Numbers(125, 1 << 30)),
@@ -69,6 +80,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.messages_per_second_max", Numbers(0, 1_000_000_000)),
     ("limits.messages_burst", Numbers(1, 1_000_000_000)),
     ("limits.subscriptions_per_connection_max", Numbers(1, 1 << 20)),
+    ("limits.connections_per_user_max", Numbers(0, 1 << 24)),
     ("limits.channels_max", Numbers(1, 1 << 30)),
     ("limits.outbox_bytes_max", Numbers(4096, 1 << 30)),
     ("limits.outbox_timeout_ms", STALL_MS),
@@ -126,6 +138,9 @@ impl Allowed {
             (Words(words), Value::String(word)) => words.contains(&word.as_str()),
             (Address, Value::String(address)) => address.parse::<SocketAddr>().is_ok(),
             (Texts(_) | Secrets(_), Value::Array(items)) => items.iter().all(Value::is_str),
+            (WordLists(words), Value::Array(items)) => {
+                items.iter().all(|item| item.as_str().is_some_and(|word| words.contains(&word)))
+            }
             _ => false,
         };
         if fits { Ok(()) } else { Err(self.to_string()) }
@@ -137,7 +152,7 @@ impl Allowed {
             Numbers(..) => text.parse().ok().map(Value::Integer),
             Switch => text.parse().ok().map(Value::Boolean),
             Words(_) | Address | Text(_) => Some(Value::String(text.into())),
-            Texts(_) | Secrets(_) => {
+            Texts(_) | WordLists(_) | Secrets(_) => {
                 // An unset secret must not turn into "no key is needed", nor a list to "any".
                 if text.trim().is_empty() {
                     return Err("it is empty: unset it or give at least one".into());
@@ -164,6 +179,7 @@ impl fmt::Display for Allowed {
             Address => f.write_str(
                 "allowed are an IP address and a port, as in 127.0.0.1:9800 or [::1]:9800",
             ),
+            WordLists(words) => write!(f, "allowed is a list of {}", words.join(", ")),
             Text(what) => write!(f, "allowed is {what}"),
             Texts(what) | Secrets(what) => write!(f, "allowed is a list of {what}"),
         }
@@ -228,6 +244,7 @@ mod tests {
                 Switch => vec![true.into(), false.into()],
                 Address => vec!["[::1]:1".into()],
                 Text(_) => vec!["x".into()],
+                WordLists(words) => vec![words.to_vec().into()],
                 Texts(_) | Secrets(_) => vec![Value::Array(vec!["x".into()])],
             };
             for value in values {

@@ -13,6 +13,7 @@ pub struct Config {
     pub server: Server,
     pub api: Api,
     pub auth: Auth,
+    pub hooks: Hooks,
     pub heartbeat: Heartbeat,
     pub limits: Limits,
     pub log: Log,
@@ -62,6 +63,33 @@ pub struct Api {
 #[allow(missing_docs)]
 pub struct Auth {
     pub anonymous: bool,
+    pub token_from: Vec<TokenPlace>,
+    pub token_query: String,
+    pub token_cookie: String,
+    pub timeout_ms: u32,
+    pub refuse_after_upgrade: bool,
+}
+
+/// Where a client may show a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum TokenPlace {
+    Header,
+    Query,
+    Cookie,
+    Subprotocol,
+    Message,
+}
+
+/// `[hooks]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Hooks {
+    pub message_url: String,
+    pub disconnect_url: String,
+    pub forward_headers: Vec<String>,
+    pub timeout_ms: u32,
 }
 
 /// `[heartbeat]`
@@ -82,6 +110,7 @@ pub struct Limits {
     pub messages_per_second_max: u32,
     pub messages_burst: u32,
     pub subscriptions_per_connection_max: u32,
+    pub connections_per_user_max: u32,
     pub channels_max: u32,
     pub outbox_bytes_max: u32,
     pub outbox_timeout_ms: u32,

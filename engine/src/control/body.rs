@@ -59,7 +59,8 @@ impl FromRequest<Arc<State>> for Collected {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &Arc<State>) -> Result<Self, ApiError> {
-        let api = &state.shared.config.api;
+        let config = state.shared.config();
+        let api = &config.api;
         let bytes_max = api.body_bytes_max as usize;
         check_encoding(request.headers())?;
         let body = request.into_body();

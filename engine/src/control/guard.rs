@@ -32,7 +32,8 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let keys = &state.shared.config.api.keys;
+    let config = state.shared.config();
+    let keys = &config.api.keys;
     if keys.is_empty() {
         local(&request)?;
     } else {
@@ -47,7 +48,8 @@ pub(super) async fn guard_figures(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let api = &state.shared.config.api;
+    let config = state.shared.config();
+    let api = &config.api;
     let fits = !api.keys.is_empty() && key_fits(&api.keys, request.headers());
     if !fits {
         if api.listen.ip().is_loopback() {

@@ -83,7 +83,7 @@ pub(super) async fn history(
     let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
     let channel = ChannelName::new(&query.channel).map_err(Refused::from)?;
     let deadline = publish::deadline(&state);
-    let most = state.shared.config.limits.history_reply_max;
+    let most = state.shared.config().limits.history_reply_max;
     let limit = query.limit.unwrap_or(most).min(most);
     let home = state.shared.shards.home(&channel);
     let (reply, answer) = oneshot::channel();

@@ -156,7 +156,8 @@ impl Ingest {
     }
 
     async fn publish_all(&mut self, acks: &mpsc::Sender<IngestAck>) -> Result<(), ApiError> {
-        let api = &self.state.shared.config.api;
+        let config = self.state.shared.config();
+        let api = &config.api;
         let line_max = api.body_bytes_max as usize;
         let idle = Duration::from_millis(api.ingest_idle_timeout_ms.into());
         let mut draining = self.state.draining.subscribe();
@@ -216,7 +217,7 @@ impl Ingest {
     /// Publishes a run of lines. Fails where the shards do not follow, at a line that is too long, and
     /// where these are the first lines and all of them are refused.
     async fn publish(&mut self, run: &[u8]) -> Result<(), ApiError> {
-        let line_max = self.state.shared.config.api.body_bytes_max as usize;
+        let line_max = self.state.shared.config().api.body_bytes_max as usize;
         let mut too_long = None;
         let mut items = Vec::new();
         // Lines that are not empty, and what is known of them before they are published.

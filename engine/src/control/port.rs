@@ -55,7 +55,7 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration:
 
 /// Accepts until the shards have ended, and serves what is in progress then.
 pub(super) async fn serve(listener: TcpListener, state: Arc<State>, router: Router) {
-    let most = state.shared.config.api.connections_max as usize;
+    let most = state.shared.config().api.connections_max as usize;
     let table = Rc::new(Table { most, ..Table::default() });
     let mut stopping = state.stopping.subscribe();
     tokio::select! {
@@ -225,7 +225,7 @@ async fn connection(
         tracing::debug!("API: {peer} is gone already: {e}");
         return;
     }
-    let idle = Duration::from_millis(state.shared.config.api.idle_timeout_ms.into());
+    let idle = Duration::from_millis(state.shared.config().api.idle_timeout_ms.into());
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: Request<Incoming>| {
         let busy = Busy::new(seat);

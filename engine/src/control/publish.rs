@@ -204,7 +204,7 @@ async fn answered(
 
 /// Until when a request of this moment may wait for shards, however many times it asks them.
 pub(super) fn deadline(state: &State) -> Instant {
-    Instant::now() + Duration::from_millis(state.shared.config.api.timeout_ms.into())
+    Instant::now() + Duration::from_millis(state.shared.config().api.timeout_ms.into())
 }
 
 /// Hands a request to a shard, waiting while its queue is full.

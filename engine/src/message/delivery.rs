@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringfeed_protocol::command::{Payload, PayloadKind};
-use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 
 use crate::ids::{LaneId, SessionId, ShardId};
 
@@ -237,8 +237,58 @@ pub enum Delivery {
         /// Why.
         refused: Refused,
     },
+    /// An order for connections of a user.
+    Order {
+        /// Which.
+        sessions: Vec<SessionId>,
+        /// What.
+        order: Order,
+    },
+    /// To how many connections something was handed.
+    Handed {
+        /// Who asked.
+        origin: Origin,
+        /// Of whom.
+        user: UserId,
+        /// How many.
+        connections: u32,
+    },
     /// The sender drains and publishes nothing more: everything that it appended has come before this.
     Closed,
+}
+
+/// What is to be done with a connection.
+#[derive(Debug, Clone)]
+pub enum Order {
+    /// It is sent this.
+    Send {
+        /// The user who sends it; `None` for the application.
+        from: Option<UserId>,
+        /// What.
+        payload: StoredPayload,
+    },
+    /// It is closed.
+    Disconnect {
+        /// With this code.
+        code: u16,
+        /// For this reason.
+        reason: Box<str>,
+    },
+    /// Its subscription ends.
+    Unsubscribe(ChannelName),
+    /// Its user has too many: it is closed.
+    TooMany,
+}
+
+impl Order {
+    /// Bytes that it holds while it waits.
+    pub(crate) fn cost(&self) -> usize {
+        match self {
+            Order::Send { payload, .. } => payload.bytes.len(),
+            Order::Disconnect { reason, .. } => reason.len(),
+            Order::Unsubscribe(_) | Order::TooMany => 0,
+        }
+    }
 }
 
 impl Delivery {
@@ -254,6 +304,7 @@ impl Delivery {
                 Delivery::History { page, .. } => {
                     page.iter().flat_map(|p| &p.publications).map(|p| p.payload.bytes.len()).sum()
                 }
+                Delivery::Order { sessions, order } => size_of_val(&sessions[..]) + order.cost(),
                 _ => 0,
             }
     }

@@ -10,8 +10,9 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use siphasher::sip::SipHasher13;
 
 use super::delivery::Delivery;
+use super::question::{Answer, QUESTIONS_MAX};
 use super::request::Request;
-use crate::ids::ShardId;
+use crate::ids::{ShardId, Ticket};
 
 /// Batches in each queue.
 pub const QUEUE_BATCHES: usize = 256;
@@ -116,6 +117,8 @@ pub struct ShardEnd {
     pub(crate) deliveries: Outlet<Delivery>,
     /// Requests of the control thread have a queue of their own: other shards cannot fill it.
     pub(crate) control: Outlet<Request>,
+    /// Answers of the control thread: there is room for one to each question that may be under way.
+    pub(crate) answers: Outlet<(Ticket, Answer)>,
     pub(crate) waker: Waker,
 }
 
@@ -128,12 +131,17 @@ pub struct Inbox {
     pub(crate) deliveries: Intake<Delivery>,
     /// Work from the control thread.
     pub(crate) control: Intake<Request>,
+    /// What the control thread says to this shard's questions.
+    pub(crate) answers: Intake<(Ticket, Answer)>,
 }
 
 impl Inbox {
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.deliveries.is_empty() && self.control.is_empty()
+        self.requests.is_empty()
+            && self.deliveries.is_empty()
+            && self.control.is_empty()
+            && self.answers.is_empty()
     }
 }
 
@@ -142,9 +150,14 @@ pub fn queues(waker: Waker, batches: usize) -> (ShardEnd, Inbox) {
     let (requests, request_intake) = queue(batches);
     let (deliveries, delivery_intake) = queue(batches);
     let (control, control_intake) = queue(batches);
-    let inbox =
-        Inbox { requests: request_intake, deliveries: delivery_intake, control: control_intake };
-    (ShardEnd { requests, deliveries, control, waker }, inbox)
+    let (answers, answer_intake) = queue(QUESTIONS_MAX);
+    let inbox = Inbox {
+        requests: request_intake,
+        deliveries: delivery_intake,
+        control: control_intake,
+        answers: answer_intake,
+    };
+    (ShardEnd { requests, deliveries, control, answers, waker }, inbox)
 }
 
 /// The sending ends of all shards, and which of them is a channel's home.
@@ -186,6 +199,25 @@ impl Shards {
         let back =
             |(_, mut batch): Batch<Request>| batch.pop().expect("the batch holds the request");
         end.control.send((request.cost(), vec![request])).map_err(|e| match e {
+            NotTaken::Full(batch) => NotTaken::Full(back(batch)),
+            NotTaken::Gone(batch) => NotTaken::Gone(back(batch)),
+        })?;
+        end.waker.wake();
+        Ok(())
+    }
+
+    /// Hands a shard what the control thread says to one of its questions.
+    pub fn answer(
+        &self,
+        to: ShardId,
+        ticket: Ticket,
+        answer: Answer,
+    ) -> Result<(), NotTaken<Answer>> {
+        let end = self.end(to);
+        let back = |(_, mut batch): Batch<(Ticket, Answer)>| {
+            batch.pop().expect("the batch holds the answer").1
+        };
+        end.answers.send((answer.cost(), vec![(ticket, answer)])).map_err(|e| match e {
             NotTaken::Full(batch) => NotTaken::Full(back(batch)),
             NotTaken::Gone(batch) => NotTaken::Gone(back(batch)),
         })?;

@@ -130,6 +130,18 @@ pub enum Answer {
     Noted,
 }
 
+impl Answer {
+    /// Bytes that it holds while it waits.
+    pub(crate) fn cost(&self) -> usize {
+        size_of::<Answer>()
+            + match self {
+                Answer::Publish(Ok(Some(payload))) => payload.bytes.len(),
+                Answer::Message(Ok(Some(reply))) => reply.len(),
+                _ => 0,
+            }
+    }
+}
+
 /// A question under way.
 #[derive(Debug, Clone)]
 pub struct Asked {

@@ -1,10 +1,12 @@
 //! Work for the home shard of a channel, and where its answer goes.
 
-use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
+use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
+use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
-use super::delivery::{ChannelPage, HistoryPage, Origin, StoredPayload};
-use crate::ids::{LaneId, SessionId, ShardId};
+use super::delivery::{ChannelPage, HistoryPage, Order, Origin, StoredPayload};
+use super::question::Caller;
+use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
 /// Where an answer goes.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub enum Request {
         channel: ChannelName,
         /// What.
         payload: StoredPayload,
+        /// Whom the application is to be asked about before it is published; `None` where it need not be.
+        ask: Option<Caller>,
     },
     /// Publications from the control thread, answered all at once.
     PublishBatch {
@@ -95,12 +99,99 @@ pub enum Request {
         /// Whether they are behind.
         on: bool,
     },
+    /// Something for the home of a user.
+    User {
+        /// The user.
+        user: UserId,
+        /// What.
+        what: UserRequest,
+    },
+    /// An order for one connection of this shard; answered with how many it reached, 0 or 1.
+    Connection {
+        /// Which.
+        connection: ConnectionId,
+        /// What.
+        order: Order,
+        /// Where the answer goes.
+        reply: oneshot::Sender<u32>,
+    },
+    /// Whoever is what this says is let in no more, and who is there has to go.
+    Revoke(Revocation),
+    /// There are new settings.
+    Reconfigure,
     /// Stop accepting, tell the clients, flush, close.
     Drain,
 }
 
+/// Work for the home of a user.
+#[derive(Debug)]
+pub enum UserRequest {
+    /// A connection of the user is there. Answered with `Order::TooMany` where there are too many.
+    Join(UserConnection),
+    /// It is there no more.
+    Leave {
+        /// Its shard.
+        shard: ShardId,
+        /// Its session.
+        session: SessionId,
+    },
+    /// An order for all connections, or for one.
+    Order {
+        /// Which one; `None` for all.
+        connection: Option<ConnectionId>,
+        /// What.
+        order: Order,
+        /// Answered with how many connections it was handed to.
+        reply: Reply<u32>,
+    },
+    /// Which connections there are.
+    List {
+        /// Where the answer goes.
+        reply: oneshot::Sender<Vec<UserConnection>>,
+    },
+}
+
+/// A connection of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserConnection {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its session.
+    pub session: SessionId,
+    /// Its name outside.
+    pub connection: ConnectionId,
+    /// Seconds since 1970 in which it was authenticated.
+    pub since: u64,
+}
+
+/// Who is let in no more, until a time in seconds since 1970 when no token of theirs is good any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// Who.
+    pub whom: Revoked,
+    /// Until when.
+    pub until: u64,
+}
+
+/// See [`Revocation`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Revoked {
+    /// Who has come with the token that has this id.
+    Token(SmolStr),
+    /// The user, as vouched for up to this time in seconds since 1970.
+    User(UserId, u64),
+}
+
 impl Request {
-    /// The channel whose home it is for; `None` if it is for a certain shard.
+    /// The channel or the user whose home it is for; `None` if it is for a certain shard.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Request::User { user, .. } => Some(user),
+            other => other.channel().map(ChannelName::as_str),
+        }
+    }
+
+    /// The channel whose home it is for.
     pub(crate) fn channel(&self) -> Option<&ChannelName> {
         match self {
             Request::Subscribe { channel, .. }
@@ -108,7 +199,13 @@ impl Request {
             | Request::Publish { channel, .. }
             | Request::Pressure { channel, .. }
             | Request::History { channel, .. } => Some(channel),
-            Request::PublishBatch { .. } | Request::ListChannels { .. } | Request::Drain => None,
+            Request::PublishBatch { .. }
+            | Request::ListChannels { .. }
+            | Request::User { .. }
+            | Request::Connection { .. }
+            | Request::Revoke(_)
+            | Request::Reconfigure
+            | Request::Drain => None,
         }
     }
 
@@ -128,6 +225,7 @@ impl Request {
             Request::PublishBatch { items, .. } => {
                 items.iter().map(|(_, _, payload)| payload.bytes.len() + 64).sum()
             }
+            Request::User { what: UserRequest::Order { order, .. }, .. } => order.cost(),
             _ => 0,
         };
         payloads + size_of::<Request>()

@@ -1,6 +1,6 @@
 //! The shard's invariants, checked by code.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ringfeed_protocol::{ChannelName, Lane};
 use ringfeed_wire::Wire;
@@ -34,6 +34,7 @@ impl<W: Wire> Shard<W> {
     pub fn check(&self) {
         self.sessions.check();
         self.homes.check();
+        self.users.check();
         self.fanout.check(&self.feeds);
         self.check_sessions();
         let held: usize = self.feeds.lanes().map(|(_, lane)| lane.log.bytes_held()).sum();
@@ -116,7 +117,10 @@ type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (LaneId, usize, b
 /// If homes count others than those who are there.
 pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W>>) {
     let (mut counted, mut there) = (Interests::new(), Interests::new());
+    let (mut known, mut joined) = (HashSet::new(), HashSet::new());
     for shard in shards {
+        known.extend(shard.users.iter().map(|(user, own)| (user, own.shard, own.session)));
+        joined.extend(shard.joined().map(|(user, session)| (user, shard.id, session)));
         counted.extend(shard.homes.interests());
         let lanes = shard.feeds.lanes().filter(|(_, lane)| lane.has_subscribers());
         there.extend(lanes.map(|(id, lane)| {
@@ -124,5 +128,6 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
             ((&lane.name, lane.lane, shard.id), (id, count, lane.pressed))
         }));
     }
+    assert_eq!(known, joined, "homes of users know who is there");
     assert_eq!(counted, there, "homes count who is there, and know who is behind");
 }

@@ -7,6 +7,7 @@
 
 mod accept;
 mod admission;
+mod credentials;
 mod head;
 mod places;
 mod refuse;
@@ -22,7 +23,6 @@ pub use admission::{Admission, NotAdmitted, Permit};
 use super::{Local, Shared};
 use crate::counters::Counters;
 use crate::ids::ShardId;
-use crate::origins::Origins;
 use places::Places;
 
 /// Heads younger than this stay when places are short: what an honest peer sent is mostly there.
@@ -35,7 +35,6 @@ struct Door {
     shared: Arc<Shared>,
     local: Rc<Local>,
     counters: Arc<Counters>,
-    origins: Origins,
     /// Heads under way.
     handshakes: Rc<Places>,
     /// Connections whose end waits for the peer.
@@ -45,11 +44,11 @@ struct Door {
 impl Door {
     fn new(shard: ShardId, shared: Arc<Shared>, local: Rc<Local>) -> Door {
         let counters = shared.counters[shard.index()].clone();
-        let server = &shared.config.server;
-        let origins = Origins::parse(&server.origins).expect("the configuration was validated");
+        let config = shared.config();
+        let server = &config.server;
         let handshakes = Rc::new(Places::new(server.handshakes_max as usize, HEAD_GRACE));
         let lingering = Rc::new(Places::new(refuse::LINGERING_MAX, Duration::ZERO));
-        Door { shard, shared, local, counters, origins, handshakes, lingering }
+        Door { shard, shared, local, counters, handshakes, lingering }
     }
 
     /// Tells the shard how many heads are under way.

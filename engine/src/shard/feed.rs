@@ -174,7 +174,7 @@ struct Channel {
 /// The table of subscribed channels.
 #[derive(Debug)]
 pub(super) struct Feeds {
-    by_name: Names<u32>,
+    by_name: Names<ChannelName, u32>,
     channels: Slab<Channel>,
     lanes: Slab<LaneState>,
     /// Of all logs.

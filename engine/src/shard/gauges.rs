@@ -30,6 +30,8 @@ impl<W: Wire> Shard<W> {
         counters.connections.set(self.sessions.len() as u64);
         counters.subscriptions.set(self.subscription_count);
         counters.channels.set(self.homes.count() as u64);
+        counters.users.set(self.users.count() as u64);
+        counters.questions.set(self.local.asks.count() as u64);
         counters.handshakes.set(self.local.handshakes.get().into());
         counters.sockets.set(usage.sockets);
         counters.rings.set(usage.rings);

@@ -90,6 +90,9 @@ impl Home {
     /// Whether nothing may be appended now: enough was in this turn, or readers who read are behind and
     /// not more than `parked_max` bytes are held back for them.
     fn is_held(&self, turn: u64, parked_max: usize) -> bool {
+        if self.parked.as_ref().is_some_and(|parked| parked.awaits_answer()) {
+            return true;
+        }
         let enough = self.turn == turn && self.turn_bytes > self.turn_bytes_max;
         enough && !self.lanes.is_empty() || self.is_pressed() && self.parked_bytes() <= parked_max
     }

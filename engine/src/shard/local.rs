@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ringfeed_wire::WireError;
 
+use super::asks::Asks;
 use super::timers::TICK_MS;
 use super::{Promoted, Shared};
 use crate::ids::ShardId;
@@ -18,6 +19,8 @@ use crate::seldom::Seldom;
 pub struct Local {
     promoted: RefCell<VecDeque<Promoted>>,
     tick: Cell<bool>,
+    /// Questions under way, of the shard and of its door.
+    pub(super) asks: Asks,
     /// Set when the shard stops accepting.
     pub(super) draining: Cell<bool>,
     /// Handshakes under way.

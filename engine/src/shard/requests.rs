@@ -2,14 +2,19 @@
 
 use std::collections::VecDeque;
 
-use ringfeed_protocol::ChannelName;
 use ringfeed_protocol::command::Payload;
+use ringfeed_protocol::{ChannelName, Refused, UserId};
 use ringfeed_wire::Wire;
 
+use super::asks::Waiting as Awaiting;
 use super::home::{Asker, Batch, Subscribe, Subscribed};
-use super::session::HISTORY_PARTS;
-use super::{STEP_TIME_MAX, Shard, route};
-use crate::message::{Delivery, Inbox, Origin, Reply, Request};
+use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
+use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
+use crate::ids::Ticket;
+use crate::message::{
+    Caller, Delivery, Inbox, Order, Origin, Question, Reply, Request, StoredPayload, UserRequest,
+};
+use crate::settings::Settings;
 
 /// What serving a request, or a publication of a batch, takes besides the bytes in it, as bytes.
 const REQUEST_BYTES: usize = 128;
@@ -52,14 +57,17 @@ impl Waiting {
 impl<W: Wire> Shard<W> {
     /// Hands a request to the home of its channel, which may be here.
     pub(super) fn request(&mut self, request: Request) {
-        let home = request.channel().map_or(self.id, |channel| self.shared.shards.home(channel));
+        let home = request.name().map_or(self.id, |name| self.shared.shards.home(name));
         if home != self.id {
             return self.links.request(home, request);
         }
         if !self.serves_at_once() {
             return self.waiting.push_back(request);
         }
-        let asks = !matches!(request, Request::Unsubscribe { .. } | Request::Pressure { .. });
+        let asks = !matches!(
+            request,
+            Request::Unsubscribe { .. } | Request::Pressure { .. } | Request::User { .. }
+        );
         if let Some(later) = self.serve_request(request) {
             self.waiting.push_back(later);
         }
@@ -80,14 +88,15 @@ impl<W: Wire> Shard<W> {
         origin: Option<Origin>,
         channel: ChannelName,
         payload: Payload,
+        ask: Option<Caller>,
     ) {
         let home = self.shared.shards.home(&channel);
         if home == self.id && self.serves_at_once() {
             let asker = origin.map_or(Asker::Nobody, Asker::Session);
-            self.publish_here(&channel, payload, asker);
+            self.publish_here(&channel, payload, asker, ask);
             return self.take_own();
         }
-        let request = Request::Publish { origin, channel, payload: payload.into() };
+        let request = Request::Publish { origin, channel, payload: payload.into(), ask };
         if home == self.id {
             self.waiting.push_back(request);
         } else {
@@ -96,12 +105,56 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Publishes to a channel that is homed here.
-    fn publish_here(&mut self, channel: &ChannelName, payload: Payload, asker: Asker) {
+    fn publish_here(
+        &mut self,
+        channel: &ChannelName,
+        payload: Payload,
+        asker: Asker,
+        ask: Option<Caller>,
+    ) {
         self.request_budget = self.request_budget.saturating_sub(payload.bytes.len());
+        if let Some(caller) = ask {
+            return self.ask_to_publish(channel, payload.into(), asker, caller);
+        }
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         let now = (self.now, self.work_ms);
         let published = self.homes.publish(channel, payload, asker, now, &mut deliver);
         self.counters.publications.add(published.into());
+    }
+
+    /// Asks the application whether something may be published; meanwhile it keeps its place in the channel.
+    fn ask_to_publish(
+        &mut self,
+        channel: &ChannelName,
+        payload: StoredPayload,
+        asker: Asker,
+        caller: Caller,
+    ) {
+        let asked = self.homes.may_ask(channel, self.work_ms).and_then(|()| {
+            let (channel, payload) = (channel.clone(), payload.clone());
+            let waiting = Awaiting::Publication(channel.clone());
+            let question = Question::Publish { caller, channel, payload };
+            let full = |_| Refused::Unavailable { detail: TOO_MANY_QUESTIONS };
+            self.ask(question, waiting).map_err(full)
+        });
+        match asked {
+            Ok(ticket) => self.homes.park_asked(channel, ticket, payload, asker),
+            Err(refused) => {
+                let mut deliver = route(self.id, &mut self.own, &mut self.links);
+                asker.answer(channel, Err(refused), &mut deliver);
+            }
+        }
+    }
+
+    /// Goes on with a publication that was asked about.
+    pub(super) fn settle_asked(
+        &mut self,
+        channel: &ChannelName,
+        ticket: Ticket,
+        publish: Result<Option<StoredPayload>, Refused>,
+    ) {
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        self.homes.settle_asked(channel, ticket, publish, &mut deliver);
     }
 
     /// Serves what has come for the homes, up to the turn's limit.
@@ -164,6 +217,42 @@ impl<W: Wire> Shard<W> {
         self.serve(request)
     }
 
+    /// Does what a user's home is asked for.
+    fn serve_user(&mut self, user: UserId, what: UserRequest) {
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        match what {
+            UserRequest::Join(connection) => {
+                let most = self.config.limits.connections_per_user_max;
+                let (shard, sessions) = (connection.shard, vec![connection.session]);
+                if !self.users.join(user, connection, most) {
+                    deliver(shard, Delivery::Order { sessions, order: Order::TooMany });
+                }
+            }
+            UserRequest::Leave { shard, session } => self.users.leave(&user, shard, session),
+            UserRequest::Order { connection, order, reply } => {
+                let connections = self.users.order(&user, connection, &order, &mut deliver);
+                match reply {
+                    Reply::Session(origin) => {
+                        let shard = origin.shard;
+                        deliver(shard, Delivery::Handed { origin, user, connections });
+                    }
+                    Reply::Control(reply) => drop(reply.send(connections)),
+                }
+            }
+            UserRequest::List { reply } => drop(reply.send(self.users.of(&user).to_vec())),
+        }
+    }
+
+    /// Goes by new settings from now on.
+    fn reconfigure(&mut self) {
+        let Settings { config, access, .. } = Settings::clone(&self.shared.settings.load());
+        let shards = self.shared.shards.count();
+        self.homes.reconfigure(config.clone(), home_limits(&config, shards));
+        self.flush_limits = flush_limits(&config, shards);
+        (self.config, self.access) = (config, access);
+        self.review.begin(true);
+    }
+
     fn serve(&mut self, request: Request) -> Option<Request> {
         let Shard { id, own, links, homes, config, request_budget: budget, .. } = self;
         let mut deliver = route(*id, own, links);
@@ -204,10 +293,10 @@ impl<W: Wire> Shard<W> {
                 tracing::debug!(%shard, %channel, on, "readers who read are behind");
                 homes.press(&channel, shard, lane, on);
             }
-            Request::Publish { origin, channel, payload } => {
+            Request::Publish { origin, channel, payload, ask } => {
                 drop(deliver);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                self.publish_here(&channel, payload.borrowed(), asker);
+                self.publish_here(&channel, payload.borrowed(), asker, ask);
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);
@@ -215,7 +304,7 @@ impl<W: Wire> Shard<W> {
                 for (place, channel, payload) in items {
                     self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
                     let asker = Asker::Batch(place, batch.clone());
-                    self.publish_here(&channel, payload.borrowed(), asker);
+                    self.publish_here(&channel, payload.borrowed(), asker, None);
                 }
             }
             Request::History { channel, after, limit, reply } => match reply {
@@ -236,6 +325,23 @@ impl<W: Wire> Shard<W> {
             Request::ListChannels { from, reply } => {
                 let _ = reply.send(homes.page(from));
                 *budget = budget.saturating_sub(self.limits.request_bytes / 4);
+            }
+            Request::User { user, what } => {
+                drop(deliver);
+                self.serve_user(user, what);
+            }
+            Request::Connection { connection, order, reply } => {
+                drop(deliver);
+                let _ = reply.send(self.order_one(connection, &order));
+            }
+            Request::Revoke(revocation) => {
+                drop(deliver);
+                self.revoked.add(revocation);
+                self.review.begin(false);
+            }
+            Request::Reconfigure => {
+                drop(deliver);
+                self.reconfigure();
             }
             Request::Drain => {
                 drop(deliver);

@@ -1,6 +1,7 @@
 //! The connections of a shard, by slot. What fan-out touches for each delivery is kept apart from
 //! the rest, so that serving the subscribers of a channel touches little memory.
 
+mod answers;
 mod closing;
 mod commands;
 mod heartbeat;
@@ -9,19 +10,24 @@ mod intake;
 pub(super) mod outbox;
 mod rate;
 mod replies;
+mod standing;
 
 use bytes::Bytes;
-use ringfeed_protocol::{ChannelName, Connection, Dialect, Refused, Role};
+use ringfeed_protocol::{ChannelName, CloseCode, Connection, Dialect, Refused, Role};
 use ringfeed_wire::{SocketId, SocketOwners};
 use smallvec::SmallVec;
 
 use super::door::Permit;
 use super::feed::List;
+use crate::counters::CloseReason;
 use crate::ids::{LaneId, SessionId, SessionSlot};
 use crate::slab::{Slab, place_bytes};
+pub(super) use commands::TOO_MANY_QUESTIONS;
 pub(super) use holds::{HISTORY_PARTS, Holds};
 use outbox::Outbox;
 use rate::Rate;
+pub use standing::Credentials;
+use standing::Standing;
 
 /// What fan-out needs of a session.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +87,8 @@ pub(super) struct Session {
     pub(super) dialect: Dialect,
     /// Number in the configuration's list.
     pub(super) endpoint: u8,
+    /// How its end began, and with which code.
+    pub(super) closed: Option<(CloseReason, CloseCode)>,
     /// The peer has sent its close frame.
     pub(super) peer_closed: bool,
     /// A frame is half sent and cannot be completed: nothing more is sent, and it is cut in this turn.
@@ -113,6 +121,8 @@ pub(super) struct Session {
     /// Memory of that message, as it is counted for the shard.
     pub(super) partial_bytes: usize,
     pub(super) rate: Rate,
+    /// `None` for a stranger who may stay one.
+    pub(super) standing: Option<Box<Standing>>,
     /// Counts the connection until it ends.
     _permit: Permit,
 }
@@ -129,6 +139,7 @@ impl Session {
             connection: Connection::new(Role::Server, message_bytes_max),
             dialect,
             endpoint,
+            closed: None,
             peer_closed: false,
             cut: false,
             failed: false,
@@ -148,6 +159,7 @@ impl Session {
             message_since_ms: None,
             partial_bytes: 0,
             rate: Rate::default(),
+            standing: None,
             _permit: permit,
         }
     }
@@ -285,6 +297,11 @@ impl Sessions {
     /// Puts the rest of a half-sent frame before everything else that one session is to get.
     pub(super) fn push_rest(&mut self, slot: SessionSlot, rest: Bytes, shared: bool) {
         self.with_outbox(slot, |outbox| outbox.push_rest(rest, shared));
+    }
+
+    /// All slots in use are below this.
+    pub(super) fn places(&self) -> u32 {
+        self.cold.slots()
     }
 
     /// All sessions.

@@ -18,6 +18,10 @@ pub(super) enum Purpose {
     Message,
     /// See whether the socket has taken any of what waits for it alone.
     Outbox,
+    /// See whether it has said who it is.
+    Authentication,
+    /// See whether what it may do has ended; counted in the shard's own time.
+    Expiry,
 }
 
 /// A timer of a session that may be gone by then: the session's generation tells.

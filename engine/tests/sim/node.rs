@@ -14,18 +14,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
-use ringfeed_engine::counters::Counters;
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload, Waker, queues,
+    Asked, ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload, Waker,
+    queues,
 };
+use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
 use ringfeed_engine::shard::{
-    Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
+    Credentials, Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
 };
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, Dialect, Offset};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::client::Speaks;
 use super::dice::Dice;
@@ -49,6 +50,10 @@ pub(crate) struct Cluster {
     nodes: Vec<Node>,
     shared: Arc<Shared>,
     net: Rc<RefCell<Net>>,
+    /// What shards ask of the control thread.
+    asked: mpsc::Receiver<Asked>,
+    /// What a clock on the wall shows.
+    unix_ms: Rc<Cell<u64>>,
 }
 
 /// Answers that the control thread waits for.
@@ -111,7 +116,6 @@ impl Cluster {
         dice: &mut Dice,
         elapsed: &Rc<Cell<Duration>>,
     ) -> Cluster {
-        let config = Arc::new(configuration(setup));
         let (mut ends, mut inboxes, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..setup.shards {
             let (wake, waker) = UnixStream::pair().expect("descriptors are to be had");
@@ -123,13 +127,11 @@ impl Cluster {
             inboxes.push(inbox);
             wakes.push(wake);
         }
-        let shared = Arc::new(Shared {
-            config,
-            shards: Shards::new(ends, [dice.number(), dice.number()]),
-            counters: (0..setup.shards).map(|_| Arc::new(Counters::default())).collect(),
-            admission: Arc::new(Admission::new(u32::MAX, 0)),
-        });
+        let settings = Settings::new(configuration(setup)).expect("the configuration is valid");
+        let shards = Shards::new(ends, [dice.number(), dice.number()]);
+        let (shared, asked) = Shared::new(settings, shards, Admission::new(u32::MAX, 0));
         let start = Instant::now();
+        let unix_ms = Rc::new(Cell::new(1_700_000_000_000));
         let nodes = inboxes
             .into_iter()
             .zip(wakes)
@@ -137,7 +139,11 @@ impl Cluster {
             .map(|(number, (inbox, wake))| {
                 let local = Rc::new(Local::new(None));
                 let environment = Environment {
-                    clock: Clock::Simulated { start, elapsed: elapsed.clone() },
+                    clock: Clock::Simulated {
+                        start,
+                        elapsed: elapsed.clone(),
+                        unix_ms: unix_ms.clone(),
+                    },
                     seed: dice.number(),
                     limits: TurnLimits {
                         events: setup.turn.events,
@@ -155,7 +161,7 @@ impl Cluster {
                 Node { shard: Some(shard), local, wake, asleep: false }
             })
             .collect();
-        Cluster { nodes, shared, net: net.clone() }
+        Cluster { nodes, shared, net: net.clone(), asked, unix_ms }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -220,7 +226,16 @@ impl Cluster {
         };
         let endpoint = endpoint as u8;
         let answer = Vec::new();
-        self.nodes[at].local.promote(Promoted { socket, endpoint, dialect, answer, rest, permit });
+        let credentials = Credentials::default();
+        self.nodes[at].local.promote(Promoted {
+            socket,
+            endpoint,
+            dialect,
+            answer,
+            rest,
+            permit,
+            credentials,
+        });
         self.shared.shards.waker(ShardId(at as u16)).wake();
     }
 

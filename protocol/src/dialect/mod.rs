@@ -58,6 +58,11 @@ impl Dialect {
         matches!(self, Dialect::Ringfeed)
     }
 
+    /// Whether a client can show a token inside the dialect.
+    pub fn has_auth(self) -> bool {
+        matches!(self, Dialect::Ringfeed | Dialect::Raw)
+    }
+
     /// Reads one data message.
     pub fn parse<'a>(self, message: &Incoming<'a>) -> Result<Command<'a>, CommandError<'a>> {
         match (self, message) {
@@ -77,8 +82,10 @@ impl Dialect {
 
     /// Appends an event as a whole frame; nothing where the dialect has no form for it.
     pub fn write_event(self, out: &mut Vec<u8>, event: &Event) {
-        if self == Dialect::Ringfeed {
-            ringfeed::write_event(out, event);
+        match (self, event) {
+            (Dialect::Ringfeed, event) => ringfeed::write_event(out, event),
+            (Dialect::Raw, Event::Direct { kind, bytes, .. }) => raw::write(out, *kind, bytes),
+            (Dialect::Raw | Dialect::Echo, _) => {}
         }
     }
 }

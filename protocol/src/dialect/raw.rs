@@ -1,4 +1,4 @@
-//! `raw.v1`: `{"action":"subscribe","channel":"…"}` and `unsubscribe`; what is delivered is the
+//! `raw.v1`: `{"action":"subscribe","channel":"…"}`, `unsubscribe` and `auth`; what is delivered is the
 //! published payload itself, nothing around it.
 
 use crate::command::{Command, CommandError, PayloadKind};
@@ -14,16 +14,22 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
     match fields.kind() {
         Some("subscribe") => fields.subscribe(),
         Some("unsubscribe") => fields.unsubscribe(),
-        _ => Err(fields.unknown("raw.v1", "subscribe, unsubscribe")),
+        Some("auth") => Ok(fields.auth()),
+        _ => Err(fields.unknown("raw.v1", "auth, subscribe, unsubscribe")),
     }
 }
 
 pub(crate) fn write_publication(out: &mut Vec<u8>, publication: &Publication) {
-    let opcode = match publication.kind {
+    write(out, publication.kind, publication.bytes);
+}
+
+/// A payload, nothing around it.
+pub(super) fn write(out: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
+    let opcode = match kind {
         PayloadKind::Json | PayloadKind::Text => Opcode::Text,
         PayloadKind::Binary => Opcode::Binary,
     };
-    frame::write_server(out, opcode, publication.bytes);
+    frame::write_server(out, opcode, bytes);
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::refused::Refused;
 /// Longest JSON text of an id.
 const ID_BYTES_MAX: usize = 64;
 
-const COMMANDS: &str = "subscribe, unsubscribe, publish, history, ping";
+const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, ping";
 
 /// Every field that any command has. `data` is validated but kept as it came. Unknown fields are
 /// ignored, so that a newer client can speak to an older server.
@@ -39,6 +39,10 @@ pub(super) struct Fields<'a> {
     base64: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub(super) recover: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    token: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    user: Option<Cow<'a, str>>,
     #[serde(default)]
     after: Option<u64>,
     #[serde(default)]
@@ -82,7 +86,7 @@ impl<'a> Fields<'a> {
         self.kind.as_deref()
     }
 
-    pub(super) fn subscribe(self) -> Result<Command<'a>, CommandError<'a>> {
+    pub(super) fn subscribe(mut self) -> Result<Command<'a>, CommandError<'a>> {
         let recover = match self.recover.map(RawValue::get) {
             None => None,
             // Not an array of the two, which serde would take.
@@ -97,7 +101,8 @@ impl<'a> Fields<'a> {
             },
             Some(_) => return Err(self.bad("'recover' must be an object with epoch and offset")),
         };
-        self.with_channel(|channel| Action::Subscribe { channel, recover })
+        let token = self.token.take();
+        self.with_channel(|channel| Action::Subscribe { channel, recover, token })
     }
 
     pub(super) fn unsubscribe(self) -> Result<Command<'a>, CommandError<'a>> {
@@ -108,6 +113,28 @@ impl<'a> Fields<'a> {
         let payload = Payload::from_fields(self.data, self.text.take(), self.base64.take())
             .map_err(|refused| CommandError { id: self.id(), refused })?;
         self.with_channel(|channel| Action::Publish { channel, payload })
+    }
+
+    pub(super) fn auth(self) -> Command<'a> {
+        Command { id: self.id(), action: Action::Auth { token: self.token } }
+    }
+
+    fn send(mut self) -> Result<Command<'a>, CommandError<'a>> {
+        let payload = Payload::from_fields(self.data, self.text.take(), self.base64.take())
+            .map_err(|refused| CommandError { id: self.id(), refused })?;
+        match self.user.take() {
+            Some(user) => Ok(Command { id: self.id(), action: Action::Send { user, payload } }),
+            None => Err(self.bad("'user' is missing")),
+        }
+    }
+
+    /// A type that the dialect does not have: somebody else may know it.
+    fn other(mut self, message: &'a str) -> Result<Command<'a>, CommandError<'a>> {
+        let CommandError { id, refused } = self.unknown("ringfeed.v1", COMMANDS);
+        match self.kind.take() {
+            Some(kind) => Ok(Command { id, action: Action::Other { kind, message, refused } }),
+            None => Err(CommandError { id, refused }),
+        }
     }
 
     fn history(self) -> Result<Command<'a>, CommandError<'a>> {
@@ -160,7 +187,9 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
         Some("publish") => fields.publish(),
         Some("history") => fields.history(),
         Some("ping") => Ok(Command { id: fields.id(), action: Action::Ping }),
-        _ => Err(fields.unknown("ringfeed.v1", COMMANDS)),
+        Some("send") => fields.send(),
+        Some("auth") => Ok(fields.auth()),
+        _ => fields.other(text),
     }
 }
 
@@ -193,20 +222,20 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &
         return;
     }
     let mut body = format!("{HEAD}{channel}{OFFSET}{}", publication.offset).into_bytes();
-    write_data(&mut body, publication);
+    write_data(&mut body, publication.kind, publication.bytes);
     body.push(b'}');
     frame::write_server(out, Opcode::Text, &body);
 }
 
 /// Appends `,"data":…` and, for bytes, `,"encoding":"base64"`.
-fn write_data(body: &mut Vec<u8>, publication: &Publication) {
+fn write_data(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
     body.extend_from_slice(b",\"data\":");
-    match publication.kind {
-        PayloadKind::Json => body.extend_from_slice(publication.bytes),
-        PayloadKind::Text => write_string(body, &String::from_utf8_lossy(publication.bytes)),
+    match kind {
+        PayloadKind::Json => body.extend_from_slice(bytes),
+        PayloadKind::Text => write_string(body, &String::from_utf8_lossy(bytes)),
         PayloadKind::Binary => {
             body.push(b'"');
-            body.extend_from_slice(BASE64.encode(publication.bytes).as_bytes());
+            body.extend_from_slice(BASE64.encode(bytes).as_bytes());
             body.extend_from_slice(b"\",\"encoding\":\"base64\"");
         }
     }
@@ -264,9 +293,45 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
             }
             write!(body, "}}")
         }
-        Event::Unsubscribed { id, channel } => {
+        Event::Unsubscribed { id, channel, reason } => {
             head(body, "unsubscribed", id);
-            write!(body, ",\"channel\":\"{channel}\"}}")
+            let _ = write!(body, ",\"channel\":\"{channel}\"");
+            if let Some(reason) = reason {
+                body.extend_from_slice(b",\"reason\":");
+                write_string(body, reason);
+            }
+            write!(body, "}}")
+        }
+        Event::Connected { id, connection, user, expires_in_ms } => {
+            head(body, "connected", id);
+            let _ = write!(body, ",\"connection\":\"{connection}\"");
+            if let Some(user) = user {
+                body.extend_from_slice(b",\"user\":");
+                write_string(body, user);
+            }
+            if let Some(expires_in_ms) = expires_in_ms {
+                let _ = write!(body, ",\"expires_in_ms\":{expires_in_ms}");
+            }
+            write!(body, "}}")
+        }
+        Event::Sent { id, user, connections } => {
+            head(body, "sent", id);
+            body.extend_from_slice(b",\"user\":");
+            write_string(body, user);
+            write!(body, ",\"connections\":{connections}}}")
+        }
+        Event::Direct { from, kind, bytes } => {
+            head(body, "direct", &None);
+            if let Some(from) = from {
+                body.extend_from_slice(b",\"from\":");
+                write_string(body, from);
+            }
+            write_data(body, *kind, bytes);
+            write!(body, "}}")
+        }
+        Event::Reply { id, data } => {
+            head(body, "reply", id);
+            write!(body, ",\"data\":{data}}}")
         }
         Event::Published { id, channel, position: Position { epoch, offset } } => {
             head(body, "published", id);
@@ -286,7 +351,7 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
             for (i, publication) in publications.iter().enumerate() {
                 let comma = if i > 0 { "," } else { "" };
                 let _ = write!(body, "{comma}{{\"offset\":{}", publication.offset);
-                write_data(body, publication);
+                write_data(body, publication.kind, publication.bytes);
                 body.push(b'}');
             }
             write!(body, "]}}")

@@ -1,12 +1,14 @@
 //! HTTP answers: each says what was wrong and what is allowed, and ends the connection.
 
+use std::borrow::Cow;
+
 /// Why a head was not accepted: one HTTP answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status.
     pub status: u16,
     /// Further header lines, each ending in CRLF.
-    pub headers: &'static str,
+    pub headers: Cow<'static, str>,
     /// What was wrong, for a person.
     pub text: String,
 }
@@ -14,12 +16,12 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with no further headers.
     pub fn new(status: u16, text: impl Into<String>) -> Refusal {
-        Refusal { status, headers: "", text: text.into() }
+        Refusal { status, headers: "".into(), text: text.into() }
     }
 
     /// Appends the whole HTTP answer.
     pub fn write(&self, out: &mut Vec<u8>) {
-        write_response(out, self.status, self.headers, "text/plain; charset=utf-8", &self.text);
+        write_response(out, self.status, &self.headers, "text/plain; charset=utf-8", &self.text);
     }
 }
 
@@ -28,6 +30,7 @@ pub fn write_response(out: &mut Vec<u8>, status: u16, headers: &str, kind: &str,
     let reason = match status {
         200 => "OK",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",

@@ -21,20 +21,20 @@ impl<'a> Request<'a> {
         if self.method != "GET" {
             return Err(Refusal {
                 status: 405,
-                headers: "Allow: GET\r\n",
+                headers: "Allow: GET\r\n".into(),
                 text: format!("a WebSocket is opened with GET, not {}\n", printable(self.method)),
             });
         }
         if !self.has_token("upgrade", "websocket") || !self.has_token("connection", "upgrade") {
             return Err(Refusal {
                 status: 426,
-                headers: "Upgrade: websocket\r\n",
+                headers: "Upgrade: websocket\r\n".into(),
                 text: "this path speaks WebSocket: send Upgrade: websocket and Connection: \
                        Upgrade\n"
                     .into(),
             });
         }
-        let mut versions = self.all("sec-websocket-version");
+        let mut versions = self.values("sec-websocket-version");
         let version = versions.next();
         if versions.next().is_some() {
             return Err(Refusal::new(400, "at most one Sec-WebSocket-Version is allowed\n"));
@@ -42,11 +42,11 @@ impl<'a> Request<'a> {
         if version != Some(b"13") {
             return Err(Refusal {
                 status: 426,
-                headers: "Sec-WebSocket-Version: 13\r\n",
+                headers: "Sec-WebSocket-Version: 13\r\n".into(),
                 text: "only version 13 of the WebSocket protocol is spoken here\n".into(),
             });
         }
-        let mut keys = self.all("sec-websocket-key");
+        let mut keys = self.values("sec-websocket-key");
         let key = match (keys.next(), keys.next()) {
             (Some(key), None) => key.trim_ascii(),
             _ => return Err(Refusal::new(400, "exactly one Sec-WebSocket-Key is needed\n")),

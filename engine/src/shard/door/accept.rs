@@ -91,7 +91,7 @@ impl Door {
         place: Place,
         leave: AbortRegistration,
     ) {
-        let limit = Duration::from_millis(self.shared.config.server.handshake_timeout_ms.into());
+        let limit = Duration::from_millis(self.shared.config().server.handshake_timeout_ms.into());
         let reading = timeout(limit, read_head(&mut stream, &place));
         let read = Abortable::new(reading, leave).await;
         drop(place);
@@ -111,7 +111,11 @@ impl Door {
             Ok(Ok(Ok(None))) => return,
             Ok(Ok(Ok(Some(head)))) => head,
         };
-        match route(&bytes, &self.shared.config, &self.origins) {
+        let settings = self.shared.settings.load_full();
+        let routed = route(&bytes, &settings, address);
+        // Who has to wait for somebody does so without it.
+        drop(bytes);
+        match routed {
             Err(refusal) => {
                 let reason = match refusal.status {
                     403 => RefusalReason::Origin,
@@ -124,9 +128,23 @@ impl Door {
                 drop(permit);
                 self.answer(stream, address, answer).await;
             }
-            Ok(Answer::Upgrade { endpoint, dialect, answer }) => {
+            Ok(Answer::Upgrade { endpoint, dialect, answer, shown }) => {
+                let credentials = match self.identify(&settings, shown, dialect).await {
+                    Ok(credentials) => credentials,
+                    Err((reason, refusal)) => {
+                        return self.refuse(stream, address, reason, refusal).await;
+                    }
+                };
                 let socket = ringfeed_wire::into_owned_fd(stream);
-                self.local.promote(Promoted { socket, endpoint, dialect, answer, rest, permit });
+                self.local.promote(Promoted {
+                    socket,
+                    endpoint,
+                    dialect,
+                    answer,
+                    rest,
+                    permit,
+                    credentials,
+                });
                 self.shared.shards.waker(self.shard).wake();
             }
         }

@@ -22,7 +22,7 @@ const LINGER_READS_MAX: usize = 16;
 
 /// Something that will be better in a moment.
 pub(super) fn busy(why: &str) -> Refusal {
-    Refusal { status: 503, headers: "Retry-After: 5\r\n", text: why.into() }
+    Refusal { status: 503, headers: "Retry-After: 5\r\n".into(), text: why.into() }
 }
 
 impl Door {

@@ -1,10 +1,13 @@
 //! What a request is answered with.
 
+use std::net::IpAddr;
+
 use ringfeed_protocol::Dialect;
 use ringfeed_protocol::handshake::{Refusal, Request, Upgrade, write_response};
 
-use crate::config::{Config, Endpoint};
-use crate::origins::Origins;
+use super::credentials::{Shown, is_token};
+use crate::config::Endpoint;
+use crate::settings::Settings;
 
 /// The page for a browser that was pointed at this port.
 const PAGE: &str = include_str!("../page.html");
@@ -24,23 +27,28 @@ pub(super) enum Answer {
         dialect: Dialect,
         /// The answer that opens it.
         answer: Vec<u8>,
+        /// What it shows of who asks.
+        shown: Shown,
     },
 }
 
 /// Decides what a request is answered with. `head` is whole.
-pub(super) fn route(head: &[u8], config: &Config, origins: &Origins) -> Result<Answer, Refusal> {
+pub(super) fn route(head: &[u8], settings: &Settings, address: IpAddr) -> Result<Answer, Refusal> {
+    let (config, origins) = (&*settings.config, &settings.origins);
     let request = Request::parse_whole(head)?;
     let endpoints = (0u8..=u8::MAX).zip(&config.endpoints);
     if let Some((number, endpoint)) = { endpoints }.find(|(_, e)| e.path == request.path) {
-        let upgrade = request.upgrade()?;
+        let mut upgrade = request.upgrade()?;
         if !origins.allow(request.header("origin")) {
             let text =
                 "pages of this Origin may not connect; server.origins lists those that may\n";
             return Err(Refusal::new(403, text));
         }
         let mut answer = Vec::new();
+        let shown = Shown::of(&request, &upgrade.protocols, settings, address);
+        upgrade.protocols.retain(|protocol| !is_token(protocol, config));
         let dialect = choose(&request, &upgrade, endpoint, &mut answer)?;
-        return Ok(Answer::Upgrade { endpoint: number, dialect, answer });
+        return Ok(Answer::Upgrade { endpoint: number, dialect, answer, shown });
     }
     match request.path {
         "/health" => page(&request, JSON, "{\"status\":\"ok\"}\n"),
@@ -64,7 +72,7 @@ fn page(request: &Request, kind: &str, body: &str) -> Result<Answer, Refusal> {
         }
         _ => {
             let text = "allowed here are GET and HEAD\n".into();
-            return Err(Refusal { status: 405, headers: "Allow: GET, HEAD\r\n", text });
+            return Err(Refusal { status: 405, headers: "Allow: GET, HEAD\r\n".into(), text });
         }
     }
     Ok(Answer::Page(answer))

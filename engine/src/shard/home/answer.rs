@@ -51,7 +51,13 @@ impl Drop for Batch {
 }
 
 impl Asker {
-    pub(super) fn answer(self, channel: &ChannelName, published: Published, deliver: Deliver) {
+    /// Answers whoever published.
+    pub(in crate::shard) fn answer(
+        self,
+        channel: &ChannelName,
+        published: Published,
+        deliver: Deliver,
+    ) {
         match self {
             Asker::Nobody => {}
             Asker::Batch(place, batch) => batch.answers.borrow_mut().push((place, published)),

@@ -1,17 +1,21 @@
-//! What a home holds back while readers who read are behind: publications, and what their publishers ask
-//! behind them.
+//! What a home holds back while readers who read are behind, or while somebody is asked whether a publication may
+//! be: publications, and what their publishers ask behind them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
+use ringfeed_protocol::Refused;
+
 use super::Asker;
-use crate::ids::{SessionId, ShardId};
+use crate::ids::{SessionId, ShardId, Ticket};
 use crate::message::{Request, StoredPayload};
 
 /// What is held back.
 #[derive(Debug)]
 pub(super) enum Parked {
     Publication(StoredPayload, Asker),
+    /// A publication of which it is not known yet whether it may be: it keeps its place.
+    Asked(Ticket, StoredPayload, Asker),
     /// Something that a session has asked behind a publication of its own.
     Request(Request),
 }
@@ -22,7 +26,9 @@ impl Parked {
         size_of::<Parked>()
             + self.session().map_or(0, |_| size_of::<((ShardId, SessionId), u32)>())
             + match self {
-                Parked::Publication(payload, _) => payload.bytes.len(),
+                Parked::Publication(payload, _) | Parked::Asked(_, payload, _) => {
+                    payload.bytes.len()
+                }
                 Parked::Request(request) => request.cost(),
             }
     }
@@ -30,8 +36,9 @@ impl Parked {
     /// The session that it is from.
     fn session(&self) -> Option<(ShardId, SessionId)> {
         let origin = match self {
-            Parked::Publication(_, Asker::Session(origin)) => Some(origin),
-            Parked::Publication(..) => None,
+            Parked::Publication(_, Asker::Session(origin))
+            | Parked::Asked(_, _, Asker::Session(origin)) => Some(origin),
+            Parked::Publication(..) | Parked::Asked(..) => None,
             Parked::Request(request) => request.origin(),
         };
         origin.map(|origin| (origin.shard, origin.session))
@@ -69,6 +76,11 @@ impl Parking {
 
     pub(super) fn pop_front(&mut self) -> Option<Parked> {
         let parked = self.queue.pop_front()?;
+        self.count_out(&parked);
+        Some(parked)
+    }
+
+    fn count_out(&mut self, parked: &Parked) {
         self.bytes -= parked.bytes();
         if let Some(session) = parked.session()
             && let Entry::Occupied(mut count) = self.of.entry(session)
@@ -78,7 +90,39 @@ impl Parking {
                 count.remove();
             }
         }
-        Some(parked)
+    }
+
+    /// Whether what comes next waits to be answered.
+    pub(super) fn awaits_answer(&self) -> bool {
+        matches!(self.queue.front(), Some(Parked::Asked(..)))
+    }
+
+    /// Whether anything waits to be answered.
+    pub(super) fn has_asked(&self) -> bool {
+        self.queue.iter().any(|parked| matches!(parked, Parked::Asked(..)))
+    }
+
+    /// Goes on with a publication that was asked about: it may be, perhaps as something else, or it may not and
+    /// whoever wants to know comes back.
+    pub(super) fn answered(
+        &mut self,
+        ticket: Ticket,
+        publish: Result<Option<StoredPayload>, Refused>,
+    ) -> Option<(Asker, Refused)> {
+        let is_it = |parked: &Parked| matches!(parked, Parked::Asked(of, ..) if *of == ticket);
+        let at = self.queue.iter().position(is_it)?;
+        let asked = self.queue.remove(at)?;
+        self.count_out(&asked);
+        let Parked::Asked(_, payload, asker) = asked else { return None };
+        match publish {
+            Ok(instead) => {
+                let parked = Parked::Publication(instead.unwrap_or(payload), asker);
+                self.count_in(&parked);
+                self.queue.insert(at, parked);
+                None
+            }
+            Err(refused) => Some((asker, refused)),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -15,8 +15,8 @@ use smallvec::SmallVec;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking};
 use crate::config::Config;
-use crate::ids::{LaneId, ShardId};
-use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start};
+use crate::ids::{LaneId, ShardId, Ticket};
+use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
 use crate::names::Names;
 use crate::slab::Slab;
 
@@ -41,6 +41,10 @@ const ENCODED_ROOM: usize = 64;
 /// no more.
 const PARKED_PARTS: usize = 8;
 
+/// Why something is not published behind what is asked about.
+const TOO_MUCH_ASKED: Refused =
+    Refused::Unavailable { detail: "too much waits for what the application says of this channel" };
+
 /// What a shard's homes may hold.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::shard) struct HomeLimits {
@@ -57,7 +61,7 @@ pub(in crate::shard) struct HomeLimits {
 /// See the module's description.
 #[derive(Debug)]
 pub(in crate::shard) struct Homes {
-    by_name: Names<u32>,
+    by_name: Names<ChannelName, u32>,
     homes: Slab<Home>,
     /// With something pending.
     dirty: Vec<u32>,
@@ -120,6 +124,11 @@ impl Homes {
             closed: false,
             rng,
         }
+    }
+
+    /// Goes by another configuration from now on. Channels that are there keep the history and window they have.
+    pub(in crate::shard) fn reconfigure(&mut self, config: Arc<Config>, limits: HomeLimits) {
+        (self.config, self.limits) = (config, limits);
     }
 
     pub(in crate::shard) fn count(&self) -> usize {
@@ -226,11 +235,75 @@ impl Homes {
             }
         };
         if self.is_held(index) {
+            if !self.has_room_behind_asked(index) {
+                asker.answer(name, Err(TOO_MUCH_ASKED), deliver);
+                return false;
+            }
             self.park(index, Parked::Publication(payload.into(), asker));
             return false;
         }
         self.append(index, &payload, asker, now, deliver);
         true
+    }
+
+    /// Whether one more publication may be asked about before it is published. `Err` says why not.
+    pub(in crate::shard) fn may_ask(
+        &mut self,
+        name: &ChannelName,
+        now_ms: u64,
+    ) -> Result<(), Refused> {
+        if self.closed {
+            return Err(Refused::Draining);
+        }
+        let index = self.open(name, now_ms)?;
+        if self.has_room_behind_asked(index) { Ok(()) } else { Err(TOO_MUCH_ASKED) }
+    }
+
+    /// Holds a publication back, at its place, until it is known whether it may be.
+    pub(in crate::shard) fn park_asked(
+        &mut self,
+        name: &ChannelName,
+        ticket: Ticket,
+        payload: StoredPayload,
+        asker: Asker,
+    ) {
+        let index = *self.by_name.get(name).expect("the channel was opened to ask");
+        self.park(index, Parked::Asked(ticket, payload, asker));
+    }
+
+    /// Goes on with a publication that was asked about.
+    pub(in crate::shard) fn settle_asked(
+        &mut self,
+        name: &ChannelName,
+        ticket: Ticket,
+        publish: Result<Option<StoredPayload>, Refused>,
+        deliver: Deliver,
+    ) {
+        let Some(&index) = self.by_name.get(name) else { return };
+        let home = self.homes.get_mut(index).expect("an indexed home is there");
+        let Some(parked) = home.parked.as_mut() else { return };
+        let before = parked.bytes();
+        let refused = parked.answered(ticket, publish);
+        let (after, is_empty) = (parked.bytes(), parked.is_empty());
+        if is_empty {
+            home.parked = None;
+            self.waiting.retain(|&waiting| waiting != index);
+        }
+        self.parked_bytes = self.parked_bytes - before + after;
+        if let Some((asker, refused)) = refused {
+            asker.answer(name, Err(refused), deliver);
+        }
+    }
+
+    /// What waits behind a question waits as long as somebody outside likes: it may take so much, and the shard goes
+    /// on with everything else.
+    fn has_room_behind_asked(&self, index: u32) -> bool {
+        let most = self.limits.parked_bytes_max;
+        let parked = self.homes.get(index).and_then(|home| home.parked.as_ref());
+        parked.is_none_or(|parked| {
+            let full = parked.bytes() > most / PARKED_PARTS || self.parked_bytes > most / 2;
+            !full || !parked.has_asked()
+        })
     }
 
     fn park(&mut self, index: u32, parked: Parked) {
@@ -314,6 +387,8 @@ impl Homes {
                         self.append(index, &payload.borrowed(), asker, now, deliver);
                         published += 1;
                     }
+                    // Not before it is answered.
+                    Parked::Asked(..) => unreachable!("what awaits an answer is not next"),
                     Parked::Request(request) => {
                         requests.push(request);
                         // What is behind it goes on in the next turn, when it is served.

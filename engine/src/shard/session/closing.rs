@@ -8,8 +8,9 @@ use ringfeed_wire::Wire;
 use super::{BLOCKED, CLOSING, CURSORS, Holds, MULTI, OUTBOX, QUEUED, Subscription};
 use crate::counters::{CloseReason, Reason as _};
 use crate::ids::SessionSlot;
-use crate::message::Request;
+use crate::message::{Question, Request};
 use crate::shard::Shard;
+use crate::shard::asks::Waiting;
 use crate::shard::timers::{Purpose, Timer};
 
 /// How long the peer has to read the close frame after it broke the protocol.
@@ -52,6 +53,7 @@ impl<W: Wire> Shard<W> {
         let state = self.feeds.lane(lane);
         let (channel, kind) = (state.name.clone(), state.lane);
         self.feeds.release(lane);
+        self.take_pass(slot, &channel);
         // The home counts out who was answered; to whom it has not answered yet, it will, and is told
         // then.
         if index.is_some() {
@@ -93,6 +95,7 @@ impl<W: Wire> Shard<W> {
         self.counters.closes.add(why, 1);
         tracing::debug!(shard = %self.id, session = slot.0, code = code.0, reason, "closing");
         self.detach_all(slot);
+        self.leave(slot);
         let mut frame = Vec::new();
         frame::write_server(&mut frame, Opcode::Close, &frame::close_body(code, reason));
         let now_ms = self.now_ms;
@@ -105,6 +108,7 @@ impl<W: Wire> Shard<W> {
         let due_ms = now_ms + u64::from(self.config.server.close_timeout_ms);
         self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Close });
         if let Some(session) = self.sessions.get_mut(slot) {
+            session.closed = Some((why, code));
             session.deferred = None;
             // The peer's answer is waited for, whatever it had to wait for before.
             if !session.holds.is_empty() {
@@ -199,8 +203,27 @@ impl<W: Wire> Shard<W> {
             self.counters.closes.add(why, 1);
         }
         self.detach_all(slot);
+        self.leave(slot);
+        self.tell_ended(slot, why);
+        let session = self.sessions.get(slot);
+        if let Some(number) = session.and_then(|session| session.standing.as_ref()?.number()) {
+            self.named.remove(&number);
+        }
         self.wire.close(self.sessions.hot(slot).socket);
         self.sessions.hot_mut(slot).flags &= !(QUEUED | BLOCKED);
         self.sessions.remove(slot);
+    }
+
+    /// Has the application told that a connection has ended, where it wants to know.
+    fn tell_ended(&mut self, slot: SessionSlot, why: CloseReason) {
+        if self.config.hooks.disconnect_url.is_empty() {
+            return;
+        }
+        let closed = self.sessions.get(slot).and_then(|session| session.closed);
+        // Without a close frame, as RFC 6455 section 7.1.5 has it.
+        let (why, code) = closed.unwrap_or((why, CloseCode(1006)));
+        let (caller, code, reason) = (self.caller(slot), code.0, why.label().into());
+        // Where too much is under way nobody is told; it is counted.
+        let _ = self.ask(Question::Disconnect { caller, code, reason }, Waiting::Nobody);
     }
 }

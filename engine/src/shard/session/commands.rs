@@ -3,20 +3,37 @@
 use bytes::Bytes;
 use ringfeed_protocol::command::{Action, Command, Payload};
 use ringfeed_protocol::frame::{self, Opcode};
+use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::refused::{Limit, Operation};
-use ringfeed_protocol::{ChannelName, Event, Offset, Position, Refused};
+use ringfeed_protocol::{ChannelName, Event, Offset, Position, Refused, UserId};
 use ringfeed_wire::Wire;
 
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
-use crate::config::{Publishers, Subscribers};
+use crate::access::{TokenError, Verdict};
 use crate::ids::{LaneId, SessionSlot};
-use crate::message::{Origin, Reply, Request};
+use crate::message::{Order, Origin, Question, Reply, Request, UserRequest};
 use crate::shard::Shard;
+use crate::shard::asks::Then;
 use crate::shard::feed::{Subscriber, Window};
+
+/// Why nobody was asked.
+pub(in crate::shard) const TOO_MANY_QUESTIONS: &str = "too much is being asked of the application";
 
 impl<W: Wire> Shard<W> {
     pub(super) fn handle_command(&mut self, slot: SessionSlot, Command { id, action }: Command) {
+        if self.must_authenticate(slot) && !matches!(action, Action::Auth { .. } | Action::Ping) {
+            let detail = "say who you are first: {\"type\":\"auth\",\"token\":…}".into();
+            return self.refuse(slot, id, Refused::Unauthenticated { detail });
+        }
         match action {
+            Action::Auth { token } => self.authenticate(slot, id, token.as_deref(), false),
+            Action::Send { user, payload } => match UserId::new(&user) {
+                Ok(user) => self.send(slot, id, user, payload),
+                Err(e) => self.refuse(slot, id, Refused::BadUser(e)),
+            },
+            Action::Other { kind, message, refused } => {
+                self.ask_about_message(slot, id, &kind, message, refused);
+            }
             Action::Ping => self.reply(slot, &Event::Pong { id }),
             Action::Echo { text, bytes } => {
                 let mut echo = Vec::with_capacity(bytes.len() + frame::HEADER_BYTES_MAX);
@@ -24,9 +41,9 @@ impl<W: Wire> Shard<W> {
                 frame::write_server(&mut echo, opcode, bytes);
                 self.push_outbox(slot, Bytes::from(echo));
             }
-            Action::Subscribe { channel, recover } => {
+            Action::Subscribe { channel, recover, token } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
-                    self.subscribe(slot, id, name, recover);
+                    self.subscribe(slot, id, name, recover, token.as_deref());
                 }
             }
             Action::Unsubscribe { channel } => {
@@ -70,34 +87,130 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    fn subscribe(
+    pub(super) fn subscribe(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        channel: ChannelName,
+        recover: Option<Position>,
+        token: Option<&str>,
+    ) {
+        let operation = Operation::Subscribe;
+        let hint = match self.may(slot, operation, &channel) {
+            Verdict::Yes => return self.subscribe_allowed(slot, id, channel, recover),
+            Verdict::Token => match token {
+                Some(token) => {
+                    return self.subscribe_with_token(slot, id, channel, recover, token, false);
+                }
+                None => "with a token for it",
+            },
+            Verdict::Ask => return self.ask_to_subscribe(slot, id, channel, recover),
+            Verdict::No(hint) => hint,
+            Verdict::WhileSubscribed => "by nobody",
+        };
+        self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
+    }
+
+    /// Subscribes with a token for the channel alone.
+    pub(super) fn subscribe_with_token(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        channel: ChannelName,
+        recover: Option<Position>,
+        token: &str,
+        last_try: bool,
+    ) {
+        let (now, keys) = (self.clock.unix_ms() / 1000, self.shared.remote_keys.load_full());
+        let user = self.identity(slot).user.clone();
+        let issuers = &self.access.issuers;
+        match issuers.check_channel(token, now, &keys, &channel, user.as_ref()) {
+            Ok(expires_at) => {
+                self.give_pass(slot, &channel, Some(expires_at));
+                if self.subscription_to(slot, &channel).is_some() {
+                    // It has shown a newer one.
+                    return self.refuse(slot, id, Refused::AlreadySubscribed { channel });
+                }
+                self.subscribe_allowed(slot, id, channel, recover);
+            }
+            Err(TokenError::UnknownKey { url, kid }) if !last_try => {
+                let (id, token) = (id.map(Box::from), token.into());
+                let then = Then::ChannelToken { id, channel, recover, token };
+                self.ask_for_keys(slot, (url, kid), then);
+            }
+            Err(e) => {
+                let detail = Detail::new(format_args!("the token for {channel}: {e}"));
+                self.refuse(slot, id, Refused::Unauthenticated { detail });
+            }
+        }
+    }
+
+    /// Asks the application whether a session may subscribe.
+    fn ask_to_subscribe(
         &mut self,
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
         recover: Option<Position>,
     ) {
-        let Some(session) = self.sessions.get(slot) else { return };
-        let Some(lane) = session.dialect.lane() else { return };
-        let most = self.config.limits.subscriptions_per_connection_max;
-        let rule = match self.config.rule(&channel) {
-            Some(rule) if rule.subscribe == Subscribers::Anyone => rule,
-            _ => {
-                let (operation, hint) = (Operation::Subscribe, "by nobody");
-                return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
-            }
-        };
+        // Nobody is asked about what is refused anyway.
+        if let Err(refused) = self.has_room_to_subscribe(slot, &channel) {
+            return self.refuse(slot, id, refused);
+        }
+        let question = Question::Subscribe { caller: self.caller(slot), channel: channel.clone() };
+        let then = Then::Subscribe { id: id.map(Box::from), channel, recover };
+        if self.ask_for(slot, question, then).is_err() {
+            self.refuse(slot, id, Refused::Unavailable { detail: TOO_MANY_QUESTIONS });
+        }
+    }
+
+    /// The place of a channel among a session's subscriptions.
+    pub(super) fn subscription_to(
+        &self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+    ) -> Option<usize> {
+        let session = self.sessions.get(slot)?;
+        let known = self.feeds.find(channel, session.dialect.lane()?)?;
+        session.subscriptions.iter().position(|own| own.lane == known)
+    }
+
+    /// What stands against one more subscription, whoever may have it.
+    fn has_room_to_subscribe(
+        &self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+    ) -> Result<(), Refused> {
         if self.draining {
-            return self.refuse(slot, id, Refused::Draining);
+            return Err(Refused::Draining);
         }
-        let known = self.feeds.find(&channel, lane);
-        if session.subscriptions.iter().any(|s| Some(s.lane) == known) {
-            return self.refuse(slot, id, Refused::AlreadySubscribed { channel });
+        if self.subscription_to(slot, channel).is_some() {
+            return Err(Refused::AlreadySubscribed { channel: channel.clone() });
         }
-        if session.subscriptions.len() >= most as usize {
+        let most = self.config.limits.subscriptions_per_connection_max;
+        let count = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
+        if count >= most as usize {
             let (limit, most) = (Limit::SubscriptionsPerConnection, u64::from(most));
-            return self.refuse(slot, id, Refused::LimitReached { limit, most });
+            return Err(Refused::LimitReached { limit, most });
         }
+        Ok(())
+    }
+
+    /// Subscribes a session that may.
+    pub(super) fn subscribe_allowed(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        channel: ChannelName,
+        recover: Option<Position>,
+    ) {
+        if let Err(refused) = self.has_room_to_subscribe(slot, &channel) {
+            return self.refuse(slot, id, refused);
+        }
+        let Some(lane) = self.sessions.get(slot).and_then(|session| session.dialect.lane()) else {
+            return;
+        };
+        let Some(rule) = self.config.rule(&channel) else { return };
         let window = Window {
             policy: rule.lag_policy,
             bytes: rule.window_bytes as usize,
@@ -179,12 +292,10 @@ impl<W: Wire> Shard<W> {
         if self.defer(slot, wait) {
             return;
         }
-        let Some(session) = self.sessions.get(slot) else { return };
-        let lane = session.dialect.lane().and_then(|lane| self.feeds.find(&channel, lane));
-        match session.subscriptions.iter().position(|own| Some(own.lane) == lane) {
+        match self.subscription_to(slot, &channel) {
             Some(at) => {
                 self.detach(slot, at);
-                self.reply(slot, &Event::Unsubscribed { id, channel: &channel });
+                self.reply(slot, &Event::Unsubscribed { id, channel: &channel, reason: None });
             }
             None => self.refuse(slot, id, Refused::NotSubscribed { channel }),
         }
@@ -197,11 +308,18 @@ impl<W: Wire> Shard<W> {
         channel: ChannelName,
         payload: Payload,
     ) {
-        let rule = self.config.rule(&channel);
-        if !rule.is_some_and(|rule| rule.publish == Publishers::Anyone) {
-            let (operation, hint) = (Operation::Publish, "over the HTTP API only");
-            return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
-        }
+        let operation = Operation::Publish;
+        let ask = match self.may(slot, operation, &channel) {
+            Verdict::Yes => None,
+            Verdict::Ask => Some(self.caller(slot)),
+            Verdict::No(hint) => {
+                return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
+            }
+            Verdict::Token | Verdict::WhileSubscribed => {
+                let hint = "over the HTTP API only";
+                return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
+            }
+        };
         if self.draining {
             return self.refuse(slot, id, Refused::Draining);
         }
@@ -209,7 +327,7 @@ impl<W: Wire> Shard<W> {
         if origin.is_some() {
             self.owe(slot, 1);
         }
-        self.publish_for(origin, channel, payload);
+        self.publish_for(origin, channel, payload, ask);
         let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));
         if !held && self.is_congested() {
             self.hold(slot, Holds::CONGESTED);
@@ -226,9 +344,14 @@ impl<W: Wire> Shard<W> {
         after: Option<Offset>,
         limit: Option<u32>,
     ) {
-        let subscribe = self.config.rule(&channel).map(|rule| rule.subscribe);
-        if subscribe != Some(Subscribers::Anyone) {
-            let (operation, hint) = (Operation::History, "by nobody");
+        let operation = Operation::History;
+        let hint = match self.may(slot, operation, &channel) {
+            Verdict::Yes => None,
+            Verdict::No(hint) => Some(hint),
+            _ if self.subscription_to(slot, &channel).is_some() => None,
+            _ => Some("by its subscribers"),
+        };
+        if let Some(hint) = hint {
             return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
         }
         if self.draining {
@@ -239,6 +362,39 @@ impl<W: Wire> Shard<W> {
         let reply = Reply::Session(self.origin(slot, id));
         self.owe(slot, self.owed_by_history());
         self.request(Request::History { channel, after, limit, reply });
+    }
+
+    /// Sends to all connections of a user.
+    fn send(&mut self, slot: SessionSlot, id: Option<&str>, user: UserId, payload: Payload) {
+        if !self.access.permissions.may_send(self.identity(slot), &user) {
+            return self.refuse(slot, id, Refused::SendForbidden { user });
+        }
+        let from = self.identity(slot).user.clone();
+        let order = Order::Send { from, payload: payload.into() };
+        let reply = Reply::Session(self.origin(slot, id));
+        self.owe(slot, 1);
+        let what = UserRequest::Order { connection: None, order, reply };
+        self.request(Request::User { user, what });
+    }
+
+    /// Has the application say something to a message of a type that is not ours.
+    fn ask_about_message(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        kind: &str,
+        message: &str,
+        refused: Refused,
+    ) {
+        if self.config.hooks.message_url.is_empty() {
+            return self.refuse(slot, id, refused);
+        }
+        let (caller, kind) = (self.caller(slot), kind.into());
+        let message = Bytes::copy_from_slice(message.as_bytes());
+        let then = Then::Message { id: id.map(Box::from) };
+        if self.ask_for(slot, Question::Message { caller, kind, message }, then).is_err() {
+            self.refuse(slot, id, Refused::Unavailable { detail: TOO_MANY_QUESTIONS });
+        }
     }
 
     fn origin(&self, slot: SessionSlot, id: Option<&str>) -> Origin {

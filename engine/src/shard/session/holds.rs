@@ -28,6 +28,8 @@ impl Holds {
     pub(in crate::shard) const OWED: Holds = Holds(4);
     /// Its last command is answered here, behind answers that are under way.
     pub(in crate::shard) const DEFERRED: Holds = Holds(8);
+    /// Something is asked outside about its last command.
+    pub(in crate::shard) const ASKED: Holds = Holds(16);
 
     pub(in crate::shard) fn is_empty(self) -> bool {
         self.0 == 0

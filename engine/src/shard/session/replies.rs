@@ -3,13 +3,16 @@
 use bytes::Bytes;
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Opcode;
-use ringfeed_protocol::{ChannelName, Event, Lane, Refused};
+use ringfeed_protocol::refused::Operation;
+use ringfeed_protocol::{ChannelName, CloseCode, Dialect, Event, Lane, Refused};
 use ringfeed_wire::Wire;
+use smallvec::SmallVec;
 
 use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
 use crate::counters::CloseReason;
-use crate::ids::{LaneId, SessionSlot};
-use crate::message::{Chunk, Delivery, HistoryPage, Origin, Replay, Request, Start};
+use crate::ids::SessionId;
+use crate::ids::{ConnectionId, LaneId, SessionSlot};
+use crate::message::{Chunk, Delivery, HistoryPage, Order, Origin, Replay, Request, Start};
 use crate::shard::Shard;
 use crate::shard::feed::{FOLLOWS, LaneState};
 use crate::shard::timers::{Purpose, Timer};
@@ -50,6 +53,13 @@ impl<W: Wire> Shard<W> {
                 }
                 self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
+            Delivery::Order { sessions, order } => self.handle_order(&sessions, &order),
+            Delivery::Handed { origin, user, connections } => {
+                let Some(slot) = self.sessions.current(origin.session) else { return };
+                self.settle_owed(slot, 1);
+                let (id, user) = (origin.id.as_deref(), &user);
+                self.reply(slot, &Event::Sent { id, user, connections });
+            }
             Delivery::Closed => self.another_closed(),
         }
     }
@@ -81,9 +91,16 @@ impl<W: Wire> Shard<W> {
         if let Some(slot) = slot {
             self.settle_owed(slot, 1);
         }
-        let Some((id, slot)) = known else {
-            // Gone in the meantime: the home has counted it in, so it is to count it out.
+        let allowed = known.is_none_or(|(_, slot)| self.may_keep(slot, &channel));
+        let Some((id, slot)) = known.filter(|_| allowed) else {
+            // Gone, or not allowed any more: the home has counted it in, so it is to count it out.
             let (shard, session) = (self.id, origin.session);
+            if let Some((_, slot)) = known {
+                self.forget_attempt(slot, attempt);
+                let (operation, hint) = (Operation::Subscribe, "no more");
+                let refused = Refused::Forbidden { operation, channel: channel.clone(), hint };
+                self.tell_refused(slot, origin.id.as_deref(), &refused);
+            }
             self.request(Request::Unsubscribe { shard, session, channel, lane });
             return;
         };
@@ -106,6 +123,54 @@ impl<W: Wire> Shard<W> {
         let subscribed = Event::Subscribed { id, channel: &channel, position, recovered };
         self.reply(slot, &subscribed);
         self.push_replay(slot, replay);
+    }
+
+    /// Does with some sessions what was ordered.
+    fn handle_order(&mut self, sessions: &[SessionId], order: &Order) {
+        // One frame for all who speak the same.
+        let mut frames: SmallVec<[(Dialect, Bytes); 2]> = SmallVec::new();
+        for &session in sessions {
+            let Some(slot) = self.sessions.current(session) else { continue };
+            match order {
+                Order::Send { from, payload } => {
+                    let Some(dialect) = self.sessions.get(slot).map(|s| s.dialect) else {
+                        continue;
+                    };
+                    let known = frames.iter().find(|(of, _)| *of == dialect);
+                    let frame = known.map(|(_, frame)| frame.clone()).unwrap_or_else(|| {
+                        let mut frame = Vec::new();
+                        let (from, kind) = (from.as_ref(), payload.kind);
+                        let direct = Event::Direct { from, kind, bytes: &payload.bytes };
+                        dialect.write_event(&mut frame, &direct);
+                        let frame = Bytes::from(frame);
+                        frames.push((dialect, frame.clone()));
+                        frame
+                    });
+                    if !frame.is_empty() {
+                        self.push_outbox(slot, frame);
+                    }
+                }
+                Order::Disconnect { code, reason } => {
+                    let code = CloseCode(*code);
+                    self.close_with(slot, CloseReason::Disconnected, code, reason);
+                }
+                Order::Unsubscribe(channel) => {
+                    self.end_subscription(slot, channel, "the application has ended it");
+                }
+                Order::TooMany => {
+                    let reason = "this user has as many connections as one may have";
+                    self.close_session(slot, CloseReason::TooMany, reason);
+                }
+            }
+        }
+    }
+
+    /// Does with one connection what was ordered; returns how many there are, 0 or 1.
+    pub(in crate::shard) fn order_one(&mut self, connection: ConnectionId, order: &Order) -> u32 {
+        let slot = self.session_named(connection).filter(|slot| !self.sessions.has(*slot, CLOSING));
+        let Some(slot) = slot else { return 0 };
+        self.handle_order(&[self.sessions.id(slot)], order);
+        1
     }
 
     fn forget_attempt(&mut self, slot: SessionSlot, attempt: u32) {

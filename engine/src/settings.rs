@@ -1,0 +1,34 @@
+//! A configuration, and what is made of it once so that nobody has to make it for each connection. Replaced as a
+//! whole when the configuration is read again.
+
+use std::sync::Arc;
+
+use crate::access::Access;
+use crate::config::{Config, ConfigErrors};
+use crate::origins::Origins;
+
+/// See the module's description.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The validated configuration.
+    pub config: Arc<Config>,
+    /// Who may do what, and who vouches for whom.
+    pub access: Arc<Access>,
+    /// Which pages may connect.
+    pub origins: Arc<Origins>,
+}
+
+impl Settings {
+    /// Of a configuration; or all that is wrong with the parts that are made of it.
+    pub fn new(config: Config) -> Result<Settings, ConfigErrors> {
+        let wrong = |why: String| ConfigErrors(vec![why]);
+        let origins = Origins::parse(&config.server.origins)
+            .map_err(|e| wrong(format!("server.origins: {e}")))?;
+        let access = Access::new(&config)?;
+        Ok(Settings {
+            config: Arc::new(config),
+            access: Arc::new(access),
+            origins: Arc::new(origins),
+        })
+    }
+}

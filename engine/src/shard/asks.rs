@@ -1,0 +1,151 @@
+//! Questions of one shard that are under way to the control thread: who waits for each, and until when.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use ringfeed_protocol::{ChannelName, Position};
+use tokio::sync::oneshot;
+
+use crate::ids::{SessionId, ShardId, Ticket};
+use crate::message::{Answer, Asked, QUESTIONS_MAX, Question, Questions};
+use crate::slab::Slab;
+
+/// How long the control thread may take beyond the time that it gives the application: then something is wrong with
+/// it, and the shard goes on without an answer.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Who waits for an answer.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    /// A handshake. It waits on the shard's own thread, so nobody wakes its executor from another one.
+    Door(oneshot::Sender<Answer>),
+    /// A session, whose input is held until then.
+    Session(SessionId, Then),
+    /// A publication that stands at its place in the queue of its channel.
+    Publication(ChannelName),
+    /// Nobody: it was only to be told.
+    Nobody,
+}
+
+/// What a session goes on with.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// It subscribes, if it may.
+    Subscribe { id: Option<Box<str>>, channel: ChannelName, recover: Option<Position> },
+    /// The keys for its channel's token were asked for: it tries again, once.
+    ChannelToken {
+        id: Option<Box<str>>,
+        channel: ChannelName,
+        recover: Option<Position>,
+        token: Box<str>,
+    },
+    /// The keys for its token were asked for: it tries again, once.
+    Auth { id: Option<Box<str>>, token: Box<str> },
+    /// It is told what the application says.
+    Message { id: Option<Box<str>> },
+}
+
+/// See the module's description. Shared by the shard and its door, on one thread.
+#[derive(Debug, Default)]
+pub(super) struct Asks(RefCell<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    waiting: Slab<Waiting>,
+    /// When each is given up, in order: all have the same time.
+    due: VecDeque<(Instant, Ticket)>,
+}
+
+impl Asks {
+    /// Asks, for an answer within `time`. Who waits comes back where too much is asked already.
+    pub(super) fn ask(
+        &self,
+        questions: &Questions,
+        (shard, now): (ShardId, Instant),
+        time: Duration,
+        question: Question,
+        waiting: Waiting,
+    ) -> Result<Ticket, Waiting> {
+        let mut table = self.0.borrow_mut();
+        if table.waiting.len() >= QUESTIONS_MAX {
+            return Err(waiting);
+        }
+        let (slot, generation) = table.waiting.insert(waiting);
+        let ticket = Ticket { slot, generation };
+        if !questions.ask(Asked { shard, ticket, question }) {
+            return Err(table.waiting.remove(slot).expect("it was put there"));
+        }
+        table.due.push_back((now + time + GRACE, ticket));
+        Ok(ticket)
+    }
+
+    /// Who waits for this answer; nobody any more where it comes late, or a second time.
+    pub(super) fn take(&self, ticket: Ticket) -> Option<Waiting> {
+        let mut table = self.0.borrow_mut();
+        let current = table.waiting.generation(ticket.slot) == Some(ticket.generation);
+        current.then(|| table.waiting.remove(ticket.slot)).flatten()
+    }
+
+    /// One that has waited for too long.
+    pub(super) fn take_overdue(&self, now: Instant) -> Option<(Ticket, Waiting)> {
+        loop {
+            let (due, ticket) = *self.0.borrow().due.front()?;
+            let answered =
+                self.0.borrow().waiting.generation(ticket.slot) != Some(ticket.generation);
+            if due > now && !answered {
+                return None;
+            }
+            self.0.borrow_mut().due.pop_front();
+            if !answered {
+                return self.take(ticket).map(|waiting| (ticket, waiting));
+            }
+        }
+    }
+
+    /// Questions under way.
+    pub(super) fn count(&self) -> usize {
+        self.0.borrow().waiting.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_comes_late_or_twice_is_nobodys() {
+        let (questions, mut control) = Questions::new(1);
+        let asks = Asks::default();
+        let (now, time) = (Instant::now(), Duration::from_secs(5));
+        let ask = |now: Instant| {
+            let question = Question::Keys { url: "u".into(), kid: "k".into() };
+            asks.ask(&questions, (ShardId(0), now), time, question, Waiting::Nobody).unwrap()
+        };
+        let (first, second) = (ask(now), ask(now + time));
+        assert_eq!(control.try_recv().unwrap().ticket, first);
+        assert!(asks.take(first).is_some() && asks.take(first).is_none());
+        // In the same place.
+        let third = ask(now + time);
+        assert!(asks.take(first).is_none(), "it was answered");
+        assert!(asks.take_overdue(now + time + GRACE).is_none());
+        let late = now + time + GRACE + time;
+        assert_eq!(asks.take_overdue(late).map(|(ticket, _)| ticket), Some(second));
+        assert_eq!(asks.take_overdue(late).map(|(ticket, _)| ticket), Some(third));
+        assert!(asks.take(third).is_none() && asks.count() == 0);
+    }
+
+    #[test]
+    fn who_asks_too_much_is_told_so_at_once() {
+        let (questions, _control) = Questions::new(1);
+        let asks = Asks::default();
+        let ask = || {
+            let question = Question::Keys { url: "u".into(), kid: "k".into() };
+            let at = (ShardId(0), Instant::now());
+            asks.ask(&questions, at, Duration::ZERO, question, Waiting::Nobody)
+        };
+        assert!((0..QUESTIONS_MAX).all(|_| ask().is_ok()));
+        assert!(ask().is_err());
+        assert_eq!(asks.count(), QUESTIONS_MAX);
+    }
+}

@@ -1,0 +1,111 @@
+//! What comes back of questions that were asked outside.
+
+use ringfeed_protocol::{Event, Refused};
+use ringfeed_wire::Wire;
+
+use super::{CLOSING, Holds};
+use crate::ids::{SessionSlot, Ticket};
+use crate::message::{Answer, Denied};
+use crate::shard::Shard;
+use crate::shard::asks::{Then, Waiting};
+
+/// Answers taken in one turn.
+const ANSWERS_PER_TURN: usize = 256;
+/// What is told where the control thread has said nothing.
+const NO_ANSWER: Denied = Denied::Unavailable("the application did not answer in time");
+
+impl<W: Wire> Shard<W> {
+    /// Takes what the control thread has answered. Returns whether there was anything.
+    pub(in crate::shard) fn take_answers(&mut self) -> bool {
+        for taken in 0..ANSWERS_PER_TURN {
+            let Some(batch) = self.inbox.answers.take() else { return taken > 0 };
+            for (ticket, answer) in batch {
+                match self.local.asks.take(ticket) {
+                    Some(waiting) => self.handle_answer(ticket, waiting, Some(answer)),
+                    // It came late, or a second time.
+                    None => self.counters.answers_unwanted.add(1),
+                }
+            }
+        }
+        true
+    }
+
+    /// Goes on without an answer where none has come in time.
+    pub(in crate::shard) fn give_up_questions(&mut self) {
+        while let Some((ticket, waiting)) = self.local.asks.take_overdue(self.now) {
+            self.counters.questions_given_up.add(1);
+            self.handle_answer(ticket, waiting, None);
+        }
+    }
+
+    fn handle_answer(&mut self, ticket: Ticket, waiting: Waiting, answer: Option<Answer>) {
+        match waiting {
+            Waiting::Nobody => {}
+            // A handshake whose client has gone waits no more.
+            Waiting::Door(reply) => drop(answer.map(|answer| reply.send(answer))),
+            Waiting::Publication(channel) => {
+                let publish = match answer {
+                    Some(Answer::Publish(Ok(instead))) => Ok(instead),
+                    Some(Answer::Publish(Err(denied))) => Err(refusal(denied)),
+                    _ => Err(refusal(NO_ANSWER)),
+                };
+                self.settle_asked(&channel, ticket, publish);
+            }
+            Waiting::Session(session, then) => {
+                let Some(slot) = self.sessions.current(session) else { return };
+                if self.sessions.has(slot, CLOSING) {
+                    return;
+                }
+                self.lift(slot, Holds::ASKED);
+                self.go_on(slot, then, answer);
+            }
+        }
+    }
+
+    /// Goes on with what a session has asked for.
+    pub(super) fn go_on(&mut self, slot: SessionSlot, then: Then, answer: Option<Answer>) {
+        match then {
+            Then::Auth { id, token } => self.authenticate(slot, id.as_deref(), Some(&token), true),
+            Then::ChannelToken { id, channel, recover, token } => {
+                self.subscribe_with_token(slot, id.as_deref(), channel, recover, &token, true);
+            }
+            Then::Subscribe { id, channel, recover } => {
+                let id = id.as_deref();
+                match answer {
+                    Some(Answer::Subscribe(Ok(allowed))) => {
+                        self.give_pass(slot, &channel, allowed.expires_at);
+                        self.subscribe_allowed(slot, id, channel, recover);
+                    }
+                    Some(Answer::Subscribe(Err(denied))) => self.refuse(slot, id, refusal(denied)),
+                    _ => self.refuse(slot, id, refusal(NO_ANSWER)),
+                }
+            }
+            Then::Message { id } => {
+                let id = id.as_deref();
+                match answer {
+                    Some(Answer::Message(Ok(Some(data)))) => {
+                        self.reply(slot, &Event::Reply { id, data: &data });
+                    }
+                    Some(Answer::Message(Ok(None))) => {
+                        if id.is_some() {
+                            self.reply(slot, &Event::Reply { id, data: "null" });
+                        }
+                    }
+                    Some(Answer::Message(Err(denied))) => self.refuse(slot, id, refusal(denied)),
+                    _ => self.refuse(slot, id, refusal(NO_ANSWER)),
+                }
+            }
+        }
+    }
+}
+
+/// What a client is told.
+fn refusal(denied: Denied) -> Refused {
+    match denied {
+        Denied::Refused { text, .. } if !text.to_string().is_empty() => {
+            Refused::Denied { detail: text }
+        }
+        Denied::Refused { .. } => Refused::Denied { detail: "the application refuses it".into() },
+        Denied::Unavailable(detail) => Refused::Unavailable { detail },
+    }
+}

@@ -1,0 +1,479 @@
+//! Who a session is, how long that counts, and what becomes of what it has when that ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfeed_protocol::printable::Detail;
+use ringfeed_protocol::{ChannelName, Event, Operation, Refused, UserId};
+use ringfeed_wire::Wire;
+
+use super::CLOSING;
+use crate::access::{Admitted, Identity, TokenError, Verdict};
+use crate::counters::CloseReason;
+use crate::ids::{ConnectionId, SessionId, SessionSlot};
+use crate::message::{Caller, Question, Request, UserConnection, UserRequest};
+use crate::shard::Shard;
+use crate::shard::asks::{Then, Waiting};
+use crate::shard::timers::{Purpose, Timer};
+
+/// Not before the shard ends.
+const NEVER_MS: u64 = u64::MAX;
+
+/// What a session is beyond a stranger who may stay one. Most sessions of an open feed have none.
+#[derive(Debug)]
+pub(in crate::shard) struct Standing {
+    identity: Arc<Identity>,
+    /// It has shown nothing yet, and may do nothing else.
+    must_authenticate: bool,
+    /// It was told to its user's home.
+    joined: bool,
+    /// When the identity counts no more, in milliseconds of the shard's life: the clock on the wall was asked once.
+    expires_ms: u64,
+    /// When the session is looked at next for what expires.
+    armed_ms: u64,
+    /// Channels that it may have because it was said so for this connection.
+    passes: Vec<Pass>,
+    /// Its number outside, where it was given one before it was a session.
+    number: Option<u64>,
+}
+
+/// One channel that a session may have, for a time.
+#[derive(Debug)]
+struct Pass {
+    channel: ChannelName,
+    expires_ms: u64,
+}
+
+impl Standing {
+    fn new(identity: Arc<Identity>) -> Standing {
+        Standing {
+            identity,
+            must_authenticate: false,
+            joined: false,
+            expires_ms: NEVER_MS,
+            armed_ms: NEVER_MS,
+            passes: Vec::new(),
+            number: None,
+        }
+    }
+
+    /// The number that the session was given outside before it was one.
+    pub(in crate::shard) fn number(&self) -> Option<u64> {
+        self.number
+    }
+}
+
+/// What the door has found out about a connection.
+#[derive(Debug, Default)]
+pub struct Credentials {
+    /// Who it is; `None` for a stranger.
+    pub admitted: Option<Box<Admitted>>,
+    /// It is to say who it is before anything else.
+    pub must_authenticate: bool,
+    /// The number under which the application was asked about it.
+    pub number: Option<u64>,
+    /// Why it is closed as soon as it is open: who cannot read the answer to a handshake is told so.
+    pub refused: Option<Refused>,
+}
+
+impl<W: Wire> Shard<W> {
+    /// Who a session is.
+    pub(in crate::shard) fn identity(&self, slot: SessionSlot) -> &Arc<Identity> {
+        let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
+        standing.map_or(&self.stranger, |standing| &standing.identity)
+    }
+
+    /// Its name outside.
+    pub(in crate::shard) fn connection_id(&self, slot: SessionSlot) -> ConnectionId {
+        let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
+        let id = self.sessions.id(slot);
+        let own = u64::from(id.generation) << 32 | u64::from(id.slot.0);
+        let number = standing.and_then(|standing| standing.number);
+        ConnectionId { shard: self.id, number: number.unwrap_or(own ^ self.connection_key) }
+    }
+
+    /// The session that has a name, if it is there.
+    pub(in crate::shard) fn session_named(&self, connection: ConnectionId) -> Option<SessionSlot> {
+        if let Some(&id) = self.named.get(&connection.number) {
+            return self.sessions.current(id);
+        }
+        let own = connection.number ^ self.connection_key;
+        // The halves that were put together.
+        let (generation, slot) = ((own >> 32) as u32, SessionSlot(own as u32));
+        let slot = self.sessions.current(SessionId { slot, generation })?;
+        (self.connection_id(slot) == connection).then_some(slot)
+    }
+
+    pub(in crate::shard) fn caller(&self, slot: SessionSlot) -> Caller {
+        Caller { connection: self.connection_id(slot), identity: self.identity(slot).clone() }
+    }
+
+    /// What a session may do with a channel.
+    pub(super) fn may(
+        &self,
+        slot: SessionSlot,
+        operation: Operation,
+        channel: &ChannelName,
+    ) -> Verdict {
+        let rule = self.config.rule(channel);
+        self.access.permissions.may(rule, self.identity(slot), operation, channel)
+    }
+
+    /// Whether it may do nothing but say who it is.
+    pub(super) fn must_authenticate(&self, slot: SessionSlot) -> bool {
+        let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
+        standing.is_some_and(|standing| standing.must_authenticate)
+    }
+
+    /// Begins a session with what the door has found out. It may be closed at once.
+    pub(in crate::shard) fn take_credentials(&mut self, slot: SessionSlot, found: Credentials) {
+        let Credentials { admitted, must_authenticate, number, refused } = found;
+        if let Some(number) = number {
+            self.named.insert(number, self.sessions.id(slot));
+        }
+        if must_authenticate || number.is_some() {
+            let stranger = self.stranger.clone();
+            let Some(session) = self.sessions.get_mut(slot) else { return };
+            let standing = Standing { must_authenticate, number, ..Standing::new(stranger) };
+            session.standing = Some(Box::new(standing));
+        }
+        if let Some(refused) = refused {
+            return self.close_unauthenticated(slot, &refused.to_string());
+        }
+        if must_authenticate {
+            let due_ms = self.now_ms + u64::from(self.config.auth.timeout_ms);
+            let session = self.sessions.id(slot);
+            self.wheel.add(Timer { due_ms, session, purpose: Purpose::Authentication });
+        }
+        if let Some(admitted) = admitted {
+            match self.admit(slot, *admitted) {
+                Ok(channels) => {
+                    self.tell_connected(slot, None);
+                    self.subscribe_at_once(slot, channels);
+                }
+                Err(Refusal::Revoked) => self.close_revoked(slot),
+                Err(Refusal::Told(refused)) => {
+                    self.close_unauthenticated(slot, &refused.to_string());
+                }
+            }
+        }
+    }
+
+    /// Shows a token: the first one, or a newer one.
+    pub(super) fn authenticate(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        token: Option<&str>,
+        last_try: bool,
+    ) {
+        let Some(token) = token else {
+            if self.must_authenticate(slot) {
+                return self.refuse_authentication(slot, id, "'token' is missing".into());
+            }
+            return self.tell_connected(slot, id);
+        };
+        let now = self.clock.unix_ms() / 1000;
+        let checked = self.access.issuers.check(token, now, &self.shared.remote_keys.load());
+        match checked {
+            Ok(admitted) => match self.admit(slot, admitted) {
+                Ok(channels) => {
+                    self.tell_connected(slot, id);
+                    self.review(slot);
+                    self.subscribe_at_once(slot, channels);
+                }
+                Err(Refusal::Revoked) => self.close_revoked(slot),
+                Err(Refusal::Told(refused)) => {
+                    self.refuse_authentication(slot, id, refused.to_string());
+                }
+            },
+            Err(TokenError::UnknownKey { url, kid }) if !last_try => {
+                let then = Then::Auth { id: id.map(Box::from), token: token.into() };
+                self.ask_for_keys(slot, (url, kid), then);
+            }
+            Err(e) => self.refuse_authentication(slot, id, e.to_string()),
+        }
+    }
+
+    /// Has keys fetched that a token is signed with. Where that cannot be asked, it goes on as if it had been.
+    pub(super) fn ask_for_keys(
+        &mut self,
+        slot: SessionSlot,
+        (url, kid): (Box<str>, Box<str>),
+        then: Then,
+    ) {
+        if let Err(then) = self.ask_for(slot, Question::Keys { url, kid }, then) {
+            self.go_on(slot, then, None);
+        }
+    }
+
+    /// Asks something for a session and holds its input until the answer is there.
+    pub(super) fn ask_for(
+        &mut self,
+        slot: SessionSlot,
+        question: Question,
+        then: Then,
+    ) -> Result<(), Then> {
+        let session = self.sessions.id(slot);
+        match self.ask(question, Waiting::Session(session, then)) {
+            Ok(_) => {
+                self.hold(slot, super::Holds::ASKED);
+                Ok(())
+            }
+            Err(Waiting::Session(_, then)) => Err(then),
+            Err(_) => unreachable!("who waits comes back"),
+        }
+    }
+
+    /// Asks something.
+    pub(in crate::shard) fn ask(
+        &mut self,
+        question: Question,
+        waiting: Waiting,
+    ) -> Result<crate::ids::Ticket, Waiting> {
+        let time = Duration::from_millis(self.config.hooks.timeout_ms.into());
+        let at = (self.id, self.now);
+        let asked = self.local.asks.ask(&self.shared.questions, at, time, question, waiting);
+        if asked.is_err() {
+            self.counters.questions_refused.add(1);
+        }
+        asked
+    }
+
+    /// Gives a session an identity. Returns the channels that it is to be subscribed to.
+    fn admit(
+        &mut self,
+        slot: SessionSlot,
+        Admitted { identity, channels }: Admitted,
+    ) -> Result<Vec<ChannelName>, Refusal> {
+        if self.revoked.has(&identity) {
+            return Err(Refusal::Revoked);
+        }
+        let before = self.identity(slot).user.clone();
+        if before.is_some() && before != identity.user {
+            let detail = "the token is another user's; open another connection for it".into();
+            return Err(Refusal::Told(Refused::Unauthenticated { detail }));
+        }
+        let expires_ms = identity.expires_at.map_or(NEVER_MS, |at| self.at_ms(at));
+        if expires_ms <= self.elapsed_ms {
+            let detail = TokenError::Expired.to_string();
+            return Err(Refusal::Told(Refused::Unauthenticated { detail: Detail::new(detail) }));
+        }
+        let identity = Arc::new(identity);
+        let Some(session) = self.sessions.get_mut(slot) else { return Ok(Vec::new()) };
+        let standing =
+            session.standing.get_or_insert_with(|| Box::new(Standing::new(identity.clone())));
+        (standing.identity, standing.expires_ms) = (identity.clone(), expires_ms);
+        standing.must_authenticate = false;
+        let joins = identity.user.is_some() && !std::mem::replace(&mut standing.joined, true);
+        self.arm_expiry(slot);
+        if let Some(user) = identity.user.clone().filter(|_| joins) {
+            self.join(slot, user);
+        }
+        Ok(channels)
+    }
+
+    /// Milliseconds of the shard's life at which a clock on the wall will show this, if nobody sets it.
+    fn at_ms(&self, unix_s: u64) -> u64 {
+        let ahead = unix_s.saturating_mul(1000).saturating_sub(self.clock.unix_ms());
+        self.elapsed_ms.saturating_add(ahead)
+    }
+
+    fn subscribe_at_once(&mut self, slot: SessionSlot, channels: Vec<ChannelName>) {
+        for channel in channels {
+            // What it has already it keeps: a newer token names the same ones.
+            if self.subscription_to(slot, &channel).is_none() && !self.sessions.has(slot, CLOSING) {
+                self.subscribe(slot, None, channel, None, None);
+            }
+        }
+    }
+
+    fn tell_connected(&mut self, slot: SessionSlot, id: Option<&str>) {
+        let connection = self.connection_id(slot).to_string();
+        let identity = self.identity(slot).clone();
+        let expires_ms = self.sessions.get(slot).and_then(|session| {
+            let expires_ms = session.standing.as_ref()?.expires_ms;
+            (expires_ms != NEVER_MS).then(|| expires_ms.saturating_sub(self.elapsed_ms))
+        });
+        let (connection, user) = (connection.as_str(), identity.user.as_ref());
+        self.reply(slot, &Event::Connected { id, connection, user, expires_in_ms: expires_ms });
+    }
+
+    /// A token is not believed. Who has shown none before is nobody whom we serve.
+    fn refuse_authentication(&mut self, slot: SessionSlot, id: Option<&str>, why: String) {
+        self.counters.tokens_refused.add(1);
+        if self.must_authenticate(slot) {
+            return self.close_unauthenticated(slot, &why);
+        }
+        self.refuse(slot, id, Refused::Unauthenticated { detail: Detail::new(why) });
+    }
+
+    fn close_unauthenticated(&mut self, slot: SessionSlot, why: &str) {
+        self.close_session(slot, CloseReason::Unauthenticated, why);
+    }
+
+    pub(in crate::shard) fn close_revoked(&mut self, slot: SessionSlot) {
+        self.close_session(slot, CloseReason::Revoked, "what you have shown was revoked");
+    }
+
+    /// The time to say who it is has passed.
+    pub(in crate::shard) fn check_authentication(&mut self, slot: SessionSlot, timer: Timer) {
+        if !self.must_authenticate(slot) {
+            return;
+        }
+        // While we do not read, silence is ours.
+        if self.sessions.get(slot).is_some_and(|session| !session.holds.is_empty()) {
+            return self.wheel.add(Timer { due_ms: self.now_ms + 1000, ..timer });
+        }
+        self.close_unauthenticated(slot, "no token was shown in time");
+    }
+
+    /// Sees to it that a session is looked at when something of it expires.
+    fn arm_expiry(&mut self, slot: SessionSlot) {
+        let id = self.sessions.id(slot);
+        let session = self.sessions.get_mut(slot);
+        let Some(standing) = session.and_then(|session| session.standing.as_mut()) else { return };
+        let passes = standing.passes.iter().map(|pass| pass.expires_ms);
+        let next_ms = passes.fold(standing.expires_ms, u64::min);
+        if next_ms < standing.armed_ms {
+            standing.armed_ms = next_ms;
+            self.expiries.add(Timer { due_ms: next_ms, session: id, purpose: Purpose::Expiry });
+        }
+    }
+
+    /// Something of a session may have expired.
+    pub(in crate::shard) fn check_expiry(&mut self, slot: SessionSlot, timer: Timer) {
+        let now_ms = self.elapsed_ms;
+        let session = self.sessions.get_mut(slot);
+        let Some(standing) = session.and_then(|session| session.standing.as_mut()) else { return };
+        if standing.armed_ms != timer.due_ms {
+            return;
+        }
+        standing.armed_ms = NEVER_MS;
+        if standing.expires_ms <= now_ms {
+            let reason = "what you have shown has expired; come back with something newer";
+            return self.close_session(slot, CloseReason::Expired, reason);
+        }
+        let passes = standing.passes.len();
+        standing.passes.retain(|pass| pass.expires_ms > now_ms);
+        if standing.passes.len() < passes {
+            self.review(slot);
+        }
+        self.arm_expiry(slot);
+    }
+
+    /// Notes that a session may have a channel, up to a time in seconds since 1970.
+    pub(super) fn give_pass(
+        &mut self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+        expires_at: Option<u64>,
+    ) {
+        let expires_ms = expires_at.map_or(NEVER_MS, |at| self.at_ms(at));
+        let stranger = self.stranger.clone();
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let standing = session.standing.get_or_insert_with(|| Box::new(Standing::new(stranger)));
+        match standing.passes.iter_mut().find(|pass| pass.channel == *channel) {
+            Some(pass) => pass.expires_ms = expires_ms,
+            None => standing.passes.push(Pass { channel: channel.clone(), expires_ms }),
+        }
+        self.arm_expiry(slot);
+    }
+
+    /// The channel is the session's no more.
+    pub(super) fn take_pass(&mut self, slot: SessionSlot, channel: &ChannelName) {
+        let session = self.sessions.get_mut(slot);
+        if let Some(standing) = session.and_then(|session| session.standing.as_mut()) {
+            standing.passes.retain(|pass| pass.channel != *channel);
+        }
+    }
+
+    /// Whether a session may have a channel now that it was once given.
+    pub(super) fn may_keep(&self, slot: SessionSlot, channel: &ChannelName) -> bool {
+        let has_pass = || {
+            let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
+            standing.is_some_and(|standing| {
+                let mut passes = standing.passes.iter();
+                passes.any(|pass| pass.channel == *channel && pass.expires_ms > self.elapsed_ms)
+            })
+        };
+        match self.may(slot, Operation::Subscribe, channel) {
+            Verdict::Yes => true,
+            Verdict::No(_) | Verdict::WhileSubscribed => false,
+            Verdict::Token | Verdict::Ask => has_pass(),
+        }
+    }
+
+    /// Ends what a session may not have any more.
+    pub(in crate::shard) fn review(&mut self, slot: SessionSlot) {
+        let count = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
+        for at in (0..count).rev() {
+            let Some(session) = self.sessions.get(slot) else { return };
+            // What its home has not answered is looked at when it has.
+            let Some(own) = session.subscriptions.get(at).filter(|own| own.index.is_some()) else {
+                continue;
+            };
+            let channel = self.feeds.lane(own.lane).name.clone();
+            if !self.may_keep(slot, &channel) {
+                self.end_subscription(slot, &channel, "it is not allowed any more");
+            }
+        }
+    }
+
+    /// Ends a subscription for a reason that is ours, and says so.
+    pub(in crate::shard) fn end_subscription(
+        &mut self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+        reason: &str,
+    ) -> bool {
+        let Some(at) = self.subscription_to(slot, channel) else { return false };
+        let in_band = self.sessions.get(slot).is_some_and(|s| s.dialect.answers_in_band());
+        if in_band {
+            self.detach(slot, at);
+            let (id, reason) = (None, Some(reason));
+            self.reply(slot, &Event::Unsubscribed { id, channel, reason });
+        } else {
+            self.close_session(slot, CloseReason::Refused, &format!("{channel}: {reason}"));
+        }
+        true
+    }
+
+    /// Tells a user's home of a connection.
+    fn join(&mut self, slot: SessionSlot, user: UserId) {
+        let connection = UserConnection {
+            shard: self.id,
+            session: self.sessions.id(slot),
+            connection: self.connection_id(slot),
+            since: self.clock.unix_ms() / 1000,
+        };
+        self.request(Request::User { user, what: UserRequest::Join(connection) });
+    }
+
+    /// Tells a user's home that a connection is there no more; nothing more is sent to it as the user's.
+    pub(super) fn leave(&mut self, slot: SessionSlot) {
+        let (shard, session) = (self.id, self.sessions.id(slot));
+        let own = self.sessions.get_mut(slot).and_then(|session| session.standing.as_mut());
+        let Some(standing) = own.filter(|standing| standing.joined) else { return };
+        standing.joined = false;
+        if let Some(user) = standing.identity.user.clone() {
+            let what = UserRequest::Leave { shard, session };
+            self.request(Request::User { user, what });
+        }
+    }
+
+    /// User and session of everybody whom homes of users are to know, for checks.
+    pub(in crate::shard) fn joined(&self) -> impl Iterator<Item = (&UserId, SessionId)> {
+        self.sessions.slots().filter_map(|slot| {
+            let standing = self.sessions.get(slot)?.standing.as_ref()?;
+            let user = standing.identity.user.as_ref().filter(|_| standing.joined)?;
+            Some((user, self.sessions.id(slot)))
+        })
+    }
+}
+
+/// Why an identity is not given.
+enum Refusal {
+    Revoked,
+    Told(Refused),
+}

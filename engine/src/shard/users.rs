@@ -1,0 +1,131 @@
+//! The users homed on this shard: which connections each has, on all shards.
+
+use ringfeed_protocol::UserId;
+use smallvec::{SmallVec, smallvec};
+
+use crate::ids::{ConnectionId, SessionId, ShardId};
+use crate::message::{Delivery, Order, UserConnection};
+use crate::names::Names;
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Users {
+    /// The first connection stands in the table itself: most users have no other.
+    by_id: Names<UserId, SmallVec<[UserConnection; 1]>>,
+    connections: usize,
+}
+
+impl Users {
+    pub(super) fn new() -> Users {
+        Users { by_id: Names::new(), connections: 0 }
+    }
+
+    /// Users who are there.
+    pub(super) fn count(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Counts a connection in. `false` where the user has `most` already; 0 is no limit.
+    pub(super) fn join(&mut self, user: UserId, connection: UserConnection, most: u32) -> bool {
+        match self.by_id.get_mut(&user) {
+            Some(all) if most > 0 && all.len() >= most as usize => return false,
+            Some(all) => all.push(connection),
+            None => self.by_id.insert(user, smallvec![connection]),
+        }
+        self.connections += 1;
+        true
+    }
+
+    /// Counts a connection out, if it was counted in.
+    pub(super) fn leave(&mut self, user: &UserId, shard: ShardId, session: SessionId) {
+        let Some(all) = self.by_id.get_mut(user) else { return };
+        let Some(at) = all.iter().position(|own| own.shard == shard && own.session == session)
+        else {
+            return;
+        };
+        all.swap_remove(at);
+        self.connections -= 1;
+        if all.is_empty() {
+            self.by_id.remove(user);
+        }
+    }
+
+    /// The connections of a user.
+    pub(super) fn of(&self, user: &UserId) -> &[UserConnection] {
+        self.by_id.get(user).map_or(&[], |connections| connections)
+    }
+
+    /// Hands an order to the shards of all connections of a user, or of one. Returns to how many connections.
+    pub(super) fn order(
+        &self,
+        user: &UserId,
+        only: Option<ConnectionId>,
+        order: &Order,
+        deliver: &mut dyn FnMut(ShardId, Delivery),
+    ) -> u32 {
+        let wanted = |own: &&UserConnection| only.is_none_or(|only| own.connection == only);
+        let mut by_shard: SmallVec<[(ShardId, Vec<SessionId>); 4]> = SmallVec::new();
+        let mut count = 0;
+        for own in self.of(user).iter().filter(wanted) {
+            count += 1;
+            match by_shard.iter_mut().find(|(shard, _)| *shard == own.shard) {
+                Some((_, sessions)) => sessions.push(own.session),
+                None => by_shard.push((own.shard, vec![own.session])),
+            }
+        }
+        for (shard, sessions) in by_shard {
+            deliver(shard, Delivery::Order { sessions, order: order.clone() });
+        }
+        count
+    }
+
+    /// All connections, with their users.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&UserId, &UserConnection)> {
+        let all = self.by_id.iter();
+        all.flat_map(|(user, connections)| connections.iter().map(move |own| (user, own)))
+    }
+
+    /// Panics if what is counted is not what is there.
+    pub(super) fn check(&self) {
+        assert!(self.by_id.iter().all(|(_, all)| !all.is_empty()), "a user has connections");
+        assert_eq!(self.iter().count(), self.connections, "connections of users");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionSlot;
+
+    fn connection(shard: u16, slot: u32) -> UserConnection {
+        let (shard, session) =
+            (ShardId(shard), SessionId { slot: SessionSlot(slot), generation: 1 });
+        let connection = ConnectionId { shard, number: slot.into() };
+        UserConnection { shard, session, connection, since: 0 }
+    }
+
+    #[test]
+    fn an_order_goes_once_to_each_shard_and_names_the_connections_there() {
+        let mut users = Users::new();
+        let ann = UserId::new("ann").unwrap();
+        for (shard, slot) in [(0, 1), (1, 1), (0, 2)] {
+            assert!(users.join(ann.clone(), connection(shard, slot), 3));
+        }
+        assert!(!users.join(ann.clone(), connection(2, 9), 3), "she has three");
+        let mut delivered = Vec::new();
+        let mut deliver = |shard: ShardId, delivery: Delivery| {
+            let Delivery::Order { sessions, .. } = delivery else { panic!("{delivery:?}") };
+            delivered.push((shard.0, sessions.len()));
+        };
+        assert_eq!(users.order(&ann, None, &Order::TooMany, &mut deliver), 3);
+        let one = connection(1, 1).connection;
+        assert_eq!(users.order(&ann, Some(one), &Order::TooMany, &mut deliver), 1);
+        assert_eq!(delivered, [(0, 2), (1, 1), (1, 1)]);
+        for (shard, slot) in [(0, 1), (0, 1), (1, 1), (0, 2), (2, 9)] {
+            let UserConnection { shard, session, .. } = connection(shard, slot);
+            users.leave(&ann, shard, session);
+            users.check();
+        }
+        assert_eq!((users.count(), users.of(&ann).len()), (0, 0));
+    }
+}
