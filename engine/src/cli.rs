@@ -51,7 +51,7 @@ enum Command {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigArgs {
     /// TOML file; `ringfeed default-config` prints one. Without it the built-in defaults hold.
     #[arg(long, env = "RINGFEED_CONFIG", value_name = "FILE")]
@@ -226,12 +226,13 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         .with_target(args.verbose >= 3)
         .with_writer(io::stderr);
     let filter = log_filter(args.verbose, config.log.level);
+    let (filter, level) = tracing_subscriber::reload::Layer::new(filter);
     tracing_subscriber::registry().with(filter).with(lines).init();
     warn_of_strays(&sources, |warning| tracing::warn!("{warning}"));
     ringfeed_wire::raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
     let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.path.clone()).collect();
     let (connections, anonymous) = (config.server.connections_max, config.auth.anonymous);
-    let server = server::start(config)?;
+    let server = server::start(config, Some(reload(args, level)))?;
     if anonymous {
         tracing::warn!("auth.anonymous = true: anybody who reaches {} is served", server.public);
     }
@@ -243,6 +244,21 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     server.wait()?;
     tracing::info!("drained");
     Ok(())
+}
+
+/// How the configuration is read again: from where this command line says it is.
+fn reload(
+    args: &ServeArgs,
+    level: tracing_subscriber::reload::Handle<Targets, tracing_subscriber::Registry>,
+) -> control::Reload {
+    let (args, verbose) = (args.config.clone(), args.verbose);
+    control::Reload {
+        read: Box::new(move || Config::load(&sources(&args))),
+        apply: Box::new(move |config| {
+            // It fails only where there is no subscriber any more.
+            let _ = level.reload(log_filter(verbose, config.log.level));
+        }),
+    }
 }
 
 /// One request, one answer: not worth an HTTP client library on the server's side.

@@ -3,6 +3,7 @@
 //! `default.toml` is embedded and is the list of keys: what it does not show is refused. Every
 //! problem is reported at once, with key, value and what is allowed, before any port is opened.
 
+mod fixed;
 mod keys;
 mod merge;
 mod reference;

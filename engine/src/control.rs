@@ -15,8 +15,10 @@ mod ingest;
 mod metrics;
 mod port;
 mod publish;
+mod reload;
 mod signals;
 mod stats;
+mod users;
 
 use std::io;
 use std::net::TcpListener;
@@ -33,9 +35,11 @@ use crate::shard::Shared;
 use budget::Budget;
 use figures::{Figures, LogLimit};
 use signals::Signals;
+use users::RevokedTable;
 
 pub use api::openapi;
 pub use error::error_words;
+pub use reload::Reload;
 
 /// Payload bytes of publications that were handed to one shard and not answered yet.
 const SHARD_BYTES_MAX: u64 = 16 << 20;
@@ -59,6 +63,9 @@ struct State {
     /// Ingest streams that may still be opened.
     streams: Arc<Semaphore>,
     figures: Figures,
+    /// `None` where there is nothing to read again.
+    reload: Option<Reload>,
+    revoked: RevokedTable,
     refused_log: LogLimit,
     accept_log: LogLimit,
 }
@@ -75,6 +82,7 @@ impl Control {
         listener: TcpListener,
         shared: Arc<Shared>,
         asked: mpsc::Receiver<Asked>,
+        reload: Option<Reload>,
     ) -> io::Result<Control> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -95,6 +103,8 @@ impl Control {
             to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
             figures: Figures::new(),
+            reload,
+            revoked: RevokedTable::default(),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
             shared,
@@ -179,7 +189,7 @@ mod tests {
         let (shared, asked) = Shared::new(settings, shards, Admission::new(1, 0));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let control = Control::start(listener, shared.clone(), asked).unwrap();
+        let control = Control::start(listener, shared.clone(), asked, None).unwrap();
         (control, address, shared, inbox)
     }
 

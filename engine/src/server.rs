@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 
 use crate::config::{Config, ConfigErrors, IoChoice};
-use crate::control;
+use crate::control::{self, Reload};
 use crate::ids::ShardId;
 use crate::message::{ShardEnd, Shards};
 use crate::plan;
@@ -77,7 +77,7 @@ pub struct Server {
 }
 
 /// Opens the ports, starts the threads and returns once everything runs.
-pub fn start(config: Config) -> Result<Server, ServeError> {
+pub fn start(config: Config, reload: Option<Reload>) -> Result<Server, ServeError> {
     let settings = Settings::new(config)?;
     let config = settings.config.clone();
     let io = choose_io(config.server.io)?;
@@ -140,7 +140,8 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let internal_address = internal
         .local_addr()
         .map_err(|e| ports::bind_error("api.listen", shared.config().api.listen, e))?;
-    let control = control::Control::start(internal, shared, asked).map_err(ServeError::Control)?;
+    let control =
+        control::Control::start(internal, shared, asked, reload).map_err(ServeError::Control)?;
     Ok(Server { public, internal: internal_address, shards: threads, control })
 }
 

@@ -81,6 +81,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.messages_burst", Numbers(1, 1_000_000_000)),
     ("limits.subscriptions_per_connection_max", Numbers(1, 1 << 20)),
     ("limits.connections_per_user_max", Numbers(0, 1 << 24)),
+    ("limits.revocations_max", Numbers(0, 1 << 24)),
     ("limits.channels_max", Numbers(1, 1 << 30)),
     ("limits.outbox_bytes_max", Numbers(4096, 1 << 30)),
     ("limits.outbox_timeout_ms", STALL_MS),

@@ -111,6 +111,7 @@ pub struct Limits {
     pub messages_burst: u32,
     pub subscriptions_per_connection_max: u32,
     pub connections_per_user_max: u32,
+    pub revocations_max: u32,
     pub channels_max: u32,
     pub outbox_bytes_max: u32,
     pub outbox_timeout_ms: u32,
@@ -131,7 +132,7 @@ pub struct Log {
 }
 
 /// `[[endpoints]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[allow(missing_docs)]
 pub struct Endpoint {
     pub path: String,

@@ -20,7 +20,7 @@ use super::error::{ApiError, Code};
 use super::guard::{guard, guard_figures};
 use super::port::{Reserved, UNCOUNTED_BYTES_MAX};
 use super::publish::{self, PublishBody, PublishResult};
-use super::{State, channels, history, ingest, metrics, stats};
+use super::{State, channels, history, ingest, metrics, stats, users};
 
 type App = FromState<Arc<State>>;
 
@@ -40,6 +40,11 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/api/channels", get(channels::channels))
         .route("/api/history", get(history::history))
         .route("/api/stats", get(stats::stats))
+        .route("/api/send", post(users::send))
+        .route("/api/disconnect", post(users::disconnect))
+        .route("/api/unsubscribe", post(users::unsubscribe))
+        .route("/api/connections", get(users::connections))
+        .route("/api/revoke", post(users::revoke))
         .layer(from_fn_with_state(state.clone(), guard));
     let figures = Router::new()
         .route("/metrics", get(metrics::metrics))
@@ -75,6 +80,11 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
             channels::channels,
             history::history,
             stats::stats,
+            users::send,
+            users::disconnect,
+            users::unsubscribe,
+            users::connections,
+            users::revoke,
             health,
             ready,
             metrics::metrics

@@ -17,6 +17,10 @@ pub(super) struct Figures {
     pub(super) connections_refused: Count,
     /// Connections closed without a request, because others needed their place.
     pub(super) connections_pushed_out: Count,
+    /// Configurations read again and taken.
+    pub(super) reloads: Count,
+    /// Configurations read again and refused.
+    pub(super) reloads_failed: Count,
     /// Ingest streams open.
     pub(super) ingest_streams: Count,
     /// From the head of a request to the head of its answer.
@@ -30,6 +34,8 @@ impl Figures {
             connections: Count::default(),
             connections_refused: Count::default(),
             connections_pushed_out: Count::default(),
+            reloads: Count::default(),
+            reloads_failed: Count::default(),
             ingest_streams: Count::default(),
             request_us: Histogram::default(),
             statuses: STATUSES.map(|_| Count::default()).collect(),

@@ -178,6 +178,16 @@ fn process(state: &State) -> Vec<Family> {
             "Ingest streams open.",
             float(figures.ingest_streams.read()),
         ),
+        Family {
+            name: "ringfeed_reloads".into(),
+            help: "Configurations read again, by whether they were taken.",
+            kind: MetricType::Counter,
+            values: [("taken", &figures.reloads), ("refused", &figures.reloads_failed)]
+                .map(|(outcome, n)| {
+                    (vec![("outcome", outcome.into())], Value::Number(float(n.read())))
+                })
+                .into(),
+        },
         gauge(
             "ringfeed_api_body_bytes",
             "Bytes of requests and large answers held.",

@@ -1,4 +1,4 @@
-//! Signals: TERM and INT drain, HUP, USR1, USR2 and ALRM do nothing but say so.
+//! Signals: TERM and INT drain, HUP reads the configuration again, USR1, USR2 and ALRM do nothing but say so.
 
 use std::io;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ impl Signals {
                 _ = self.term.recv() => {}
                 _ = self.int.recv() => {}
                 _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP: reload is not supported; restart to change the configuration");
+                    // A shard that takes nothing is not to keep the next signal waiting.
+                    tokio::spawn(state.clone().reload());
                     continue;
                 }
                 _ = self.user1.recv() => {

@@ -52,7 +52,7 @@ impl<W: Wire> Shard<W> {
             let Some(session) = self.sessions.get(slot) else { continue };
             partial += session.partial_bytes;
             subscriptions += session.subscriptions.len() as u64;
-            let waits = session.deferred.is_some();
+            let waits = session.deferred.is_some() || session.commands.is_some();
             let released = || self.released.iter().any(|id| id.slot == slot);
             assert!(!waits || !session.holds.is_empty() || released(), "{slot:?} is not answered");
             for own in &session.subscriptions {

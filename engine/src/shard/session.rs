@@ -106,6 +106,9 @@ pub(super) struct Session {
     /// Answers under way to it from the homes of its channels; a large one counts as many.
     pub(super) owed: u32,
     pub(super) deferred: Option<Deferred>,
+    /// The commands of its last message that wait until it is held no more: they come before `held`.
+    #[allow(clippy::box_collection)] // most sessions never have any
+    pub(super) commands: Option<Box<Vec<Box<str>>>>,
     /// The lane of which a frame is half sent: it goes on before anything else.
     pub(super) half_sent: Option<LaneId>,
     pub(super) subscriptions: Vec<Subscription>,
@@ -150,6 +153,7 @@ impl Session {
             held: Vec::new(),
             owed: 0,
             deferred: None,
+            commands: None,
             half_sent: None,
             subscriptions: Vec::new(),
             next_served: 0,

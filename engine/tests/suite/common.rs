@@ -54,7 +54,7 @@ impl TestServer {
         ];
         all.extend(flags.iter().map(|&flag| flag.to_owned()));
         let sources = Sources { file: Some(&file), environment: Vec::new(), flags: all };
-        let server = server::start(Config::load(&sources).unwrap()).unwrap();
+        let server = server::start(Config::load(&sources).unwrap(), None).unwrap();
         let (public, internal) = (server.public, server.internal);
         TestServer { server: Some(server), public, internal }
     }

@@ -80,6 +80,17 @@ impl Dialect {
         }
     }
 
+    /// The commands of a message that holds several, in order; `None` for one that is to be parsed as a whole.
+    pub fn split<'a>(
+        self,
+        message: &Incoming<'a>,
+    ) -> Option<Result<Vec<&'a str>, CommandError<'a>>> {
+        match (self, message) {
+            (Dialect::Ringfeed, Incoming::Text(text)) => ringfeed::split(text),
+            _ => None,
+        }
+    }
+
     /// Appends an event as a whole frame; nothing where the dialect has no form for it.
     pub fn write_event(self, out: &mut Vec<u8>, event: &Event) {
         match (self, event) {

@@ -65,7 +65,9 @@ struct IdOnly<'a> {
 impl<'a> Fields<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Fields<'a>, CommandError<'a>> {
         if !text.trim_start().starts_with('{') {
-            let refused = Refused::bad_json("a command is a JSON object and begins with '{'");
+            let refused = Refused::bad_json(
+                "a command is a JSON object and begins with '{'; several stand in one list",
+            );
             return Err(CommandError { id: None, refused });
         }
         let fields: Fields<'a> = serde_json::from_str(text).map_err(|e| {
@@ -177,6 +179,22 @@ fn valid_id(id: &RawValue) -> Option<&str> {
     let text = id.get();
     let kind = text.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit());
     (kind && text.len() <= ID_BYTES_MAX && !has_lone_surrogate(text)).then_some(text)
+}
+
+/// The commands of a list.
+pub(super) fn split(text: &str) -> Option<Result<Vec<&str>, CommandError<'_>>> {
+    if !text.trim_start().starts_with('[') {
+        return None;
+    }
+    let split = || {
+        let list: Vec<&RawValue> =
+            serde_json::from_str(text).map_err(|e| Refused::from_json_error(&e))?;
+        if list.is_empty() {
+            return Err(Refused::bad_command("a list of commands holds at least one"));
+        }
+        Ok(list.into_iter().map(RawValue::get).collect())
+    };
+    Some(split().map_err(|refused| CommandError { id: None, refused }))
 }
 
 pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
@@ -388,6 +406,20 @@ mod tests {
             Err(e) => (e.refused.code(), e.id),
             Ok(command) => panic!("{text} was accepted as {command:?}"),
         }
+    }
+
+    #[test]
+    fn a_list_holds_commands() {
+        assert!(split(r#"{"type":"ping"}"#).is_none());
+        let list = split(r#" [{"type":"ping"}, {"type":"auth"},[] ,7]"#).unwrap().unwrap();
+        assert_eq!(list, [r#"{"type":"ping"}"#, r#"{"type":"auth"}"#, "[]", "7"]);
+        for (bad, code) in
+            [("[", ErrorCode::BadJson), ("[1,]", ErrorCode::BadJson), ("[]", ErrorCode::BadCommand)]
+        {
+            assert_eq!(split(bad).unwrap().unwrap_err().refused.code(), code, "{bad}");
+        }
+        // Lists do not stand in lists.
+        assert_eq!(refused("[]").0, ErrorCode::BadJson);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dashmap::DashMap;
 
+use crate::config::Config;
 use crate::counters::RefusalReason;
 
 /// Limits on the connections of this process, shared by all doors.
@@ -13,7 +14,7 @@ use crate::counters::RefusalReason;
 pub struct Admission {
     connections: AtomicU32,
     connections_max: u32,
-    per_address_max: u32,
+    per_address_max: AtomicU32,
     // Touched by doors alone, on accept and at the end of a connection; never in fan-out.
     by_address: DashMap<IpAddr, u32>,
 }
@@ -50,7 +51,14 @@ impl Admission {
     /// `per_address_max` 0 is no limit.
     pub fn new(connections_max: u32, per_address_max: u32) -> Admission {
         let (connections, by_address) = (AtomicU32::new(0), DashMap::new());
+        let per_address_max = AtomicU32::new(per_address_max);
         Admission { connections, connections_max, per_address_max, by_address }
+    }
+
+    /// Goes by another configuration from now on. Who is there may stay.
+    pub fn reconfigure(&self, config: &Config) {
+        let most = config.server.connections_per_address_max;
+        self.per_address_max.store(most, Ordering::Relaxed);
     }
 
     /// A permit, or what stands against it.
@@ -60,12 +68,13 @@ impl Admission {
         if before >= self.connections_max {
             return Err(NotAdmitted::Server);
         }
-        if self.per_address_max > 0 {
+        let per_address_max = self.per_address_max.load(Ordering::Relaxed);
+        if per_address_max > 0 {
             let address = counted_as(address);
             let mut count = self.by_address.entry(address).or_insert(0);
             *count += 1;
             permit.address = Some(address);
-            if *count > self.per_address_max {
+            if *count > per_address_max {
                 drop(count);
                 return Err(NotAdmitted::Address);
             }

@@ -109,6 +109,7 @@ impl<W: Wire> Shard<W> {
         self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Close });
         if let Some(session) = self.sessions.get_mut(slot) {
             session.closed = Some((why, code));
+            session.commands = None;
             session.deferred = None;
             // The peer's answer is waited for, whatever it had to wait for before.
             if !session.holds.is_empty() {

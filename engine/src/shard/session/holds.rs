@@ -128,8 +128,7 @@ impl<W: Wire> Shard<W> {
             let Some(session) = self.sessions.get_mut(slot).filter(|s| s.holds.is_empty()) else {
                 continue;
             };
-            let (deferred, mut held) = (session.deferred.take(), std::mem::take(&mut session.held));
-            match deferred {
+            match session.deferred.take() {
                 None => {}
                 Some(Deferred::Refuse { id, refused }) => {
                     self.tell_refused(slot, id.as_deref(), &refused);
@@ -138,9 +137,10 @@ impl<W: Wire> Shard<W> {
                     self.unsubscribe(slot, id.as_deref(), channel);
                 }
             }
-            if self.sessions.current(id).is_none() {
-                continue;
-            }
+            self.handle_rest(slot);
+            let again = self.sessions.current(id).and_then(|slot| self.sessions.get_mut(slot));
+            let Some(session) = again.filter(|session| session.holds.is_empty()) else { continue };
+            let mut held = std::mem::take(&mut session.held);
             self.read(slot, &mut held);
             let again = self.sessions.current(id).and_then(|slot| self.sessions.get(slot));
             if again.is_some_and(|session| session.holds.is_empty()) {

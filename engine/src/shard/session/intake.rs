@@ -33,7 +33,8 @@ impl<W: Wire> Shard<W> {
             }
             return;
         }
-        let waits = !session.held.is_empty() || session.deferred.is_some();
+        let waits =
+            !session.held.is_empty() || session.deferred.is_some() || session.commands.is_some();
         if session.holds.is_empty() && !waits {
             self.read(slot, bytes);
         } else {
@@ -152,25 +153,62 @@ impl<W: Wire> Shard<W> {
             }
             Incoming::Text(_) | Incoming::Binary(_) => {
                 self.counters.messages_in.add(1);
-                let limits = &self.config.limits;
-                let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
-                let allowance = session.rate.take(self.work_ms, rate, burst);
-                let dialect = session.dialect;
-                match (allowance, dialect.parse(incoming)) {
-                    (Allowance::Within, Ok(command)) => self.handle_command(slot, command),
-                    (Allowance::Within, Err(CommandError { id, refused })) => {
-                        self.refuse(slot, id, refused);
-                    }
-                    (Allowance::Above, command) => {
-                        let id = command.map_or_else(|e| e.id, |command| command.id);
-                        self.refuse(slot, id, Refused::RateLimited { per_second: rate });
-                    }
-                    (Allowance::FarAbove, _) => {
-                        let reason = Refused::RateLimited { per_second: rate }.to_string();
-                        self.close_session(slot, CloseReason::RateLimited, &reason);
-                    }
+                match session.dialect.split(incoming) {
+                    None => self.handle_message(slot, incoming),
+                    Some(Ok(commands)) => self.handle_several(slot, commands.into_iter()),
+                    Some(Err(CommandError { id, refused })) => self.refuse(slot, id, refused),
                 }
             }
+        }
+    }
+
+    /// Handles a message that is one command.
+    fn handle_message(&mut self, slot: SessionSlot, message: &Incoming) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let limits = &self.config.limits;
+        let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
+        let allowance = session.rate.take(self.work_ms, rate, burst);
+        let dialect = session.dialect;
+        match (allowance, dialect.parse(message)) {
+            (Allowance::Within, Ok(command)) => self.handle_command(slot, command),
+            (Allowance::Within, Err(CommandError { id, refused })) => {
+                self.refuse(slot, id, refused);
+            }
+            (Allowance::Above, command) => {
+                let id = command.map_or_else(|e| e.id, |command| command.id);
+                self.refuse(slot, id, Refused::RateLimited { per_second: rate });
+            }
+            (Allowance::FarAbove, _) => {
+                let reason = Refused::RateLimited { per_second: rate }.to_string();
+                self.close_session(slot, CloseReason::RateLimited, &reason);
+            }
+        }
+    }
+
+    /// Handles the commands of one message. Where one of them holds the session, the others wait.
+    fn handle_several<'a>(
+        &mut self,
+        slot: SessionSlot,
+        mut commands: impl Iterator<Item = &'a str>,
+    ) {
+        let id = self.sessions.id(slot);
+        while let Some(command) = commands.next() {
+            self.handle_message(slot, &Incoming::Text(command));
+            let there = self.sessions.current(id).is_some() && !self.sessions.has(slot, CLOSING);
+            let Some(session) = self.sessions.get_mut(slot).filter(|_| there) else { return };
+            if !session.holds.is_empty() {
+                let rest: Vec<Box<str>> = commands.map(Box::from).collect();
+                session.commands = (!rest.is_empty()).then(|| Box::new(rest));
+                return;
+            }
+        }
+    }
+
+    /// Goes on with the commands of a message of which one held the session.
+    pub(super) fn handle_rest(&mut self, slot: SessionSlot) {
+        let rest = self.sessions.get_mut(slot).and_then(|session| session.commands.take());
+        if let Some(rest) = rest {
+            self.handle_several(slot, rest.iter().map(|command| &**command));
         }
     }
 }

@@ -1,0 +1,52 @@
+//! What cannot change while the server runs.
+
+use super::schema::Config;
+
+macro_rules! fixed {
+    ($($section:ident.$key:ident),* $(,)?) => {
+        impl Config {
+            /// Takes over what cannot change from the configuration that holds. Returns the keys that would have.
+            pub(crate) fn keep_fixed(&mut self, holds: &Config) -> Vec<&'static str> {
+                let mut changed = Vec::new();
+                $(
+                    if self.$section.$key != holds.$section.$key {
+                        changed.push(concat!(stringify!($section), ".", stringify!($key)));
+                        self.$section.$key = holds.$section.$key.clone();
+                    }
+                )*
+                // Sessions know theirs by its number.
+                if self.endpoints != holds.endpoints {
+                    changed.push("endpoints");
+                    self.endpoints.clone_from(&holds.endpoints);
+                }
+                changed
+            }
+        }
+    };
+}
+
+fixed! {
+    // Ports are open, threads run, rings have their size.
+    server.listen, server.io, server.shards, server.pin, server.backlog, server.connections_max,
+    server.handshakes_max, server.send_buffer_bytes, server.demo_page,
+    api.listen, api.bodies_bytes_max, api.connections_max,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Sources};
+
+    #[test]
+    fn what_cannot_change_is_named_and_stays() {
+        let load = |flags: &[&str]| {
+            let flags = flags.iter().map(|&flag| flag.into()).collect();
+            Config::load(&Sources { flags, ..Sources::default() }).unwrap()
+        };
+        let holds = load(&["server.shards=1"]);
+        let mut new =
+            load(&["server.shards=2", "server.listen=127.0.0.1:1", "limits.messages_burst=7"]);
+        assert_eq!(new.keep_fixed(&holds), ["server.listen", "server.shards"]);
+        assert_eq!((new.server.shards, new.limits.messages_burst), (1, 7));
+        assert!(new.keep_fixed(&holds).is_empty());
+    }
+}

@@ -1,0 +1,68 @@
+//! Reading the configuration again while the server runs: all of it or nothing.
+
+use std::sync::Arc;
+
+use super::State;
+use crate::config::{Config, ConfigErrors};
+use crate::message::{NotTaken, Request};
+use crate::settings::Settings;
+
+/// How the configuration is read again, and what outside the engine goes by it.
+pub struct Reload {
+    /// Reads and validates it.
+    pub read: Box<dyn Fn() -> Result<Config, ConfigErrors> + Send + Sync>,
+    /// Called with a configuration that holds from now on.
+    pub apply: Box<dyn Fn(&Config) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
+impl State {
+    /// Reads the configuration again. Where anything is wrong with it, all stays as it is.
+    pub(super) async fn reload(self: Arc<Self>) {
+        let Some(reload) = &self.reload else {
+            return tracing::warn!(
+                "reload: this server was started with a configuration that is nowhere to read"
+            );
+        };
+        match self.reread(reload) {
+            Ok(fixed) => {
+                self.figures.reloads.add(1);
+                for key in &fixed {
+                    tracing::warn!(
+                        "reload: {key} has changed; that takes a restart, and until then it stays as it is"
+                    );
+                }
+                for shard in self.shared.shards.ids() {
+                    // One that has ended needs no telling.
+                    while let Err(NotTaken::Full(_)) =
+                        self.shared.shards.request(shard, Request::Reconfigure)
+                    {
+                        tokio::time::sleep(super::FULL_PAUSE).await;
+                    }
+                }
+                tracing::info!("reload: the configuration holds from now on");
+            }
+            Err(e) => {
+                self.figures.reloads_failed.add(1);
+                tracing::error!("reload: nothing has changed, the configuration is wrong:\n{e}");
+            }
+        }
+    }
+
+    /// Puts a new configuration in the place of the one that holds. Returns the keys that stay as they were.
+    fn reread(&self, reload: &Reload) -> Result<Vec<&'static str>, ConfigErrors> {
+        let mut config = (reload.read)()?;
+        let fixed = config.keep_fixed(&self.shared.config());
+        config.check_shares(self.shared.shards.count())?;
+        let settings = Settings::new(config)?;
+        (reload.apply)(&settings.config);
+        self.shared.admission.reconfigure(&settings.config);
+        self.shared.settings.store(Arc::new(settings));
+        Ok(fixed)
+    }
+}
