@@ -4,5 +4,10 @@
 //! outside is asked by the control thread (`control::hooks`); what comes back is an [`Identity`] like any other.
 
 mod identity;
+mod permissions;
+mod who;
 
 pub use identity::{Admitted, Grant, Grants, Identity};
+pub use permissions::{BadPermission, Permissions, Verdict};
+
+pub(crate) use who::Who;
