@@ -5,6 +5,7 @@
 
 mod identity;
 mod permissions;
+pub mod token;
 mod who;
 
 pub use identity::{Admitted, Grant, Grants, Identity};
