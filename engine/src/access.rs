@@ -5,13 +5,17 @@
 
 mod identity;
 mod permissions;
-mod token;
+pub mod token;
+mod who;
+
+use std::ffi::OsString;
 
 pub use identity::{Admitted, Grant, Grants, Identity};
-pub use permissions::{Permissions, Verdict};
-pub use token::{Issuers, RemoteKeys, TokenError};
+pub use permissions::{BadPermission, Permissions, Verdict};
+pub(crate) use who::Who;
 
 use crate::config::{Config, ConfigErrors};
+use token::Issuers;
 
 /// What a configuration says about access.
 #[derive(Debug)]
@@ -27,18 +31,19 @@ pub struct Access {
 }
 
 impl Access {
-    /// Compiles what a configuration says.
-    pub fn new(config: &Config) -> Result<Access, ConfigErrors> {
-        let issuers = Issuers::from_config(config)?;
+    /// Compiles what a configuration says, with secrets from the variables of `environment` that it names.
+    pub fn new(
+        config: &Config,
+        environment: &[(OsString, OsString)],
+    ) -> Result<Access, ConfigErrors> {
+        let issuers = Issuers::from_config(config, environment)?;
+        let permissions =
+            Permissions::new(&config.permissions).map_err(|e| ConfigErrors(vec![e.to_string()]))?;
         let asks_on_connect = false;
-        // Where nothing is configured by which anybody could be known, everybody is a stranger; the validation
-        // has seen to it that this is on loopback, or is what the configuration says.
+        // Where nothing is configured by which anybody could be known everybody is a stranger: on loopback, or
+        // where the configuration says so, to which the validation has seen.
         let nobody_is_known = issuers.is_empty() && !asks_on_connect;
-        Ok(Access {
-            permissions: Permissions::new(config)?,
-            issuers,
-            asks_on_connect,
-            takes_anonymous: config.auth.anonymous || nobody_is_known,
-        })
+        let takes_anonymous = config.auth.anonymous || nobody_is_known;
+        Ok(Access { permissions, issuers, asks_on_connect, takes_anonymous })
     }
 }

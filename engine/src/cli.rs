@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use ringfeed_engine::config::{self, Config, DEFAULT_TOML, Level, Sources};
+use ringfeed_engine::config::{self, Config, ConfigErrors, DEFAULT_TOML, Level, Sources};
+use ringfeed_engine::settings::Settings;
 use ringfeed_engine::{control, server};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -99,7 +100,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
             let sources = sources(&args);
-            load(&sources)?;
+            settings(load(&sources)?, &sources)?;
             warn_of_strays(&sources, |warning| eprintln!("ringfeed: {warning}"));
             match &args.config {
                 Some(file) => say(&format!("{}: the configuration is valid", file.display())),
@@ -156,13 +157,20 @@ fn sources(args: &ConfigArgs) -> Sources<'_> {
 }
 
 fn load(sources: &Sources) -> anyhow::Result<Config> {
-    Config::load(sources).map_err(|e| {
-        let problems = match e.0.len() {
-            1 => "a problem".into(),
-            count => format!("{count} problems"),
-        };
-        anyhow::anyhow!("the configuration has {problems}:\n{e}")
-    })
+    Config::load(sources).map_err(told)
+}
+
+/// What is made of a configuration: the keys that it names are read.
+fn settings(config: Config, sources: &Sources) -> anyhow::Result<Settings> {
+    Settings::new(config, &sources.environment).map_err(told)
+}
+
+fn told(e: ConfigErrors) -> anyhow::Error {
+    let problems = match e.0.len() {
+        1 => "a problem".into(),
+        count => format!("{count} problems"),
+    };
+    anyhow::anyhow!("the configuration has {problems}:\n{e}")
 }
 
 fn warn_of_strays(sources: &Sources, warn: impl Fn(String)) {
@@ -232,7 +240,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     ringfeed_wire::raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
     let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.path.clone()).collect();
     let (connections, anonymous) = (config.server.connections_max, config.auth.anonymous);
-    let server = server::start(config, Some(reload(args, level)))?;
+    let settings = settings(config, &sources)?;
+    let server = server::start(settings, Some(reload(args, level)))?;
     if anonymous {
         tracing::warn!("auth.anonymous = true: anybody who reaches {} is served", server.public);
     }
@@ -253,6 +262,7 @@ fn reload(
 ) -> control::Reload {
     let (args, verbose) = (args.config.clone(), args.verbose);
     control::Reload {
+        environment: std::env::vars_os().collect(),
         read: Box::new(move || Config::load(&sources(&args))),
         apply: Box::new(move |config| {
             // It fails only where there is no subscriber any more.

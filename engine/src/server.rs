@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 
-use crate::config::{Config, ConfigErrors, IoChoice};
+use crate::config::{ConfigErrors, IoChoice};
 use crate::control::{self, Reload};
 use crate::ids::ShardId;
 use crate::message::{ShardEnd, Shards};
@@ -77,8 +77,7 @@ pub struct Server {
 }
 
 /// Opens the ports, starts the threads and returns once everything runs.
-pub fn start(config: Config, reload: Option<Reload>) -> Result<Server, ServeError> {
-    let settings = Settings::new(config)?;
+pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, ServeError> {
     let config = settings.config.clone();
     let io = choose_io(config.server.io)?;
     let cores = core_affinity::get_core_ids().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! A configuration, and what is made of it once so that nobody has to make it for each connection. Replaced as a
 //! whole when the configuration is read again.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use crate::access::Access;
@@ -19,12 +20,16 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Of a configuration; or all that is wrong with the parts that are made of it.
-    pub fn new(config: Config) -> Result<Settings, ConfigErrors> {
+    /// Of a configuration, with secrets from the variables of `environment` that it names; or all that is wrong with
+    /// what is made of it.
+    pub fn new(
+        config: Config,
+        environment: &[(OsString, OsString)],
+    ) -> Result<Settings, ConfigErrors> {
         let wrong = |why: String| ConfigErrors(vec![why]);
         let origins = Origins::parse(&config.server.origins)
             .map_err(|e| wrong(format!("server.origins: {e}")))?;
-        let access = Access::new(&config)?;
+        let access = Access::new(&config, environment)?;
         Ok(Settings {
             config: Arc::new(config),
             access: Arc::new(access),

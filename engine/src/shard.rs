@@ -33,7 +33,8 @@ use ringfeed_protocol::Dialect;
 use ringfeed_wire::{Event as WireEvent, SocketId, Wire};
 use tokio::sync::mpsc;
 
-use crate::access::{Access, Identity, RemoteKeys};
+use crate::access::token::RemoteKeys;
+use crate::access::{Access, Identity};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{CloseReason, Counters, RefusalReason};

@@ -123,6 +123,35 @@ pub enum Operation {
     History,
     /// See who is there.
     Presence,
+    /// Send to a user.
+    Send,
+}
+
+impl Operation {
+    /// All there are.
+    pub const ALL: [Operation; 5] = [
+        Operation::Subscribe,
+        Operation::Publish,
+        Operation::History,
+        Operation::Presence,
+        Operation::Send,
+    ];
+
+    /// The word for it in a configuration and in a token.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Subscribe => "subscribe",
+            Operation::Publish => "publish",
+            Operation::History => "history",
+            Operation::Presence => "presence",
+            Operation::Send => "send",
+        }
+    }
+
+    /// The operation of that name.
+    pub fn from_name(name: &str) -> Option<Operation> {
+        Operation::ALL.into_iter().find(|operation| operation.name() == name)
+    }
 }
 
 /// What there may be only so much of.
@@ -197,6 +226,8 @@ impl fmt::Display for Forbidding<'_> {
             Operation::Publish => write!(f, "{channel} may be published to {hint}"),
             Operation::History => write!(f, "the history of {channel} may be read {hint}"),
             Operation::Presence => write!(f, "who is on {channel} may be seen {hint}"),
+            // Refused with a sentence of its own: it is about a user.
+            Operation::Send => write!(f, "{channel} may be sent to {hint}"),
         }
     }
 }

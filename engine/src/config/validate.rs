@@ -30,6 +30,7 @@ impl Config {
         self.validate_limits(errors);
         self.validate_endpoints(errors);
         self.validate_rules(errors);
+        self.validate_access(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }
@@ -37,11 +38,12 @@ impl Config {
 
     fn validate_addresses(&self, errors: &mut Vec<String>) {
         let (public, internal) = (self.server.listen, self.api.listen);
-        if !public.ip().is_loopback() && !self.auth.anonymous {
+        let somebody_vouches = !self.issuers.is_empty();
+        if !public.ip().is_loopback() && !self.auth.anonymous && !somebody_vouches {
             errors.push(format!(
-                "server.listen = {public}: there is no authentication yet, so beyond loopback anybody who \
-                 reaches this address would be served. Keep it on loopback behind a proxy that decides who \
-                 may connect, or set auth.anonymous = true to serve anybody"
+                "server.listen = {public}: beyond loopback anybody who reaches this address would be served. \
+                 Say who vouches for clients ([[issuers]] or hooks.connect_url), or set auth.anonymous = true to \
+                 serve anybody"
             ));
         }
         if !internal.ip().is_loopback() && self.api.keys.is_empty() {

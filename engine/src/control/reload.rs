@@ -1,5 +1,6 @@
 //! Reading the configuration again while the server runs: all of it or nothing.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::State;
@@ -9,6 +10,8 @@ use crate::settings::Settings;
 
 /// How the configuration is read again, and what outside the engine goes by it.
 pub struct Reload {
+    /// The variables in which secrets may be.
+    pub environment: Vec<(OsString, OsString)>,
     /// Reads and validates it.
     pub read: Box<dyn Fn() -> Result<Config, ConfigErrors> + Send + Sync>,
     /// Called with a configuration that holds from now on.
@@ -59,7 +62,7 @@ impl State {
         let mut config = (reload.read)()?;
         let fixed = config.keep_fixed(&self.shared.config());
         config.check_shares(self.shared.shards.count())?;
-        let settings = Settings::new(config)?;
+        let settings = Settings::new(config, &reload.environment)?;
         (reload.apply)(&settings.config);
         self.shared.admission.reconfigure(&settings.config);
         self.shared.settings.store(Arc::new(settings));

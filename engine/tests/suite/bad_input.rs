@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use super::common::{Client, PATIENCE, TestServer};
 use ringfeed_engine::config::{Config, Sources};
 use ringfeed_engine::server;
+use ringfeed_engine::settings::Settings;
 use ringfeed_protocol::frame::{Header, Opcode, write_client, write_server};
 use serde_json::json;
 
@@ -228,11 +229,17 @@ fn a_port_that_is_taken_is_named() {
     };
     let public =
         load(&[format!("server.listen={}", server.public), "api.listen=127.0.0.1:0".into()]);
-    let error = server::start(public, None).map(|_| ()).unwrap_err().to_string();
+    let error = server::start(Settings::new(public, &[]).unwrap(), None)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("server.listen") && error.contains("another process"), "{error}");
     let internal =
         load(&["server.listen=127.0.0.1:0".into(), format!("api.listen={}", server.internal)]);
-    let error = server::start(internal, None).map(|_| ()).unwrap_err().to_string();
+    let error = server::start(Settings::new(internal, &[]).unwrap(), None)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("api.listen") && error.contains("another process"), "{error}");
 }
 

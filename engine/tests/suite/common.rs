@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ringfeed_engine::config::{Config, Sources};
 use ringfeed_engine::server::{self, Server};
+use ringfeed_engine::settings::Settings;
 use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -54,7 +55,9 @@ impl TestServer {
         ];
         all.extend(flags.iter().map(|&flag| flag.to_owned()));
         let sources = Sources { file: Some(&file), environment: Vec::new(), flags: all };
-        let server = server::start(Config::load(&sources).unwrap(), None).unwrap();
+        let server =
+            server::start(Settings::new(Config::load(&sources).unwrap(), &[]).unwrap(), None)
+                .unwrap();
         let (public, internal) = (server.public, server.internal);
         TestServer { server: Some(server), public, internal }
     }

@@ -10,7 +10,8 @@ use ringfeed_protocol::{Dialect, Refused};
 use tokio::sync::oneshot;
 
 use super::Door;
-use crate::access::{Admitted, Identity, TokenError};
+use crate::access::token::{Checked, TokenError};
+use crate::access::{Admitted, Identity};
 use crate::config::{Config, TokenPlace};
 use crate::counters::RefusalReason;
 use crate::ids::ConnectionId;
@@ -137,6 +138,7 @@ impl Door {
             }
             checked => checked,
         }
+        .map(Checked::into_admitted)
     }
 
     async fn ask_application(

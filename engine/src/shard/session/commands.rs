@@ -9,7 +9,8 @@ use ringfeed_protocol::{ChannelName, Event, Offset, Position, Refused, UserId};
 use ringfeed_wire::Wire;
 
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
-use crate::access::{TokenError, Verdict};
+use crate::access::Verdict;
+use crate::access::token::TokenError;
 use crate::ids::{LaneId, SessionSlot};
 use crate::message::{Order, Origin, Question, Reply, Request, UserRequest};
 use crate::shard::Shard;
@@ -124,7 +125,7 @@ impl<W: Wire> Shard<W> {
         let (now, keys) = (self.clock.unix_ms() / 1000, self.shared.remote_keys.load_full());
         let user = self.identity(slot).user.clone();
         let issuers = &self.access.issuers;
-        match issuers.check_channel(token, now, &keys, &channel, user.as_ref()) {
+        match issuers.check_channel_token(token, now, &keys, user.as_ref(), &channel) {
             Ok(expires_at) => {
                 self.give_pass(slot, &channel, Some(expires_at));
                 if self.subscription_to(slot, &channel).is_some() {

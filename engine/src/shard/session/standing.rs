@@ -8,7 +8,8 @@ use ringfeed_protocol::{ChannelName, Event, Operation, Refused, UserId};
 use ringfeed_wire::Wire;
 
 use super::CLOSING;
-use crate::access::{Admitted, Identity, TokenError, Verdict};
+use crate::access::token::TokenError;
+use crate::access::{Admitted, Grant, Identity, Verdict};
 use crate::counters::CloseReason;
 use crate::ids::{ConnectionId, SessionId, SessionSlot};
 use crate::message::{Caller, Question, Request, UserConnection, UserRequest};
@@ -176,7 +177,7 @@ impl<W: Wire> Shard<W> {
         let now = self.clock.unix_ms() / 1000;
         let checked = self.access.issuers.check(token, now, &self.shared.remote_keys.load());
         match checked {
-            Ok(admitted) => match self.admit(slot, admitted) {
+            Ok(checked) => match self.admit(slot, checked.into_admitted()) {
                 Ok(channels) => {
                     self.tell_connected(slot, id);
                     self.review(slot);
@@ -244,8 +245,15 @@ impl<W: Wire> Shard<W> {
     fn admit(
         &mut self,
         slot: SessionSlot,
-        Admitted { identity, channels }: Admitted,
+        Admitted { mut identity, channels }: Admitted,
     ) -> Result<Vec<ChannelName>, Refusal> {
+        // Who names channels lets it in there.
+        if !channels.is_empty() {
+            let operation = Operation::Subscribe;
+            let named = channels.iter().map(|channel| channel.as_str().into());
+            let grants = named.map(|pattern| Grant { operation, pattern });
+            identity.grants.get_or_insert_default().allow.extend(grants);
+        }
         if self.revoked.has(&identity) {
             return Err(Refusal::Revoked);
         }
