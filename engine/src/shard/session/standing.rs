@@ -17,6 +17,8 @@ use crate::shard::Shard;
 use crate::shard::asks::{Then, Waiting};
 use crate::shard::timers::{Purpose, Timer};
 
+/// Why something is not believed any more.
+const REVOKED: &str = "what you have shown was revoked";
 /// Not before the shard ends.
 const NEVER_MS: u64 = u64::MAX;
 
@@ -183,6 +185,10 @@ impl<W: Wire> Shard<W> {
                     self.review(slot);
                     self.subscribe_at_once(slot, channels);
                 }
+                // Who has shown something that counts still has that.
+                Err(Refusal::Revoked) if !self.must_authenticate(slot) => {
+                    self.refuse_authentication(slot, id, REVOKED.into());
+                }
                 Err(Refusal::Revoked) => self.close_revoked(slot),
                 Err(Refusal::Told(refused)) => {
                     self.refuse_authentication(slot, id, refused.to_string());
@@ -321,7 +327,7 @@ impl<W: Wire> Shard<W> {
     }
 
     pub(in crate::shard) fn close_revoked(&mut self, slot: SessionSlot) {
-        self.close_session(slot, CloseReason::Revoked, "what you have shown was revoked");
+        self.close_session(slot, CloseReason::Revoked, REVOKED);
     }
 
     /// The time to say who it is has passed.

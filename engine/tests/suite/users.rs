@@ -1,0 +1,186 @@
+//! What the application does with users and connections.
+
+use serde_json::{Value, json};
+
+use super::common::tokens::{ISSUER, now, token};
+use super::common::{CHANNELS, Client, TestServer, wait_until};
+
+fn start(flags: &[&str]) -> TestServer {
+    let permissions =
+        "[[permissions]]\nwho = [\"role:support\"]\nchannels = [\"*\"]\nallow = [\"send\"]\n";
+    TestServer::start(&format!("{permissions}{CHANNELS}{ISSUER}"), flags)
+}
+
+/// A connection of a user, and its id.
+fn come(server: &TestServer, user: &str, claims: Value) -> (Client, String) {
+    let target = format!("/ws?token={}", token(user, 600, claims));
+    let mut client = Client::connect(server.public, &target);
+    let greeting = client.receive();
+    assert_eq!(greeting["user"], user, "{greeting}");
+    (client, greeting["connection"].as_str().unwrap().to_owned())
+}
+
+fn post(server: &TestServer, path: &str, body: Value) -> Value {
+    let (status, answer) = server.http("POST", path, &body.to_string());
+    assert_eq!(status, 200, "{path} {body}: {answer}");
+    serde_json::from_str(&answer).unwrap()
+}
+
+/// How many connections a user has, once it is so many.
+fn wait_connections(server: &TestServer, user: &str, count: usize) -> Vec<Value> {
+    let look = || server.get(&format!("/api/connections?user={user}"))["connections"].clone();
+    let listed = wait_until("connections", look, |list| list.as_array().unwrap().len() == count);
+    listed.as_array().unwrap().clone()
+}
+
+#[test]
+fn all_connections_of_a_user_are_sent_to_and_nobody_else() {
+    let server = start(&[]);
+    let mut anns: Vec<(Client, String)> = (0..8).map(|_| come(&server, "ann", json!({}))).collect();
+    let (mut bob, _) = come(&server, "bob", json!({"roles": ["support"]}));
+    let listed = wait_connections(&server, "ann", 8);
+    let shards: Vec<u64> = listed.iter().map(|own| own["shard"].as_u64().unwrap()).collect();
+    assert!(shards.iter().all(|&shard| shard < 2), "{shards:?}");
+    let mut ids: Vec<&str> = listed.iter().map(|own| own["connection"].as_str().unwrap()).collect();
+    let mut greeted: Vec<&str> = anns.iter().map(|(_, id)| id.as_str()).collect();
+    (ids.sort(), greeted.sort());
+    assert_eq!(ids, greeted);
+    let sent = post(&server, "/api/send", json!({"user": "ann", "data": {"n": 1}}));
+    assert_eq!(sent["connections"], 8);
+    assert_eq!(post(&server, "/api/send", json!({"user": "eve", "text": "x"}))["connections"], 0);
+    // And over a socket, by whom a permission lets.
+    let reply = bob.ask(json!({"type": "send", "id": 1, "user": "ann", "text": "hi"}));
+    assert_eq!(reply, json!({"type": "sent", "id": 1, "user": "ann", "connections": 8}));
+    let only = anns[3].1.clone();
+    let one = json!({"connection": only, "user": "ann", "base64": "AAE="});
+    assert_eq!(post(&server, "/api/send", one)["connections"], 1);
+    let not_his = json!({"connection": only, "user": "bob", "data": 1});
+    assert_eq!(post(&server, "/api/send", not_his)["connections"], 0);
+    for (at, (ann, _)) in anns.iter_mut().enumerate() {
+        assert_eq!(ann.receive(), json!({"type": "direct", "data": {"n": 1}}));
+        assert_eq!(ann.receive(), json!({"type": "direct", "from": "bob", "data": "hi"}));
+        if at == 3 {
+            let bytes = json!({"type": "direct", "data": "AAE=", "encoding": "base64"});
+            assert_eq!(ann.receive(), bytes);
+        }
+        let refused = ann.ask(json!({"type": "send", "id": 9, "user": "bob", "data": 1}));
+        assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("forbidden")));
+    }
+    assert_eq!(bob.ask(json!({"type": "ping", "id": 2}))["id"], 2, "nothing else came to him");
+}
+
+#[test]
+fn a_raw_connection_gets_what_is_sent_as_it_is() {
+    let server = start(&[]);
+    let target = format!("/ws?protocol=raw.v1&token={}", token("ann", 600, json!({})));
+    let mut ann = Client::connect(server.public, &target);
+    wait_connections(&server, "ann", 1);
+    post(&server, "/api/send", json!({"user": "ann", "data": {"a": [1, 2]}}));
+    assert_eq!(
+        ann.message().into_text().unwrap(),
+        r#"{"a": [1, 2]}"#.replace(": ", ":").replace(", ", ",")
+    );
+}
+
+#[test]
+fn a_user_is_disconnected_or_unsubscribed_and_others_are_not() {
+    let server = start(&[]);
+    let (mut first, first_id) = come(&server, "ann", json!({}));
+    let (mut second, _) = come(&server, "ann", json!({}));
+    let (mut bob, bob_id) = come(&server, "bob", json!({}));
+    for client in [&mut first, &mut second, &mut bob] {
+        client.subscribe("open.a");
+        client.subscribe("open.b");
+    }
+    wait_connections(&server, "ann", 2);
+    let ended = post(&server, "/api/unsubscribe", json!({"user": "ann", "channel": "open.a"}));
+    assert_eq!(ended["connections"], 2);
+    for client in [&mut first, &mut second] {
+        let event = client.receive();
+        assert_eq!((&event["type"], &event["channel"]), (&json!("unsubscribed"), &json!("open.a")));
+    }
+    server.publish("open.a", json!(1));
+    server.publish("open.b", json!(2));
+    assert_eq!(first.receive()["channel"], "open.b");
+    assert_eq!(
+        (bob.receive()["data"].clone(), bob.receive()["data"].clone()),
+        (json!(1), json!(2))
+    );
+    let one = json!({"connection": first_id, "code": 4321, "reason": "off you go"});
+    assert_eq!(post(&server, "/api/disconnect", one.clone())["connections"], 1);
+    assert_eq!(first.closed(), (4321, "off you go".into()));
+    wait_connections(&server, "ann", 1);
+    assert_eq!(post(&server, "/api/disconnect", one)["connections"], 0);
+    assert_eq!(post(&server, "/api/disconnect", json!({"user": "ann"}))["connections"], 1);
+    assert_eq!(second.receive()["channel"], "open.b");
+    assert_eq!(second.closed().0, 4502);
+    wait_connections(&server, "ann", 0);
+    assert_eq!(bob.ask(json!({"type": "auth"}))["connection"], bob_id.as_str());
+}
+
+#[test]
+fn what_is_revoked_ends_and_is_not_believed_again() {
+    let server = start(&[]);
+    let stolen = token("ann", 600, json!({"jti": "t1"}));
+    let target = format!("/ws?token={stolen}");
+    let mut thief = Client::connect(server.public, &target);
+    thief.receive();
+    let (mut ann, _) = come(&server, "ann", json!({"jti": "t2"}));
+    let (mut bob, _) = come(&server, "bob", json!({"jti": "t3"}));
+    assert_eq!(post(&server, "/api/revoke", json!({"token": "t1"}))["revoked"], 1);
+    assert_eq!(thief.closed().0, 4504);
+    assert_eq!(Client::connect(server.public, &target).closed().0, 4504);
+    assert_eq!(ann.ask(json!({"type": "ping", "id": 1}))["id"], 1);
+    assert_eq!(post(&server, "/api/revoke", json!({"user": "ann"}))["revoked"], 2);
+    assert_eq!(ann.closed().0, 4504);
+    // Who shows it beside something better keeps that.
+    let refused = bob.ask(json!({"type": "auth", "id": 1, "token": stolen}));
+    assert_eq!((&refused["type"], &refused["code"]), (&json!("error"), &json!("unauthenticated")));
+    // What she is vouched for afterwards counts again.
+    let again = || {
+        let target = format!("/ws?token={}", token("ann", 600, json!({"iat": now()})));
+        let mut client = Client::connect(server.public, &target);
+        client.message().is_text()
+    };
+    wait_until("a newer token", again, |&taken| taken);
+}
+
+#[test]
+fn a_user_has_so_many_connections_and_no_more() {
+    let server = start(&["limits.connections_per_user_max=2"]);
+    let (first, _) = come(&server, "ann", json!({}));
+    let (mut second, _) = come(&server, "ann", json!({}));
+    wait_connections(&server, "ann", 2);
+    let (mut third, _) = come(&server, "ann", json!({}));
+    assert_eq!(third.closed().0, 4505);
+    let (_bob, _) = come(&server, "bob", json!({}));
+    drop(first);
+    wait_connections(&server, "ann", 1);
+    let (mut fourth, _) = come(&server, "ann", json!({}));
+    wait_connections(&server, "ann", 2);
+    for client in [&mut second, &mut fourth] {
+        assert_eq!(client.ask(json!({"type": "ping", "id": 1}))["id"], 1);
+    }
+}
+
+#[test]
+fn what_the_application_asks_wrongly_is_named() {
+    let server = start(&[]);
+    for (path, body, part) in [
+        ("/api/send", json!({"data": 1}), "'user' or 'connection' is needed"),
+        ("/api/send", json!({"user": "", "data": 1}), "user id is empty"),
+        ("/api/send", json!({"user": "ann"}), "exactly one of 'data', 'text' and 'base64'"),
+        ("/api/send", json!({"connection": "x", "data": 1}), "20 hexadecimal digits"),
+        ("/api/disconnect", json!({"user": "ann", "code": 1000}), "allowed are 4000 to 4999"),
+        ("/api/disconnect", json!({"user": "ann", "reason": "x".repeat(124)}), "at most 123"),
+        ("/api/unsubscribe", json!({"user": "ann", "channel": "a b"}), "white space"),
+        ("/api/revoke", json!({"user": "ann", "token": "t"}), "exactly one of 'user' and 'token'"),
+        ("/api/revoke", json!({"token": ""}), "1 to 255 bytes"),
+        ("/api/revoke", json!({"user": "a", "users": 1}), "unknown field"),
+    ] {
+        let (status, answer) = server.http("POST", path, &body.to_string());
+        assert!(status == 400 && answer.contains(part), "{path} {body}: {status} {answer}");
+    }
+    let gone = json!({"connection": "ffff0000000000000001", "data": 1});
+    assert_eq!(post(&server, "/api/send", gone)["connections"], 0);
+}
