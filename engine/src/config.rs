@@ -3,6 +3,7 @@
 //! `default.toml` is embedded and is the list of keys: what it does not show is refused. Every
 //! problem is reported at once, with key, value and what is allowed, before any port is opened.
 
+mod hooks;
 mod keys;
 mod merge;
 mod reference;
@@ -18,8 +19,8 @@ use toml::{Table, Value};
 
 pub use reference::reference;
 pub use schema::{
-    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, LagPolicy, Level, Limits, Log,
-    Publishers, Secret, Server, Subscribers,
+    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, HookUrl, Hooks, IoChoice, LagPolicy,
+    Level, Limits, Log, OnFailure, Publishers, Secret, Server, Subscribers,
 };
 
 /// The embedded defaults, with comments.
@@ -78,7 +79,8 @@ impl Config {
         let merged = sources.merge(&mut errors);
         // What was wrong is not in `merged`, so the rest can be validated all the same.
         match Value::Table(merged).try_into::<Config>() {
-            Ok(config) => {
+            Ok(mut config) => {
+                config.hooks.find_secret(&sources.environment, &mut errors);
                 config.validate(&mut errors);
                 if errors.is_empty() {
                     return Ok(config);

@@ -11,6 +11,7 @@ mod figures;
 pub mod fuzzing;
 mod guard;
 mod history;
+pub mod hooks;
 mod ingest;
 mod metrics;
 mod port;
@@ -20,7 +21,7 @@ mod stats;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -61,6 +62,8 @@ struct State {
     figures: Figures,
     refused_log: LogLimit,
     accept_log: LogLimit,
+    /// What is counted of questions that are asked outside, once they are.
+    hooks: OnceLock<Arc<hooks::Figures>>,
 }
 
 /// The running control thread.
@@ -92,6 +95,7 @@ impl Control {
             figures: Figures::new(),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
+            hooks: OnceLock::new(),
             shared,
         });
         let own = state.clone();

@@ -21,14 +21,17 @@ pub(super) enum Allowed {
     Text(&'static str),
     /// A list of texts.
     Texts(&'static str),
+    /// A text that is never shown.
+    Secret(&'static str),
     /// A list of texts that are compared and never shown.
     Secrets(&'static str),
 }
 
-use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, Words};
+use Allowed::{Address, Numbers, Secret, Secrets, Switch, Text, Texts, Words};
 
 const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
 const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
+const HOOK_URL: Allowed = Text("a URL such as https://app.example.org/hook");
 const STALL_MS: Allowed = Numbers(100, 600_000);
 /// Bytes of the whole process: up to 1 TiB.
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
@@ -61,6 +64,26 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("api.ingest_idle_timeout_ms", Numbers(10, 86_400_000)),
     ("api.timeout_ms", TIMEOUT_MS),
     ("auth.anonymous", Switch),
+    ("hooks.connect_url", HOOK_URL),
+    ("hooks.disconnect_url", HOOK_URL),
+    ("hooks.subscribe_url", HOOK_URL),
+    ("hooks.publish_url", HOOK_URL),
+    ("hooks.message_url", HOOK_URL),
+    ("hooks.secret", Secret("a text of 32 bytes or more")),
+    ("hooks.secret_env", Text("the name of a variable")),
+    ("hooks.secret_file", Text("the path of a file")),
+    ("hooks.timeout_ms", TIMEOUT_MS),
+    ("hooks.attempt_timeout_ms", TIMEOUT_MS),
+    ("hooks.retries", Numbers(0, 10)),
+    ("hooks.concurrency_max", Numbers(1, 4096)),
+    ("hooks.waiting_max", Numbers(1, 1 << 20)),
+    ("hooks.waiting_bytes_max", BUDGET_BYTES),
+    ("hooks.answer_bytes_max", Numbers(1024, 1 << 24)),
+    ("hooks.allow_private_addresses", Switch),
+    ("hooks.on_failure", Words(&["refuse", "allow"])),
+    ("hooks.forward_headers", Texts("names of header fields")),
+    ("hooks.breaker_failures", Numbers(1, 1_000_000)),
+    ("hooks.breaker_open_ms", Numbers(10, 30_000)),
     ("heartbeat.interval_ms", Numbers(0, 3_600_000)),
     ("heartbeat.timeout_ms", Numbers(10, 3_600_000)),
     ("limits.message_bytes_max", Numbers(125, 1 << 30)),
@@ -122,7 +145,7 @@ impl Allowed {
             (Numbers(from, to), Value::Integer(number)) => {
                 u64::try_from(*number).is_ok_and(|number| (from..=to).contains(&number))
             }
-            (Switch, Value::Boolean(_)) | (Text(_), Value::String(_)) => true,
+            (Switch, Value::Boolean(_)) | (Text(_) | Secret(_), Value::String(_)) => true,
             (Words(words), Value::String(word)) => words.contains(&word.as_str()),
             (Address, Value::String(address)) => address.parse::<SocketAddr>().is_ok(),
             (Texts(_) | Secrets(_), Value::Array(items)) => items.iter().all(Value::is_str),
@@ -136,7 +159,11 @@ impl Allowed {
         let value = match self {
             Numbers(..) => text.parse().ok().map(Value::Integer),
             Switch => text.parse().ok().map(Value::Boolean),
-            Words(_) | Address | Text(_) => Some(Value::String(text.into())),
+            // As below: an unset secret must not turn into none.
+            Secret(_) if text.trim().is_empty() => {
+                return Err("it is empty: unset it or give one".into());
+            }
+            Words(_) | Address | Text(_) | Secret(_) => Some(Value::String(text.into())),
             Texts(_) | Secrets(_) => {
                 // An unset secret must not turn into "no key is needed", nor a list to "any".
                 if text.trim().is_empty() {
@@ -151,7 +178,7 @@ impl Allowed {
 
     /// A value for people; `(secret)` where it is one.
     pub(super) fn shown(self, value: &Value) -> String {
-        if matches!(self, Secrets(_)) { "(secret)".into() } else { shown(value) }
+        if matches!(self, Secret(_) | Secrets(_)) { "(secret)".into() } else { shown(value) }
     }
 }
 
@@ -164,7 +191,7 @@ impl fmt::Display for Allowed {
             Address => f.write_str(
                 "allowed are an IP address and a port, as in 127.0.0.1:9800 or [::1]:9800",
             ),
-            Text(what) => write!(f, "allowed is {what}"),
+            Text(what) | Secret(what) => write!(f, "allowed is {what}"),
             Texts(what) | Secrets(what) => write!(f, "allowed is a list of {what}"),
         }
     }
@@ -227,7 +254,7 @@ mod tests {
                 Words(words) => words.iter().map(|&word| word.into()).collect(),
                 Switch => vec![true.into(), false.into()],
                 Address => vec!["[::1]:1".into()],
-                Text(_) => vec!["x".into()],
+                Text(_) | Secret(_) => vec!["x".into()],
                 Texts(_) | Secrets(_) => vec![Value::Array(vec!["x".into()])],
             };
             for value in values {
