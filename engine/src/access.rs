@@ -39,7 +39,7 @@ impl Access {
         let issuers = Issuers::from_config(config, environment)?;
         let permissions =
             Permissions::new(&config.permissions).map_err(|e| ConfigErrors(vec![e.to_string()]))?;
-        let asks_on_connect = false;
+        let asks_on_connect = !config.hooks.connect_url.0.is_empty();
         // Where nothing is configured by which anybody could be known everybody is a stranger: on loopback, or
         // where the configuration says so, to which the validation has seen.
         let nobody_is_known = issuers.is_empty() && !asks_on_connect;

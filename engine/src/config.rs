@@ -5,6 +5,7 @@
 
 mod access;
 mod fixed;
+mod hooks;
 mod keys;
 mod merge;
 mod reference;
@@ -20,9 +21,9 @@ use toml::{Table, Value};
 
 pub use reference::reference;
 pub use schema::{
-    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, Issuer, KeyAlgorithm, LagPolicy,
-    Level, Limits, Log, Permission, Publishers, Secret, SecretAlgorithm, Server, Subscribers,
-    TokenPlace,
+    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, HookUrl, Hooks, IoChoice, Issuer,
+    KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Publishers, Secret,
+    SecretAlgorithm, Server, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.
@@ -81,7 +82,8 @@ impl Config {
         let merged = sources.merge(&mut errors);
         // What was wrong is not in `merged`, so the rest can be validated all the same.
         match Value::Table(merged).try_into::<Config>() {
-            Ok(config) => {
+            Ok(mut config) => {
+                config.hooks.find_secret(&sources.environment, &mut errors);
                 config.validate(&mut errors);
                 if errors.is_empty() {
                     return Ok(config);

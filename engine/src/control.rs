@@ -11,10 +11,12 @@ mod figures;
 pub mod fuzzing;
 mod guard;
 mod history;
+pub mod hooks;
 mod ingest;
 mod metrics;
 mod port;
 mod publish;
+mod questions;
 mod reload;
 mod signals;
 mod stats;
@@ -22,7 +24,7 @@ mod users;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -53,6 +55,8 @@ struct State {
     started: Instant,
     started_at: SystemTime,
     draining: watch::Sender<bool>,
+    /// Changes when there are new settings.
+    reloaded: watch::Sender<()>,
     /// The shards have ended: only what is in progress is still served.
     stopping: watch::Sender<bool>,
     runtime: Handle,
@@ -68,6 +72,8 @@ struct State {
     revoked: RevokedTable,
     refused_log: LogLimit,
     accept_log: LogLimit,
+    /// What is counted of questions that are asked outside, once they are.
+    hooks: OnceLock<Arc<hooks::Figures>>,
 }
 
 /// The running control thread.
@@ -97,6 +103,7 @@ impl Control {
             started: Instant::now(),
             started_at: SystemTime::now(),
             draining: watch::Sender::new(false),
+            reloaded: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
             runtime: runtime.handle().clone(),
             bodies: Budget::new(api.bodies_bytes_max),
@@ -107,18 +114,27 @@ impl Control {
             revoked: RevokedTable::default(),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
+            hooks: OnceLock::new(),
             shared,
         });
         let own = state.clone();
+        let (ready, started) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let router = api::router(own.clone());
             let tasks = tokio::task::LocalSet::new();
             runtime.block_on(tasks.run_until(async move {
+                let hooks = match own.hooks() {
+                    Ok(hooks) => hooks,
+                    Err(e) => return drop(ready.send(Err(io::Error::other(e)))),
+                };
+                let _ = ready.send(Ok(()));
+                tokio::task::spawn_local(own.clone().answer_questions(hooks, asked));
                 let handled = tokio::spawn(signals.handle(own.clone()));
                 port::serve(listener, own.clone(), router).await;
                 handled.abort();
             }));
         })?;
+        started.recv().map_err(io::Error::other)??;
         Ok(Control { state, thread })
     }
 

@@ -33,6 +33,7 @@ use Allowed::{Address, Numbers, Secret, Secrets, Switch, Text, Texts, WordLists,
 
 const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
 const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
+const HOOK_URL: Allowed = Text("a URL such as https://app.example.org/hook");
 const STALL_MS: Allowed = Numbers(100, 600_000);
 /// Bytes of the whole process: up to 1 TiB.
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
@@ -72,10 +73,26 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("auth.token_cookie", Text("the name of a cookie")),
     ("auth.timeout_ms", TIMEOUT_MS),
     ("auth.refuse_after_upgrade", Switch),
-    ("hooks.message_url", Text("a URL")),
-    ("hooks.disconnect_url", Text("a URL")),
-    ("hooks.forward_headers", Texts("names")),
+    ("hooks.connect_url", HOOK_URL),
+    ("hooks.disconnect_url", HOOK_URL),
+    ("hooks.subscribe_url", HOOK_URL),
+    ("hooks.publish_url", HOOK_URL),
+    ("hooks.message_url", HOOK_URL),
+    ("hooks.secret", Secret("a text of 32 bytes or more")),
+    ("hooks.secret_env", Text("the name of a variable")),
+    ("hooks.secret_file", Text("the path of a file")),
     ("hooks.timeout_ms", TIMEOUT_MS),
+    ("hooks.attempt_timeout_ms", TIMEOUT_MS),
+    ("hooks.retries", Numbers(0, 10)),
+    ("hooks.concurrency_max", Numbers(1, 4096)),
+    ("hooks.waiting_max", Numbers(1, 1 << 20)),
+    ("hooks.waiting_bytes_max", BUDGET_BYTES),
+    ("hooks.answer_bytes_max", Numbers(1024, 1 << 24)),
+    ("hooks.allow_private_addresses", Switch),
+    ("hooks.on_failure", Words(&["refuse", "allow"])),
+    ("hooks.forward_headers", Texts("names of header fields")),
+    ("hooks.breaker_failures", Numbers(1, 1_000_000)),
+    ("hooks.breaker_open_ms", Numbers(10, 30_000)),
     ("heartbeat.interval_ms", Numbers(0, 3_600_000)),
     ("heartbeat.timeout_ms", Numbers(10, 3_600_000)),
     ("limits.message_bytes_max", Numbers(125, 1 << 30)),
@@ -174,6 +191,10 @@ impl Allowed {
         let value = match self {
             Numbers(..) => text.parse().ok().map(Value::Integer),
             Switch => text.parse().ok().map(Value::Boolean),
+            // As below: an unset secret must not turn into none.
+            Secret(_) if text.trim().is_empty() => {
+                return Err("it is empty: unset it or give one".into());
+            }
             Words(_) | Address | Text(_) | Secret(_) => Some(Value::String(text.into())),
             Texts(_) | WordLists(_) | Secrets(_) => {
                 // An unset secret must not turn into "no key is needed", nor a list to "any".

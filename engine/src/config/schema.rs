@@ -88,10 +88,27 @@ pub enum TokenPlace {
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)]
 pub struct Hooks {
-    pub message_url: String,
-    pub disconnect_url: String,
-    pub forward_headers: Vec<String>,
+    pub connect_url: HookUrl,
+    pub disconnect_url: HookUrl,
+    pub subscribe_url: HookUrl,
+    pub publish_url: HookUrl,
+    pub message_url: HookUrl,
+    /// Once loaded it is the secret, wherever it was said to be; empty where there is none.
+    pub secret: Secret,
+    pub secret_env: String,
+    pub secret_file: String,
     pub timeout_ms: u32,
+    pub attempt_timeout_ms: u32,
+    pub retries: u32,
+    pub concurrency_max: u32,
+    pub waiting_max: u32,
+    pub waiting_bytes_max: u64,
+    pub answer_bytes_max: u32,
+    pub allow_private_addresses: bool,
+    pub on_failure: OnFailure,
+    pub forward_headers: Vec<String>,
+    pub breaker_failures: u32,
+    pub breaker_open_ms: u32,
 }
 
 /// `[heartbeat]`
@@ -251,6 +268,15 @@ pub enum LagPolicy {
     Disconnect,
 }
 
+/// What counts where the application could not be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum OnFailure {
+    Refuse,
+    Allow,
+}
+
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -263,8 +289,20 @@ pub enum Level {
     Trace,
 }
 
+/// Where the application is asked; empty where it is not.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct HookUrl(pub String);
+
+impl fmt::Debug for HookUrl {
+    /// Without the query, which may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.0.split(['?', '#']).next().unwrap_or_default(), f)
+    }
+}
+
 /// A key that is compared but never shown.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
 

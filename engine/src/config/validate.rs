@@ -31,6 +31,7 @@ impl Config {
         self.validate_endpoints(errors);
         self.validate_rules(errors);
         self.validate_access(errors);
+        self.hooks.validate(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }
@@ -38,7 +39,7 @@ impl Config {
 
     fn validate_addresses(&self, errors: &mut Vec<String>) {
         let (public, internal) = (self.server.listen, self.api.listen);
-        let somebody_vouches = !self.issuers.is_empty();
+        let somebody_vouches = !self.issuers.is_empty() || !self.hooks.connect_url.0.is_empty();
         if !public.ip().is_loopback() && !self.auth.anonymous && !somebody_vouches {
             errors.push(format!(
                 "server.listen = {public}: beyond loopback anybody who reaches this address would be served. \

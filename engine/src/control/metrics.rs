@@ -14,8 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::error::{ApiError, Code};
-use super::{State, stats};
-use crate::counters::{Counters, Distribution, Kind, Totals};
+use super::{State, hooks, stats};
+use crate::counters::{Counters, Distribution, Kind, Reason as _, Totals};
 
 /// One family of a moment's figures: each value with its labels.
 #[derive(Debug)]
@@ -218,6 +218,56 @@ fn process(state: &State) -> Vec<Family> {
     ]
 }
 
+/// The families of the hooks, each value labelled with its hook.
+fn hooks(figures: &hooks::Figures) -> Vec<Family> {
+    let snapshot = figures.snapshot();
+    let label = |hook: hooks::Hook| ("hook", hook.label().to_owned());
+    let gauge = |name: &str, help, of: fn(&hooks::Snapshot) -> u64| Family {
+        name: name.into(),
+        help,
+        kind: MetricType::Gauge,
+        values: snapshot
+            .iter()
+            .map(|figures| (vec![label(figures.hook)], Value::Number(float(of(figures)))))
+            .collect(),
+    };
+    let outcomes = snapshot.iter().flat_map(|figures| {
+        figures.outcomes.iter().filter(|(_, count)| *count > 0).map(move |&(outcome, count)| {
+            let labels = vec![label(figures.hook), ("outcome", outcome.label().to_owned())];
+            (labels, Value::Number(float(count)))
+        })
+    });
+    let latencies = snapshot.iter().map(|figures| {
+        (vec![label(figures.hook)], Value::Histogram(Box::new(figures.request_us.clone())))
+    });
+    vec![
+        Family {
+            name: "ringfeed_hook_requests".into(),
+            help: "Requests to the application by what came of them, and questions for which none was sent: \
+                   cached, busy, late, broken (the breaker is open) and dropped.",
+            kind: MetricType::Counter,
+            values: outcomes.collect(),
+        },
+        Family {
+            name: "ringfeed_hook_latency_seconds".into(),
+            help: "From sending a request to the last byte of its answer.",
+            kind: MetricType::Histogram,
+            values: latencies.collect(),
+        },
+        gauge(
+            "ringfeed_hook_breaker_state",
+            "Whether the hook is asked: 0 closed, it is; 1 half open, one question tries; 2 open, it is not.",
+            |figures| figures.breaker,
+        ),
+        gauge(
+            "ringfeed_hook_waiting",
+            "Questions that wait for others, and disconnects that were not told yet.",
+            |figures| figures.waiting,
+        ),
+        gauge("ringfeed_hook_waiting_bytes", "Bytes of them.", |figures| figures.waiting_bytes),
+    ]
+}
+
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(
     get, path = "/metrics",
@@ -230,6 +280,7 @@ fn process(state: &State) -> Vec<Family> {
 pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response {
     let mut families = shards(&state.shared.counters);
     families.extend(process(&state));
+    families.extend(state.hooks.get().into_iter().flat_map(|figures| hooks(figures)));
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));
     let mut text = String::new();

@@ -35,6 +35,7 @@ impl State {
         match self.reread(reload) {
             Ok(fixed) => {
                 self.figures.reloads.add(1);
+                self.reloaded.send_replace(());
                 for key in &fixed {
                     tracing::warn!(
                         "reload: {key} has changed; that takes a restart, and until then it stays as it is"

@@ -3,6 +3,7 @@
 //! A question has a ticket, with which its answer comes back through the shard's inbox, and a deadline, after which
 //! the shard goes on without one: an answer may come late, twice or never.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub struct Caller {
 }
 
 /// A request for a WebSocket, as the application is shown it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConnectRequest {
     /// The client, or what its proxy says it is.
     pub address: IpAddr,
@@ -38,6 +39,18 @@ pub struct ConnectRequest {
     pub query: Box<str>,
     /// The header fields that are forwarded, names in lower case, in the order in which they came.
     pub headers: Vec<(Box<str>, Box<[u8]>)>,
+}
+
+impl fmt::Debug for ConnectRequest {
+    /// Without the query and the values of fields: they hold tokens and cookies.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
+        f.debug_struct("ConnectRequest")
+            .field("address", &self.address)
+            .field("path", &self.path)
+            .field("headers", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is asked.

@@ -217,7 +217,7 @@ impl<W: Wire> Shard<W> {
 
     /// Has the application told that a connection has ended, where it wants to know.
     fn tell_ended(&mut self, slot: SessionSlot, why: CloseReason) {
-        if self.config.hooks.disconnect_url.is_empty() {
+        if self.config.hooks.disconnect_url.0.is_empty() {
             return;
         }
         let closed = self.sessions.get(slot).and_then(|session| session.closed);

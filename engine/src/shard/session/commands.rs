@@ -387,7 +387,7 @@ impl<W: Wire> Shard<W> {
         message: &str,
         refused: Refused,
     ) {
-        if self.config.hooks.message_url.is_empty() {
+        if self.config.hooks.message_url.0.is_empty() {
             return self.refuse(slot, id, refused);
         }
         let (caller, kind) = (self.caller(slot), kind.into());

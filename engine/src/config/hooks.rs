@@ -1,0 +1,201 @@
+//! What `[hooks]` may hold: URLs that may be asked, and a secret to sign with.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use super::schema::{HookUrl, Hooks};
+use crate::control::hooks::address::{self, Place};
+
+/// Bytes of a secret that others than this machine may try to guess.
+const SECRET_BYTES_MIN: usize = 32;
+/// Largest file with a secret.
+const SECRET_FILE_BYTES_MAX: u64 = 4096;
+/// Header fields of one list.
+const HEADERS_MAX: usize = 32;
+
+impl Hooks {
+    /// Each URL with the name of its key.
+    fn urls(&self) -> [(&'static str, &HookUrl); 5] {
+        [
+            ("connect_url", &self.connect_url),
+            ("disconnect_url", &self.disconnect_url),
+            ("subscribe_url", &self.subscribe_url),
+            ("publish_url", &self.publish_url),
+            ("message_url", &self.message_url),
+        ]
+    }
+
+    /// Puts what `secret_env` or `secret_file` leads to into `secret`.
+    pub(super) fn find_secret(
+        &mut self,
+        environment: &[(OsString, OsString)],
+        errors: &mut Vec<String>,
+    ) {
+        let given = [&self.secret.0, &self.secret_env, &self.secret_file];
+        if given.iter().filter(|given| !given.is_empty()).count() > 1 {
+            return errors.push(
+                "hooks.secret, hooks.secret_env, hooks.secret_file: allowed is one of them".into(),
+            );
+        }
+        let found = if !self.secret_env.is_empty() {
+            let value = environment.iter().rev().find(|(name, _)| *name == *self.secret_env);
+            let value = value.map(|(_, value)| value.clone().into_string());
+            match value {
+                Some(Ok(value)) => Ok(value),
+                Some(Err(_)) => Err("hooks.secret_env: the variable's value is not UTF-8".into()),
+                None => Err("hooks.secret_env: there is no such variable".into()),
+            }
+        } else if !self.secret_file.is_empty() {
+            read(Path::new(&self.secret_file)).map_err(|e| format!("hooks.secret_file: {e}"))
+        } else {
+            return;
+        };
+        match found.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()) {
+            Ok(secret) if secret.is_empty() => {
+                errors.push("hooks.secret: where it is said to be there is nothing".into());
+            }
+            Ok(secret) => self.secret.0 = secret,
+            Err(why) => errors.push(why),
+        }
+    }
+
+    /// The values are not shown: a URL may hold a key.
+    pub(super) fn validate(&self, errors: &mut Vec<String>) {
+        let mut beyond = false;
+        for (key, HookUrl(url)) in self.urls() {
+            match address::check(url, self.allow_private_addresses) {
+                _ if url.is_empty() => {}
+                Ok(place) => beyond |= place == Place::Elsewhere,
+                Err(why) => errors.push(format!("hooks.{key}: {why}")),
+            }
+        }
+        if beyond && self.secret.0.len() < SECRET_BYTES_MIN {
+            errors.push(format!(
+                "hooks.secret: it has {} bytes; where a URL is not on loopback, allowed are at least \
+                 {SECRET_BYTES_MIN} (also in hooks.secret_env and hooks.secret_file); `openssl rand -hex 32` makes one",
+                self.secret.0.len()
+            ));
+        }
+        if self.attempt_timeout_ms > self.timeout_ms {
+            errors.push(format!(
+                "hooks.attempt_timeout_ms = {}: it must be at most hooks.timeout_ms = {}",
+                self.attempt_timeout_ms, self.timeout_ms
+            ));
+        }
+        let count = self.forward_headers.len();
+        if count > HEADERS_MAX {
+            errors.push(format!(
+                "hooks.forward_headers: there are {count}; allowed are at most {HEADERS_MAX}"
+            ));
+        }
+        for (i, name) in self.forward_headers.iter().enumerate() {
+            if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                errors.push(format!(
+                    "hooks.forward_headers[{i}] = {name:?}: it is no name of a header field"
+                ));
+            }
+        }
+    }
+}
+
+/// Reads a file that may be read at once: a pipe could keep the start waiting.
+fn read(path: &Path) -> io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut text = String::new();
+    file.take(SECRET_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > SECRET_FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {SECRET_FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Sources};
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn load(flags: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
+        let flags = flags.iter().map(|&flag| flag.into()).collect();
+        let environment = environment.iter().map(|&(k, v)| (k.into(), v.into())).collect();
+        let sources = Sources { flags, environment, ..Sources::default() };
+        Config::load(&sources).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn beyond_loopback_a_secret_is_needed() {
+        let url = "hooks.connect_url=https://app.example.org/hook";
+        let short = format!("hooks.secret={}", &SECRET[1..]);
+        for flags in [vec![url], vec![url, &*short]] {
+            let errors = load(&flags, &[]).unwrap_err();
+            assert!(errors.starts_with("hooks.secret: ") && !errors.contains(&SECRET[1..]));
+        }
+        load(&[url, &format!("hooks.secret={SECRET}")], &[]).unwrap();
+        for url in ["http://127.0.0.1:1/", "http://[::1]/a", "http://localhost:3000/"] {
+            load(&[&format!("hooks.connect_url={url}")], &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_secret_is_where_it_is_said_to_be() {
+        let config = load(&["hooks.secret_env=S"], &[("S", SECRET)]).unwrap();
+        assert_eq!(config.hooks.secret.0, SECRET);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, format!("{SECRET}\n")).unwrap();
+        let path = format!("hooks.secret_file={}", file.path().display());
+        let config = load(&[&path], &[]).unwrap();
+        assert_eq!(config.hooks.secret.0, SECRET);
+        assert!(!format!("{config:?}").contains(SECRET));
+        for (flags, part) in [
+            (&["hooks.secret_env=T"][..], "secret_env: there is no such variable"),
+            (&["hooks.secret_file=/nowhere"], "secret_file: No such file"),
+            (&["hooks.secret_file=/dev/zero"], "secret_file: it is not a file"),
+            (&["hooks.secret="], "hooks.secret = (secret): it is empty"),
+            (&["hooks.secret_env=EMPTY"], "where it is said to be there is nothing"),
+            (&["hooks.secret_env=S", &path], "allowed is one of them"),
+        ] {
+            let errors = load(flags, &[("S", SECRET), ("EMPTY", "\n")]).unwrap_err();
+            assert!(errors.contains(part) && !errors.contains(SECRET), "{errors}");
+        }
+    }
+
+    #[test]
+    fn urls_that_must_not_be_asked_are_refused_and_not_shown() {
+        for url in [
+            "nowhere",
+            "ftp://example.org/",
+            "https://user:hush@example.org/",
+            "http://10.0.0.1/hush",
+            "http://169.254.169.254/hush",
+            "http://[::ffff:10.0.0.1]/hush",
+            "http://0x0a000001/hush",
+        ] {
+            let secret = format!("hooks.secret={SECRET}");
+            let errors = load(&[&format!("hooks.publish_url={url}"), &secret], &[]).unwrap_err();
+            assert!(errors.starts_with("hooks.publish_url: "), "{url}: {errors}");
+            assert!(errors.lines().count() == 1 && !errors.contains("hush"), "{errors}");
+        }
+        let flags = [
+            "hooks.publish_url=http://10.0.0.1/a?key=hush",
+            "hooks.allow_private_addresses=true",
+            &format!("hooks.secret={SECRET}"),
+        ];
+        let config = load(&flags, &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for (flag, part) in [
+            ("hooks.attempt_timeout_ms=5001", "at most hooks.timeout_ms = 5000"),
+            ("hooks.forward_headers=a b", "forward_headers[0] = \"a b\": it is no name"),
+        ] {
+            let errors = load(&[flag], &[]).unwrap_err();
+            assert!(errors.contains(part), "{errors}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Sends one request and reads its answer, both bounded.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::Resolve;
+use reqwest::{Request, redirect, retry};
+
+use super::address::{Guarded, NotPublic};
+use super::failure::Failure;
+
+/// Connections that are kept without a request, for each host.
+const IDLE_CONNECTIONS_MAX: usize = 64;
+/// Many servers close what is idle for 5 s: whoever sends just then loses a request that must not be sent twice.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const USER_AGENT: &str = concat!("ringfeed/", env!("CARGO_PKG_VERSION"));
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) body: Vec<u8>,
+}
+
+/// Speaks HTTP/1.1 and follows nobody's advice: no redirects, proxies, cookies or compression.
+#[derive(Debug, Clone)]
+pub(super) struct Client(reqwest::Client);
+
+impl Client {
+    /// With `tls`, the machine's certificates are read.
+    pub(super) fn new(
+        names: Arc<dyn Resolve>,
+        allow_private: bool,
+        tls: bool,
+    ) -> reqwest::Result<Client> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .no_proxy()
+            .referer(false)
+            .http1_only()
+            .dns_resolver(Arc::new(Guarded::new(names, allow_private)))
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX);
+        if !tls {
+            // A machine without certificates can still ask without TLS.
+            builder = builder.tls_certs_only([]);
+        }
+        builder.build().map(Client)
+    }
+
+    /// One request, to the last byte of its answer, which may have so many. `timeout` is for all of it, however
+    /// slowly it comes.
+    pub(super) async fn send(
+        &self,
+        request: Request,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<Reply, Failure> {
+        let sent = tokio::time::timeout(timeout, self.exchange(request, bytes_max)).await;
+        sent.unwrap_or(Err(Failure::Timeout))
+    }
+
+    async fn exchange(&self, request: Request, bytes_max: usize) -> Result<Reply, Failure> {
+        let mut response = self.0.execute(request).await.map_err(|e| failure(&e))?;
+        let bytes_max_u64 = u64::try_from(bytes_max).unwrap_or(u64::MAX);
+        if response.content_length().is_some_and(|bytes| bytes > bytes_max_u64) {
+            return Err(Failure::TooLarge);
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|e| failure(&e))? {
+            if piece.len() > bytes_max - body.len() {
+                return Err(Failure::TooLarge);
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(Reply { status: response.status().as_u16(), body })
+    }
+}
+
+/// Which failure it was. What it says is dropped: it may name the URL.
+fn failure(e: &reqwest::Error) -> Failure {
+    let mut source = e.source();
+    while let Some(cause) = source {
+        if cause.is::<NotPublic>() {
+            return Failure::NotPublic;
+        }
+        source = cause.source();
+    }
+    if e.is_connect() { Failure::NoConnection } else { Failure::Broken }
+}

@@ -1,0 +1,82 @@
+//! Answering what shards ask: the way from their queue to [`Hooks`], and back to their inboxes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::hooks::{Hooks, HooksError};
+use super::{FULL_PAUSE, State};
+use crate::access::token::{KeySource, RemoteKeys};
+use crate::ids::{ShardId, Ticket};
+use crate::message::{Answer, Asked, NotTaken};
+
+impl State {
+    /// What asks outside, by the settings that hold.
+    pub(super) fn hooks(self: &Arc<Self>) -> Result<Rc<Hooks>, HooksError> {
+        let own = self.clone();
+        let take_keys = move |url: &str, body: &[u8]| own.take_keys(url, body);
+        let hooks = Hooks::new(&self.shared.config(), &self.key_urls(), take_keys)?;
+        // Only once: a state has one of them.
+        let _ = self.hooks.set(hooks.figures());
+        Ok(Rc::new(hooks))
+    }
+
+    /// Answers what shards ask until no shard is there any more.
+    pub(super) async fn answer_questions(
+        self: Arc<Self>,
+        hooks: Rc<Hooks>,
+        asked: mpsc::Receiver<Asked>,
+    ) {
+        let own = self.clone();
+        let answer = move |to, ticket, answer| own.answer(to, ticket, answer);
+        let mut reloaded = self.reloaded.subscribe();
+        let reconfigure = async {
+            while reloaded.changed().await.is_ok() {
+                if let Err(e) = hooks.reconfigure(&self.shared.config(), &self.key_urls()) {
+                    tracing::error!("reload: what is asked outside stays as it was: {e}");
+                }
+            }
+        };
+        tokio::select! {
+            () = hooks.clone().serve(asked, answer) => {}
+            () = reconfigure => {}
+        }
+    }
+
+    fn answer(self: &Arc<Self>, to: ShardId, ticket: Ticket, answer: Answer) {
+        if let Err(NotTaken::Full(answer)) = self.shared.shards.answer(to, ticket, answer) {
+            let own = self.clone();
+            tokio::task::spawn_local(async move {
+                let mut answer = answer;
+                while let Err(NotTaken::Full(back)) = own.shared.shards.answer(to, ticket, answer) {
+                    answer = back;
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+            });
+        }
+    }
+
+    /// Where the issuers' keys are.
+    fn key_urls(&self) -> Vec<String> {
+        let sources = self.shared.settings.load().access.issuers.key_sources();
+        sources.into_iter().map(|source| source.url.into()).collect()
+    }
+
+    /// Puts the keys that came from somewhere in the place of those that had. What is no set of keys changes nothing.
+    fn take_keys(&self, url: &str, body: &[u8]) {
+        let sources = self.shared.settings.load().access.issuers.key_sources();
+        let Some(KeySource { algorithms, .. }) = sources.iter().find(|source| *source.url == *url)
+        else {
+            return;
+        };
+        match RemoteKeys::parse_jwks(body, algorithms) {
+            Ok(jwks) => {
+                let mut keys = RemoteKeys::clone(&self.shared.remote_keys.load());
+                keys.replace(url, jwks);
+                self.shared.remote_keys.store(Arc::new(keys));
+            }
+            Err(e) => tracing::warn!("the keys of an issuer stay as they were: {url}: {e}"),
+        }
+    }
+}
