@@ -2,6 +2,7 @@
 
 mod configuration;
 mod output;
+mod token;
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -15,7 +16,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use self::configuration::{ConfigArgs, load, sources, warn_of_strays};
+use self::configuration::{ConfigArgs, issuers, load, sources, warn_of_strays};
 use self::output::say;
 
 /// Longest answer that is read from an HTTP API.
@@ -45,6 +46,9 @@ enum Command {
     },
     /// Publish to a channel of a running server, over its HTTP API.
     Publish(PublishArgs),
+    /// Make and inspect the tokens (JWT) that clients authenticate with.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Print the version and what this machine's kernel offers.
     Version,
     /// Print the OpenAPI description of the HTTP API.
@@ -88,7 +92,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
             let sources = sources(&args);
-            load(&sources)?;
+            issuers(&load(&sources)?, &sources)?;
             warn_of_strays(&sources, |warning| eprintln!("ringfeed: {warning}"));
             match &args.config {
                 Some(file) => say(&format!("{}: the configuration is valid", file.display())),
@@ -101,6 +105,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::DefaultConfig { markdown: false } => say(DEFAULT_TOML.trim_end()),
         Command::DefaultConfig { markdown: true } => say(config::reference().trim_end()),
         Command::Publish(args) => publish(&args),
+        Command::Token(command) => token::run(&command),
         Command::Version => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             let io_uring = match ringfeed_wire::probe() {
@@ -157,6 +162,8 @@ fn log_filter(verbose: u8, level: Level) -> Targets {
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let sources = sources(&args.config);
     let config = load(&sources)?;
+    // Keys that cannot be read are told with the configuration's problems, before any port is opened.
+    issuers(&config, &sources)?;
     let lines = tracing_subscriber::fmt::layer()
         // A log that cannot be written (a closed pipe, a full disk) must not end the server.
         .log_internal_errors(false)

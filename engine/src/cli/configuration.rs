@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
 use clap::Args;
-use ringfeed_engine::config::{Config, Sources};
+use ringfeed_engine::access::token::Issuers;
+use ringfeed_engine::config::{Config, ConfigErrors, Sources};
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
@@ -39,14 +40,22 @@ pub(super) fn sources(args: &ConfigArgs) -> Sources<'_> {
     sources
 }
 
+/// Reads the configuration.
 pub(super) fn load(sources: &Sources) -> anyhow::Result<Config> {
-    Config::load(sources).map_err(|e| {
-        let problems = match e.0.len() {
-            1 => "a problem".into(),
-            count => format!("{count} problems"),
-        };
-        anyhow::anyhow!("the configuration has {problems}:\n{e}")
-    })
+    Config::load(sources).map_err(problems)
+}
+
+/// Reads the keys that the configuration names.
+pub(super) fn issuers(config: &Config, sources: &Sources) -> anyhow::Result<Issuers> {
+    Issuers::from_config(config, &sources.environment).map_err(problems)
+}
+
+fn problems(errors: ConfigErrors) -> anyhow::Error {
+    let problems = match errors.0.len() {
+        1 => "a problem".into(),
+        count => format!("{count} problems"),
+    };
+    anyhow::anyhow!("the configuration has {problems}:\n{errors}")
 }
 
 pub(super) fn warn_of_strays(sources: &Sources, warn: impl Fn(String)) {
