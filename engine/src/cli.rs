@@ -1,18 +1,23 @@
 //! The command line.
 
+mod configuration;
+mod output;
+mod token;
+
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use ringfeed_engine::config::{self, Config, ConfigErrors, DEFAULT_TOML, Level, Sources};
-use ringfeed_engine::settings::Settings;
+use ringfeed_engine::config::{self, Config, DEFAULT_TOML, Level};
 use ringfeed_engine::{control, server};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use self::configuration::{ConfigArgs, load, settings, sources, warn_of_strays};
+use self::output::say;
 
 /// Longest answer that is read from an HTTP API.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
@@ -41,6 +46,9 @@ enum Command {
     },
     /// Publish to a channel of a running server, over its HTTP API.
     Publish(PublishArgs),
+    /// Make and inspect the tokens (JWT) that clients authenticate with.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Print the version and what this machine's kernel offers.
     Version,
     /// Print the OpenAPI description of the HTTP API.
@@ -50,22 +58,6 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Debug, Clone, Args)]
-struct ConfigArgs {
-    /// TOML file; `ringfeed default-config` prints one. Without it the built-in defaults hold.
-    #[arg(long, env = "RINGFEED_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Address that clients connect to, or a name of this machine: the host of server.listen.
-    #[arg(long, value_name = "ADDRESS", value_parser = resolve_host)]
-    host: Option<IpAddr>,
-    /// Port that clients connect to: the port of server.listen.
-    #[arg(short, long)]
-    port: Option<u16>,
-    /// Set a key, as in --set server.shards=2. May be repeated; stronger than file and environment.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    sets: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +105,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::DefaultConfig { markdown: false } => say(DEFAULT_TOML.trim_end()),
         Command::DefaultConfig { markdown: true } => say(config::reference().trim_end()),
         Command::Publish(args) => publish(&args),
+        Command::Token(command) => token::run(&command),
         Command::Version => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             let io_uring = match ringfeed_wire::probe() {
@@ -129,64 +122,6 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
             say(String::from_utf8_lossy(&script).trim_end())
         }
     }
-}
-
-/// Prints lines. Who stops reading (`| head`) has enough.
-fn say(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout(), "{text}") {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("writing the output"),
-        _ => Ok(()),
-    }
-}
-
-/// Where this command line says that the configuration is.
-fn sources(args: &ConfigArgs) -> Sources<'_> {
-    let mut sources = Sources {
-        file: args.config.as_deref(),
-        environment: std::env::vars_os().collect(),
-        flags: args.sets.clone(),
-    };
-    if args.host.is_some() || args.port.is_some() {
-        // What is configured otherwise fills in the half that was not given.
-        let listen = sources.listen().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9800)));
-        let host = args.host.unwrap_or(listen.ip());
-        let port = args.port.unwrap_or(listen.port());
-        sources.flags.push(format!("server.listen={}", SocketAddr::new(host, port)));
-    }
-    sources
-}
-
-fn load(sources: &Sources) -> anyhow::Result<Config> {
-    Config::load(sources).map_err(told)
-}
-
-/// What is made of a configuration: the keys that it names are read.
-fn settings(config: Config, sources: &Sources) -> anyhow::Result<Settings> {
-    Settings::new(config, &sources.environment).map_err(told)
-}
-
-fn told(e: ConfigErrors) -> anyhow::Error {
-    let problems = match e.0.len() {
-        1 => "a problem".into(),
-        count => format!("{count} problems"),
-    };
-    anyhow::anyhow!("the configuration has {problems}:\n{e}")
-}
-
-fn warn_of_strays(sources: &Sources, warn: impl Fn(String)) {
-    for name in sources.strays() {
-        warn(format!(
-            "{name} in the environment means nothing; keys are set by RINGFEED_SECTION__KEY"
-        ));
-    }
-}
-
-/// The address of `--host`, which may be a name; IPv4 where a name has both.
-fn resolve_host(host: &str) -> Result<IpAddr, String> {
-    let found = (host.trim_matches(['[', ']']), 0).to_socket_addrs().map_err(|e| e.to_string())?;
-    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    addresses.sort_by_key(IpAddr::is_ipv6);
-    addresses.first().copied().ok_or_else(|| "this name has no address".into())
 }
 
 /// `HOST:PORT` of an address or a URL.
@@ -226,7 +161,9 @@ fn log_filter(verbose: u8, level: Level) -> Targets {
 
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let sources = sources(&args.config);
-    let config = load(&sources)?;
+    // Keys that cannot be read are told like all that is wrong, before any port is opened.
+    let settings = settings(load(&sources)?, &sources)?;
+    let config = settings.config.clone();
     let lines = tracing_subscriber::fmt::layer()
         // A log that cannot be written (a closed pipe, a full disk) must not end the server.
         .log_internal_errors(false)
@@ -240,7 +177,6 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     ringfeed_wire::raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
     let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.path.clone()).collect();
     let (connections, anonymous) = (config.server.connections_max, config.auth.anonymous);
-    let settings = settings(config, &sources)?;
     let server = server::start(settings, Some(reload(args, level)))?;
     if anonymous {
         tracing::warn!("auth.anonymous = true: anybody who reaches {} is served", server.public);
@@ -349,13 +285,6 @@ mod tests {
             assert!(authority(bad).unwrap_err().contains("allowed are HOST:PORT"), "{bad}");
         }
         assert!(authority("https://a:1").unwrap_err().contains("only http://"));
-    }
-
-    #[test]
-    fn a_name_of_this_machine_is_a_host() {
-        assert!(resolve_host("localhost").unwrap().is_loopback());
-        assert_eq!(resolve_host("::1").unwrap(), resolve_host("[::1]").unwrap());
-        resolve_host("no such name").unwrap_err();
     }
 
     #[test]

@@ -95,6 +95,12 @@ impl Config {
     }
 }
 
+/// What the defaults show as the example of an issuer: the values that an entry takes which says nothing.
+pub(crate) fn example_issuers() -> Vec<Issuer> {
+    let example = Value::Table(merge::default_entry("issuers"));
+    example.try_into().ok().into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

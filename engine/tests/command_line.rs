@@ -253,7 +253,8 @@ fn the_tuned_configurations_are_valid() {
 
 #[test]
 fn every_command_has_help_and_unknown_ones_are_refused() {
-    for command in ["serve", "check-config", "default-config", "publish", "version", "completions"]
+    for command in
+        ["serve", "check-config", "default-config", "publish", "token", "version", "completions"]
     {
         let help = ringfeed(&[command, "--help"]);
         assert!(help.status.success() && text(&help.stdout).contains("Usage:"), "{command}");

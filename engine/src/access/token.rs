@@ -16,7 +16,7 @@ use std::ffi::OsString;
 
 use ringfeed_protocol::{ChannelName, UserId};
 
-use self::issuer::Issuer;
+use self::issuer::{Issuer, Times};
 use self::parse::{Object, Token};
 use super::Admitted;
 use crate::config::{Config, ConfigErrors, KeyAlgorithm};
@@ -100,9 +100,7 @@ impl Issuers {
 
     /// Who the bearer of a token is. `now` is in seconds since 1970.
     pub fn check(&self, token: &str, now: u64, remote: &RemoteKeys) -> Result<Checked, TokenError> {
-        let (issuer, claims) = self.verified(token, remote)?;
-        issuer.check_audience(&claims)?;
-        let times = issuer.check_times(&claims, now)?;
+        let (issuer, claims, times) = self.current(token, now, remote)?;
         // Who was let into one channel was not let in.
         if claims.get(CHANNEL).is_some() {
             return Err(TokenError::bad(CHANNEL));
@@ -121,9 +119,7 @@ impl Issuers {
         user: Option<&UserId>,
         channel: &ChannelName,
     ) -> Result<u64, TokenError> {
-        let (issuer, claims) = self.verified(token, remote)?;
-        issuer.check_audience(&claims)?;
-        let times = issuer.check_times(&claims, now)?;
+        let (issuer, claims, times) = self.current(token, now, remote)?;
         if claims::user(issuer, &claims)?.as_ref() != user {
             return Err(TokenError::BadClaim(issuer.user_claim.clone()));
         }
@@ -134,19 +130,40 @@ impl Issuers {
         }
     }
 
+    /// What a token for a single channel is for, whoever shows it: for operators. Channel, and `exp` in seconds since 1970.
+    pub fn channel_of(
+        &self,
+        token: &str,
+        now: u64,
+        remote: &RemoteKeys,
+    ) -> Result<(ChannelName, u64), TokenError> {
+        let (issuer, claims, times) = self.current(token, now, remote)?;
+        claims::user(issuer, &claims)?;
+        let name = claims.text(CHANNEL)?.ok_or_else(|| TokenError::missing(CHANNEL))?;
+        let channel = ChannelName::new(&name).map_err(|_| TokenError::bad(CHANNEL))?;
+        Ok((channel, times.expires_at))
+    }
+
     /// What signs with the secret of an issuer, which is numbered as in the configuration.
     pub fn signer(&self, issuer: usize) -> Option<Signer> {
         self.0.get(issuer)?.keys.iter().find_map(Key::signing).map(Signer::new)
     }
 
-    /// The claims of a token that one of the issuers has signed.
-    fn verified(&self, token: &str, remote: &RemoteKeys) -> Result<(&Issuer, Object), TokenError> {
+    /// The claims of a token that one of the issuers has signed, for us and for now.
+    fn current(
+        &self,
+        token: &str,
+        now: u64,
+        remote: &RemoteKeys,
+    ) -> Result<(&Issuer, Object, Times), TokenError> {
         let token = Token::parse(token)?;
         let name = token.claims.text("iss")?.unwrap_or_default();
         let named = |name: &str| self.0.iter().find(|issuer| *issuer.name == *name);
         let issuer = named(&name).or_else(|| named("")).ok_or(TokenError::UnknownIssuer)?;
         issuer.verify(&token, remote)?;
-        Ok((issuer, token.claims))
+        issuer.check_audience(&token.claims)?;
+        let times = issuer.check_times(&token.claims, now)?;
+        Ok((issuer, token.claims, times))
     }
 }
 

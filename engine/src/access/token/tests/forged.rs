@@ -313,8 +313,12 @@ fn shapes(forged: &mut Forged) {
             forged.add(format!("shape {j} of good token {i}"), shape);
         }
     }
+}
+
+/// Signatures and sizes that a good token does not have.
+fn signatures_and_sizes(forged: &mut Forged) {
     // An ECDSA signature as ASN.1 has it, and one whose unused bits are set.
-    let token = &good[3];
+    let token = &good()[3];
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let bytes = URL_SAFE_NO_PAD.decode(signature).unwrap();
     let number = |half: &[u8]| [&[2, 33, 0], half].concat();
@@ -357,29 +361,22 @@ fn shapes(forged: &mut Forged) {
     forged.add("nested objects", hs256().sign(header("HS256"), objects));
 }
 
-/// Claims that are signed as they should be, and wrong.
-fn wrong_claims() -> Vec<String> {
-    let exp = NOW + 60;
-    let base = [
-        ("iss", "\"https://hs.test\"".to_owned()),
-        ("aud", "\"me\"".into()),
-        ("sub", "\"hush\"".into()),
-        ("exp", exp.to_string()),
-    ];
-    let payload = |name: &str, value: Option<&str>| {
-        let kept = base.iter().filter(|(claim, _)| *claim != name);
-        let kept = kept.map(|(claim, value)| format!("\"{claim}\":{value}"));
-        let changed = value.map(|value| format!("\"{name}\":{value}"));
-        format!("{{{}}}", kept.chain(changed).collect::<Vec<_>>().join(","))
-    };
+/// Good claims with another value of one of them, or without it.
+fn changed(name: &str, value: Option<&str>) -> String {
+    let exp = (NOW + 60).to_string();
+    let good =
+        [("iss", "\"https://hs.test\""), ("aud", "\"me\""), ("sub", "\"hush\""), ("exp", &*exp)];
+    let kept = good.iter().filter(|(claim, _)| *claim != name);
+    let kept = kept.map(|(claim, value)| format!("\"{claim}\":{value}"));
+    let changed = value.map(|value| format!("\"{name}\":{value}"));
+    format!("{{{}}}", kept.chain(changed).collect::<Vec<_>>().join(","))
+}
+
+/// Times that are wrong.
+fn wrong_times() -> Vec<String> {
     let past = [NOW - 10, NOW - 11, NOW - 3600, 0].map(|t| t.to_string());
     let future = [NOW + 11, NOW + 3600, 1 << 53].map(|t| t.to_string());
-    let text = format!("\"{exp}\"");
-    let names = format!("[{}]", vec!["\"a\""; 129].join(","));
-    let many = format!("{{\"allow\":{{\"publish\":[{}]}}}}", vec!["\"*\""; 257].join(","));
-    let long = format!("\"{}\"", "x".repeat(256));
-    let pattern = format!("{{\"allow\":{{\"publish\":[\"{}\"]}}}}", "*a".repeat(300));
-    let nested = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let text = format!("\"{}\"", NOW + 60);
     let numbers = [
         "null",
         "true",
@@ -407,7 +404,7 @@ fn wrong_claims() -> Vec<String> {
     ];
     let mut all: Vec<String> = Vec::new();
     let mut with = |name: &str, values: &[&str]| {
-        all.extend(values.iter().map(|value| payload(name, Some(value))));
+        all.extend(values.iter().map(|value| changed(name, Some(value))));
     };
     with("exp", &numbers);
     with("nbf", &numbers);
@@ -415,6 +412,20 @@ fn wrong_claims() -> Vec<String> {
     with("exp", &[&text, &past[0], &past[1], &past[2], &past[3]]);
     with("nbf", &[&text, &future[0], &future[1], &future[2]]);
     with("iat", &[&text, &future[0], &future[1], &future[2]]);
+    all
+}
+
+/// Values of other claims that are wrong.
+fn wrong_values() -> Vec<String> {
+    let names = format!("[{}]", vec!["\"a\""; 129].join(","));
+    let many = format!("{{\"allow\":{{\"publish\":[{}]}}}}", vec!["\"*\""; 257].join(","));
+    let long = format!("\"{}\"", "x".repeat(256));
+    let pattern = format!("{{\"allow\":{{\"publish\":[\"{}\"]}}}}", "*a".repeat(300));
+    let nested = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let mut all: Vec<String> = Vec::new();
+    let mut with = |name: &str, values: &[&str]| {
+        all.extend(values.iter().map(|value| changed(name, Some(value))));
+    };
     with(
         "aud",
         &[
@@ -479,7 +490,13 @@ fn wrong_claims() -> Vec<String> {
             &pattern,
         ],
     );
-    all.extend(["aud", "sub", "exp"].map(|name| payload(name, None)));
+    all
+}
+
+/// Claims that are signed as they should be, and wrong.
+fn wrong_claims() -> Vec<String> {
+    let mut all = [wrong_times(), wrong_values()].concat();
+    all.extend(["aud", "sub", "exp"].map(|name| changed(name, None)));
     let good = claims("https://hs.test", "");
     for twice in [
         "\"sub\":\"root\"",
@@ -505,6 +522,7 @@ fn everything() -> Forged {
     keys_of_another_kind(&mut forged);
     headers(&mut forged);
     shapes(&mut forged);
+    signatures_and_sizes(&mut forged);
     for payload in wrong_claims() {
         let what = payload.chars().take(150).collect::<String>();
         forged.add(format!("claims {what}"), hs256().sign(header("HS256"), payload));

@@ -1,0 +1,93 @@
+//! What all commands that need a configuration have in common.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use ringfeed_engine::access::token::Issuers;
+use ringfeed_engine::config::{Config, ConfigErrors, Sources};
+use ringfeed_engine::settings::Settings;
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct ConfigArgs {
+    /// TOML file; `ringfeed default-config` prints one. Without it the built-in defaults hold.
+    #[arg(long, env = "RINGFEED_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Address that clients connect to, or a name of this machine: the host of server.listen.
+    #[arg(long, value_name = "ADDRESS", value_parser = resolve_host)]
+    host: Option<IpAddr>,
+    /// Port that clients connect to: the port of server.listen.
+    #[arg(short, long)]
+    port: Option<u16>,
+    /// Set a key, as in --set server.shards=2. May be repeated; stronger than file and environment.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// Where this command line says that the configuration is.
+pub(super) fn sources(args: &ConfigArgs) -> Sources<'_> {
+    let mut sources = Sources {
+        file: args.config.as_deref(),
+        environment: std::env::vars_os().collect(),
+        flags: args.sets.clone(),
+    };
+    if args.host.is_some() || args.port.is_some() {
+        // What is configured otherwise fills in the half that was not given.
+        let listen = sources.listen().unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9800)));
+        let host = args.host.unwrap_or(listen.ip());
+        let port = args.port.unwrap_or(listen.port());
+        sources.flags.push(format!("server.listen={}", SocketAddr::new(host, port)));
+    }
+    sources
+}
+
+/// Reads the configuration.
+pub(super) fn load(sources: &Sources) -> anyhow::Result<Config> {
+    Config::load(sources).map_err(problems)
+}
+
+/// Reads the keys that the configuration names.
+pub(super) fn issuers(config: &Config, sources: &Sources) -> anyhow::Result<Issuers> {
+    Issuers::from_config(config, &sources.environment).map_err(problems)
+}
+
+/// What a server goes by: with the keys that the configuration names.
+pub(super) fn settings(config: Config, sources: &Sources) -> anyhow::Result<Settings> {
+    Settings::new(config, &sources.environment).map_err(problems)
+}
+
+fn problems(errors: ConfigErrors) -> anyhow::Error {
+    let problems = match errors.0.len() {
+        1 => "a problem".into(),
+        count => format!("{count} problems"),
+    };
+    anyhow::anyhow!("the configuration has {problems}:\n{errors}")
+}
+
+pub(super) fn warn_of_strays(sources: &Sources, warn: impl Fn(String)) {
+    for name in sources.strays() {
+        warn(format!(
+            "{name} in the environment means nothing; keys are set by RINGFEED_SECTION__KEY"
+        ));
+    }
+}
+
+/// The address of `--host`, which may be a name; IPv4 where a name has both.
+fn resolve_host(host: &str) -> Result<IpAddr, String> {
+    let found = (host.trim_matches(['[', ']']), 0).to_socket_addrs().map_err(|e| e.to_string())?;
+    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| "this name has no address".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_this_machine_is_a_host() {
+        assert!(resolve_host("localhost").unwrap().is_loopback());
+        assert_eq!(resolve_host("::1").unwrap(), resolve_host("[::1]").unwrap());
+        resolve_host("no such name").unwrap_err();
+    }
+}
