@@ -18,8 +18,8 @@ use toml::{Table, Value};
 
 pub use reference::reference;
 pub use schema::{
-    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, LagPolicy, Level, Limits, Log,
-    Publishers, Secret, Server, Subscribers,
+    Api, Auth, ChannelRule, Config, Endpoint, ForwardedHeader, Heartbeat, IoChoice, LagPolicy,
+    Level, Limits, Log, ProxyProtocol, Publishers, Secret, Server, Subscribers,
 };
 
 /// The embedded defaults, with comments.
@@ -395,6 +395,10 @@ mod tests {
                 ["heartbeat.interval_ms=1", "auth.anonymous=true"],
                 "heartbeat.interval_ms = 1: allowed are 100 to 3600000, and 0",
             ),
+            (
+                ["limits.idle_timeout_ms=99", "auth.anonymous=true"],
+                "limits.idle_timeout_ms = 99: allowed are 100 to 86400000, and 0",
+            ),
         ] {
             refused("", &[], &flags, &[part]);
         }
@@ -461,6 +465,20 @@ mod tests {
             );
         }
         refused("", &[("RINGFEED_SERVER__ORIGINS", "")], &[], &["it is empty"]);
+    }
+
+    #[test]
+    fn proxies_are_networks_and_not_everybody() {
+        let good = "server.proxies=10.0.0.0/8,192.0.2.7,2001:db8::/32,::1";
+        assert_eq!(load("", &[], &[good]).unwrap().server.proxies.len(), 4);
+        for bad in ["everybody", "10.0.0.0/33", "10.0.0.0/", "0.0.0.0/0", "::/0", "10.0.0.1:80"] {
+            let flag = format!("server.proxies={bad}");
+            refused("", &[], &[&flag], &["server.proxies: ", "is no network of proxies"]);
+        }
+        for key in ["server.proxy_protocol=required", "server.forwarded_header=x-forwarded-for"] {
+            refused("", &[], &[key], &["it is about server.proxies, which lists nobody"]);
+            load("", &[], &[key, good]).unwrap();
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub mod message;
 mod names;
 pub mod origins;
 pub mod plan;
+pub mod proxies;
+mod rates;
 mod seldom;
 pub mod server;
 pub mod shard;

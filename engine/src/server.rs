@@ -132,6 +132,10 @@ pub fn start(config: Config) -> Result<Server, ServeError> {
     let ends = threads.all_ready()?;
     let admission =
         Admission::new(config.server.connections_max, config.server.connections_per_address_max);
+    let admission = admission.with_handshake_rate(
+        config.server.handshakes_per_address_per_second_max,
+        config.server.handshakes_burst,
+    );
     let shared = Arc::new(Shared {
         config,
         shards: Shards::new(ends, rand::random()),

@@ -33,11 +33,16 @@ pub struct Server {
     pub connections_per_address_max: u32,
     pub handshakes_max: u32,
     pub handshake_timeout_ms: u32,
+    pub handshakes_per_address_per_second_max: u32,
+    pub handshakes_burst: u32,
     pub send_buffer_bytes: u32,
     pub close_timeout_ms: u32,
     pub drain_timeout_ms: u32,
     pub drain_spread_ms: u32,
     pub origins: Vec<String>,
+    pub proxies: Vec<String>,
+    pub proxy_protocol: ProxyProtocol,
+    pub forwarded_header: ForwardedHeader,
     pub demo_page: bool,
 }
 
@@ -81,6 +86,13 @@ pub struct Limits {
     pub partial_bytes_max: u64,
     pub messages_per_second_max: u32,
     pub messages_burst: u32,
+    pub subscribes_per_second_max: u32,
+    pub subscribes_burst: u32,
+    pub publishes_per_second_max: u32,
+    pub publishes_burst: u32,
+    pub histories_per_second_max: u32,
+    pub histories_burst: u32,
+    pub idle_timeout_ms: u32,
     pub subscriptions_per_connection_max: u32,
     pub channels_max: u32,
     pub outbox_bytes_max: u32,
@@ -135,6 +147,24 @@ pub enum IoChoice {
     Auto,
     IoUring,
     Epoll,
+}
+
+/// Whether listed proxies say with the PROXY protocol for whom they connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ProxyProtocol {
+    Off,
+    Required,
+}
+
+/// Which header of listed proxies says for whom they ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum ForwardedHeader {
+    Off,
+    XForwardedFor,
 }
 
 /// Who may subscribe.

@@ -9,8 +9,9 @@ use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::ConfigErrors;
 use super::rules::matches;
-use super::schema::{ChannelRule, Config, Endpoint};
+use super::schema::{ChannelRule, Config, Endpoint, ForwardedHeader, ProxyProtocol, Server};
 use crate::origins::Origins;
+use crate::proxies::Proxies;
 
 /// Endpoints are numbered in a byte.
 const ENDPOINTS_MAX: usize = 255;
@@ -22,6 +23,8 @@ const PATH_BYTES_MAX: usize = 255;
 const KEY_BYTES_MIN: usize = 16;
 /// More pings than this are no heartbeat.
 const HEARTBEAT_MS_MIN: u32 = 100;
+/// Who has just connected has had no time to say anything.
+const IDLE_MS_MIN: u32 = 100;
 
 impl Config {
     pub(super) fn validate(&self, errors: &mut Vec<String>) {
@@ -32,6 +35,21 @@ impl Config {
         self.validate_rules(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
+        }
+        self.validate_proxies(errors);
+    }
+
+    fn validate_proxies(&self, errors: &mut Vec<String>) {
+        let Server { proxies, proxy_protocol, forwarded_header, .. } = &self.server;
+        if let Err(e) = Proxies::parse(proxies) {
+            errors.push(format!("server.proxies: {e}"));
+        }
+        let unused = "it is about server.proxies, which lists nobody";
+        if proxies.is_empty() && *proxy_protocol != ProxyProtocol::Off {
+            errors.push(format!("server.proxy_protocol: {unused}"));
+        }
+        if proxies.is_empty() && *forwarded_header != ForwardedHeader::Off {
+            errors.push(format!("server.forwarded_header: {unused}"));
         }
     }
 
@@ -144,6 +162,12 @@ impl Config {
             errors.push(format!(
                 "heartbeat.interval_ms = {}: allowed are {HEARTBEAT_MS_MIN} to 3600000, and 0 for no pings",
                 heartbeat.interval_ms
+            ));
+        }
+        if limits.idle_timeout_ms > 0 && limits.idle_timeout_ms < IDLE_MS_MIN {
+            errors.push(format!(
+                "limits.idle_timeout_ms = {}: allowed are {IDLE_MS_MIN} to 86400000, and 0 for never",
+                limits.idle_timeout_ms
             ));
         }
         // Reading pauses at a quarter of the outbox; the echo of what was read last comes on top.

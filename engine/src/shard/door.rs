@@ -7,6 +7,7 @@
 
 mod accept;
 mod admission;
+mod client;
 mod head;
 mod places;
 mod refuse;
@@ -23,6 +24,7 @@ use super::{Local, Shared};
 use crate::counters::Counters;
 use crate::ids::ShardId;
 use crate::origins::Origins;
+use crate::proxies::Proxies;
 use places::Places;
 
 /// Heads younger than this stay when places are short: what an honest peer sent is mostly there.
@@ -36,6 +38,7 @@ struct Door {
     local: Rc<Local>,
     counters: Arc<Counters>,
     origins: Origins,
+    proxies: Proxies,
     /// Heads under way.
     handshakes: Rc<Places>,
     /// Connections whose end waits for the peer.
@@ -47,9 +50,10 @@ impl Door {
         let counters = shared.counters[shard.index()].clone();
         let server = &shared.config.server;
         let origins = Origins::parse(&server.origins).expect("the configuration was validated");
+        let proxies = Proxies::parse(&server.proxies).expect("the configuration was validated");
         let handshakes = Rc::new(Places::new(server.handshakes_max as usize, HEAD_GRACE));
         let lingering = Rc::new(Places::new(refuse::LINGERING_MAX, Duration::ZERO));
-        Door { shard, shared, local, counters, origins, handshakes, lingering }
+        Door { shard, shared, local, counters, origins, proxies, handshakes, lingering }
     }
 
     /// Tells the shard how many heads are under way.

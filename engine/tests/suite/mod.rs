@@ -8,6 +8,7 @@ mod api_port;
 mod api_publish;
 mod bad_input;
 mod bursts;
+mod client_address;
 mod common;
 mod cross_shard;
 mod hostile_names;

@@ -165,7 +165,8 @@ impl<'a> Request<'a> {
         self.header("upgrade").is_some() || self.header("sec-websocket-key").is_some()
     }
 
-    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    /// All values of a header field in their order, name in any case.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|&(_, v)| v)
     }
 
