@@ -555,6 +555,7 @@ impl<W: Wire> Shard<W> {
                 Purpose::Heartbeat => self.check_heartbeat(slot, timer),
                 Purpose::Message => self.check_message(slot, timer),
                 Purpose::Outbox => self.check_outbox(slot, timer),
+                Purpose::Idle => self.check_idle(slot, timer),
             }
         }
     }

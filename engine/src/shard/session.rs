@@ -5,6 +5,7 @@ mod closing;
 mod commands;
 mod heartbeat;
 mod holds;
+mod idle;
 mod intake;
 pub(super) mod outbox;
 mod rate;
@@ -20,8 +21,9 @@ use super::feed::List;
 use crate::ids::{LaneId, SessionId, SessionSlot};
 use crate::slab::{Slab, place_bytes};
 pub(super) use holds::{HISTORY_PARTS, Holds};
+use idle::UsedAt;
 use outbox::Outbox;
-use rate::Rate;
+use rate::{CommandRates, Rate};
 
 /// What fan-out needs of a session.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +94,8 @@ pub(super) struct Session {
     pub(super) outbox_timed: bool,
     /// A timer looks after its unfinished message.
     pub(super) message_timed: bool,
+    /// When anything but pings came last.
+    pub(super) used: UsedAt,
     /// Why it is not read from for now; what had arrived already waits in `held`.
     pub(super) holds: Holds,
     pub(super) held: Vec<u8>,
@@ -113,6 +117,8 @@ pub(super) struct Session {
     /// Memory of that message, as it is counted for the shard.
     pub(super) partial_bytes: usize,
     pub(super) rate: Rate,
+    /// Of single commands, where they have limits and were used.
+    pub(super) command_rates: Option<Box<CommandRates>>,
     /// Counts the connection until it ends.
     _permit: Permit,
 }
@@ -135,6 +141,7 @@ impl Session {
             pinged: false,
             outbox_timed: false,
             message_timed: false,
+            used: UsedAt::default(),
             holds: Holds::default(),
             held: Vec::new(),
             owed: 0,
@@ -148,6 +155,7 @@ impl Session {
             message_since_ms: None,
             partial_bytes: 0,
             rate: Rate::default(),
+            command_rates: None,
             _permit: permit,
         }
     }

@@ -18,6 +18,8 @@ pub(super) enum Purpose {
     Message,
     /// See whether the socket has taken any of what waits for it alone.
     Outbox,
+    /// See whether anything but pings has come.
+    Idle,
 }
 
 /// A timer of a session that may be gone by then: the session's generation tells.

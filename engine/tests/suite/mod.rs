@@ -9,6 +9,7 @@ mod api_publish;
 mod bad_input;
 mod bursts;
 mod client_address;
+mod command_rates;
 mod common;
 mod cross_shard;
 mod hostile_names;
