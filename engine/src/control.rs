@@ -27,11 +27,14 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
+use crate::callers::Caller;
 use crate::ids::ShardId;
 use crate::message::{NotTaken, Request};
+use crate::rates::Rates;
 use crate::shard::Shared;
 use budget::Budget;
 use figures::{Figures, LogLimit};
+use guard::Requester;
 use signals::Signals;
 
 pub use api::openapi;
@@ -59,6 +62,10 @@ struct State {
     /// Ingest streams that may still be opened.
     streams: Arc<Semaphore>,
     figures: Figures,
+    /// Requests, for each who asks.
+    request_rates: Rates<Requester>,
+    /// Programs of this machine, where they need no key.
+    local: Arc<Caller>,
     refused_log: LogLimit,
     accept_log: LogLimit,
 }
@@ -89,7 +96,9 @@ impl Control {
             bodies: Budget::new(api.bodies_bytes_max),
             to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
-            figures: Figures::new(),
+            figures: Figures::new(shared.config.callers.iter().count()),
+            request_rates: Rates::new(api.requests_per_second_max, api.requests_burst),
+            local: Arc::new(Caller::of_everything("local".into(), None)),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
             shared,

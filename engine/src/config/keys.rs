@@ -23,15 +23,31 @@ pub(super) enum Allowed {
     Texts(&'static str),
     /// A list of texts that are compared and never shown.
     Secrets(&'static str),
+    /// Text that is never shown.
+    Hidden(&'static str),
+    /// A list of these.
+    WordList(&'static [&'static str]),
 }
 
-use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, Words};
+use Allowed::{Address, Hidden, Numbers, Secrets, Switch, Text, Texts, WordList, Words};
 
 const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
 const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
 const STALL_MS: Allowed = Numbers(100, 600_000);
 /// Bytes of the whole process: up to 1 TiB.
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
+
+const SCOPES: &[&str] = &[
+    "publish",
+    "history",
+    "channels",
+    "stats",
+    "metrics",
+    "users",
+    "connections",
+    "tokens",
+    "all",
+];
 
 /// Every key, as `section.key`, in the order of `config/default.toml`.
 pub(super) const KEYS: &[(&str, Allowed)] = &[
@@ -57,6 +73,8 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("server.demo_page", Switch),
     ("api.listen", Address),
     ("api.keys", Secrets("keys of visible ASCII characters")),
+    ("api.requests_per_second_max", Numbers(0, 1_000_000)),
+    ("api.requests_burst", Numbers(1, 1_000_000)),
     ("api.body_bytes_max", Numbers(1024, 1 << 30)),
     ("api.bodies_bytes_max", BUDGET_BYTES),
     ("api.connections_max", Numbers(1, 1 << 20)),
@@ -105,6 +123,13 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("channels.lag_policy", Words(&["gap", "disconnect"])),
     ("channels.window_bytes", Numbers(1 << 12, 1 << 30)),
     ("channels.window_age_ms", Numbers(100, 3_600_000)),
+    ("api_keys.name", Text("a name")),
+    ("api_keys.key", Hidden("a key of visible ASCII characters")),
+    ("api_keys.key_env", Hidden("the name of a variable")),
+    ("api_keys.key_file", Text("the path of a file")),
+    ("api_keys.key_sha256", Hidden("64 hexadecimal digits")),
+    ("api_keys.scopes", WordList(SCOPES)),
+    ("api_keys.channels", Texts("channel names, with * for any run of characters")),
 ];
 
 /// What `section.key` may be; `None` for a key that there is not.
@@ -134,10 +159,13 @@ impl Allowed {
             (Numbers(from, to), Value::Integer(number)) => {
                 u64::try_from(*number).is_ok_and(|number| (from..=to).contains(&number))
             }
-            (Switch, Value::Boolean(_)) | (Text(_), Value::String(_)) => true,
+            (Switch, Value::Boolean(_)) | (Text(_) | Hidden(_), Value::String(_)) => true,
             (Words(words), Value::String(word)) => words.contains(&word.as_str()),
             (Address, Value::String(address)) => address.parse::<SocketAddr>().is_ok(),
             (Texts(_) | Secrets(_), Value::Array(items)) => items.iter().all(Value::is_str),
+            (WordList(words), Value::Array(items)) => {
+                items.iter().all(|item| item.as_str().is_some_and(|word| words.contains(&word)))
+            }
             _ => false,
         };
         if fits { Ok(()) } else { Err(self.to_string()) }
@@ -148,8 +176,8 @@ impl Allowed {
         let value = match self {
             Numbers(..) => text.parse().ok().map(Value::Integer),
             Switch => text.parse().ok().map(Value::Boolean),
-            Words(_) | Address | Text(_) => Some(Value::String(text.into())),
-            Texts(_) | Secrets(_) => {
+            Words(_) | Address | Text(_) | Hidden(_) => Some(Value::String(text.into())),
+            Texts(_) | Secrets(_) | WordList(_) => {
                 // An unset secret must not turn into "no key is needed", nor a list to "any".
                 if text.trim().is_empty() {
                     return Err("it is empty: unset it or give at least one".into());
@@ -163,7 +191,7 @@ impl Allowed {
 
     /// A value for people; `(secret)` where it is one.
     pub(super) fn shown(self, value: &Value) -> String {
-        if matches!(self, Secrets(_)) { "(secret)".into() } else { shown(value) }
+        if matches!(self, Secrets(_) | Hidden(_)) { "(secret)".into() } else { shown(value) }
     }
 }
 
@@ -176,7 +204,8 @@ impl fmt::Display for Allowed {
             Address => f.write_str(
                 "allowed are an IP address and a port, as in 127.0.0.1:9800 or [::1]:9800",
             ),
-            Text(what) => write!(f, "allowed is {what}"),
+            Text(what) | Hidden(what) => write!(f, "allowed is {what}"),
+            WordList(words) => write!(f, "allowed is a list of {}", words.join(", ")),
             Texts(what) | Secrets(what) => write!(f, "allowed is a list of {what}"),
         }
     }
@@ -210,7 +239,7 @@ pub(super) fn printable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, DEFAULT_TOML, merge::default_table};
+    use crate::config::{Config, DEFAULT_TOML, merge::DEFAULTS};
     use ringfeed_protocol::Dialect;
 
     #[test]
@@ -239,12 +268,13 @@ mod tests {
                 Words(words) => words.iter().map(|&word| word.into()).collect(),
                 Switch => vec![true.into(), false.into()],
                 Address => vec!["[::1]:1".into()],
-                Text(_) => vec!["x".into()],
+                Text(_) | Hidden(_) => vec!["x".into()],
+                WordList(words) => words.iter().map(|&w| Value::Array(vec![w.into()])).collect(),
                 Texts(_) | Secrets(_) => vec![Value::Array(vec!["x".into()])],
             };
             for value in values {
                 allowed.check(&value).unwrap();
-                let mut table = default_table();
+                let mut table = DEFAULTS.clone();
                 match table.get_mut(section).unwrap() {
                     Value::Table(keys) => keys.insert(key.into(), value.clone()),
                     Value::Array(entries) => {

@@ -18,11 +18,18 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const NOT_CONFIG: [&str; 4] =
     ["RINGFEED_API_KEY", "RINGFEED_CONFIG", "RINGFEED_BIN_DIR", "RINGFEED_DEMO_SECONDS"];
 
-static DEFAULTS: LazyLock<Table> =
+/// Sections of which `default.toml` shows one entry for the values of keys left out: there is none unless a file has some.
+const TEMPLATES: &[&str] = &["api_keys"];
+
+pub(super) static DEFAULTS: LazyLock<Table> =
     LazyLock::new(|| DEFAULT_TOML.parse().expect("the embedded defaults are valid TOML"));
 
 pub(super) fn default_table() -> Table {
-    DEFAULTS.clone()
+    let mut table = DEFAULTS.clone();
+    for section in TEMPLATES {
+        table.insert((*section).into(), Value::Array(Vec::new()));
+    }
+    table
 }
 
 /// A file that is TOML, and where in it things are.
@@ -107,7 +114,7 @@ impl File {
         }
     }
 
-    /// One entry of `[[channels]]` or `[[endpoints]]`: keys left out take the template's values. `None` for
+    /// One entry of `[[channels]]` and the like: keys left out take the template's values. `None` for
     /// one that does not say what it is about.
     fn entry(
         &self,
@@ -123,7 +130,11 @@ impl File {
         };
         let mut filled = template.clone();
         self.overlay_keys(&mut filled, section, label, given, errors);
-        let named = if section == "channels" { "pattern" } else { "path" };
+        let named = match section {
+            "channels" => "pattern",
+            "endpoints" => "path",
+            _ => "name",
+        };
         match given.get(named) {
             None => {
                 errors.push(format!("{}: {named} is missing", self.at(label)));

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use ringfeed_protocol::Dialect;
 use serde::{Deserialize, Deserializer};
 
+use crate::callers::Callers;
+
 /// Everything that can be configured. Field docs are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)]
@@ -18,6 +20,11 @@ pub struct Config {
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
     pub channels: Vec<ChannelRule>,
+    /// Emptied of keys once they were read: see `callers`.
+    pub api_keys: Vec<ApiKey>,
+    /// Of `api.keys` and `api_keys`.
+    #[serde(skip)]
+    pub callers: Callers,
 }
 
 /// `[server]`
@@ -51,7 +58,10 @@ pub struct Server {
 #[allow(missing_docs)]
 pub struct Api {
     pub listen: SocketAddr,
+    /// Empty once they were read: see [`Config::callers`].
     pub keys: Vec<Secret>,
+    pub requests_per_second_max: u32,
+    pub requests_burst: u32,
     pub body_bytes_max: u32,
     pub bodies_bytes_max: u64,
     pub connections_max: u32,
@@ -137,6 +147,52 @@ pub struct ChannelRule {
     pub lag_policy: LagPolicy,
     pub window_bytes: u32,
     pub window_age_ms: u32,
+}
+
+/// `[[api_keys]]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct ApiKey {
+    pub name: String,
+    pub key: Secret,
+    pub key_env: String,
+    pub key_file: String,
+    pub key_sha256: Secret,
+    pub scopes: Vec<Scope>,
+    pub channels: Vec<String>,
+}
+
+/// What a key of the HTTP API may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Scope {
+    Publish,
+    History,
+    Channels,
+    Stats,
+    Metrics,
+    Users,
+    Connections,
+    Tokens,
+    All,
+}
+
+impl Scope {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Publish => "publish",
+            Scope::History => "history",
+            Scope::Channels => "channels",
+            Scope::Stats => "stats",
+            Scope::Metrics => "metrics",
+            Scope::Users => "users",
+            Scope::Connections => "connections",
+            Scope::Tokens => "tokens",
+            Scope::All => "all",
+        }
+    }
 }
 
 /// What the socket layer is made of.

@@ -19,8 +19,6 @@ const ENDPOINTS_MAX: usize = 255;
 const RULES_MAX: usize = 1024;
 /// Bytes of an endpoint's path.
 const PATH_BYTES_MAX: usize = 255;
-/// Bytes of a key that others than this machine may try.
-const KEY_BYTES_MIN: usize = 16;
 /// More pings than this are no heartbeat.
 const HEARTBEAT_MS_MIN: u32 = 100;
 /// Who has just connected has had no time to say anything.
@@ -29,7 +27,6 @@ const IDLE_MS_MIN: u32 = 100;
 impl Config {
     pub(super) fn validate(&self, errors: &mut Vec<String>) {
         self.validate_addresses(errors);
-        self.validate_keys(errors);
         self.validate_limits(errors);
         self.validate_endpoints(errors);
         self.validate_rules(errors);
@@ -62,9 +59,9 @@ impl Config {
                  may connect, or set auth.anonymous = true to serve anybody"
             ));
         }
-        if !internal.ip().is_loopback() && self.api.keys.is_empty() {
+        if !internal.ip().is_loopback() && self.api.keys.is_empty() && self.api_keys.is_empty() {
             errors.push(format!(
-                "api.listen = {internal}: beyond loopback api.keys must hold at least one key"
+                "api.listen = {internal}: beyond loopback api.keys must hold at least one key, or [[api_keys]]"
             ));
         }
         // What is bound to [::] takes IPv4, too.
@@ -76,26 +73,6 @@ impl Config {
             errors.push(format!(
                 "api.listen = {internal}: server.listen = {public} has the same port"
             ));
-        }
-    }
-
-    fn validate_keys(&self, errors: &mut Vec<String>) {
-        for (i, key) in self.api.keys.iter().enumerate() {
-            let wrong = if key.0.trim().is_empty() {
-                "an empty key is not allowed".into()
-            } else if !key.0.bytes().all(|byte| byte.is_ascii_graphic()) {
-                "allowed are visible ASCII characters, no spaces: a header could not carry it"
-                    .into()
-            } else if key.0.len() < KEY_BYTES_MIN && !self.api.listen.ip().is_loopback() {
-                format!(
-                    "beyond loopback (api.listen = {}) a key must have at least {KEY_BYTES_MIN} characters; \
-                     `openssl rand -hex 16` makes one",
-                    self.api.listen
-                )
-            } else {
-                continue;
-            };
-            errors.push(format!("api.keys[{i}]: {wrong}"));
         }
     }
 

@@ -22,11 +22,15 @@ pub(super) struct Figures {
     /// From the head of a request to the head of its answer.
     pub(super) request_us: Histogram,
     statuses: Vec<Count>,
+    /// Requests with each key.
+    keys: Vec<Count>,
 }
 
 impl Figures {
-    pub(super) fn new() -> Figures {
+    /// With so many keys.
+    pub(super) fn new(keys: usize) -> Figures {
         Figures {
+            keys: (0..keys).map(|_| Count::default()).collect(),
             connections: Count::default(),
             connections_refused: Count::default(),
             connections_pushed_out: Count::default(),
@@ -42,6 +46,18 @@ impl Figures {
             count.add(1);
         }
         self.request_us.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a request with the key of this number.
+    pub(super) fn key_request(&self, number: usize) {
+        if let Some(count) = self.keys.get(number) {
+            count.add(1);
+        }
+    }
+
+    /// Requests with each key, in the order of their numbers.
+    pub(super) fn key_requests(&self) -> impl Iterator<Item = u64> {
+        self.keys.iter().map(Count::read)
     }
 
     /// Each status that was ever answered, and how often.
@@ -92,7 +108,10 @@ mod tests {
 
     #[test]
     fn every_status_has_a_count() {
-        let figures = Figures::new();
+        let figures = Figures::new(2);
+        figures.key_request(1);
+        figures.key_request(2);
+        assert_eq!(figures.key_requests().collect::<Vec<_>>(), [0, 1]);
         for status in [100, 200, 200, 599, 600, 0] {
             figures.request(status, Duration::ZERO);
         }

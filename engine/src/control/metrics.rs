@@ -153,6 +153,15 @@ fn process(state: &State) -> Vec<Family> {
                 .collect(),
         },
         Family {
+            name: "ringfeed_api_key_requests".into(),
+            help: "Requests to the HTTP API with each key, whatever they were answered.",
+            kind: MetricType::Counter,
+            values: { state.shared.config.callers.iter() }
+                .zip(figures.key_requests())
+                .map(|(caller, n)| (vec![("key", caller.name.clone())], Value::Number(float(n))))
+                .collect(),
+        },
+        Family {
             name: "ringfeed_api_request_seconds".into(),
             help: "From the head of a request to the head of its answer.",
             kind: MetricType::Histogram,
@@ -215,7 +224,7 @@ fn process(state: &State) -> Vec<Family> {
         (status = 200, description = "OpenMetrics text", content_type = "text/plain"),
         (status = "4XX", description = "The request is refused", body = ApiError),
     ),
-    security((), ("bearer" = []), ("key" = []))
+    security((), ("bearer" = ["metrics"]), ("key" = ["metrics"]))
 )]
 pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response {
     let mut families = shards(&state.shared.counters);

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use accept::accept;
+pub(crate) use admission::counted_as;
 pub use admission::{Admission, NotAdmitted, Permit};
 
 use super::{Local, Shared};

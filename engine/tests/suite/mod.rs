@@ -3,6 +3,7 @@
 mod api_document;
 mod api_guard;
 mod api_ingest;
+mod api_keys;
 mod api_metrics;
 mod api_port;
 mod api_publish;

@@ -123,7 +123,7 @@ impl Drop for Permit {
 }
 
 /// The address under which a peer is counted: one IPv6 customer usually has a whole /64.
-pub(super) fn counted_as(address: IpAddr) -> IpAddr {
+pub(crate) fn counted_as(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
             let [a, b, c, d, ..] = v6.segments();
