@@ -173,6 +173,9 @@ pub(super) type Waiting = SmallVec<[u32; 4]>;
 pub(super) const SESSION_BYTES: usize =
     place_bytes::<Session>() + size_of::<Hot>() + size_of::<Waiting>();
 
+/// What the rates of single commands take besides, of a session that uses any.
+pub(super) const COMMAND_RATES_BYTES: usize = size_of::<CommandRates>();
+
 /// The table of sessions.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
