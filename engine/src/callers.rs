@@ -88,7 +88,7 @@ impl Callers {
         self.0.iter()
     }
 
-    /// Whose key this is, and their number. Every key is compared, whether or not an earlier one fits, in a time that
+    /// Whose key this is, and their number; no key at all is nobody's. Every key is compared, whether or not an earlier one fits, in a time that
     /// depends neither on where they differ nor on which fits.
     pub fn find(&self, key: &[u8]) -> Option<(usize, &Arc<Caller>)> {
         let given = KeyHash::of(key);
@@ -98,7 +98,7 @@ impl Callers {
             found.conditional_assign(&number, own.ct_eq(&given.0));
         }
         let number = usize::try_from(found).ok()?;
-        Some((number, self.0.get(number)?))
+        Some((number, self.0.get(number).filter(|_| !key.is_empty())?))
     }
 }
 
@@ -130,6 +130,7 @@ mod tests {
             assert!(callers.find(wrong.as_bytes()).is_none(), "{wrong}");
         }
         assert!(Callers::default().find(b"").is_none());
+        assert!(super::tests::callers(&[""]).find(b"").is_none(), "no key is nobody's key");
     }
 
     #[test]

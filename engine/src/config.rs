@@ -270,6 +270,7 @@ mod tests {
             Config::load(&Sources::default()).unwrap().callers.is_empty(),
             "a template is no key"
         );
+        assert!(load(DEFAULT_TOML, &[], &[]).unwrap().callers.is_empty(), "nor is it in a file");
     }
 
     #[test]
@@ -295,6 +296,10 @@ mod tests {
             ("key_env = \"EMPTY\"", "api_keys[0].key_env: an empty key"),
             ("key_env = \"SPACES\"", "api_keys[0].key_env: allowed are visible"),
             ("key_sha256 = \"hush\"", "api_keys[0].key_sha256: allowed are 64 hexadecimal digits"),
+            (
+                "key_sha256 = \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+                "api_keys[0].key_sha256: it is that of an empty key",
+            ),
             ("key_file = \"/no/such/file\"", "api_keys[0].key_file: /no/such/file: No such file"),
             (&format!("key_file = {empty:?}"), "/empty: an empty key"),
             (&format!("key_file = {binary:?}"), "/binary: what it holds is not UTF-8"),

@@ -69,7 +69,7 @@ impl Config {
         environment: &[(OsString, OsString)],
     ) -> Result<KeyHash, String> {
         let ApiKey { key, key_env, key_file, key_sha256, .. } = section;
-        let given = [&key.0, key_env, key_file, &key_sha256.0].map(|text| !text.is_empty());
+        let given = [&key.0, &key_env.0, key_file, &key_sha256.0].map(|text| !text.is_empty());
         if given.iter().filter(|&&given| given).count() != 1 {
             return Err(": exactly one of key, key_env, key_file and key_sha256 is needed".into());
         }
@@ -78,7 +78,7 @@ impl Config {
             [true, ..] => checked(&key.0).map_err(|wrong| format!(".key: {wrong}")),
             [_, true, ..] => {
                 // The name is not shown: by mistake it may be the key.
-                let found = environment.iter().find(|(name, _)| **name == **key_env);
+                let found = environment.iter().find(|(name, _)| **name == *key_env.0);
                 let key = match found.map(|(_, value)| value.to_str()) {
                     Some(Some(key)) => checked(key),
                     Some(None) => Err("what the variable holds is not UTF-8".into()),
@@ -90,9 +90,16 @@ impl Config {
                 let key = read_file(key_file).and_then(|key| checked(key.trim()));
                 key.map_err(|wrong| format!(".key_file: {}: {wrong}", printable(key_file)))
             }
-            _ => KeyHash::from_hex(&key_sha256.0).ok_or_else(|| {
-                ".key_sha256: allowed are 64 hexadecimal digits, as `sha256sum` prints them".into()
-            }),
+            _ => match KeyHash::from_hex(&key_sha256.0) {
+                Some(hash) if hash == KeyHash::of(b"") => {
+                    Err(".key_sha256: it is that of an empty key".into())
+                }
+                Some(hash) => Ok(hash),
+                None => {
+                    let allowed = "allowed are 64 hexadecimal digits, as `sha256sum` prints them";
+                    Err(format!(".key_sha256: {allowed}"))
+                }
+            },
         }
     }
 

@@ -24,6 +24,10 @@ const TEMPLATES: &[&str] = &["api_keys"];
 pub(super) static DEFAULTS: LazyLock<Table> =
     LazyLock::new(|| DEFAULT_TOML.parse().expect("the embedded defaults are valid TOML"));
 
+fn is_template(section: &str) -> bool {
+    TEMPLATES.contains(&section)
+}
+
 pub(super) fn default_table() -> Table {
     let mut table = DEFAULTS.clone();
     for section in TEMPLATES {
@@ -97,7 +101,12 @@ impl File {
                     *entries = Vec::new();
                     for (i, entry) in given.iter().enumerate() {
                         let label = format!("{section}[{i}]");
-                        entries.extend(self.entry(section, &label, &template, entry, errors));
+                        let entry = self.entry(section, &label, &template, entry, errors);
+                        // What says nothing of its own is the template itself, as `default-config` prints it.
+                        let own = |entry: &Value| {
+                            !is_template(section) || entry.as_table() != Some(&template)
+                        };
+                        entries.extend(entry.filter(own));
                     }
                 }
                 (Some(Value::Array(_)), _) => {

@@ -12,7 +12,7 @@ Made by `ringfeed default-config --markdown` from `config/default.toml`; a test 
 
 A file needs only what it changes: `ringfeed serve --config my.toml`. Stronger than the file is the environment,
 `RINGFEED_SECTION__KEY=value`; stronger than that are flags, `--set section.key=value`, and `--host` and `--port` for
-`server.listen`. Lists are written with commas there: `RINGFEED_API__KEYS=a,b`. `[[endpoints]]` and `[[channels]]` can only
+`server.listen`. Lists are written with commas there: `RINGFEED_API__KEYS=a,b`. What is written as `[[section]]` can only
 be set in a file. Unknown keys are refused. `ringfeed check-config` tells everything that is wrong at once, with file and
 line; a value that is secret is shown nowhere.
 ";

@@ -155,7 +155,8 @@ pub struct ChannelRule {
 pub struct ApiKey {
     pub name: String,
     pub key: Secret,
-    pub key_env: String,
+    /// Not secret, but a key may be written there by mistake.
+    pub key_env: Secret,
     pub key_file: String,
     pub key_sha256: Secret,
     pub scopes: Vec<Scope>,

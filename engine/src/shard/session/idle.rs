@@ -59,8 +59,10 @@ impl<W: Wire> Shard<W> {
         let now_ms = self.now_ms;
         let timeout_ms = self.config.limits.idle_timeout_ms;
         let Some(session) = self.sessions.get_mut(slot) else { return };
-        // Who is owed answers, or not read from, may have said much; who unsubscribes is idle from then on.
+        // Who is owed answers, is not read from, or is in the middle of a message, says something; who unsubscribes is
+        // idle from then on.
         let waits = session.owed > 0 || !session.holds.is_empty() || !session.held.is_empty();
+        let waits = waits || session.message_since_ms.is_some();
         if waits || !session.subscriptions.is_empty() {
             session.used.set(now_ms, timeout_ms);
         }
