@@ -4,6 +4,7 @@
 //! problem is reported at once, with key, value and what is allowed, before any port is opened.
 
 mod access;
+mod api_keys;
 mod fixed;
 mod hooks;
 mod keys;
@@ -20,10 +21,11 @@ use std::path::Path;
 use toml::{Table, Value};
 
 pub use reference::reference;
+pub(crate) use rules::matches as pattern_matches;
 pub use schema::{
-    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, HookUrl, Hooks, IoChoice, Issuer,
-    KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Publishers, Secret,
-    SecretAlgorithm, Server, Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Config, Endpoint, ForwardedHeader, Heartbeat, HookUrl, Hooks,
+    IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission,
+    ProxyProtocol, Publishers, Scope, Secret, SecretAlgorithm, Server, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.
@@ -85,6 +87,7 @@ impl Config {
             Ok(mut config) => {
                 config.hooks.find_secret(&sources.environment, &mut errors);
                 config.validate(&mut errors);
+                config.read_api_keys(&sources.environment, &mut errors);
                 if errors.is_empty() {
                     return Ok(config);
                 }
@@ -245,7 +248,92 @@ mod tests {
         refused(short, &[], &[], &["api.keys[0]: beyond loopback", "at least 16 characters"]);
         load("[api]\nlisten = \"0.0.0.0:9801\"\nkeys = [\"0123456789abcdef\"]", &[], &[]).unwrap();
         let spaced = load("", &[("RINGFEED_API__KEYS", "a, b")], &[]).unwrap();
-        assert_eq!(spaced.api.keys[1].0, "b");
+        let callers = spaced.callers;
+        assert!(callers.find(b"a").is_some() && callers.find(b"b").is_some());
+        assert!(spaced.api.keys.is_empty() && callers.find(b" b").is_none(), "hashes alone stay");
+        refused("", &[("RINGFEED_API__KEYS", "a,b,a")], &[], &["api.keys[0] and api.keys[2] have"]);
+    }
+
+    #[test]
+    fn api_keys_are_read_from_where_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "of-a-file\n").unwrap();
+        let sha256 = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+        let file = format!(
+            "[[api_keys]]\nname = \"a\"\nkey = \"itself\"\nscopes = [\"all\"]\n\
+             [[api_keys]]\nname = \"b\"\nkey_env = \"THE_KEY\"\nscopes = [\"publish\", \"stats\"]\n\
+             [[api_keys]]\nname = \"c\"\nkey_file = {path:?}\nscopes = [\"history\"]\nchannels = [\"x.*\"]\n\
+             [[api_keys]]\nname = \"d\"\nkey_sha256 = \"{sha256}\"\nscopes = [\"metrics\"]\n"
+        );
+        let config = load(&file, &[("THE_KEY", "of-environment")], &["api.keys=listed"]).unwrap();
+        let keys = ["listed", "itself", "of-environment", "of-a-file", "foo"];
+        for (key, name) in keys.into_iter().zip(["api.keys[0]", "a", "b", "c", "d"]) {
+            assert_eq!(config.callers.find(key.as_bytes()).unwrap().name, name);
+            assert!(!format!("{config:?}").contains(key), "{key}");
+        }
+        let caller = config.callers.find(b"of-a-file").unwrap();
+        assert!(caller.may(Scope::History) && !caller.may(Scope::Publish) && !caller.may_use("y"));
+        assert!(
+            Config::load(&Sources::default()).unwrap().callers.is_empty(),
+            "a template is no key"
+        );
+        assert!(load(DEFAULT_TOML, &[], &[]).unwrap().callers.is_empty(), "nor is it in a file");
+    }
+
+    #[test]
+    fn api_keys_that_protect_nothing_are_refused_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str, content: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let empty = path("empty", b"\n");
+        let binary = path("binary", b"hush\xff");
+        let long = path("long", &[b'h'; 5000]);
+        let section =
+            |keys: &str| format!("[[api_keys]]\nname = \"a\"\nscopes = [\"all\"]\n{keys}\n");
+        let environment = [("EMPTY", ""), ("SPACES", "hu sh")];
+        for (keys, part) in [
+            ("", "api_keys[0]: exactly one of key, key_env, key_file and key_sha256 is needed"),
+            ("key = \"hush\"\nkey_env = \"EMPTY\"", "api_keys[0]: exactly one of"),
+            ("key = \" \"", "api_keys[0].key: an empty key"),
+            ("key = 7", "api_keys[0].key = (secret): allowed is"),
+            ("key_env = \"hush\"", "api_keys[0].key_env: the environment has no such variable"),
+            ("key_env = \"EMPTY\"", "api_keys[0].key_env: an empty key"),
+            ("key_env = \"SPACES\"", "api_keys[0].key_env: allowed are visible"),
+            ("key_sha256 = \"hush\"", "api_keys[0].key_sha256: allowed are 64 hexadecimal digits"),
+            (
+                "key_sha256 = \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+                "api_keys[0].key_sha256: it is that of an empty key",
+            ),
+            ("key_file = \"/no/such/file\"", "api_keys[0].key_file: /no/such/file: No such file"),
+            (&format!("key_file = {empty:?}"), "/empty: an empty key"),
+            (&format!("key_file = {binary:?}"), "/binary: what it holds is not UTF-8"),
+            (&format!("key_file = {long:?}"), "/long: it has more than 4096 bytes"),
+        ] {
+            let errors = refused(&section(keys), &environment, &[], &[part]);
+            assert!(!errors.contains("hush") && !errors.contains("hu sh"), "{errors}");
+        }
+        let wrong = "[[api_keys]]\nname = \"a b\"\nkey = \"k\"\nchannels = [\"\", \"a b\"]\n\
+                     [[api_keys]]\nname = \"c\"\nkey = \"k\"\nscopes = [\"fly\"]\nchannels = []\n\
+                     [[api_keys]]\nname = \"c\"\nkey = \"l\"\nscopes = [\"all\"]\n[[api_keys]]\nkey = \"m\"\n";
+        let parts = [
+            "api_keys[0].name = \"a b\": allowed are 1 to 64",
+            "api_keys[0].scopes: at least one",
+            "api_keys[0].channels: \"\" matches no name",
+            "api_keys[0].channels: \"a b\" matches no name",
+            "api_keys[1].scopes = [\"fly\"]: allowed is a list of publish, history",
+            "api_keys[1].channels: at least one",
+            "a b and c have the same key",
+            "api_keys[2].name = \"c\": it is in use already",
+            "api_keys[3]: name is missing",
+        ];
+        refused(wrong, &[], &["api_keys.name=x"], &parts);
+        let short = section("key = \"0123456789abcde\"");
+        refused(&short, &[], &["api.listen=0.0.0.0:1"], &["api_keys[0].key: beyond loopback"]);
+        load(&section("key = \"0123456789abcdef\""), &[], &["api.listen=0.0.0.0:1"]).unwrap();
     }
 
     #[test]
@@ -406,6 +494,10 @@ mod tests {
                 ["heartbeat.interval_ms=1", "auth.anonymous=true"],
                 "heartbeat.interval_ms = 1: allowed are 100 to 3600000, and 0",
             ),
+            (
+                ["limits.idle_timeout_ms=99", "auth.anonymous=true"],
+                "limits.idle_timeout_ms = 99: allowed are 100 to 86400000, and 0",
+            ),
         ] {
             refused("", &[], &flags, &[part]);
         }
@@ -472,6 +564,20 @@ mod tests {
             );
         }
         refused("", &[("RINGFEED_SERVER__ORIGINS", "")], &[], &["it is empty"]);
+    }
+
+    #[test]
+    fn proxies_are_networks_and_not_everybody() {
+        let good = "server.proxies=10.0.0.0/8,192.0.2.7,2001:db8::/32,::1";
+        assert_eq!(load("", &[], &[good]).unwrap().server.proxies.len(), 4);
+        for bad in ["everybody", "10.0.0.0/33", "10.0.0.0/", "0.0.0.0/0", "::/0", "10.0.0.1:80"] {
+            let flag = format!("server.proxies={bad}");
+            refused("", &[], &[&flag], &["server.proxies: ", "is no network of proxies"]);
+        }
+        for key in ["server.proxy_protocol=required", "server.forwarded_header=x-forwarded-for"] {
+            refused("", &[], &[key], &["it is about server.proxies, which lists nobody"]);
+            load("", &[], &[key, good]).unwrap();
+        }
     }
 
     #[test]

@@ -31,11 +31,14 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::callers::Caller;
 use crate::ids::ShardId;
 use crate::message::{Asked, NotTaken, Request};
+use crate::rates::Rates;
 use crate::shard::Shared;
 use budget::Budget;
 use figures::{Figures, LogLimit};
+use guard::Requester;
 use signals::Signals;
 use users::RevokedTable;
 
@@ -70,6 +73,10 @@ struct State {
     /// `None` where there is nothing to read again.
     reload: Option<Reload>,
     revoked: RevokedTable,
+    /// Requests, for each who asks.
+    request_rates: Rates<Requester>,
+    /// Programs of this machine, where they need no key.
+    local: Arc<Caller>,
     refused_log: LogLimit,
     accept_log: LogLimit,
     /// What is counted of questions that are asked outside, once they are.
@@ -110,6 +117,8 @@ impl Control {
             to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
             figures: Figures::new(),
+            request_rates: Rates::new(api.requests_per_second_max, api.requests_burst),
+            local: Arc::new(Caller::of_everything("local".into(), None)),
             reload,
             revoked: RevokedTable::default(),
             refused_log: LogLimit::new(),

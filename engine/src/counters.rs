@@ -241,6 +241,8 @@ reasons! {
         RateLimited = "rate_limited" (CloseCode::RATE_LIMITED),
         /// A message was begun and not finished in time.
         MessageTimeout = "message_timeout" (CloseCode::MESSAGE_TIMEOUT),
+        /// It had no subscription and sent nothing but pings for long.
+        Idle = "idle" (CloseCode::IDLE),
         /// The memory for unfinished messages, or for answers that wait, was used up.
         Overload = "overload" (CloseCode::TRY_AGAIN_LATER),
         /// What it had shown had expired.
@@ -267,6 +269,10 @@ reasons! {
         ConnectionsMax = "connections_max",
         /// `server.connections_per_address_max` was reached.
         PerAddressMax = "per_address_max",
+        /// `server.handshakes_per_address_per_second_max` was exceeded.
+        HandshakeRate = "handshake_rate",
+        /// A PROXY protocol header was wrong, missing, or came from who is not in `server.proxies`.
+        ProxyHeader = "proxy_header",
         /// The request was wrong.
         BadRequest = "bad_request",
         /// Nothing is served at its path.

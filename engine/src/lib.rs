@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod callers;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -14,6 +15,8 @@ pub mod message;
 mod names;
 pub mod origins;
 pub mod plan;
+pub mod proxies;
+mod rates;
 mod seldom;
 pub mod server;
 pub mod settings;

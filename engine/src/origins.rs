@@ -51,6 +51,12 @@ impl Origins {
         patterns.iter().map(read).collect::<Result<_, _>>().map(Origins)
     }
 
+    /// Whether none are listed, so that pages from everywhere may connect. Who acts on what browsers send of themselves,
+    /// cookies above all, must not begin so.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a page of this origin, the value of the header, may connect.
     pub fn allow(&self, origin: Option<&[u8]>) -> bool {
         let Some(origin) = origin.filter(|_| !self.0.is_empty()) else { return true };
@@ -165,7 +171,7 @@ mod tests {
             "capacitor://localhost",
             "https://a*c.test",
         ]);
-        let table: [(&str, bool); 52] = [
+        let table: [(&str, bool); 62] = [
             ("https://example.org", true),
             ("https://example.org:443", true),
             ("HTTPS://EXAMPLE.ORG", true),
@@ -218,6 +224,17 @@ mod tests {
             ("http://127.0.0.1", false),
             ("https://[2001:db8::2]", false),
             ("https://ac.test", false),
+            ("https://EXAMPLE.org.", false),
+            ("https://[2001:DB8::1]", true),
+            ("https://[2001:db8::1", false),
+            ("https://[2001:db8::1]evil.test", false),
+            ("https://[::ffff:127.0.0.1]", false),
+            // Further lines, or what looks like them.
+            ("https://example.org\r\nX: https://evil.test", false),
+            ("https://evil.test\nhttps://example.org", false),
+            ("https://example.org\r", false),
+            ("https://example.org\0", false),
+            ("https://example.org, https://example.org", false),
             ("null", false),
             ("", false),
         ];
@@ -233,6 +250,7 @@ mod tests {
         for origin in [Some(&b"https://anything"[..]), Some(b"null"), Some(b"\xff"), None] {
             assert!(origins(&[]).allow(origin));
         }
+        assert!(origins(&[]).is_empty() && !origins(&["null"]).is_empty());
         assert!(origins(&["null"]).allow(Some(b"null")));
         assert!(!origins(&["null"]).allow(Some(b"NULL")));
         assert!(!origins(&["null"]).allow(Some(b"https://example.org")));

@@ -8,7 +8,7 @@ use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
 use crate::config::Config;
 use crate::message::QUEUE_BYTES_MAX;
-use crate::shard::{CONNECTION_BYTES, SUBSCRIPTION_BYTES};
+use crate::shard::{COMMAND_RATES_BYTES, CONNECTION_BYTES, IDLE_BYTES, SUBSCRIPTION_BYTES};
 
 /// What the kernel keeps for one idle TCP connection and the receive under way on it: measured as the
 /// growth of its slabs, half of both ends on loopback.
@@ -115,7 +115,18 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
 fn memory_for_clients(config: &Config, shards: u64) -> Vec<Consumer> {
     let Config { server, api, limits, .. } = config;
     let connections = u64::from(server.connections_max);
-    let each = CONNECTION_BYTES as u64 + SUBSCRIPTION_BYTES as u64;
+    let mut each = CONNECTION_BYTES as u64 + SUBSCRIPTION_BYTES as u64;
+    if limits.idle_timeout_ms > 0 {
+        each += IDLE_BYTES as u64;
+    }
+    let rates = [
+        limits.subscribes_per_second_max,
+        limits.publishes_per_second_max,
+        limits.histories_per_second_max,
+    ];
+    if rates.iter().any(|&rate| rate > 0) {
+        each += COMMAND_RATES_BYTES as u64;
+    }
     let more = u64::from(limits.subscriptions_per_connection_max) - 1;
     let handshakes = shards * u64::from(server.handshakes_max);
     let window = config.channels.iter().map(|rule| rule.window_bytes).max().unwrap_or(0);

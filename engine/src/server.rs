@@ -132,6 +132,10 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
     let ends = threads.all_ready()?;
     let admission =
         Admission::new(config.server.connections_max, config.server.connections_per_address_max);
+    let admission = admission.with_handshake_rate(
+        config.server.handshakes_per_address_per_second_max,
+        config.server.handshakes_burst,
+    );
     let (shared, asked) = Shared::new(settings, Shards::new(ends, rand::random()), admission);
     for release in releases {
         let _ = release.send(shared.clone());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::access::Access;
 use crate::config::{Config, ConfigErrors};
 use crate::origins::Origins;
+use crate::proxies::Proxies;
 
 /// See the module's description.
 #[derive(Debug, Clone)]
@@ -15,6 +16,8 @@ pub struct Settings {
     pub config: Arc<Config>,
     /// Who may do what, and who vouches for whom.
     pub access: Arc<Access>,
+    /// Whose word about clients' addresses counts.
+    pub proxies: Arc<Proxies>,
     /// Which pages may connect.
     pub origins: Arc<Origins>,
 }
@@ -29,10 +32,13 @@ impl Settings {
         let wrong = |why: String| ConfigErrors(vec![why]);
         let origins = Origins::parse(&config.server.origins)
             .map_err(|e| wrong(format!("server.origins: {e}")))?;
+        let proxies = Proxies::parse(&config.server.proxies)
+            .map_err(|e| wrong(format!("server.proxies: {e}")))?;
         let access = Access::new(&config, environment)?;
         Ok(Settings {
             config: Arc::new(config),
             access: Arc::new(access),
+            proxies: Arc::new(proxies),
             origins: Arc::new(origins),
         })
     }

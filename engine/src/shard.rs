@@ -76,6 +76,9 @@ const COMMAND_BYTES: usize = 64;
 /// What a shard keeps for one connection that has nothing to send, in bytes.
 pub(crate) const CONNECTION_BYTES: usize =
     session::SESSION_BYTES + size_of::<Timer>() + ringfeed_wire::SOCKET_BYTES;
+/// What it keeps besides where connections are timed for idleness, and where commands have rates of their own.
+pub(crate) const IDLE_BYTES: usize = size_of::<Timer>();
+pub(crate) const COMMAND_RATES_BYTES: usize = session::COMMAND_RATES_BYTES;
 /// What it keeps for one subscription.
 pub(crate) const SUBSCRIPTION_BYTES: usize =
     size_of::<session::Subscription>() + size_of::<feed::Subscriber>();
@@ -625,6 +628,7 @@ impl<W: Wire> Shard<W> {
                 Purpose::Outbox => self.check_outbox(slot, timer),
                 Purpose::Authentication => self.check_authentication(slot, timer),
                 Purpose::Expiry => self.check_expiry(slot, timer),
+                Purpose::Idle => self.check_idle(slot, timer),
             }
         }
     }

@@ -28,6 +28,8 @@ impl CloseCode {
     pub const SLOW: CloseCode = CloseCode(4002);
     /// 4003: a message was begun and not finished in time.
     pub const MESSAGE_TIMEOUT: CloseCode = CloseCode(4003);
+    /// 4004: without a subscription, and nothing but pings came for long.
+    pub const IDLE: CloseCode = CloseCode(4004);
     /// 4005: the token has expired; come back with a new one.
     pub const EXPIRED: CloseCode = CloseCode(4005);
     /// 4500: a command that the dialect cannot answer in band was refused; the reason says why.

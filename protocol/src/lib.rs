@@ -40,5 +40,5 @@ pub use event::Event;
 pub use frame::Opcode;
 pub use lane::Lane;
 pub use position::{Epoch, Offset, Position};
-pub use refused::{Limit, Operation, Refused};
+pub use refused::{Limit, Operation, Rated, Refused};
 pub use user_id::UserId;

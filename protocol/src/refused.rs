@@ -74,9 +74,11 @@ pub enum Refused {
         /// How many may be.
         most: u64,
     },
-    /// More messages a second than this connection may send.
-    #[error("at most {per_second} messages a second are allowed")]
+    /// More a second than this connection may send.
+    #[error("at most {per_second} {what} a second are allowed")]
     RateLimited {
+        /// Of what.
+        what: Rated,
         /// How many may come in a second.
         per_second: u32,
     },
@@ -163,6 +165,19 @@ pub enum Limit {
     Channels,
 }
 
+/// What may come only so often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rated {
+    /// Messages of any kind.
+    Messages,
+    /// Commands that subscribe.
+    Subscribes,
+    /// Commands that publish.
+    Publications,
+    /// Commands that ask for history.
+    Histories,
+}
+
 impl Refused {
     /// The word for programs.
     pub fn code(&self) -> ErrorCode {
@@ -214,6 +229,17 @@ impl fmt::Display for Limit {
     }
 }
 
+impl fmt::Display for Rated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Rated::Messages => "messages",
+            Rated::Subscribes => "subscribes",
+            Rated::Publications => "publications",
+            Rated::Histories => "requests for history",
+        })
+    }
+}
+
 /// The sentence of [`Refused::Forbidden`].
 struct Forbidding<'a>(Operation, &'a ChannelName, &'static str);
 
@@ -249,6 +275,8 @@ mod tests {
         let limit = Limit::SubscriptionsPerConnection;
         let limited = Refused::LimitReached { limit, most: 128 };
         assert_eq!(limited.to_string(), "at most 128 channels for each connection are allowed");
+        let often = Refused::RateLimited { what: Rated::Histories, per_second: 2 };
+        assert_eq!(often.to_string(), "at most 2 requests for history a second are allowed");
         for refused in [
             Refused::bad_json("\u{7f}".repeat(64_000)),
             Refused::NotSubscribed { channel: longest() },

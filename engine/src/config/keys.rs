@@ -39,6 +39,17 @@ const STALL_MS: Allowed = Numbers(100, 600_000);
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
 
 const OPERATIONS: Allowed = WordLists(&["subscribe", "publish", "history", "presence", "send"]);
+const SCOPES: &[&str] = &[
+    "publish",
+    "history",
+    "channels",
+    "stats",
+    "metrics",
+    "users",
+    "connections",
+    "tokens",
+    "all",
+];
 
 /// Every key, as `section.key`, in the order of `config/default.toml`.
 pub(super) const KEYS: &[(&str, Allowed)] = &[
@@ -51,14 +62,21 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("server.connections_per_address_max", Numbers(0, 1 << 24)),
     ("server.handshakes_max", Numbers(1, 1 << 20)),
     ("server.handshake_timeout_ms", TIMEOUT_MS),
+    ("server.handshakes_per_address_per_second_max", Numbers(0, 1_000_000)),
+    ("server.handshakes_burst", Numbers(1, 1_000_000)),
     ("server.send_buffer_bytes", Numbers(0, 1 << 28)),
     ("server.close_timeout_ms", TIMEOUT_MS),
     ("server.drain_timeout_ms", Numbers(0, 3_600_000)),
     ("server.drain_spread_ms", Numbers(0, 3_600_000)),
     ("server.origins", Texts("origins such as https://example.org")),
+    ("server.proxies", Texts("IP networks such as 10.0.0.0/8")),
+    ("server.proxy_protocol", Words(&["off", "required"])),
+    ("server.forwarded_header", Words(&["off", "x-forwarded-for"])),
     ("server.demo_page", Switch),
     ("api.listen", Address),
     ("api.keys", Secrets("keys of visible ASCII characters")),
+    ("api.requests_per_second_max", Numbers(0, 1_000_000)),
+    ("api.requests_burst", Numbers(1, 1_000_000)),
     ("api.body_bytes_max", Numbers(1024, 1 << 30)),
     ("api.bodies_bytes_max", BUDGET_BYTES),
     ("api.connections_max", Numbers(1, 1 << 20)),
@@ -100,6 +118,13 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.partial_bytes_max", BUDGET_BYTES),
     ("limits.messages_per_second_max", Numbers(0, 1_000_000_000)),
     ("limits.messages_burst", Numbers(1, 1_000_000_000)),
+    ("limits.subscribes_per_second_max", Numbers(0, 1_000_000_000)),
+    ("limits.subscribes_burst", Numbers(1, 1_000_000_000)),
+    ("limits.publishes_per_second_max", Numbers(0, 1_000_000_000)),
+    ("limits.publishes_burst", Numbers(1, 1_000_000_000)),
+    ("limits.histories_per_second_max", Numbers(0, 1_000_000_000)),
+    ("limits.histories_burst", Numbers(1, 1_000_000_000)),
+    ("limits.idle_timeout_ms", Numbers(0, 86_400_000)),
     ("limits.subscriptions_per_connection_max", Numbers(1, 1 << 20)),
     ("limits.connections_per_user_max", Numbers(0, 1 << 24)),
     ("limits.revocations_max", Numbers(0, 1 << 24)),
@@ -145,6 +170,13 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("issuers.roles_claim", Text("the name of a claim")),
     ("issuers.claims", Texts("names of claims")),
     ("issuers.lifetime_s_max", Numbers(0, u32::MAX as u64)),
+    ("api_keys.name", Text("a name")),
+    ("api_keys.key", Secret("a key of visible ASCII characters")),
+    ("api_keys.key_env", Secret("the name of a variable")),
+    ("api_keys.key_file", Text("the path of a file")),
+    ("api_keys.key_sha256", Secret("64 hexadecimal digits")),
+    ("api_keys.scopes", WordLists(SCOPES)),
+    ("api_keys.channels", Texts("channel names, with * for any run of characters")),
 ];
 
 /// What `section.key` may be; `None` for a key that there is not.

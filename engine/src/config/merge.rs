@@ -209,6 +209,7 @@ fn needed(section: &str) -> &'static [&'static str] {
         "endpoints" => &["path"],
         "channels" => &["pattern"],
         "permissions" => &["who", "channels"],
+        "api_keys" => &["name"],
         _ => &[],
     }
 }

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use ringfeed_protocol::{Dialect, Operation};
 use serde::{Deserialize, Deserializer};
 
+use crate::callers::Callers;
+
 /// Everything that can be configured. Field docs are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)]
@@ -21,6 +23,11 @@ pub struct Config {
     pub channels: Vec<ChannelRule>,
     pub permissions: Vec<Permission>,
     pub issuers: Vec<Issuer>,
+    /// Emptied of keys once they were read: see `callers`.
+    pub api_keys: Vec<ApiKey>,
+    /// Of `api.keys` and `api_keys`.
+    #[serde(skip)]
+    pub callers: Callers,
 }
 
 /// `[server]`
@@ -36,11 +43,16 @@ pub struct Server {
     pub connections_per_address_max: u32,
     pub handshakes_max: u32,
     pub handshake_timeout_ms: u32,
+    pub handshakes_per_address_per_second_max: u32,
+    pub handshakes_burst: u32,
     pub send_buffer_bytes: u32,
     pub close_timeout_ms: u32,
     pub drain_timeout_ms: u32,
     pub drain_spread_ms: u32,
     pub origins: Vec<String>,
+    pub proxies: Vec<String>,
+    pub proxy_protocol: ProxyProtocol,
+    pub forwarded_header: ForwardedHeader,
     pub demo_page: bool,
 }
 
@@ -49,7 +61,10 @@ pub struct Server {
 #[allow(missing_docs)]
 pub struct Api {
     pub listen: SocketAddr,
+    /// Empty once they were read: see [`Config::callers`].
     pub keys: Vec<Secret>,
+    pub requests_per_second_max: u32,
+    pub requests_burst: u32,
     pub body_bytes_max: u32,
     pub bodies_bytes_max: u64,
     pub connections_max: u32,
@@ -128,6 +143,13 @@ pub struct Limits {
     pub partial_bytes_max: u64,
     pub messages_per_second_max: u32,
     pub messages_burst: u32,
+    pub subscribes_per_second_max: u32,
+    pub subscribes_burst: u32,
+    pub publishes_per_second_max: u32,
+    pub publishes_burst: u32,
+    pub histories_per_second_max: u32,
+    pub histories_burst: u32,
+    pub idle_timeout_ms: u32,
     pub subscriptions_per_connection_max: u32,
     pub connections_per_user_max: u32,
     pub revocations_max: u32,
@@ -226,6 +248,53 @@ pub enum KeyAlgorithm {
     EdDSA,
 }
 
+/// `[[api_keys]]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct ApiKey {
+    pub name: String,
+    pub key: Secret,
+    /// Not secret, but a key may be written there by mistake.
+    pub key_env: Secret,
+    pub key_file: String,
+    pub key_sha256: Secret,
+    pub scopes: Vec<Scope>,
+    pub channels: Vec<String>,
+}
+
+/// What a key of the HTTP API may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Scope {
+    Publish,
+    History,
+    Channels,
+    Stats,
+    Metrics,
+    Users,
+    Connections,
+    Tokens,
+    All,
+}
+
+impl Scope {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scope::Publish => "publish",
+            Scope::History => "history",
+            Scope::Channels => "channels",
+            Scope::Stats => "stats",
+            Scope::Metrics => "metrics",
+            Scope::Users => "users",
+            Scope::Connections => "connections",
+            Scope::Tokens => "tokens",
+            Scope::All => "all",
+        }
+    }
+}
+
 /// What the socket layer is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -234,6 +303,24 @@ pub enum IoChoice {
     Auto,
     IoUring,
     Epoll,
+}
+
+/// Whether listed proxies say with the PROXY protocol for whom they connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ProxyProtocol {
+    Off,
+    Required,
+}
+
+/// Which header of listed proxies says for whom they ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum ForwardedHeader {
+    Off,
+    XForwardedFor,
 }
 
 /// Who may subscribe.

@@ -9,8 +9,9 @@ use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::ConfigErrors;
 use super::rules::matches;
-use super::schema::{ChannelRule, Config, Endpoint};
+use super::schema::{ChannelRule, Config, Endpoint, ForwardedHeader, ProxyProtocol, Server};
 use crate::origins::Origins;
+use crate::proxies::Proxies;
 
 /// Endpoints are numbered in a byte.
 const ENDPOINTS_MAX: usize = 255;
@@ -18,15 +19,14 @@ const ENDPOINTS_MAX: usize = 255;
 const RULES_MAX: usize = 1024;
 /// Bytes of an endpoint's path.
 const PATH_BYTES_MAX: usize = 255;
-/// Bytes of a key that others than this machine may try.
-const KEY_BYTES_MIN: usize = 16;
 /// More pings than this are no heartbeat.
 const HEARTBEAT_MS_MIN: u32 = 100;
+/// Who has just connected has had no time to say anything.
+const IDLE_MS_MIN: u32 = 100;
 
 impl Config {
     pub(super) fn validate(&self, errors: &mut Vec<String>) {
         self.validate_addresses(errors);
-        self.validate_keys(errors);
         self.validate_limits(errors);
         self.validate_endpoints(errors);
         self.validate_rules(errors);
@@ -34,6 +34,21 @@ impl Config {
         self.hooks.validate(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
+        }
+        self.validate_proxies(errors);
+    }
+
+    fn validate_proxies(&self, errors: &mut Vec<String>) {
+        let Server { proxies, proxy_protocol, forwarded_header, .. } = &self.server;
+        if let Err(e) = Proxies::parse(proxies) {
+            errors.push(format!("server.proxies: {e}"));
+        }
+        let unused = "it is about server.proxies, which lists nobody";
+        if proxies.is_empty() && *proxy_protocol != ProxyProtocol::Off {
+            errors.push(format!("server.proxy_protocol: {unused}"));
+        }
+        if proxies.is_empty() && *forwarded_header != ForwardedHeader::Off {
+            errors.push(format!("server.forwarded_header: {unused}"));
         }
     }
 
@@ -47,9 +62,9 @@ impl Config {
                  serve anybody"
             ));
         }
-        if !internal.ip().is_loopback() && self.api.keys.is_empty() {
+        if !internal.ip().is_loopback() && self.api.keys.is_empty() && self.api_keys.is_empty() {
             errors.push(format!(
-                "api.listen = {internal}: beyond loopback api.keys must hold at least one key"
+                "api.listen = {internal}: beyond loopback api.keys must hold at least one key, or [[api_keys]]"
             ));
         }
         // What is bound to [::] takes IPv4, too.
@@ -61,26 +76,6 @@ impl Config {
             errors.push(format!(
                 "api.listen = {internal}: server.listen = {public} has the same port"
             ));
-        }
-    }
-
-    fn validate_keys(&self, errors: &mut Vec<String>) {
-        for (i, key) in self.api.keys.iter().enumerate() {
-            let wrong = if key.0.trim().is_empty() {
-                "an empty key is not allowed".into()
-            } else if !key.0.bytes().all(|byte| byte.is_ascii_graphic()) {
-                "allowed are visible ASCII characters, no spaces: a header could not carry it"
-                    .into()
-            } else if key.0.len() < KEY_BYTES_MIN && !self.api.listen.ip().is_loopback() {
-                format!(
-                    "beyond loopback (api.listen = {}) a key must have at least {KEY_BYTES_MIN} characters; \
-                     `openssl rand -hex 16` makes one",
-                    self.api.listen
-                )
-            } else {
-                continue;
-            };
-            errors.push(format!("api.keys[{i}]: {wrong}"));
         }
     }
 
@@ -147,6 +142,12 @@ impl Config {
             errors.push(format!(
                 "heartbeat.interval_ms = {}: allowed are {HEARTBEAT_MS_MIN} to 3600000, and 0 for no pings",
                 heartbeat.interval_ms
+            ));
+        }
+        if limits.idle_timeout_ms > 0 && limits.idle_timeout_ms < IDLE_MS_MIN {
+            errors.push(format!(
+                "limits.idle_timeout_ms = {}: allowed are {IDLE_MS_MIN} to 86400000, and 0 for never",
+                limits.idle_timeout_ms
             ));
         }
         // Reading pauses at a quarter of the outbox; the echo of what was read last comes on top.

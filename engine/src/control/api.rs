@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State as FromState;
+use axum::extract::{Extension, State as FromState};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
@@ -17,10 +17,12 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::body::{Collected, no_room};
 use super::error::{ApiError, Code};
-use super::guard::{guard, guard_figures};
+use super::guard::{Needs, guard};
 use super::port::{Reserved, UNCOUNTED_BYTES_MAX};
 use super::publish::{self, PublishBody, PublishResult};
 use super::{State, channels, history, ingest, metrics, stats, users};
+use crate::callers::Caller;
+use crate::config::Scope;
 
 type App = FromState<Arc<State>>;
 
@@ -33,27 +35,29 @@ const RESULT_BYTES_MAX: usize = 96;
 
 /// All routes.
 pub(super) fn router(state: Arc<State>) -> Router {
+    let needs = |scope, figures| {
+        let state = state.clone();
+        from_fn_with_state(Needs { state, scope, figures }, guard)
+    };
+    let scoped = |scope| needs(Some(scope), false);
+    let description = get(|| async { Json(openapi()) });
     let guarded = Router::new()
-        .route("/api/publish", post(publish_one))
-        .route("/api/batch", post(publish_batch))
-        .route("/api/ingest", post(ingest::ingest))
-        .route("/api/channels", get(channels::channels))
-        .route("/api/history", get(history::history))
-        .route("/api/stats", get(stats::stats))
-        .route("/api/send", post(users::send))
-        .route("/api/disconnect", post(users::disconnect))
-        .route("/api/unsubscribe", post(users::unsubscribe))
-        .route("/api/connections", get(users::connections))
-        .route("/api/revoke", post(users::revoke))
-        .layer(from_fn_with_state(state.clone(), guard));
-    let figures = Router::new()
-        .route("/metrics", get(metrics::metrics))
-        .route("/api/openapi.json", get(|| async { Json(openapi()) }))
-        .layer(from_fn_with_state(state.clone(), guard_figures));
+        .route("/api/publish", post(publish_one).layer(scoped(Scope::Publish)))
+        .route("/api/batch", post(publish_batch).layer(scoped(Scope::Publish)))
+        .route("/api/ingest", post(ingest::ingest).layer(scoped(Scope::Publish)))
+        .route("/api/channels", get(channels::channels).layer(scoped(Scope::Channels)))
+        .route("/api/history", get(history::history).layer(scoped(Scope::History)))
+        .route("/api/stats", get(stats::stats).layer(scoped(Scope::Stats)))
+        .route("/api/send", post(users::send).layer(scoped(Scope::Users)))
+        .route("/api/disconnect", post(users::disconnect).layer(scoped(Scope::Connections)))
+        .route("/api/unsubscribe", post(users::unsubscribe).layer(scoped(Scope::Connections)))
+        .route("/api/connections", get(users::connections).layer(scoped(Scope::Users)))
+        .route("/api/revoke", post(users::revoke).layer(scoped(Scope::Tokens)))
+        .route("/metrics", get(metrics::metrics).layer(needs(Some(Scope::Metrics), true)))
+        .route("/api/openapi.json", description.layer(needs(None, true)));
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
-        .merge(figures)
         .merge(guarded)
         .fallback(|| async {
             let message = "there is nothing here; /api/openapi.json lists what there is";
@@ -102,9 +106,10 @@ impl utoipa::Modify for Keys {
         let components = openapi.components.get_or_insert_default();
         let bearer = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("One of api.keys; where there are none, no key is needed."));
+            .description(Some("One of api.keys, or of [[api_keys]] with the scope that stands beside it here. Where there are none, \
+                 no key is needed."));
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
-        let header = ApiKeyValue::with_description("X-API-Key", "One of api.keys.");
+        let header = ApiKeyValue::with_description("X-API-Key", "The same key.");
         components.add_security_scheme("key", SecurityScheme::ApiKey(ApiKey::Header(header)));
     }
 }
@@ -118,14 +123,15 @@ impl utoipa::Modify for Keys {
         (status = "4XX", description = "Not published", body = ApiError),
         (status = "5XX", description = "The server takes none at present; whether this was published is not known", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["publish"]), ("key" = ["publish"]))
 )]
 async fn publish_one(
     FromState(state): App,
+    Extension(caller): Extension<Arc<Caller>>,
     body: Collected,
 ) -> Result<Json<PublishResult>, ApiError> {
     publish::not_draining(&state)?;
-    let item = publish::parse(&body.bytes)?;
+    let item = publish::parse_for(&caller, &body.bytes)?;
     let channel = item.0.clone();
     let outcome = publish::publish_all(&state, vec![item]).await.pop();
     match publish::result(&channel, outcome.unwrap_or_else(|| Err(ApiError::busy()))) {
@@ -191,9 +197,13 @@ struct BatchReply {
         (status = "4XX", description = "Nothing was published", body = ApiError),
         (status = "5XX", description = "The server takes none at present", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["publish"]), ("key" = ["publish"]))
 )]
-async fn publish_batch(FromState(state): App, body: Collected) -> Result<Response, ApiError> {
+async fn publish_batch(
+    FromState(state): App,
+    Extension(caller): Extension<Arc<Caller>>,
+    body: Collected,
+) -> Result<Response, ApiError> {
     publish::not_draining(&state)?;
     let BatchBody { publications: Entries { entries, count } } =
         publish::object(&body.bytes, "a batch")?;
@@ -206,7 +216,7 @@ async fn publish_batch(FromState(state): App, body: Collected) -> Result<Respons
     let checked: Vec<_> = entries
         .into_iter()
         .map(|entry| {
-            let item = publish::parse(entry.get().as_bytes())?;
+            let item = publish::parse_for(&caller, entry.get().as_bytes())?;
             let channel = item.0.clone();
             items.push(item);
             Ok(channel)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State as FromState};
+use axum::extract::{Extension, Query, State as FromState};
 use ringfeed_protocol::ChannelName;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::State;
 use super::error::{ApiError, Code};
 use super::publish;
+use crate::callers::Caller;
 use crate::ids::ShardId;
 use crate::message::{ChannelPage, ChannelRow, Request};
 
@@ -44,7 +45,7 @@ pub(super) struct ChannelsQuery {
 pub(super) struct ChannelsReply {
     /// In order of name (of its bytes).
     channels: Vec<ChannelReply>,
-    /// How many have the prefix, listed or not.
+    /// How many have the prefix, listed or not; of those that the key is for.
     total: usize,
 }
 
@@ -71,7 +72,7 @@ async fn page(
     publish::receive(answer, deadline).await
 }
 
-/// Lists the channels that have subscribers or history.
+/// Lists the channels that have subscribers or history, and that the key is for.
 #[utoipa::path(
     get, path = "/api/channels",
     params(ChannelsQuery),
@@ -80,10 +81,11 @@ async fn page(
         (status = "4XX", description = "The request is refused", body = ApiError),
         (status = "5XX", description = "The shards do not answer", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["channels"]), ("key" = ["channels"]))
 )]
 pub(super) async fn channels(
     FromState(state): FromState<Arc<State>>,
+    Extension(caller): Extension<Arc<Caller>>,
     query: Result<Query<ChannelsQuery>, QueryRejection>,
 ) -> Result<Json<ChannelsReply>, ApiError> {
     let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
@@ -100,7 +102,9 @@ pub(super) async fn channels(
         let mut from = Some(0);
         while let Some(place) = from {
             let ChannelPage { rows, next } = page(&state, shard, place, deadline).await?;
-            for row in rows.into_iter().filter(|row| row.name.starts_with(&query.prefix)) {
+            let listed =
+                |row: &ChannelRow| row.name.starts_with(&query.prefix) && caller.may_use(&row.name);
+            for row in rows.into_iter().filter(listed) {
                 total += 1;
                 if *row.name > *query.after {
                     first.insert(row.name.clone(), row);

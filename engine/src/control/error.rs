@@ -18,6 +18,8 @@ pub(super) enum Code {
     Unauthorized,
     /// Who asks is not allowed to.
     Forbidden,
+    /// It asks more often than it may.
+    RateLimited,
     /// There is no such path or channel.
     NotFound,
     /// The path exists, but not for this method.
@@ -42,6 +44,7 @@ impl Code {
             Code::BadRequest => "bad_request",
             Code::Unauthorized => "unauthorized",
             Code::Forbidden => "forbidden",
+            Code::RateLimited => ErrorCode::RateLimited.as_str(),
             Code::NotFound => "not_found",
             Code::MethodNotAllowed => "method_not_allowed",
             Code::Timeout => "timeout",
@@ -56,6 +59,7 @@ impl Code {
         match self {
             Code::Unauthorized => StatusCode::UNAUTHORIZED,
             Code::Forbidden => StatusCode::FORBIDDEN,
+            Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::Timeout => StatusCode::REQUEST_TIMEOUT,
@@ -79,6 +83,7 @@ pub fn error_words() -> Vec<&'static str> {
         Code::BadRequest,
         Code::Unauthorized,
         Code::Forbidden,
+        Code::RateLimited,
         Code::NotFound,
         Code::MethodNotAllowed,
         Code::Timeout,
@@ -155,7 +160,7 @@ impl IntoResponse for ApiError {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -1,6 +1,8 @@
 //! What the control thread counts of itself. Written by it alone, as shards write their counters.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::counters::{Count, Histogram};
@@ -26,11 +28,14 @@ pub(super) struct Figures {
     /// From the head of a request to the head of its answer.
     pub(super) request_us: Histogram,
     statuses: Vec<Count>,
+    /// Requests with each key, by its name: keys come and go when the configuration is read again.
+    keys: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Figures {
     pub(super) fn new() -> Figures {
         Figures {
+            keys: Mutex::default(),
             connections: Count::default(),
             connections_refused: Count::default(),
             connections_pushed_out: Count::default(),
@@ -48,6 +53,21 @@ impl Figures {
             count.add(1);
         }
         self.request_us.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a request with the key of this name.
+    pub(super) fn key_request(&self, name: &str) {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        match keys.get_mut(name) {
+            Some(count) => *count += 1,
+            None => drop(keys.insert(name.to_owned(), 1)),
+        }
+    }
+
+    /// Requests with each key that was ever used.
+    pub(super) fn key_requests(&self) -> Vec<(String, u64)> {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().map(|(name, &count)| (name.clone(), count)).collect()
     }
 
     /// Each status that was ever answered, and how often.
@@ -99,6 +119,8 @@ mod tests {
     #[test]
     fn every_status_has_a_count() {
         let figures = Figures::new();
+        ["b", "a", "b"].iter().for_each(|name| figures.key_request(name));
+        assert_eq!(figures.key_requests(), [("a".into(), 1), ("b".into(), 2)]);
         for status in [100, 200, 200, 599, 600, 0] {
             figures.request(status, Duration::ZERO);
         }

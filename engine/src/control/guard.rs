@@ -1,23 +1,23 @@
 //! Who may use the internal port.
 //!
-//! With keys, who has one. Without keys, programs on this machine: the port listens on loopback
+//! With keys, who has one with the scope of the route. Without keys, programs on this machine: the port listens on loopback
 //! then, but so can be reached by any page in a browser here. A page of another site says so (`Origin`,
 //! `Sec-Fetch-Site`) or, once its name is rebound to loopback, still gives its name as `Host`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State as FromState};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
 
 use super::State;
 use super::error::{ApiError, Code, clip};
-use crate::config::Secret;
+use crate::callers::{Caller, KeyHash};
+use crate::config::Scope;
+use crate::shard::door::counted_as;
 
 /// The peer's address, in the extensions of a request.
 #[derive(Debug, Clone, Copy)]
@@ -26,67 +26,94 @@ pub(super) struct Peer(pub(super) SocketAddr);
 /// Refused keys are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// For what publishes and reads: a key, where there are keys.
+/// What a route asks of who uses it.
+#[derive(Debug, Clone)]
+pub(super) struct Needs {
+    pub(super) state: Arc<State>,
+    /// `None` where any key will do.
+    pub(super) scope: Option<Scope>,
+    /// For figures and the description: on loopback a program of this machine needs no key.
+    pub(super) figures: bool,
+}
+
+/// Who requests are counted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Requester {
+    /// Who has this key.
+    Key(KeyHash),
+    /// Who needs none.
+    Address(Option<IpAddr>),
+}
+
+/// Finds out once who asks, whether they may and whether not too often; the [`Caller`] travels with the request.
 pub(super) async fn guard(
-    FromState(state): FromState<Arc<State>>,
-    request: Request,
+    FromState(needs): FromState<Needs>,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let config = state.shared.config();
-    let keys = &config.api.keys;
-    if keys.is_empty() {
-        local(&request)?;
-    } else {
-        keyed(&state, keys, &request)?;
+    let (requester, caller) = needs.admit(&request)?;
+    let state = &needs.state;
+    if !state.request_rates.take(requester, Instant::now()) {
+        let most = state.shared.config().api.requests_per_second_max;
+        let message = format!("at most {most} requests a second are allowed; try again");
+        return Err(ApiError::new(Code::RateLimited, message));
     }
+    request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
 
-/// For figures and the description: on loopback a program of this machine needs no key.
-pub(super) async fn guard_figures(
-    FromState(state): FromState<Arc<State>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let config = state.shared.config();
-    let api = &config.api;
-    let fits = !api.keys.is_empty() && key_fits(&api.keys, request.headers());
-    if !fits {
-        if api.listen.ip().is_loopback() {
-            local(&request)?;
-        } else {
-            keyed(&state, &api.keys, &request)?;
+impl Needs {
+    /// Who asks, if they may.
+    fn admit(&self, request: &Request) -> Result<(Requester, Arc<Caller>), ApiError> {
+        let Needs { state, scope, figures } = self;
+        let config = state.shared.config();
+        let open = config.callers.is_empty() || (*figures && config.api.listen.ip().is_loopback());
+        let found = config.callers.find(given_key(request.headers()));
+        if let Some(caller) = found {
+            state.figures.key_request(&caller.name);
+            if scope.is_none_or(|scope| caller.may(scope)) {
+                let requester = caller.hash.map_or(Requester::Address(None), Requester::Key);
+                return Ok((requester, caller.clone()));
+            }
         }
+        let peer = request.extensions().get::<Peer>().map(|peer| counted_as(peer.0.ip()));
+        if open {
+            match local(request) {
+                // Who needs no key is not worse off with one.
+                Ok(()) => return Ok((Requester::Address(peer), state.local.clone())),
+                Err(e) if found.is_none() => return Err(e),
+                Err(_) => {}
+            }
+        }
+        if let (Some(caller), Some(scope)) = (found, scope) {
+            let message =
+                format!("the key {} does not have the scope {}", caller.name, scope.name());
+            return Err(ApiError::new(Code::Forbidden, message));
+        }
+        if let Some(others) = state.refused_log.due(LOG_EVERY) {
+            let peer = peer.map_or_else(|| "?".into(), |ip| ip.to_string());
+            let (method, path) = (request.method(), clip(request.uri().path()));
+            tracing::info!("{method} {path} from {peer}: no key that fits ({others} more like it)");
+        }
+        let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
+        Err(ApiError::new(Code::Unauthorized, message))
     }
-    Ok(next.run(request).await)
 }
 
-fn keyed(state: &State, keys: &[Secret], request: &Request) -> Result<(), ApiError> {
-    if key_fits(keys, request.headers()) {
+/// Whether a caller may publish to a channel, or read it.
+pub(super) fn check_channel(caller: &Caller, channel: &str) -> Result<(), ApiError> {
+    if caller.may_use(channel) {
         return Ok(());
     }
-    if let Some(others) = state.refused_log.due(LOG_EVERY) {
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-        let peer = peer.map_or_else(|| "?".into(), |ip| ip.to_string());
-        let (method, path) = (request.method(), clip(request.uri().path()));
-        tracing::info!("{method} {path} from {peer}: no key that fits ({others} more like it)");
-    }
-    let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
-    Err(ApiError::new(Code::Unauthorized, message))
+    let message = format!("the key {} is not for the channel {channel}", caller.name);
+    Err(ApiError::new(Code::Forbidden, message))
 }
 
-/// Keys are compared by their hashes, in a time that depends neither on where they differ nor on
-/// how long they are.
-fn key_fits(keys: &[Secret], headers: &HeaderMap) -> bool {
+/// The key of a request; empty where it has none, which is nobody's.
+fn given_key(headers: &HeaderMap) -> &[u8] {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
     let given = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
-    let given = Sha256::digest(given.unwrap_or_default().trim_ascii());
-    // Every key is looked at, whether or not an earlier one fits.
-    let fits = keys
-        .iter()
-        .map(|key| Sha256::digest(&key.0).ct_eq(&given))
-        .fold(subtle::Choice::from(0), |any, fits| any | fits);
-    bool::from(fits)
+    given.unwrap_or_default().trim_ascii()
 }
 
 /// What follows the scheme `Bearer`, whose case does not matter (RFC 9110 section 11.1).

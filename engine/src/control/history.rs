@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State as FromState};
+use axum::extract::{Extension, Query, State as FromState};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, Offset, Refused};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::State;
 use super::error::{ApiError, Code};
+use super::guard::check_channel;
 use super::publish;
+use crate::callers::Caller;
 use crate::message::{Reply, Request, StoredPublication};
 
 #[derive(Deserialize, IntoParams)]
@@ -74,14 +76,16 @@ impl PublicationReply {
         (status = "4XX", description = "The request is refused, or there is no such channel", body = ApiError),
         (status = "5XX", description = "The shard does not answer", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["history"]), ("key" = ["history"]))
 )]
 pub(super) async fn history(
     FromState(state): FromState<Arc<State>>,
+    Extension(caller): Extension<Arc<Caller>>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Json<HistoryReply>, ApiError> {
     let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
     let channel = ChannelName::new(&query.channel).map_err(Refused::from)?;
+    check_channel(&caller, &channel)?;
     let deadline = publish::deadline(&state);
     let most = state.shared.config().limits.history_reply_max;
     let limit = query.limit.unwrap_or(most).min(most);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{Request, State as FromState};
+use axum::extract::{Extension, Request, State as FromState};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, body::Bytes};
@@ -23,6 +23,7 @@ use super::body::{check_encoding, next_part};
 use super::budget::Held;
 use super::error::{ApiError, Code};
 use super::publish;
+use crate::callers::Caller;
 
 /// Most lines published at once, and so between two acknowledgements …
 const RUN_LINES_MAX: usize = 4096;
@@ -70,10 +71,11 @@ struct LineError {
         (status = "4XX", description = "Nothing was accepted", body = IngestAck),
         (status = "5XX", description = "The server takes none at present", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["publish"]), ("key" = ["publish"]))
 )]
 pub(super) async fn ingest(
     FromState(state): FromState<Arc<State>>,
+    Extension(caller): Extension<Arc<Caller>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     check_encoding(request.headers())?;
@@ -90,6 +92,7 @@ pub(super) async fn ingest(
         held: state.bodies.hold(),
         heard: Instant::now(),
         ack: IngestAck::default(),
+        caller,
         state: state.clone(),
     };
     let open = Open { task: tokio::spawn(ingest.run(acks)), state, _permit: permit };
@@ -134,6 +137,7 @@ impl Drop for Open {
 /// The task of a stream.
 struct Ingest {
     state: Arc<State>,
+    caller: Arc<Caller>,
     body: BodyDataStream,
     pending: Pending,
     held: Held,
@@ -231,7 +235,7 @@ impl Ingest {
             number += 1;
             let line = line.trim_ascii();
             if !line.is_empty() {
-                let item = publish::parse(line).map(|item| items.push(item));
+                let item = publish::parse_for(&self.caller, line).map(|item| items.push(item));
                 checked.push((number, item));
             }
         }

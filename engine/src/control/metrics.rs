@@ -153,6 +153,14 @@ fn process(state: &State) -> Vec<Family> {
                 .collect(),
         },
         Family {
+            name: "ringfeed_api_key_requests".into(),
+            help: "Requests to the HTTP API with each key, whatever they were answered.",
+            kind: MetricType::Counter,
+            values: { figures.key_requests().into_iter() }
+                .map(|(name, n)| (vec![("key", name)], Value::Number(float(n))))
+                .collect(),
+        },
+        Family {
             name: "ringfeed_api_request_seconds".into(),
             help: "From the head of a request to the head of its answer.",
             kind: MetricType::Histogram,
@@ -275,7 +283,7 @@ fn hooks(figures: &hooks::Figures) -> Vec<Family> {
         (status = 200, description = "OpenMetrics text", content_type = "text/plain"),
         (status = "4XX", description = "The request is refused", body = ApiError),
     ),
-    security((), ("bearer" = []), ("key" = []))
+    security((), ("bearer" = ["metrics"]), ("key" = ["metrics"]))
 )]
 pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response {
     let mut families = shards(&state.shared.counters);

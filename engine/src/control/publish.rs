@@ -15,7 +15,9 @@ use tokio::time::{Instant, sleep};
 
 use super::budget::Held;
 use super::error::ApiError;
+use super::guard::check_channel;
 use super::{FULL_PAUSE, State};
+use crate::callers::Caller;
 use crate::ids::ShardId;
 use crate::message::{NotTaken, Published, Request, StoredPayload};
 
@@ -76,6 +78,13 @@ pub(super) fn parse(text: &[u8]) -> Result<Checked, ApiError> {
     let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
     let payload = Payload::from_fields(body.data, body.text, body.base64)?;
     Ok((channel, payload.into()))
+}
+
+/// The same, from who may publish to that channel.
+pub(super) fn parse_for(caller: &Caller, text: &[u8]) -> Result<Checked, ApiError> {
+    let checked = parse(text)?;
+    check_channel(caller, &checked.0)?;
+    Ok(checked)
 }
 
 /// Reads a JSON object; an array with the fields in their order, which serde would take, is none.

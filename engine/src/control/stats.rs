@@ -100,7 +100,7 @@ pub(super) fn open_files() -> usize {
         (status = 200, description = "Counters and gauges", body = StatsReply),
         (status = "4XX", description = "The request is refused", body = super::error::ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["stats"]), ("key" = ["stats"]))
 )]
 pub(super) async fn stats(FromState(state): FromState<Arc<State>>) -> Json<StatsReply> {
     let (user, system) = ringfeed_wire::process_cpu_time();

@@ -7,6 +7,7 @@
 
 mod accept;
 mod admission;
+mod client;
 mod credentials;
 mod head;
 mod places;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use accept::accept;
+pub(crate) use admission::counted_as;
 pub use admission::{Admission, NotAdmitted, Permit};
 
 use super::{Local, Shared};

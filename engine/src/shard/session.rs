@@ -6,6 +6,7 @@ mod closing;
 mod commands;
 mod heartbeat;
 mod holds;
+mod idle;
 mod intake;
 pub(super) mod outbox;
 mod rate;
@@ -24,8 +25,9 @@ use crate::ids::{LaneId, SessionId, SessionSlot};
 use crate::slab::{Slab, place_bytes};
 pub(super) use commands::TOO_MANY_QUESTIONS;
 pub(super) use holds::{HISTORY_PARTS, Holds};
+use idle::UsedAt;
 use outbox::Outbox;
-use rate::Rate;
+use rate::{CommandRates, Rate};
 pub use standing::Credentials;
 use standing::Standing;
 
@@ -100,6 +102,8 @@ pub(super) struct Session {
     pub(super) outbox_timed: bool,
     /// A timer looks after its unfinished message.
     pub(super) message_timed: bool,
+    /// When anything but pings came last.
+    pub(super) used: UsedAt,
     /// Why it is not read from for now; what had arrived already waits in `held`.
     pub(super) holds: Holds,
     pub(super) held: Vec<u8>,
@@ -126,6 +130,8 @@ pub(super) struct Session {
     pub(super) rate: Rate,
     /// `None` for a stranger who may stay one.
     pub(super) standing: Option<Box<Standing>>,
+    /// Of single commands, where they have limits and were used.
+    pub(super) command_rates: Option<Box<CommandRates>>,
     /// Counts the connection until it ends.
     _permit: Permit,
 }
@@ -149,6 +155,7 @@ impl Session {
             pinged: false,
             outbox_timed: false,
             message_timed: false,
+            used: UsedAt::default(),
             holds: Holds::default(),
             held: Vec::new(),
             owed: 0,
@@ -164,6 +171,7 @@ impl Session {
             partial_bytes: 0,
             rate: Rate::default(),
             standing: None,
+            command_rates: None,
             _permit: permit,
         }
     }
@@ -180,6 +188,9 @@ pub(super) type Waiting = SmallVec<[u32; 4]>;
 /// What one session takes in the table.
 pub(super) const SESSION_BYTES: usize =
     place_bytes::<Session>() + size_of::<Hot>() + size_of::<Waiting>();
+
+/// What the rates of single commands take besides, of a session that uses any.
+pub(super) const COMMAND_RATES_BYTES: usize = size_of::<CommandRates>();
 
 /// The table of sessions.
 #[derive(Debug, Default)]

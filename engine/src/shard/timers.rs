@@ -22,6 +22,8 @@ pub(super) enum Purpose {
     Authentication,
     /// See whether what it may do has ended; counted in the shard's own time.
     Expiry,
+    /// See whether anything but pings has come.
+    Idle,
 }
 
 /// A timer of a session that may be gone by then: the session's generation tells.

@@ -188,9 +188,16 @@ fn the_examples_of_the_page_are_answered_as_it_says() {
 #[test]
 fn the_page_has_every_route_and_every_error() {
     let page = std::fs::read_to_string(API_MD).unwrap();
-    for (path, method, _) in operations(&document()) {
+    for (path, method, operation) in operations(&document()) {
         let title = format!("`{} {path}`", method.to_uppercase());
         assert!(page.contains(&title), "{title} is not on the page");
+        let row = page.lines().find(|line| line.starts_with('|') && line.contains(&title)).unwrap();
+        let ways = operation["security"].as_array().cloned().unwrap_or_default();
+        for scope in ways.iter().flat_map(|way| way.as_object().unwrap().values()) {
+            let [scope] = &scope.as_array().unwrap()[..] else { panic!("{title}: {scope}") };
+            let scope = format!("| `{}` |", scope.as_str().unwrap());
+            assert!(row.ends_with(&scope), "{title} needs {scope}, and the page says {row}");
+        }
     }
     for word in ringfeed_engine::control::error_words() {
         assert!(page.contains(&format!("| `{word}` |")), "{word} is not on the page");

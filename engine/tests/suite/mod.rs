@@ -3,12 +3,15 @@
 mod api_document;
 mod api_guard;
 mod api_ingest;
+mod api_keys;
 mod api_metrics;
 mod api_port;
 mod api_publish;
 mod authentication;
 mod bad_input;
 mod bursts;
+mod client_address;
+mod command_rates;
 mod common;
 mod cross_shard;
 mod hostile_names;

@@ -8,12 +8,12 @@ use socket2::{Domain, Socket, Type};
 
 use super::common::{Client, PATIENCE, TestServer};
 
-const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\
+pub(super) const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// A connection from a chosen loopback address.
-fn connect(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+pub(super) fn connect(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from.into(), 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();
@@ -23,8 +23,13 @@ fn connect(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
 }
 
 /// The status line of the answer to an upgrade; empty if there is none.
-fn upgrade(stream: &mut TcpStream) -> String {
+pub(super) fn upgrade(stream: &mut TcpStream) -> String {
     stream.write_all(UPGRADE).unwrap();
+    status(stream)
+}
+
+/// The beginning of an answer; empty if there is none.
+pub(super) fn status(stream: &mut TcpStream) -> String {
     let mut answer = [0; 12];
     let read = stream.read_exact(&mut answer);
     if read.is_ok() { String::from_utf8_lossy(&answer).into_owned() } else { String::new() }

@@ -134,14 +134,14 @@ impl<'a> Request<'a> {
         };
         // A body, or two readings of where the head ends, has no place here: refuse, never guess.
         if request.header("transfer-encoding").is_some()
-            || request.values("content-length").any(|length| length != b"0")
+            || request.all("content-length").any(|length| length != b"0")
         {
             return Err(Refusal::new(400, "a request with a body is not accepted on this port\n"));
         }
-        if request.values("host").count() != 1 {
+        if request.all("host").count() != 1 {
             return Err(Refusal::new(400, "exactly one Host header is needed\n"));
         }
-        if request.values("origin").count() > 1 {
+        if request.all("origin").count() > 1 {
             return Err(Refusal::new(400, "at most one Origin header is allowed\n"));
         }
         Ok(request)
@@ -149,7 +149,7 @@ impl<'a> Request<'a> {
 
     /// The first value of a header field, name in any case.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.values(name).next()
+        self.all(name).next()
     }
 
     /// The value of a query parameter, as it stands (no percent-decoding).
@@ -165,13 +165,13 @@ impl<'a> Request<'a> {
         self.header("upgrade").is_some() || self.header("sec-websocket-key").is_some()
     }
 
-    /// All values of a header field, name in any case.
-    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    /// All values of a header field in their order, name in any case.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|&(_, v)| v)
     }
 
     pub(super) fn tokens(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.values(name)
+        self.all(name)
             .filter_map(|value| std::str::from_utf8(value).ok())
             .flat_map(|value| value.split(','))
             .map(str::trim)

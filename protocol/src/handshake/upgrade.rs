@@ -34,7 +34,7 @@ impl<'a> Request<'a> {
                     .into(),
             });
         }
-        let mut versions = self.values("sec-websocket-version");
+        let mut versions = self.all("sec-websocket-version");
         let version = versions.next();
         if versions.next().is_some() {
             return Err(Refusal::new(400, "at most one Sec-WebSocket-Version is allowed\n"));
@@ -46,7 +46,7 @@ impl<'a> Request<'a> {
                 text: "only version 13 of the WebSocket protocol is spoken here\n".into(),
             });
         }
-        let mut keys = self.values("sec-websocket-key");
+        let mut keys = self.all("sec-websocket-key");
         let key = match (keys.next(), keys.next()) {
             (Some(key), None) => key.trim_ascii(),
             _ => return Err(Refusal::new(400, "exactly one Sec-WebSocket-Key is needed\n")),

@@ -1,7 +1,6 @@
 //! Accepting: each connection is a task of its own.
 
 use std::io;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +11,9 @@ use monoio::time::{sleep, timeout};
 use ringfeed_protocol::handshake::Refusal;
 
 use super::Door;
-use super::admission::{Permit, counted_as};
-use super::head::{Head, read_head};
+use super::admission::Permit;
+use super::client::Client;
+use super::head::Head;
 use super::places::Place;
 use super::refuse::busy;
 use super::route::{Answer, route};
@@ -47,20 +47,31 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
                 continue;
             }
         };
-        let address = counted_as(peer.ip());
-        let permit = match door.shared.admission.admit(address) {
+        let settings = door.shared.settings.load_full();
+        let client = Client::new(peer.ip(), &settings.proxies);
+        let admission = &door.shared.admission;
+        let admitted = match client.is_proxy {
+            true => admission.admit_proxy(),
+            false => admission.admit(client.address),
+        };
+        let permit = match admitted {
             Ok(permit) => permit,
             Err(why) => {
-                let (door, refusal) = (door.clone(), busy(&format!("{why}\n")));
+                let door = door.clone();
                 let refused = async move {
-                    door.refuse(stream, address, why.reason(), refusal).await;
+                    door.refuse(stream, client.counted_as(), why.reason(), why.refusal()).await;
                 };
                 monoio::spawn(refused);
                 continue;
             }
         };
         let (place, leave) = loop {
-            match door.handshakes.enter(address, Instant::now()) {
+            let (address, now) = (client.counted_as(), Instant::now());
+            let entered = match client.is_proxy {
+                true => door.handshakes.enter_unshared(address, now),
+                false => door.handshakes.enter(address, now),
+            };
+            match entered {
                 Some(entered) => break entered,
                 None => sleep(FULL_PAUSE).await,
             }
@@ -69,7 +80,7 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
             }
         };
         door.count_handshakes();
-        monoio::spawn(door.clone().serve(stream, address, permit, place, leave));
+        monoio::spawn(door.clone().serve(stream, client, permit, place, leave));
     }
 }
 
@@ -86,16 +97,17 @@ impl Door {
     async fn serve(
         self: Rc<Self>,
         mut stream: TcpStream,
-        address: IpAddr,
-        permit: Permit,
+        mut client: Client,
+        mut permit: Permit,
         place: Place,
         leave: AbortRegistration,
     ) {
         let limit = Duration::from_millis(self.shared.config().server.handshake_timeout_ms.into());
-        let reading = timeout(limit, read_head(&mut stream, &place));
-        let read = Abortable::new(reading, leave).await;
+        let reading = self.read_request(&mut stream, &place, &mut client, &mut permit);
+        let read = Abortable::new(timeout(limit, reading), leave).await;
         drop(place);
         self.count_handshakes();
+        let address = client.counted_as();
         let Head { bytes, rest } = match read {
             Err(Aborted) => {
                 let why = "the request head is slow and others wait\n";
@@ -105,14 +117,14 @@ impl Door {
                 let late = Refusal::new(408, "the request head took too long\n");
                 return self.refuse(stream, address, RefusalReason::Timeout, late).await;
             }
-            Ok(Ok(Err(refusal))) => {
-                return self.refuse(stream, address, RefusalReason::BadRequest, refusal).await;
+            Ok(Ok(Err((reason, refusal)))) => {
+                return self.refuse(stream, address, reason, refusal).await;
             }
             Ok(Ok(Ok(None))) => return,
             Ok(Ok(Ok(Some(head)))) => head,
         };
         let settings = self.shared.settings.load_full();
-        let routed = route(&bytes, &settings, address);
+        let routed = route(&bytes, &settings, client.address);
         // Who has to wait for somebody does so without it.
         drop(bytes);
         match routed {

@@ -64,7 +64,7 @@ impl Shown {
 /// What the application is shown of a request.
 fn connect_request(request: &Request, config: &Config, address: IpAddr) -> ConnectRequest {
     let forwarded = config.hooks.forward_headers.iter().flat_map(|name| {
-        request.values(name).map(move |value| (name.to_ascii_lowercase().into(), value.into()))
+        request.all(name).map(move |value| (name.to_ascii_lowercase().into(), value.into()))
     });
     ConnectRequest {
         address,
@@ -87,7 +87,7 @@ fn bearer(value: &[u8]) -> Option<&str> {
 
 /// The first cookie of a name (RFC 6265 section 5.4).
 fn cookie<'a>(request: &Request<'a>, name: &str) -> Option<&'a str> {
-    let lines = request.values("cookie").filter_map(|line| std::str::from_utf8(line).ok());
+    let lines = request.all("cookie").filter_map(|line| std::str::from_utf8(line).ok());
     let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.split_once('='));
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().trim_matches('"'))
 }

@@ -44,14 +44,14 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Place {
     places: Rc<Places>,
-    key: (IpAddr, u64),
+    key: Cell<(IpAddr, u64)>,
     waits: Rc<Cell<bool>>,
 }
 
 impl Places {
     /// Of an address that holds half of all places, those leave that have waited for
     /// [`SHARE_GRACE`], though there is room: the others find some. Everybody may come from one
-    /// address, that of a proxy.
+    /// address, that of a proxy nobody has listed.
     pub(super) fn new(most: usize, grace: Duration) -> Places {
         let per_address_most = (most / 2).max(1);
         Places { most, per_address_most, grace, taken: RefCell::default() }
@@ -68,10 +68,17 @@ impl Places {
         address: IpAddr,
         now: Instant,
     ) -> Option<(Place, AbortRegistration)> {
+        self.keep_to_share(address, now);
+        self.enter_unshared(address, now)
+    }
+
+    /// The same for a proxy that may hold as many places as there are.
+    pub(super) fn enter_unshared(
+        self: &Rc<Self>,
+        address: IpAddr,
+        now: Instant,
+    ) -> Option<(Place, AbortRegistration)> {
         let mut taken = self.taken.borrow_mut();
-        if taken.counts.get(&address).is_some_and(|&count| count >= self.per_address_most) {
-            taken.send_away(Some(address), now, SHARE_GRACE);
-        }
         if taken.entries.len() >= self.most && !taken.send_away_any(now, self.grace) {
             return None;
         }
@@ -79,9 +86,15 @@ impl Places {
         let waits = Rc::new(Cell::new(true));
         taken.next += 1;
         let key = (address, taken.next);
-        taken.entries.insert(key, Entry { since: now, waits: waits.clone(), leave });
-        *taken.counts.entry(address).or_insert(0) += 1;
-        Some((Place { places: self.clone(), key, waits }, registration))
+        taken.insert(key, Entry { since: now, waits: waits.clone(), leave });
+        Some((Place { places: self.clone(), key: Cell::new(key), waits }, registration))
+    }
+
+    fn keep_to_share(&self, address: IpAddr, now: Instant) {
+        let mut taken = self.taken.borrow_mut();
+        if taken.counts.get(&address).is_some_and(|&count| count >= self.per_address_most) {
+            taken.send_away(Some(address), now, SHARE_GRACE);
+        }
     }
 
     /// Sends away whoever would have to leave for a newcomer. Whether there is anybody.
@@ -119,6 +132,11 @@ impl Taken {
         true
     }
 
+    fn insert(&mut self, key: (IpAddr, u64), entry: Entry) {
+        self.entries.insert(key, entry);
+        *self.counts.entry(key.0).or_insert(0) += 1;
+    }
+
     fn remove(&mut self, key: (IpAddr, u64)) -> Option<Entry> {
         let entry = self.entries.remove(&key)?;
         if let Some(count) = self.counts.get_mut(&key.0) {
@@ -136,11 +154,22 @@ impl Place {
     pub(super) fn set_waits(&self, waits: bool) {
         self.waits.set(waits);
     }
+
+    /// Its owner turned out to be of another address.
+    pub(super) fn move_to(&self, address: IpAddr, now: Instant) {
+        self.places.keep_to_share(address, now);
+        let mut taken = self.places.taken.borrow_mut();
+        // Who was sent away has none any more.
+        if let Some(entry) = taken.remove(self.key.get()) {
+            self.key.set((address, self.key.get().1));
+            taken.insert(self.key.get(), entry);
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.taken.borrow_mut().remove(self.key);
+        self.places.taken.borrow_mut().remove(self.key.get());
     }
 }
 
@@ -184,10 +213,28 @@ mod tests {
         assert!(places.taken.borrow().counts.is_empty());
     }
 
+    #[test]
+    fn a_proxy_has_no_share_and_its_clients_have() {
+        let places = Rc::new(Places::new(8, GRACE));
+        let start = Instant::now();
+        let (proxy, greedy, later) = (address(9), address(1), start + SHARE_GRACE);
+        let held: Vec<_> = (0..6).map(|_| places.enter_unshared(proxy, start).unwrap()).collect();
+        let next = places.enter_unshared(proxy, later).unwrap();
+        assert_eq!(places_gone(&places, &held), [false; 6]);
+        held[..5].iter().for_each(|(place, _)| place.move_to(greedy, start));
+        held[5].0.move_to(address(2), later);
+        next.0.move_to(greedy, later);
+        let gone = places_gone(&places, &held);
+        assert_eq!(gone, [true, false, false, false, false, false], "the oldest of the greedy one");
+        assert_eq!(places.taken.borrow().counts[&greedy], 5);
+        drop((held, next));
+        assert!(places.taken.borrow().counts.is_empty());
+    }
+
     fn places_gone(places: &Places, held: &[(Place, AbortRegistration)]) -> Vec<bool> {
         let taken = places.taken.borrow();
         let gone = |(place, registration): &(Place, AbortRegistration)| {
-            let left = !taken.entries.contains_key(&place.key);
+            let left = !taken.entries.contains_key(&place.key.get());
             assert_eq!(left, registration.handle().is_aborted());
             left
         };

@@ -21,6 +21,7 @@ impl<W: Wire> Shard<W> {
             let due_ms = self.now_ms + u64::from(interval - jitter);
             self.wheel.add(Timer { due_ms, session, purpose: Purpose::Heartbeat });
         }
+        self.begin_idle(session);
     }
 
     /// Pings who was silent, and closes who does not answer.

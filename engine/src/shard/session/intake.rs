@@ -1,13 +1,13 @@
 //! What arrives from a session: bytes, messages, control frames.
 
 use bytes::Bytes;
-use ringfeed_protocol::command::CommandError;
+use ringfeed_protocol::command::{Action, Command, CommandError};
 use ringfeed_protocol::frame::{self, Opcode};
-use ringfeed_protocol::{CloseCode, Connection, Incoming, Refused, Role};
+use ringfeed_protocol::{CloseCode, Connection, Incoming, Rated, Refused, Role};
 use ringfeed_wire::Wire;
 
 use super::CLOSING;
-use super::rate::Allowance;
+use super::rate::{Allowance, check_command};
 use crate::counters::CloseReason;
 use crate::ids::SessionSlot;
 use crate::shard::Shard;
@@ -168,19 +168,28 @@ impl<W: Wire> Shard<W> {
         let limits = &self.config.limits;
         let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
         let allowance = session.rate.take(self.work_ms, rate, burst);
-        let dialect = session.dialect;
-        match (allowance, dialect.parse(message)) {
-            (Allowance::Within, Ok(command)) => self.handle_command(slot, command),
+        let command = session.dialect.parse(message);
+        if !matches!(command, Ok(Command { action: Action::Ping, .. })) {
+            session.used.set(self.now_ms, limits.idle_timeout_ms);
+        }
+        let often = Refused::RateLimited { what: Rated::Messages, per_second: rate };
+        match (allowance, command) {
+            (Allowance::Within, Ok(command)) => {
+                let rates = &mut session.command_rates;
+                match check_command(rates, &command.action, limits, self.work_ms) {
+                    Ok(()) => self.handle_command(slot, command),
+                    Err(refused) => self.refuse(slot, command.id, refused),
+                }
+            }
             (Allowance::Within, Err(CommandError { id, refused })) => {
                 self.refuse(slot, id, refused);
             }
             (Allowance::Above, command) => {
                 let id = command.map_or_else(|e| e.id, |command| command.id);
-                self.refuse(slot, id, Refused::RateLimited { per_second: rate });
+                self.refuse(slot, id, often);
             }
             (Allowance::FarAbove, _) => {
-                let reason = Refused::RateLimited { per_second: rate }.to_string();
-                self.close_session(slot, CloseReason::RateLimited, &reason);
+                self.close_session(slot, CloseReason::RateLimited, &often.to_string());
             }
         }
     }

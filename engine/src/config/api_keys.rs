@@ -1,0 +1,167 @@
+//! The keys of the HTTP API, `api.keys` and `[[api_keys]]`: read from where they are, checked, and kept as hashes.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::Read as _;
+
+use ringfeed_protocol::channel_name;
+
+use super::keys::printable;
+use super::schema::{ApiKey, Config, Secret};
+use crate::callers::{Caller, Callers, KeyHash};
+
+/// Bytes of a key that others than this machine may try.
+const KEY_BYTES_MIN: usize = 16;
+/// Bytes of a file that holds a key.
+const FILE_BYTES_MAX: u64 = 4096;
+/// Bytes of a name.
+const NAME_BYTES_MAX: usize = 64;
+/// Keys there may be: each request is compared with all of them.
+const KEYS_MAX: usize = 1024;
+
+impl Config {
+    /// Makes [`Config::callers`] of all keys, and forgets the keys themselves.
+    pub(super) fn read_api_keys(
+        &mut self,
+        environment: &[(OsString, OsString)],
+        errors: &mut Vec<String>,
+    ) {
+        let listed = std::mem::take(&mut self.api.keys);
+        let mut sections = std::mem::take(&mut self.api_keys);
+        let mut callers: Vec<Caller> = Vec::new();
+        if listed.len() + sections.len() > KEYS_MAX {
+            return errors.push(format!("api_keys: there may be at most {KEYS_MAX} keys"));
+        }
+        for (i, key) in listed.iter().enumerate() {
+            let label = format!("api.keys[{i}]");
+            match self.check_key(&key.0) {
+                Ok(hash) => add(&mut callers, Caller::of_everything(label, Some(hash)), errors),
+                Err(wrong) => errors.push(format!("{label}: {wrong}")),
+            }
+        }
+        let mut names = BTreeSet::new();
+        for (i, section) in sections.iter_mut().enumerate() {
+            let label = format!("api_keys[{i}]");
+            check_section(section, &label, errors);
+            if !names.insert(section.name.clone()) {
+                errors.push(format!("{label}.name = {:?}: it is in use already", section.name));
+            }
+            let hash = match self.read_key(section, environment) {
+                Ok(hash) => Some(hash),
+                Err(wrong) => {
+                    errors.push(format!("{label}{wrong}"));
+                    continue;
+                }
+            };
+            let ApiKey { name, scopes, channels, .. } = section.clone();
+            add(&mut callers, Caller { name, hash, scopes, channels }, errors);
+            section.key = Secret(String::new());
+            section.key_sha256 = Secret(String::new());
+        }
+        self.api_keys = sections;
+        self.callers = Callers::new(callers);
+    }
+
+    /// The key of a section; or what is wrong, behind the section's label. Never what it is.
+    fn read_key(
+        &self,
+        section: &ApiKey,
+        environment: &[(OsString, OsString)],
+    ) -> Result<KeyHash, String> {
+        let ApiKey { key, key_env, key_file, key_sha256, .. } = section;
+        let given = [&key.0, &key_env.0, key_file, &key_sha256.0].map(|text| !text.is_empty());
+        if given.iter().filter(|&&given| given).count() != 1 {
+            return Err(": exactly one of key, key_env, key_file and key_sha256 is needed".into());
+        }
+        let checked = |key: &str| self.check_key(key);
+        match given {
+            [true, ..] => checked(&key.0).map_err(|wrong| format!(".key: {wrong}")),
+            [_, true, ..] => {
+                // The name is not shown: by mistake it may be the key.
+                let found = environment.iter().find(|(name, _)| **name == *key_env.0);
+                let key = match found.map(|(_, value)| value.to_str()) {
+                    Some(Some(key)) => checked(key),
+                    Some(None) => Err("what the variable holds is not UTF-8".into()),
+                    None => Err("the environment has no such variable".into()),
+                };
+                key.map_err(|wrong| format!(".key_env: {wrong}"))
+            }
+            [_, _, true, _] => {
+                let key = read_file(key_file).and_then(|key| checked(key.trim()));
+                key.map_err(|wrong| format!(".key_file: {}: {wrong}", printable(key_file)))
+            }
+            _ => match KeyHash::from_hex(&key_sha256.0) {
+                Some(hash) if hash == KeyHash::of(b"") => {
+                    Err(".key_sha256: it is that of an empty key".into())
+                }
+                Some(hash) => Ok(hash),
+                None => {
+                    let allowed = "allowed are 64 hexadecimal digits, as `sha256sum` prints them";
+                    Err(format!(".key_sha256: {allowed}"))
+                }
+            },
+        }
+    }
+
+    fn check_key(&self, key: &str) -> Result<KeyHash, String> {
+        let listen = self.api.listen;
+        if key.trim().is_empty() {
+            Err("an empty key is not allowed".into())
+        } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Err("allowed are visible ASCII characters, no spaces: a header could not carry it"
+                .into())
+        } else if key.len() < KEY_BYTES_MIN && !listen.ip().is_loopback() {
+            Err(format!(
+                "beyond loopback (api.listen = {listen}) a key must have at least {KEY_BYTES_MIN} characters; \
+                 `openssl rand -hex 16` makes one"
+            ))
+        } else {
+            Ok(KeyHash::of(key.as_bytes()))
+        }
+    }
+}
+
+fn add(callers: &mut Vec<Caller>, caller: Caller, errors: &mut Vec<String>) {
+    match callers.iter().find(|other| other.hash == caller.hash) {
+        Some(other) => errors.push(format!("{} and {} have the same key", other.name, caller.name)),
+        None => callers.push(caller),
+    }
+}
+
+fn read_file(path: &str) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("it has more than {FILE_BYTES_MAX} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "what it holds is not UTF-8".into())
+}
+
+/// What is wrong with a section, but for its key.
+fn check_section(section: &ApiKey, label: &str, errors: &mut Vec<String>) {
+    let ApiKey { name, scopes, channels, .. } = section;
+    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(in_name) {
+        errors.push(format!(
+            "{label}.name = {name:?}: allowed are 1 to {NAME_BYTES_MAX} ASCII letters, digits and any of -_."
+        ));
+    }
+    if scopes.is_empty() {
+        errors.push(format!(
+            "{label}.scopes: at least one is needed: without any a key is for nothing"
+        ));
+    }
+    if channels.is_empty() {
+        errors.push(format!("{label}.channels: at least one pattern is needed; \"*\" fits all"));
+    }
+    for pattern in channels {
+        let least = pattern.replace('*', "");
+        let wild = least.len() < pattern.len();
+        if let Err(e) = channel_name::check(&least)
+            && !(least.is_empty() && wild)
+        {
+            errors.push(format!("{label}.channels: {pattern:?} matches no name: {e}"));
+        }
+    }
+}
