@@ -276,6 +276,27 @@ fn who_is_let_through_when_nobody_answers() {
 }
 
 #[test]
+fn who_has_used_up_the_time_by_waiting_neither_opens_the_breaker_nor_is_let_through() {
+    run(async {
+        let application = Application::start(|_, _| Does::Hang).await;
+        let shard = Shard::start(&[
+            ("subscribe_url", &application.url("/")),
+            ("timeout_ms", "250"),
+            ("attempt_timeout_ms", "200"),
+            ("breaker_failures", "2"),
+            ("retries", "0"),
+            ("on_failure", "allow"),
+        ]);
+        let [first, second] = ["a", "b"].map(|name| shard.ask(subscribe("ann", name)));
+        assert!(matches!(shard.answer(first).await, Answer::Subscribe(Ok(_))));
+        assert!(unavailable(&shard.answer(second).await).is_some());
+        assert_eq!(shard.count(Hook::Subscribe, Outcome::Timeout), 1);
+        assert_eq!(shard.count(Hook::Subscribe, Outcome::Late), 1);
+        assert_eq!(shard.figures(Hook::Subscribe).breaker, 0);
+    });
+}
+
+#[test]
 fn every_question_has_one_answer_whatever_happens() {
     run(async {
         let application = Application::start(|heard, before| {
