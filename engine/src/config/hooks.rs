@@ -144,6 +144,10 @@ mod tests {
     fn the_secret_is_where_it_is_said_to_be() {
         let config = load(&["hooks.secret_env=S"], &[("S", SECRET)]).unwrap();
         assert_eq!(config.hooks.secret.0, SECRET);
+        let flags = vec!["hooks.secret_env=RINGFEED_HOOKS".into()];
+        let environment = ["RINGFEED_HOOKS", "RINGFEED_OTHER"].map(|name| (name.into(), "".into()));
+        let sources = Sources { flags, environment: environment.into(), ..Sources::default() };
+        assert_eq!(sources.strays(), ["RINGFEED_OTHER"]);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, format!("{SECRET}\n")).unwrap();
         let path = format!("hooks.secret_file={}", file.path().display());

@@ -252,7 +252,7 @@ impl Hooks {
             if let Some((hook, _)) = event::subject(question)
                 && matches!(failure, Failure::Late | Failure::BreakerOpen | Failure::NotConfigured)
             {
-                // No request has counted it.
+                // No request has been counted for it.
                 self.figures.of(hook).count(failure.outcome());
             }
             settings.policy.failed(question, &failure)

@@ -300,3 +300,23 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
         Err(e) => ApiError::new(Code::Busy, e.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_hook_has_its_lines() {
+        let mut registry = Registry::default();
+        let figures = hooks::Figures::default();
+        registry.register_collector(Box::new(Snapshot(hooks(&figures))));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for hook in hooks::Hook::ALL {
+            let label = format!("hook=\"{}\"", hook.label());
+            for line in ["breaker_state{", "waiting{", "waiting_bytes{", "latency_seconds_count{"] {
+                assert!(text.contains(&format!("ringfeed_hook_{line}{label}")), "{text}");
+            }
+        }
+    }
+}

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as FromState};
+use axum::{Extension, Json};
 use ringfeed_protocol::command::{Payload, present};
 use ringfeed_protocol::{ChannelName, CloseCode, Refused, UserId};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::State;
 use super::body::Collected;
 use super::error::{ApiError, Code};
+use super::guard::check_channel;
 use super::publish;
+use crate::callers::Caller;
 use crate::clock::Clock;
 use crate::ids::ConnectionId;
 use crate::message::{Order, Reply, Request, Revocation, Revoked, UserRequest};
@@ -190,7 +192,7 @@ impl RevokedTable {
         (status = "4XX", description = "Not sent", body = ApiError),
         (status = "5XX", description = "A shard does not answer; whether it was sent is not known", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["users"]), ("key" = ["users"]))
 )]
 pub(super) async fn send(
     FromState(state): FromState<Arc<State>>,
@@ -212,7 +214,7 @@ pub(super) async fn send(
         (status = "4XX", description = "None is closed", body = ApiError),
         (status = "5XX", description = "A shard does not answer", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["connections"]), ("key" = ["connections"]))
 )]
 pub(super) async fn disconnect(
     FromState(state): FromState<Arc<State>>,
@@ -244,15 +246,17 @@ pub(super) async fn disconnect(
         (status = "4XX", description = "Nothing was done", body = ApiError),
         (status = "5XX", description = "A shard does not answer", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["connections"]), ("key" = ["connections"]))
 )]
 pub(super) async fn unsubscribe(
     FromState(state): FromState<Arc<State>>,
+    Extension(caller): Extension<Arc<Caller>>,
     body: Collected,
 ) -> Result<Json<ReachedReply>, ApiError> {
     let UnsubscribeBody { user, connection, channel } =
         publish::object(&body.bytes, "what is ended")?;
     let channel = ChannelName::new(&channel).map_err(Refused::from)?;
+    check_channel(&caller, &channel)?;
     hand_over(&state, user.as_deref(), connection.as_deref(), Order::Unsubscribe(channel)).await
 }
 
@@ -265,7 +269,7 @@ pub(super) async fn unsubscribe(
         (status = "4XX", description = "The request is refused", body = ApiError),
         (status = "5XX", description = "A shard does not answer", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["users"]), ("key" = ["users"]))
 )]
 pub(super) async fn connections(
     FromState(state): FromState<Arc<State>>,
@@ -297,7 +301,7 @@ pub(super) async fn connections(
         (status = "4XX", description = "Nothing is revoked", body = ApiError),
         (status = "5XX", description = "A shard does not answer: ask again, it does no harm", body = ApiError),
     ),
-    security(("bearer" = []), ("key" = []))
+    security(("bearer" = ["tokens"]), ("key" = ["tokens"]))
 )]
 pub(super) async fn revoke(
     FromState(state): FromState<Arc<State>>,

@@ -88,9 +88,8 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
     if a == 0x2002 {
         return is_public_v4(embedded(b, c));
     }
-    let special = (a == 0x2001 && b < 0x200) // protocol assignments: Teredo, ORCHID and others
-        || (a == 0x2001 && b == 0xdb8) // documentation
-        || (a == 0x3fff && b < 0x1000); // documentation
+    // Protocol assignments (Teredo, ORCHID and others), and documentation twice.
+    let special = (a == 0x2001 && (b < 0x200 || b == 0xdb8)) || (a == 0x3fff && b < 0x1000);
     // All that is given out lies in 2000::/3: ::/8, fc00::/7, fe80::/10 and ff00::/8 do not.
     a & 0xe000 == 0x2000 && !special
 }

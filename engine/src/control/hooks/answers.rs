@@ -78,6 +78,7 @@ struct Patterns {
     publish: Vec<String>,
     history: Vec<String>,
     presence: Vec<String>,
+    send: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -233,12 +234,13 @@ pub(super) fn connect(
 
 fn grants(side: Option<&RawValue>) -> Result<Vec<Grant>, Failure> {
     let Some(side) = side else { return Ok(Vec::new()) };
-    let Patterns { subscribe, publish, history, presence } = object(side.get())?;
+    let Patterns { subscribe, publish, history, presence, send } = object(side.get())?;
     let lists = [
         (Operation::Subscribe, subscribe),
         (Operation::Publish, publish),
         (Operation::History, history),
         (Operation::Presence, presence),
+        (Operation::Send, send),
     ];
     let mut grants = Vec::new();
     for (operation, patterns) in lists {

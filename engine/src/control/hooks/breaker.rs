@@ -103,6 +103,13 @@ impl Pass {
         self.settle(success);
     }
 
+    /// It came to nothing, which is nobody's fault.
+    pub(super) fn withdraw(mut self) {
+        // A try that tells nothing must be followed by another one.
+        let closed = matches!(self.breaker.inner.borrow().state, State::Closed { .. });
+        self.told = closed;
+    }
+
     fn settle(&mut self, success: bool) {
         if std::mem::replace(&mut self.told, true) {
             return;
@@ -180,6 +187,17 @@ mod tests {
             drop(breaker.pass(Instant::now()));
             assert_eq!(breaker.level(), 2);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_to_nothing_counts_for_a_try_alone() {
+        let breaker = Breaker::new(1, OPEN);
+        (0..9).for_each(|_| breaker.pass(Instant::now()).unwrap().withdraw());
+        assert_eq!(breaker.level(), 0);
+        fail(&breaker);
+        wait(&breaker).await;
+        breaker.pass(Instant::now()).unwrap().withdraw();
+        assert_eq!(breaker.level(), 2);
     }
 
     #[tokio::test(start_paused = true)]

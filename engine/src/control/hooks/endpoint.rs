@@ -94,6 +94,7 @@ impl Endpoint {
     ) -> Result<Verdict<T>, Failure> {
         let mut waiting = Some(waiting);
         let mut backoff = BACKOFF;
+        let mut earlier = None;
         for retries_left in (0..=self.retries).rev() {
             let failure = match self.attempt(event, &mut waiting, deadline, &read).await {
                 Ok(verdict) => return Ok(verdict),
@@ -106,8 +107,11 @@ impl Endpoint {
                 && Instant::now() + pause < deadline
                 && self.breaker.lets_through(Instant::now());
             if !again {
-                return Err(failure);
+                // That there was no time for a retry says less than why one was needed.
+                let late = failure == Failure::Late;
+                return Err(earlier.filter(|_| late).unwrap_or(failure));
             }
+            earlier = Some(failure);
             sleep(pause).await;
         }
         Err(Failure::Late)
@@ -133,14 +137,26 @@ impl Endpoint {
         waiting.take();
         let timeout = self.attempt_timeout.min(deadline.saturating_duration_since(began));
         let sent = self.client.send(self.request(event), self.answer_bytes_max, timeout).await;
+        // Somebody who has waited nearly all the time says nothing about the application by it.
+        let hurried = timeout < self.attempt_timeout / 2;
+        let sent = match sent {
+            Err(Failure::Timeout) if hurried => Err(Failure::Late),
+            sent => sent,
+        };
         let result = sent.and_then(|reply| read(&reply));
         let outcome = match &result {
             Ok(Verdict { answer: Ok(_), .. }) => Outcome::Answered,
             Ok(Verdict { answer: Err(_), .. }) => Outcome::Refused,
             Err(failure) => failure.outcome(),
         };
-        self.figures().requested(outcome, began.elapsed());
-        pass.tell(!result.as_ref().is_err_and(Failure::opens_breaker));
+        match &result {
+            // Counted with those for which no request was sent.
+            Err(Failure::Late) => pass.withdraw(),
+            result => {
+                self.figures().requested(outcome, began.elapsed());
+                pass.tell(!result.as_ref().is_err_and(Failure::opens_breaker));
+            }
+        }
         self.figures().breaker.set(self.breaker.level());
         if let Err(failure) = &result {
             self.complain(failure);

@@ -66,7 +66,7 @@ pub enum Outcome {
     Cached,
     /// Too many wait: answered without a request.
     Busy,
-    /// The time was over before it was its turn: answered without a request.
+    /// The time was over before it was its turn, or hardly any was left: answered without a request that was waited for.
     Late,
     /// The breaker is open: answered without a request.
     Broken,

@@ -155,11 +155,14 @@ impl Door {
         found.number = Some(number);
         match self.ask(settings, Question::Connect { caller, request }).await {
             Some(Answer::Connect(Ok(admitted))) => {
-                found.admitted = join(found.admitted, admitted);
-                let stranger = found.admitted.as_ref().is_none_or(|a| a.identity.user.is_none());
-                if stranger && !settings.access.takes_anonymous {
+                // It goes on from what the token says; channels are what both name.
+                let named = found.admitted.take().map(|token| token.channels);
+                let mut admitted = admitted;
+                admitted.channels.extend(named.into_iter().flatten());
+                if admitted.identity.user.is_none() && !settings.access.takes_anonymous {
                     return self.turn_away(settings, 401, "the application names no user".into());
                 }
+                found.admitted = Some(admitted);
                 Ok(found)
             }
             Some(Answer::Connect(Err(Denied::Refused { status, text }))) => {
@@ -202,20 +205,6 @@ impl Door {
         let refusal = Refusal { status, headers: headers.into(), text: format!("{why}\n") };
         Err((RefusalReason::Unauthenticated, refusal))
     }
-}
-
-/// What a token and the application say together: who they name, for as long as both let it.
-fn join(token: Option<Box<Admitted>>, application: Box<Admitted>) -> Option<Box<Admitted>> {
-    let Some(mut token) = token else { return Some(application) };
-    let expires = [token.identity.expires_at, application.identity.expires_at];
-    if application.identity.user.is_some() {
-        let id = token.identity.token.take();
-        token.identity = application.identity;
-        token.identity.token = id;
-    }
-    token.identity.expires_at = expires.into_iter().flatten().min();
-    token.channels.extend(application.channels);
-    Some(token)
 }
 
 fn come_again(why: &str) -> NotLetIn {
