@@ -5,11 +5,14 @@
 
 mod identity;
 mod permissions;
+mod sending;
 mod token;
+mod who;
 
 pub use identity::{Admitted, Grant, Grants, Identity};
-pub use permissions::{Permissions, Verdict};
+pub use permissions::{BadPermission, Permissions, Verdict};
 pub use token::{Issuers, RemoteKeys, TokenError};
+pub(crate) use who::Who;
 
 use crate::config::{Config, ConfigErrors};
 
@@ -35,7 +38,8 @@ impl Access {
         // has seen to it that this is on loopback, or is what the configuration says.
         let nobody_is_known = issuers.is_empty() && !asks_on_connect;
         Ok(Access {
-            permissions: Permissions::new(config)?,
+            permissions: Permissions::new(&config.permissions)
+                .map_err(|e| ConfigErrors(vec![e.to_string()]))?,
             issuers,
             asks_on_connect,
             takes_anonymous: config.auth.anonymous || nobody_is_known,

@@ -3,11 +3,12 @@
 //! `default.toml` is embedded and is the list of keys: what it does not show is refused. Every
 //! problem is reported at once, with key, value and what is allowed, before any port is opened.
 
+mod access;
 mod fixed;
 mod keys;
 mod merge;
 mod reference;
-mod rules;
+pub(crate) mod rules;
 mod schema;
 mod validate;
 
@@ -19,8 +20,9 @@ use toml::{Table, Value};
 
 pub use reference::reference;
 pub use schema::{
-    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, LagPolicy, Level, Limits, Log,
-    Publishers, Secret, Server, Subscribers, TokenPlace,
+    Api, Auth, ChannelRule, Config, Endpoint, Heartbeat, IoChoice, Issuer, KeyAlgorithm, LagPolicy,
+    Level, Limits, Log, Permission, Publishers, Secret, SecretAlgorithm, Server, Subscribers,
+    TokenPlace,
 };
 
 /// The embedded defaults, with comments.
@@ -159,7 +161,7 @@ mod tests {
             "c.toml:5: sever: no such section; known are server, api, ",
             "c.toml:9: channels[0].lag_policy = \"drop\": allowed are gap, disconnect",
             "c.toml:10: channels[1]: pattern is missing",
-            "c.toml:11: channels[1].publish = 1: allowed are anyone, api",
+            "c.toml:11: channels[1].publish = 1: allowed are anyone, users, hook, api",
             "c.toml:14: endpoints[0].dialect = \"klingon\": allowed are ringfeed.v1, raw.v1, echo",
             "c.toml:16: api.keys = (secret): allowed is a list of keys",
             "c.toml:19: limits.messages_burst = 0: allowed are 1 to",

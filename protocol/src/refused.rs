@@ -125,6 +125,27 @@ pub enum Operation {
     Presence,
 }
 
+impl Operation {
+    /// All there are.
+    pub const ALL: [Operation; 4] =
+        [Operation::Subscribe, Operation::Publish, Operation::History, Operation::Presence];
+
+    /// The word for it in a configuration and in a token.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Subscribe => "subscribe",
+            Operation::Publish => "publish",
+            Operation::History => "history",
+            Operation::Presence => "presence",
+        }
+    }
+
+    /// The operation of that name.
+    pub fn from_name(name: &str) -> Option<Operation> {
+        Operation::ALL.into_iter().find(|operation| operation.name() == name)
+    }
+}
+
 /// What there may be only so much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {

@@ -23,17 +23,21 @@ pub(super) enum Allowed {
     Texts(&'static str),
     /// A list of some of these.
     WordLists(&'static [&'static str]),
+    /// Text that is never shown.
+    Secret(&'static str),
     /// A list of texts that are compared and never shown.
     Secrets(&'static str),
 }
 
-use Allowed::{Address, Numbers, Secrets, Switch, Text, Texts, WordLists, Words};
+use Allowed::{Address, Numbers, Secret, Secrets, Switch, Text, Texts, WordLists, Words};
 
 const TIMEOUT_MS: Allowed = Numbers(10, 600_000);
 const API_TIMEOUT_MS: Allowed = Numbers(10, 3_600_000);
 const STALL_MS: Allowed = Numbers(100, 600_000);
 /// Bytes of the whole process: up to 1 TiB.
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
+
+const OPERATIONS: Allowed = WordLists(&["subscribe", "publish", "history", "presence"]);
 
 /// Every key, as `section.key`, in the order of `config/default.toml`.
 pub(super) const KEYS: &[(&str, Allowed)] = &[
@@ -98,14 +102,32 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("endpoints.choose", Switch),
     ("endpoints.channel_prefix", Text("the beginning of a channel name")),
     ("channels.pattern", Text("a channel name, with * for any run of characters")),
-    ("channels.subscribe", Words(&["anyone", "nobody"])),
-    ("channels.publish", Words(&["anyone", "api"])),
+    ("channels.subscribe", Words(&["anyone", "users", "token", "hook", "nobody"])),
+    ("channels.publish", Words(&["anyone", "users", "hook", "api"])),
     ("channels.history_size", Numbers(0, 1 << 24)),
     ("channels.history_bytes", Numbers(0, 1 << 40)),
     ("channels.history_age_ms", Numbers(0, u32::MAX as u64)),
     ("channels.lag_policy", Words(&["gap", "disconnect"])),
     ("channels.window_bytes", Numbers(1 << 12, 1 << 30)),
     ("channels.window_age_ms", Numbers(100, 3_600_000)),
+    ("permissions.who", Texts("anyone, anonymous, users, user:ID, role:NAME and claim:NAME=VALUE")),
+    ("permissions.channels", Texts("channel names, with * for any run of characters and {user}")),
+    ("permissions.allow", OPERATIONS),
+    ("permissions.deny", OPERATIONS),
+    ("issuers.issuer", Text("what stands in the claim iss")),
+    ("issuers.audience", Texts("what stands in the claim aud")),
+    ("issuers.secret", Secret("a text of 32 bytes or more")),
+    ("issuers.secret_env", Text("the name of a variable")),
+    ("issuers.secret_file", Text("the path of a file")),
+    ("issuers.secret_algorithm", Words(&["HS256", "HS384", "HS512"])),
+    ("issuers.public_key_files", Texts("paths of PEM files")),
+    ("issuers.jwks_url", Text("a URL such as https://example.org/.well-known/jwks.json")),
+    ("issuers.jwks_algorithms", WordLists(&["RS256", "ES256", "EdDSA"])),
+    ("issuers.leeway_s", Numbers(0, 60)),
+    ("issuers.user_claim", Text("the name of a claim")),
+    ("issuers.roles_claim", Text("the name of a claim")),
+    ("issuers.claims", Texts("names of claims")),
+    ("issuers.lifetime_s_max", Numbers(0, u32::MAX as u64)),
 ];
 
 /// What `section.key` may be; `None` for a key that there is not.
@@ -135,7 +157,7 @@ impl Allowed {
             (Numbers(from, to), Value::Integer(number)) => {
                 u64::try_from(*number).is_ok_and(|number| (from..=to).contains(&number))
             }
-            (Switch, Value::Boolean(_)) | (Text(_), Value::String(_)) => true,
+            (Switch, Value::Boolean(_)) | (Text(_) | Secret(_), Value::String(_)) => true,
             (Words(words), Value::String(word)) => words.contains(&word.as_str()),
             (Address, Value::String(address)) => address.parse::<SocketAddr>().is_ok(),
             (Texts(_) | Secrets(_), Value::Array(items)) => items.iter().all(Value::is_str),
@@ -152,7 +174,7 @@ impl Allowed {
         let value = match self {
             Numbers(..) => text.parse().ok().map(Value::Integer),
             Switch => text.parse().ok().map(Value::Boolean),
-            Words(_) | Address | Text(_) => Some(Value::String(text.into())),
+            Words(_) | Address | Text(_) | Secret(_) => Some(Value::String(text.into())),
             Texts(_) | WordLists(_) | Secrets(_) => {
                 // An unset secret must not turn into "no key is needed", nor a list to "any".
                 if text.trim().is_empty() {
@@ -167,7 +189,7 @@ impl Allowed {
 
     /// A value for people; `(secret)` where it is one.
     pub(super) fn shown(self, value: &Value) -> String {
-        if matches!(self, Secrets(_)) { "(secret)".into() } else { shown(value) }
+        if matches!(self, Secret(_) | Secrets(_)) { "(secret)".into() } else { shown(value) }
     }
 }
 
@@ -181,7 +203,7 @@ impl fmt::Display for Allowed {
                 "allowed are an IP address and a port, as in 127.0.0.1:9800 or [::1]:9800",
             ),
             WordLists(words) => write!(f, "allowed is a list of {}", words.join(", ")),
-            Text(what) => write!(f, "allowed is {what}"),
+            Text(what) | Secret(what) => write!(f, "allowed is {what}"),
             Texts(what) | Secrets(what) => write!(f, "allowed is a list of {what}"),
         }
     }
@@ -215,14 +237,15 @@ pub(super) fn printable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, DEFAULT_TOML, merge::default_table};
+    use crate::config::Config;
+    use crate::config::merge::{default_entry, default_table, with_examples};
     use ringfeed_protocol::Dialect;
 
     #[test]
     fn the_list_has_the_keys_of_the_defaults_in_their_order() {
         let mut section = String::new();
         let mut names = Vec::new();
-        for line in DEFAULT_TOML.lines() {
+        for line in with_examples().lines() {
             if let Some(name) = line.strip_prefix('[') {
                 section = name.trim_matches(['[', ']']).to_owned();
             } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#'))
@@ -244,7 +267,7 @@ mod tests {
                 Words(words) => words.iter().map(|&word| word.into()).collect(),
                 Switch => vec![true.into(), false.into()],
                 Address => vec!["[::1]:1".into()],
-                Text(_) => vec!["x".into()],
+                Text(_) | Secret(_) => vec!["x".into()],
                 WordLists(words) => vec![words.to_vec().into()],
                 Texts(_) | Secrets(_) => vec![Value::Array(vec!["x".into()])],
             };
@@ -254,7 +277,10 @@ mod tests {
                 match table.get_mut(section).unwrap() {
                     Value::Table(keys) => keys.insert(key.into(), value.clone()),
                     Value::Array(entries) => {
-                        entries[0].as_table_mut().unwrap().insert(key.into(), value.clone())
+                        let mut entry = default_entry(section);
+                        entry.insert(key.into(), value.clone());
+                        *entries = vec![entry.into()];
+                        None
                     }
                     other => panic!("{other}"),
                 };

@@ -21,8 +21,27 @@ const NOT_CONFIG: [&str; 4] =
 static DEFAULTS: LazyLock<Table> =
     LazyLock::new(|| DEFAULT_TOML.parse().expect("the embedded defaults are valid TOML"));
 
+/// The defaults with what they show as an example: in sections that have no entry unless a file says so, and of which
+/// the defaults have the values that an entry leaves out.
+static EXAMPLES: LazyLock<Table> =
+    LazyLock::new(|| with_examples().parse().expect("the examples are valid TOML"));
+
+/// The text of the defaults, what is commented out included: behind `#` a comment has a space, and an example none.
+pub(super) fn with_examples() -> String {
+    let shown = |line: &'static str| match line.strip_prefix('#') {
+        Some(example) if !example.is_empty() && !example.starts_with(' ') => example,
+        _ => line,
+    };
+    DEFAULT_TOML.lines().flat_map(|line| [shown(line), "\n"]).collect()
+}
+
 pub(super) fn default_table() -> Table {
-    DEFAULTS.clone()
+    let mut table = DEFAULTS.clone();
+    for section in EXAMPLES.keys() {
+        // Only of entries there may be none.
+        table.entry(section).or_insert_with(|| Value::Array(Vec::new()));
+    }
+    table
 }
 
 /// A file that is TOML, and where in it things are.
@@ -107,8 +126,8 @@ impl File {
         }
     }
 
-    /// One entry of `[[channels]]` or `[[endpoints]]`: keys left out take the template's values. `None` for
-    /// one that does not say what it is about.
+    /// One entry of `[[channels]]` or its like: keys left out take the template's values. `None` for one that
+    /// does not say what it is about.
     fn entry(
         &self,
         section: &str,
@@ -123,14 +142,16 @@ impl File {
         };
         let mut filled = template.clone();
         self.overlay_keys(&mut filled, section, label, given, errors);
-        let named = if section == "channels" { "pattern" } else { "path" };
-        match given.get(named) {
-            None => {
-                errors.push(format!("{}: {named} is missing", self.at(label)));
-                None
-            }
-            Some(name) => name.is_str().then_some(Value::Table(filled)),
+        let needed = needed(section);
+        for missing in needed.iter().filter(|&&key| !given.contains_key(key)) {
+            errors.push(format!("{}: {missing} is missing", self.at(label)));
         }
+        // A value that is not allowed was told before.
+        let fits = |&key: &&str| {
+            let allowed = keys::allowed(section, key);
+            given.get(key).zip(allowed).is_some_and(|(value, allowed)| allowed.check(value).is_ok())
+        };
+        needed.iter().all(fits).then_some(Value::Table(filled))
     }
 
     /// Overlays the keys of one section or entry, which messages call `label`.
@@ -182,8 +203,19 @@ fn place(
     }
 }
 
-fn default_entry(section: &str) -> Table {
-    let entries = DEFAULTS.get(section).and_then(Value::as_array);
+/// Keys without which an entry is about nothing.
+fn needed(section: &str) -> &'static [&'static str] {
+    match section {
+        "endpoints" => &["path"],
+        "channels" => &["pattern"],
+        "permissions" => &["who", "channels"],
+        _ => &[],
+    }
+}
+
+/// What an entry is that says nothing.
+pub(super) fn default_entry(section: &str) -> Table {
+    let entries = EXAMPLES.get(section).and_then(Value::as_array);
     entries.and_then(|all| all.first()?.as_table().cloned()).unwrap_or_default()
 }
 

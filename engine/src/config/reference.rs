@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::DEFAULT_TOML;
 use super::keys;
+use super::merge::with_examples;
 
 const HEAD: &str = "\
 # Configuration
@@ -12,17 +12,18 @@ Made by `ringfeed default-config --markdown` from `config/default.toml`; a test 
 
 A file needs only what it changes: `ringfeed serve --config my.toml`. Stronger than the file is the environment,
 `RINGFEED_SECTION__KEY=value`; stronger than that are flags, `--set section.key=value`, and `--host` and `--port` for
-`server.listen`. Lists are written with commas there: `RINGFEED_API__KEYS=a,b`. `[[endpoints]]` and `[[channels]]` can only
-be set in a file. Unknown keys are refused. `ringfeed check-config` tells everything that is wrong at once, with file and
+`server.listen`. Lists are written with commas there: `RINGFEED_API__KEYS=a,b`. Sections in double brackets, of
+which there may be many, can only be set in a file. Unknown keys are refused. `ringfeed check-config` tells everything that is wrong at once, with file and
 line; a value that is secret is shown nowhere.
 ";
 
 /// Every key with its default, what it may be and what it means, as a page in Markdown.
 pub fn reference() -> String {
     let mut page = HEAD.to_owned();
+    let text = with_examples();
     let mut comment = String::new();
     let mut section = "";
-    for line in DEFAULT_TOML.lines() {
+    for line in text.lines() {
         if let Some(text) = line.strip_prefix('#') {
             comment.push_str(text);
         } else if line.starts_with('[') {

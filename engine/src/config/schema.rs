@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use ringfeed_protocol::Dialect;
+use ringfeed_protocol::{Dialect, Operation};
 use serde::{Deserialize, Deserializer};
 
 /// Everything that can be configured. Field docs are in `config/default.toml`.
@@ -19,6 +19,8 @@ pub struct Config {
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
     pub channels: Vec<ChannelRule>,
+    pub permissions: Vec<Permission>,
+    pub issuers: Vec<Issuer>,
 }
 
 /// `[server]`
@@ -157,6 +159,56 @@ pub struct ChannelRule {
     pub window_age_ms: u32,
 }
 
+/// `[[permissions]]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Permission {
+    pub who: Vec<String>,
+    pub channels: Vec<String>,
+    #[serde(deserialize_with = "operations")]
+    pub allow: Vec<Operation>,
+    #[serde(deserialize_with = "operations")]
+    pub deny: Vec<Operation>,
+}
+
+/// `[[issuers]]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Issuer {
+    pub issuer: String,
+    pub audience: Vec<String>,
+    pub secret: Secret,
+    pub secret_env: String,
+    pub secret_file: String,
+    pub secret_algorithm: SecretAlgorithm,
+    pub public_key_files: Vec<String>,
+    pub jwks_url: String,
+    pub jwks_algorithms: Vec<KeyAlgorithm>,
+    pub leeway_s: u32,
+    pub user_claim: String,
+    pub roles_claim: String,
+    pub claims: Vec<String>,
+    pub lifetime_s_max: u32,
+}
+
+/// What a secret signs with (RFC 7518 section 3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub enum SecretAlgorithm {
+    HS256,
+    HS384,
+    HS512,
+}
+
+/// What a public key verifies (RFC 7518 section 3.1, RFC 8037).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub enum KeyAlgorithm {
+    RS256,
+    ES256,
+    EdDSA,
+}
+
 /// What the socket layer is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -173,15 +225,20 @@ pub enum IoChoice {
 #[allow(missing_docs)]
 pub enum Subscribers {
     Anyone,
+    Users,
+    Token,
+    Hook,
     Nobody,
 }
 
-/// Who may publish.
+/// Who may publish over WebSocket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Publishers {
     Anyone,
+    Users,
+    Hook,
     Api,
 }
 
@@ -220,4 +277,11 @@ impl fmt::Debug for Secret {
 fn dialect<'de, D: Deserializer<'de>>(from: D) -> Result<Dialect, D::Error> {
     let name = String::deserialize(from)?;
     Dialect::from_name(&name).ok_or_else(|| serde::de::Error::custom("no such dialect"))
+}
+
+fn operations<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Operation>, D::Error> {
+    let named = |name: &String| {
+        Operation::from_name(name).ok_or_else(|| serde::de::Error::custom("no such operation"))
+    };
+    Vec::<String>::deserialize(from)?.iter().map(named).collect()
 }

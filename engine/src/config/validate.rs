@@ -30,6 +30,7 @@ impl Config {
         self.validate_limits(errors);
         self.validate_endpoints(errors);
         self.validate_rules(errors);
+        self.validate_access(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }
