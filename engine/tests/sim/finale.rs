@@ -36,6 +36,8 @@ impl World {
                 }
                 self.look(conn);
             }
+            moved |= self.answer_all();
+            moved |= self.tell_one();
             let mut awake = false;
             for shard in 0..self.cluster.count() {
                 moved |= self.net.borrow_mut().release_slots(shard);
@@ -95,6 +97,7 @@ impl World {
         // Sockets that were called writable in vain are asked again by the tick, and who stopped reading
         // is waited for a moment.
         self.rest(PATIENCE_MS);
+        self.check_access();
         if !self.judge.draining {
             let bells = self.ring();
             self.settled(&bells);
@@ -113,6 +116,7 @@ impl World {
             // Who was closed at the end of that time has as much time again to say goodbye.
             self.rest(u64::from(waits.max(close)) + 1000);
             self.closings_are_over();
+            self.check_access();
             if has_heartbeat {
                 self.unread_are_gone();
             }
