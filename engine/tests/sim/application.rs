@@ -70,7 +70,8 @@ impl World {
         }
         let lives = dice.pick(&[None, None, Some(0), Some(1), Some(3), Some(20), Some(100_000)]);
         let channels = match dice.below(4) {
-            0 => (0..dice.range(1, 3)).map(|_| dice.below(setup.channels.len())).collect(),
+            // A payload of nothing does not say which channel it is of.
+            0 if setup.empty == 0 => (0..dice.range(1, 3)).map(|_| dice.below(setup.channels.len())).collect(),
             _ => Vec::new(),
         };
         Found {

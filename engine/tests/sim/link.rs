@@ -249,7 +249,12 @@ impl Link {
             if raw && matches!(want, Want::Subscribe { .. }) {
                 self.refusable |= !sure || full || scene.judge.draining;
             }
+            // What the server does by itself may come at any time.
+            let at_once = self.pending.iter().any(|p| p.turn == 0 && p.channel == Some(channel));
             let own = self.channels.entry(channel).or_insert_with(Own::fresh);
+            if at_once {
+                own.intent = Intent::Maybe;
+            }
             before = own.intent;
             if matches!(want, Want::Subscribe { .. }) {
                 self.newest_channel = Some(channel);
@@ -266,6 +271,9 @@ impl Link {
                 let limited = scene.setup.messages_per_second_max > 0;
                 own.intent =
                     if limited && before != Intent::No { Intent::Maybe } else { Intent::No };
+            }
+            if at_once {
+                own.intent = Intent::Maybe;
             }
         }
         if raw {
