@@ -218,6 +218,10 @@ impl<W: Wire> Shard<W> {
         match self.ask(question, Waiting::Session(session, then)) {
             Ok(_) => {
                 self.hold(slot, super::Holds::ASKED);
+                if let Some(session) = self.sessions.get_mut(slot) {
+                    // One for each channel of its token, and one for its command: no more than a message holds.
+                    session.asked = session.asked.saturating_add(1);
+                }
                 Ok(())
             }
             Err(Waiting::Session(_, then)) => Err(then),
