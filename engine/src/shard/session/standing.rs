@@ -432,6 +432,12 @@ impl<W: Wire> Shard<W> {
         reason: &str,
     ) -> bool {
         let Some(at) = self.subscription_to(slot, channel) else { return false };
+        let own = self.sessions.get(slot).and_then(|session| session.subscriptions.get(at));
+        if own.is_some_and(|own| own.index.is_none()) {
+            // Its home has not answered: the subscribe is refused when it has.
+            self.detach(slot, at);
+            return true;
+        }
         let in_band = self.sessions.get(slot).is_some_and(|s| s.dialect.answers_in_band());
         if in_band {
             self.detach(slot, at);
