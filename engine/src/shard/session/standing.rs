@@ -317,7 +317,9 @@ impl<W: Wire> Shard<W> {
     }
 
     pub(in crate::shard) fn close_revoked(&mut self, slot: SessionSlot) {
-        self.close_session(slot, CloseReason::Revoked, "what you have shown was revoked");
+        // What waits for it was for somebody who might have it.
+        let reason = "what you have shown was revoked";
+        self.give_up_and_close(slot, CloseReason::Revoked, reason);
     }
 
     /// The time to say who it is has passed.
@@ -356,7 +358,7 @@ impl<W: Wire> Shard<W> {
         standing.armed_ms = NEVER_MS;
         if standing.expires_ms <= now_ms {
             let reason = "what you have shown has expired; come back with something newer";
-            return self.close_session(slot, CloseReason::Expired, reason);
+            return self.give_up_and_close(slot, CloseReason::Expired, reason);
         }
         let passes = standing.passes.len();
         standing.passes.retain(|pass| pass.expires_ms > now_ms);
