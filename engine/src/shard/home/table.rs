@@ -236,7 +236,7 @@ impl Homes {
         };
         if self.is_held(index) {
             if !self.has_room_behind_asked(index) {
-                asker.answer(name, Err(TOO_MUCH_ASKED), deliver);
+                self.refuse(name, asker, TOO_MUCH_ASKED, deliver);
                 return false;
             }
             self.park(index, Parked::Publication(payload.into(), asker));
@@ -269,6 +269,27 @@ impl Homes {
     ) {
         let index = *self.by_name.get(name).expect("the channel was opened to ask");
         self.park(index, Parked::Asked(ticket, payload, asker));
+    }
+
+    /// Refuses a publication, behind what its session has published before.
+    pub(in crate::shard) fn refuse(
+        &mut self,
+        name: &ChannelName,
+        asker: Asker,
+        refused: Refused,
+        deliver: Deliver,
+    ) {
+        let index = self.by_name.get(name).copied().filter(|&index| {
+            let parked = self.homes.get(index).and_then(|home| home.parked.as_ref());
+            match &asker {
+                Asker::Session(own) => parked.is_some_and(|p| p.has_of(own.shard, own.session)),
+                _ => false,
+            }
+        });
+        match index {
+            Some(index) => self.park(index, Parked::Refused(refused, asker)),
+            None => asker.answer(name, Err(refused), deliver),
+        }
     }
 
     /// Goes on with a publication that was asked about.
@@ -386,6 +407,9 @@ impl Homes {
                     Parked::Publication(payload, asker) => {
                         self.append(index, &payload.borrowed(), asker, now, deliver);
                         published += 1;
+                    }
+                    Parked::Refused(refused, asker) => {
+                        asker.answer(&self.home_mut(index).name, Err(refused), deliver);
                     }
                     // Not before it is answered.
                     Parked::Asked(..) => unreachable!("what awaits an answer is not next"),
