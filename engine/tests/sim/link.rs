@@ -77,6 +77,8 @@ pub(crate) struct Own {
     /// Turn in which it was told last that it has subscribed, and before which it has not unsubscribed.
     pub(crate) subscribed: u64,
     pub(crate) unsubscribed: u64,
+    /// Some of what it missed has come: the rest of a replay that was begun may follow whatever happens.
+    pub(crate) replayed: bool,
 }
 
 impl Own {
@@ -87,6 +89,7 @@ impl Own {
             raw: RawRun::default(),
             subscribed: 0,
             unsubscribed: 0,
+            replayed: false,
         }
     }
 }
@@ -522,7 +525,10 @@ impl Link {
                 let table_full = setup.channels_max < 1000;
                 (subscribing && (full || table_full)) || (publishing && table_full)
             }
-            "forbidden" if subscribing => may_not(Op::Subscribe),
+            "forbidden" if subscribing => {
+                let off = |channel| self.is_ordered_off(channel, judge);
+                may_not(Op::Subscribe) || pending.channel.is_some_and(off)
+            }
             "forbidden" if asking => may_not(Op::History),
             "forbidden" if publishing => may_not(Op::Publish),
             "forbidden" => match pending.want {

@@ -163,7 +163,11 @@ impl Client {
                 if let Some(is) = scene.judge.identify(&payload, &who) {
                     scene.judge.learn(channel, epoch, offset, is, &who);
                 }
-                link.check_allowed(channel, scene);
+                if let Some(own) = link.channels.get_mut(&channel)
+                    && !(offset <= seam && std::mem::replace(&mut own.replayed, offset <= seam))
+                {
+                    link.check_allowed(channel, scene);
+                }
                 link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
                 self.seen.insert(channel, (epoch, offset));
             }
@@ -287,7 +291,7 @@ impl Client {
         let turn = link.written.map_or(0, |written| written.turn);
         let own = pending.channel.and_then(|channel| link.channels.get_mut(&channel));
         match (said.kind, own) {
-            ("subscribed", Some(own)) => own.subscribed = turn,
+            ("subscribed", Some(own)) => (own.subscribed, own.replayed) = (turn, false),
             ("unsubscribed", Some(own)) => own.unsubscribed = pending.turn,
             _ => {}
         }

@@ -138,6 +138,11 @@ impl Parking {
         }
     }
 
+    /// What of it somebody outside has to answer first.
+    pub(super) fn awaiting_bytes(&self) -> usize {
+        if self.awaits_answer() { self.bytes } else { 0 }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
