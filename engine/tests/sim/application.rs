@@ -7,7 +7,7 @@ use super::control::{Matter, Order, Posed, Says, Target, name_of, number_of};
 use super::judge::{Asked, Rule};
 use super::ledger::{Found, Revoked};
 use super::net::{ConnId, Phase};
-use super::node::Answer;
+use super::node::{Answer, Waiting};
 use super::policy::{Person, line};
 use super::trace::{note, shown};
 use super::world::World;
@@ -39,8 +39,8 @@ pub(super) enum Word {
 #[derive(Debug, Default)]
 pub(super) struct Application {
     questions: Vec<Taken>,
-    /// Not told yet, because a queue was full: to which shard.
-    to_tell: Vec<(Word, usize)>,
+    /// Not told yet: what, to which shard, and whether only the question behind it is missing.
+    to_tell: Vec<(Word, usize, bool)>,
     tokens: usize,
 }
 
@@ -71,7 +71,9 @@ impl World {
         let lives = dice.pick(&[None, None, Some(0), Some(1), Some(3), Some(20), Some(100_000)]);
         let channels = match dice.below(4) {
             // A payload of nothing does not say which channel it is of.
-            0 if setup.empty == 0 => (0..dice.range(1, 3)).map(|_| dice.below(setup.channels.len())).collect(),
+            0 if setup.empty == 0 => {
+                (0..dice.range(1, 3)).map(|_| dice.below(setup.channels.len())).collect()
+            }
             _ => Vec::new(),
         };
         Found {
@@ -297,7 +299,7 @@ impl World {
         let number = self.judge.ledgers.revoke(whom);
         note!(self.trace, "revocation {number}: {whom:?}");
         let shards = 0..self.cluster.count();
-        self.application.to_tell.extend(shards.map(|at| (Word::Revoked(whom, number), at)));
+        self.application.to_tell.extend(shards.map(|at| (Word::Revoked(whom, number), at, false)));
     }
 
     /// The configuration says something else about access.
@@ -307,7 +309,7 @@ impl World {
         note!(self.trace, "policy {policy} is set, as number {number}");
         self.cluster.set_policy(&self.setup, &self.setup.policies[policy]);
         let shards = 0..self.cluster.count();
-        self.application.to_tell.extend(shards.map(|at| (Word::Reconfigured(number), at)));
+        self.application.to_tell.extend(shards.map(|at| (Word::Reconfigured(number), at, false)));
     }
 
     /// A step: see [`World::tell_one`].
@@ -324,16 +326,23 @@ impl World {
         let any = self.dice.below(self.application.to_tell.len());
         let shard = self.application.to_tell[any].1;
         let mut words = self.application.to_tell.iter();
-        let at = words.position(|(_, at)| *at == shard).expect("one is for it");
-        let (word, _) = self.application.to_tell[at];
-        let told = match word {
-            Word::Revoked(whom, number) => self.cluster.revoke(shard, whom, number),
-            Word::Reconfigured(number) => self.cluster.reconfigure(shard, number),
-        };
+        let at = words.position(|(_, at, _)| *at == shard).expect("one is for it");
+        let (word, _, said) = &mut self.application.to_tell[at];
+        let word = *word;
+        *said = *said
+            || match word {
+                Word::Revoked(whom, _) => self.cluster.revoke(shard, whom),
+                Word::Reconfigured(_) => self.cluster.reconfigure(shard),
+            };
+        let told = if *said { self.cluster.behind(shard) } else { None };
         if told.is_some() || self.cluster.has_ended(shard) {
             note!(self.trace, "s{shard} is told: {word:?}");
             self.application.to_tell.remove(at);
         }
+        let told = told.map(|behind| match word {
+            Word::Revoked(_, number) => Waiting::Revoked(number, shard, behind),
+            Word::Reconfigured(number) => Waiting::Reconfigured(number, shard, behind),
+        });
         self.waiting.extend(told);
         true
     }

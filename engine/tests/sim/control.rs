@@ -292,16 +292,14 @@ impl Cluster {
         waiting
     }
 
-    /// Tells one shard of a revocation, and asks something behind it; nothing where its queue is full.
-    pub(crate) fn revoke(&self, at: usize, whom: Revoked, number: usize) -> Option<Waiting> {
+    /// Tells one shard of a revocation; `false` where its queue is full.
+    pub(crate) fn revoke(&self, at: usize, whom: Revoked) -> bool {
         let whom = match whom {
             Revoked::Token(token) => EngineRevoked::Token(format!("t{token}").into()),
             Revoked::User(user, before) => EngineRevoked::User(user_id(user), before),
         };
         let revocation = Revocation { whom, until: u64::MAX };
         self.request(at, Request::Revoke(revocation))
-            .then(|| self.behind(at))?
-            .map(|behind| Waiting::Revoked(number, at, behind))
     }
 
     /// Sets a policy; shards are told one by one.
@@ -313,14 +311,12 @@ impl Cluster {
     }
 
     /// Tells one shard that there are new settings.
-    pub(crate) fn reconfigure(&self, at: usize, number: usize) -> Option<Waiting> {
+    pub(crate) fn reconfigure(&self, at: usize) -> bool {
         self.request(at, Request::Reconfigure)
-            .then(|| self.behind(at))?
-            .map(|behind| Waiting::Reconfigured(number, at, behind))
     }
 
     /// Asks something whose answer says that what was asked before is done.
-    fn behind(
+    pub(crate) fn behind(
         &self,
         at: usize,
     ) -> Option<oneshot::Receiver<ringfeed_engine::message::ChannelPage>> {
