@@ -78,6 +78,8 @@ pub(crate) enum Revoked {
 pub(crate) struct Written {
     pub(crate) turn: u64,
     pub(crate) ms: u64,
+    /// The turn in which it was handed over first: what a socket takes a part of is finished.
+    pub(crate) offered: u64,
 }
 
 /// A pass that its shard has not taken yet.

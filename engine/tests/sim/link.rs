@@ -77,8 +77,6 @@ pub(crate) struct Own {
     /// Turn in which it was told last that it has subscribed, and before which it has not unsubscribed.
     pub(crate) subscribed: u64,
     pub(crate) unsubscribed: u64,
-    /// Some of what it missed has come: the rest of a replay that was begun may follow whatever happens.
-    pub(crate) replayed: bool,
 }
 
 impl Own {
@@ -89,7 +87,6 @@ impl Own {
             raw: RawRun::default(),
             subscribed: 0,
             unsubscribed: 0,
-            replayed: false,
         }
     }
 }
@@ -323,8 +320,10 @@ impl Link {
     }
 
     /// Something of a channel has come: whether it may have it.
-    pub(crate) fn check_allowed(&self, channel: usize, scene: &Scene) {
+    pub(crate) fn check_allowed(&self, channel: usize, replayed: bool, scene: &Scene) {
         let Some(written) = self.written.filter(|_| scene.setup.access) else { return };
+        let turn = if replayed { written.offered } else { written.turn };
+        let written = Written { turn, ..written };
         let since = self.channels.get(&channel).map_or(0, |own| own.unsubscribed);
         let group = scene.setup.channels[channel].group;
         let of = (channel, group);

@@ -126,7 +126,7 @@ impl Client {
         };
         own.raw.last = Some(is);
         own.raw.next(channel, is, &link.who, scene.judge);
-        link.check_allowed(channel, scene);
+        link.check_allowed(channel, false, scene);
     }
 
     fn said(&mut self, said: &Said, scene: &mut Scene) {
@@ -163,11 +163,7 @@ impl Client {
                 if let Some(is) = scene.judge.identify(&payload, &who) {
                     scene.judge.learn(channel, epoch, offset, is, &who);
                 }
-                if let Some(own) = link.channels.get_mut(&channel)
-                    && !(offset <= seam && std::mem::replace(&mut own.replayed, offset <= seam))
-                {
-                    link.check_allowed(channel, scene);
-                }
+                link.check_allowed(channel, offset <= seam, scene);
                 link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
                 self.seen.insert(channel, (epoch, offset));
             }
@@ -291,7 +287,7 @@ impl Client {
         let turn = link.written.map_or(0, |written| written.turn);
         let own = pending.channel.and_then(|channel| link.channels.get_mut(&channel));
         match (said.kind, own) {
-            ("subscribed", Some(own)) => (own.subscribed, own.replayed) = (turn, false),
+            ("subscribed", Some(own)) => own.subscribed = turn,
             ("unsubscribed", Some(own)) => own.unsubscribed = pending.turn,
             _ => {}
         }
@@ -435,7 +431,10 @@ impl Client {
             let what = format_args!("{who} has no reply to {:?} {:?}", pending.want, pending.id);
             judge.broken(Rule::OneReply, what);
         }
-        link.check_orders(judge);
+        // An echo is told nothing else.
+        if self.speaks != Speaks::Echo {
+            link.check_orders(judge);
+        }
         if let Some((_, body)) = link.echoes.front().filter(|_| !link.mute) {
             judge.broken(Rule::Complete, format_args!("{who} has no echo of {}", shown(body)));
         }

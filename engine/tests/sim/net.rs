@@ -88,6 +88,8 @@ pub(crate) struct Conn {
     /// Of what was taken and not looked at by the client: up to which byte of all, and when.
     pub(crate) written: VecDeque<(u64, Written)>,
     taken: u64,
+    /// Up to which byte something was handed over of which a part was taken, and in which turn.
+    offered: (u64, u64),
     /// Sent by the client, not arrived.
     pub(crate) upstream: VecDeque<u8>,
     /// Of these, bytes that arrive although receiving is paused.
@@ -200,6 +202,7 @@ impl Net {
             unread: Vec::new(),
             written: VecDeque::new(),
             taken: 0,
+            offered: (0, 0),
             upstream: VecDeque::new(),
             under_way: 0,
             paused: false,
@@ -423,8 +426,13 @@ impl Wire for SimWire {
                 net.fresh.push(id);
             }
             if taken > 0 {
+                let (until, first) = conn.offered;
+                let offered = if conn.taken < until { first } else { net.turn };
+                if taken < len && conn.taken >= until {
+                    conn.offered = (conn.taken + len as u64, net.turn);
+                }
                 conn.taken += taken as u64;
-                let written = Written { turn: net.turn, ms: net.now_ms };
+                let written = Written { turn: net.turn, ms: net.now_ms, offered };
                 conn.written.push_back((conn.taken, written));
             }
             let mut left = taken;
