@@ -427,13 +427,19 @@ impl Wire for SimWire {
             }
             if taken > 0 {
                 let (until, first) = conn.offered;
-                let offered = if conn.taken < until { first } else { net.turn };
-                if taken < len && conn.taken >= until {
-                    conn.offered = (conn.taken + len as u64, net.turn);
-                }
+                let (from, ms) = (conn.taken, net.now_ms);
                 conn.taken += taken as u64;
-                let written = Written { turn: net.turn, ms: net.now_ms, offered };
-                conn.written.push_back((conn.taken, written));
+                if from < until {
+                    let written = Written { turn: net.turn, ms, offered: first };
+                    conn.written.push_back((until.min(conn.taken), written));
+                }
+                if conn.taken > until {
+                    let written = Written { turn: net.turn, ms, offered: net.turn };
+                    conn.written.push_back((conn.taken, written));
+                }
+                if taken < len && conn.taken > until {
+                    conn.offered = (from + len as u64, net.turn);
+                }
             }
             let mut left = taken;
             let arrived = conn.unread.len();
