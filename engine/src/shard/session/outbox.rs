@@ -169,6 +169,14 @@ impl Outbox {
         self.frames.truncate(usize::from(self.begun));
         self.own_bytes = self.frames.iter().map(|(memory, f)| own_bytes_of(*memory, f)).sum();
     }
+
+    /// The same before a close frame, which is the last one and stays.
+    pub(in crate::shard) fn give_up_before_last(&mut self) {
+        let last = self.frames.pop_back();
+        self.frames.truncate(usize::from(self.begun));
+        self.frames.extend(last);
+        self.own_bytes = self.frames.iter().map(|(memory, f)| own_bytes_of(*memory, f)).sum();
+    }
 }
 
 #[cfg(test)]
