@@ -260,14 +260,16 @@ impl Ledgers {
     }
 
     /// Why a connection may not have what was written to it of a channel; `since` is when it was told last that it
-    /// has not subscribed.
+    /// has not subscribed. It is `None` for what is replayed: that waits in the order of replies, also when the
+    /// subscription has ended meanwhile, and what a socket has taken a part of is finished.
     pub(crate) fn objection(
         &self,
         conn: ConnId,
         (channel, group): (usize, usize),
-        Written { turn, .. }: Written,
-        since: u64,
+        Written { turn, offered, .. }: Written,
+        since: Option<u64>,
     ) -> Option<&'static str> {
+        let turn = if since.is_some() { turn } else { offered };
         let own = &self.conns[conn];
         let found = &own.found;
         if found.must_authenticate || found.refused {
@@ -279,6 +281,7 @@ impl Ledgers {
         if self.is_turned_out(conn, turn) {
             return Some("it was revoked");
         }
+        let since = since?;
         let has_pass = || {
             let mut passes = own.passes.get(&channel).into_iter().flatten();
             passes.any(|pass| {

@@ -192,6 +192,8 @@ impl Link {
                 let allowed = channel
                     .is_some_and(|channel| self.chance(Op::Subscribe, channel, setup).always);
                 let room = self.channels.len() < setup.subscriptions_max as usize;
+                // An order may end it before it begins.
+                let sure = sure && setup.orders == 0;
                 sure && intent == Intent::No && allowed && room && setup.channels_max >= 1000
             }
             _ => false,
@@ -322,12 +324,12 @@ impl Link {
     /// Something of a channel has come: whether it may have it.
     pub(crate) fn check_allowed(&self, channel: usize, replayed: bool, scene: &Scene) {
         let Some(written) = self.written.filter(|_| scene.setup.access) else { return };
-        let turn = if replayed { written.offered } else { written.turn };
-        let written = Written { turn, ..written };
         let since = self.channels.get(&channel).map_or(0, |own| own.unsubscribed);
         let group = scene.setup.channels[channel].group;
         let of = (channel, group);
-        if let Some(why) = scene.judge.ledgers.objection(self.conn, of, written, since) {
+        if let Some(why) =
+            scene.judge.ledgers.objection(self.conn, of, written, (!replayed).then_some(since))
+        {
             let what = format_args!(
                 "{} got something of {} that was written in turn {}, at {} ms: {why}",
                 self.who, scene.judge.names[channel], written.turn, written.ms
