@@ -47,7 +47,8 @@ pub(super) struct Application {
 impl World {
     // Identities.
 
-    /// Who a client turns out to be at the door.
+    /// Who a client turns out to be at the door. Tokens that are shown in band will be signed from this, too: an
+    /// `auth` in `client::OPERATIONS` that hands a new `Found` to the ledger of its connection when it is answered.
     pub(super) fn found(&mut self, at: usize, conn: ConnId) -> Found {
         let setup = &self.setup;
         if !setup.access {

@@ -234,4 +234,18 @@ mod tests {
         outbox.give_up();
         assert!(outbox.is_empty());
     }
+
+    #[test]
+    fn what_waits_before_a_close_frame_is_given_up_but_for_what_has_begun() {
+        let frames = |outbox: &Outbox| outbox.frames().map(|f| f.to_vec()).collect::<Vec<_>>();
+        let mut begun = outbox(&[b"first", b"second", b"close"]);
+        begun.sent(1);
+        begun.give_up_before_last();
+        assert_eq!(frames(&begun), [&b"irst"[..], b"close"]);
+        assert_eq!(begun.own_bytes(), 4 + 5 + 2 * FRAME_BYTES);
+        let mut alone = outbox(&[b"close"]);
+        alone.sent(1);
+        alone.give_up_before_last();
+        assert_eq!(frames(&alone), [b"lose"]);
+    }
 }
