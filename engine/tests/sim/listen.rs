@@ -379,7 +379,12 @@ impl Client {
                 }
             }
         }
-        if code == 4000 {
+        // Who is revoked while it is being closed gets less than the reason takes for granted.
+        let turned_out = link.written.is_some_and(|written| {
+            let ledgers = &scene.judge.ledgers;
+            [4005, 4504].iter().any(|&code| ledgers.may_close(link.conn, code, written))
+        });
+        if code == 4000 && !turned_out {
             link.check_reason(&reason, raw, scene);
         }
         if self.answers && link.close_sent.is_none() && !link.mute {
