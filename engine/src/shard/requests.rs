@@ -141,7 +141,7 @@ impl<W: Wire> Shard<W> {
             Ok(ticket) => self.homes.park_asked(channel, ticket, payload, asker),
             Err(refused) => {
                 let mut deliver = route(self.id, &mut self.own, &mut self.links);
-                asker.answer(channel, Err(refused), &mut deliver);
+                self.homes.refuse(channel, asker, refused, &mut deliver);
             }
         }
     }

@@ -106,6 +106,8 @@ pub(super) struct Session {
     pub(super) used: UsedAt,
     /// Why it is not read from for now; what had arrived already waits in `held`.
     pub(super) holds: Holds,
+    /// Questions about it that are under way: it is held until the last of them is answered.
+    pub(super) asked: u16,
     pub(super) held: Vec<u8>,
     /// Answers under way to it from the homes of its channels; a large one counts as many.
     pub(super) owed: u32,
@@ -157,6 +159,7 @@ impl Session {
             message_timed: false,
             used: UsedAt::default(),
             holds: Holds::default(),
+            asked: 0,
             held: Vec::new(),
             owed: 0,
             deferred: None,

@@ -3,16 +3,19 @@
 //! To add an operation: a function and a line in [`OPERATIONS`]. What it expects back is noted in
 //! [`Link::expect`](super::link::Link::expect) and checked in [`super::listen`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::control::{Order, Target};
 use super::dice::Dice;
-use super::judge::{Judge, Kind};
+use super::judge::{self, Judge, Kind};
+use super::ledger::{Found, Written};
 use super::link::{Intent, Link, Pending, Want};
 use super::net::ConnId;
+use super::policy::Op;
 use super::setup::{Mode, Setup};
 use super::trace::{Trace, note};
 use super::ws;
@@ -69,6 +72,7 @@ pub(crate) struct Client {
     pub(crate) answers: bool,
     /// Reads at present, where its habit leaves that open.
     pub(crate) reading: bool,
+    pub(crate) user: Option<usize>,
     /// Channels it can name.
     channels: Vec<usize>,
     pub(crate) link: Option<Link>,
@@ -84,6 +88,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) trace: &'a Rc<Trace>,
     /// The longest time in which the server heard nothing of this connection, in ms.
     pub(crate) silence_ms: u64,
+    /// When what has arrived was written.
+    pub(crate) written: &'a mut VecDeque<(u64, Written)>,
     /// For how long everything that the client has sent is with the server, in ms.
     pub(crate) quiet_ms: u64,
 }
@@ -101,6 +107,9 @@ const OPERATIONS: &[(&str, [u32; 3], Operation)] = &[
     ("publish a burst", [5, 0, 0], |c, s| c.publish_burst(s)),
     ("history", [4, 0, 0], |c, s| c.history(s)),
     ("ping", [3, 0, 0], |c, s| c.ping(s)),
+    ("several commands", [5, 0, 0], |c, s| c.several(s)),
+    ("send to a user", [3, 0, 0], |c, s| c.send(s)),
+    ("ask the application", [3, 0, 0], |c, s| c.ask(s)),
     ("bad command", [3, 1, 0], |c, s| c.bad(s)),
     ("ping frame", [2, 2, 5], |c, s| c.ping_frame(s)),
     ("echo", [0, 0, 30], |c, s| c.echo(s)),
@@ -142,14 +151,24 @@ impl Client {
             habit,
             answers: habit.keeps_up() || !dice.chance(100),
             reading: true,
+            user: (setup.users > 0 && !dice.chance(setup.strangers))
+                .then(|| dice.below(setup.users)),
             channels,
             link: None,
             seen: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn connect(&mut self, conn: ConnId) {
-        self.link = Some(Link::new(conn, format!("k{}/c{conn}", self.number)));
+    /// `found` says who it is, and `name` how it is named outside where that is known.
+    pub(crate) fn connect(&mut self, conn: ConnId, found: Found, name: Option<String>) {
+        let who = format!("k{}/c{conn}", self.number);
+        let channels = found.channels.clone();
+        let mut link = Link::new(conn, who, found);
+        link.name = name;
+        for channel in channels {
+            link.expect_at_once(channel, self.speaks);
+        }
+        self.link = Some(link);
     }
 
     /// Says something, where it still may.
@@ -255,6 +274,10 @@ impl Client {
     fn publish_to(&mut self, channel: usize, scene: &mut Scene) {
         let (kind, len) = payload_size(scene.dice, scene.setup);
         let number = scene.judge.publication(channel, kind, len);
+        if let Some(link) = &self.link {
+            let must_ask = link.chance(Op::Publish, channel, scene.setup).asked;
+            scene.judge.sent_by(number, link.conn, must_ask);
+        }
         let payload = scene.judge.payload(number);
         let more = match kind {
             Kind::Json => format!(",\"data\":{}", String::from_utf8_lossy(&payload)),
@@ -277,6 +300,50 @@ impl Client {
             more.push_str(&format!(",\"limit\":{limit}"));
         }
         self.command(Want::History { after, limit }, Some(channel), &more, scene);
+    }
+
+    /// A message that holds several commands.
+    fn several(&mut self, scene: &mut Scene) {
+        const SINGLE: [Operation; 7] = [
+            |c, s| c.subscribe(s),
+            |c, s| c.unsubscribe(s),
+            |c, s| c.publish(s),
+            |c, s| c.publish(s),
+            |c, s| c.history(s),
+            |c, s| c.ask(s),
+            |c, s| c.send(s),
+        ];
+        if let Some(link) = &mut self.link {
+            link.several = Some(Vec::new());
+        }
+        for _ in 0..scene.dice.range(1, 8) {
+            scene.dice.pick(&SINGLE)(self, scene);
+        }
+        let Some(link) = &mut self.link else { return };
+        let commands = link.several.take().unwrap_or_default();
+        if commands.is_empty() {
+            return;
+        }
+        let text = format!("[{}]", commands.join(" , "));
+        if text.len() > scene.setup.message_bytes_max as usize {
+            link.broke.push(1009);
+        }
+        link.say(ws::TEXT, text.as_bytes(), scene);
+    }
+
+    fn send(&mut self, scene: &mut Scene) {
+        let user = scene.dice.below(scene.setup.users + 1);
+        let number = scene.judge.orders.len();
+        let payload = judge::direct(number);
+        let more = format!(",\"user\":\"u{user}\",\"data\":{}", String::from_utf8_lossy(&payload));
+        scene.judge.order(Target::User(user), Order::Send(payload));
+        self.command(Want::Send(number), None, &more, scene);
+    }
+
+    /// A message of a type that only the application knows.
+    fn ask(&mut self, scene: &mut Scene) {
+        let more = format!(",\"about\":{}", scene.dice.below(20));
+        self.command(Want::Other, None, &more, scene);
     }
 
     fn ping(&mut self, scene: &mut Scene) {
@@ -308,9 +375,15 @@ impl Client {
             link.say(ws::TEXT, b"[\"subscribe\"", scene);
             return;
         }
-        let want = Want::Bad(code);
-        let pending =
-            Pending { id: Some(id.to_string()), want, channel: None, before: Intent::Maybe };
+        let unknown = code == "unknown_command";
+        let want = if unknown && scene.setup.access { Want::Other } else { Want::Bad(code) };
+        let pending = Pending {
+            id: Some(id.to_string()),
+            want,
+            channel: None,
+            before: Intent::Maybe,
+            turn: 0,
+        };
         link.pending.push_back(pending);
         link.say(ws::TEXT, with_id(text).as_bytes(), scene);
     }
@@ -414,6 +487,8 @@ impl Client {
             Want::Publish(_) => "publish",
             Want::History { .. } => "history",
             Want::Ping | Want::Bad(_) => "ping",
+            Want::Send(_) => "send",
+            Want::Other => "custom",
         };
         let key = if raw || scene.dice.chance(100) { "action" } else { "type" };
         let nameless = link.may_go_without_id(want, channel, scene.setup)
@@ -433,11 +508,14 @@ impl Client {
         }
         text.push_str(more);
         text.push('}');
-        if text.len() > scene.setup.message_bytes_max as usize {
+        if text.len() > scene.setup.message_bytes_max as usize && link.several.is_none() {
             link.broke.push(1009);
         }
         link.expect(id, want, channel, raw, scene);
-        link.say(ws::TEXT, text.as_bytes(), scene);
+        match &mut link.several {
+            Some(several) => several.push(text),
+            None => link.say(ws::TEXT, text.as_bytes(), scene),
+        }
     }
 }
 

@@ -20,12 +20,16 @@ pub(crate) struct Said<'a> {
     #[serde(borrow)]
     pub(crate) data: Option<&'a RawValue>,
     pub(crate) encoding: Option<&'a str>,
-    pub(crate) from: Option<u64>,
+    /// The first offset of a gap, or the user who sends.
+    #[serde(borrow)]
+    pub(crate) from: Option<&'a RawValue>,
     pub(crate) to: Option<u64>,
     pub(crate) code: Option<&'a str>,
     #[serde(borrow)]
     pub(crate) publications: Option<Vec<Item<'a>>>,
     pub(crate) reconnect_ms: Option<u32>,
+    pub(crate) connection: Option<&'a str>,
+    pub(crate) reason: Option<&'a str>,
 }
 
 #[derive(Deserialize)]

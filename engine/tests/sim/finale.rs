@@ -36,6 +36,8 @@ impl World {
                 }
                 self.look(conn);
             }
+            moved |= self.answer_all();
+            moved |= self.tell_one();
             let mut awake = false;
             for shard in 0..self.cluster.count() {
                 moved |= self.net.borrow_mut().release_slots(shard);
@@ -95,6 +97,7 @@ impl World {
         // Sockets that were called writable in vain are asked again by the tick, and who stopped reading
         // is waited for a moment.
         self.rest(PATIENCE_MS);
+        self.check_access();
         if !self.judge.draining {
             let bells = self.ring();
             self.settled(&bells);
@@ -111,8 +114,10 @@ impl World {
                 self.silent_are_gone(u64::from(long));
             }
             // Who was closed at the end of that time has as much time again to say goodbye.
-            self.rest(u64::from(waits.max(close)) + 1000);
-            self.closings_are_over();
+            let patience = u64::from(waits.max(close)) + 1000;
+            self.rest(patience);
+            self.closings_are_over(patience);
+            self.check_access();
             if has_heartbeat {
                 self.unread_are_gone();
             }
@@ -176,11 +181,17 @@ impl World {
         }
     }
 
-    fn closings_are_over(&self) {
+    fn closings_are_over(&self, patience_ms: u64) {
+        let now = self.elapsed.get().as_millis() as u64;
         for (conn, client) in self.held() {
             let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
                 continue;
             };
+            // What somebody has shown may expire at any time.
+            let began = link.written.map_or(0, |written| written.ms);
+            if link.close_seen.is_some() && began + patience_ms > now {
+                continue;
+            }
             if link.close_seen.is_some() || (link.close_sent.is_some() && client.reading) {
                 let what = format_args!("k{}/c{conn} is closing and does not end", client.number);
                 self.judge.broken(Rule::CloseEnds, what);

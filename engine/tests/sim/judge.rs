@@ -7,6 +7,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Arguments;
 
+use super::control::{Order, Target};
+use super::ledger::Ledgers;
+use super::net::ConnId;
+
 macro_rules! rules {
     ($($rule:ident $name:literal: $what:literal),* $(,)?) => {
         /// A promise to clients.
@@ -42,6 +46,13 @@ rules! {
     Sleeps "sleeps": "a shard with nothing to do sleeps, whatever its clients do",
     Settles "settles": "when nothing new happens, everything owed is done in bounded work",
     Baseline "baseline": "when everybody has left nothing is held",
+    Allowed "allowed": "nothing of a channel is written to a connection that may not have it",
+    AskedFirst "asked-first": "what the application is to be asked about is published only if and as it allows",
+    PublishOrder "publish-order": "publications of one publisher stand on a channel in the order in which they were sent",
+    Direct "direct": "what is sent to a user or a connection reaches it once, and nobody else",
+    Ordered "ordered": "what is ordered for a connection is done once things are quiet",
+    TurnedOut "turned-out": "who has expired or was revoked is closed",
+    UserLimit "user-limit": "no user has more connections than one may have",
     Api "api": "requests of the control thread are answered, and the answers agree with what clients see",
 }
 
@@ -72,8 +83,36 @@ pub(crate) struct Publication {
     pub(crate) channel: usize,
     pub(crate) kind: Kind,
     pub(crate) len: usize,
+    /// The connection; `None` for the API.
+    pub(crate) by: Option<ConnId>,
+    /// The application has to be asked.
+    must_ask: bool,
+    asked: Asked,
     /// Epoch and offset, once anybody knows.
     pub(crate) place: Option<(u64, u64)>,
+}
+
+/// What the application has said to a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It was not asked.
+    Not,
+    Waiting,
+    Allowed,
+    Refused,
+}
+
+/// What was ordered for connections, and what came of it.
+#[derive(Debug)]
+pub(crate) struct Ordered {
+    pub(crate) target: Target,
+    pub(crate) order: Order,
+    /// Names of the connections that were there just before.
+    pub(crate) there: Option<Vec<String>>,
+    /// How many connections there had been when it was answered.
+    pub(crate) taken: Option<usize>,
+    /// Turns of the shards when it was sent.
+    pub(crate) sent: Vec<u64>,
 }
 
 /// One life of a channel.
@@ -104,6 +143,8 @@ pub(crate) struct Judge {
     unanswered: Vec<(u64, String)>,
     /// Subscriptions that a drain has ended: channel, what came last, who.
     sent_away: Vec<(usize, Last, String)>,
+    pub(crate) ledgers: Ledgers,
+    pub(crate) orders: Vec<Ordered>,
     pub(crate) draining: bool,
     pub(crate) deliveries: u64,
     pub(crate) gaps: u64,
@@ -111,7 +152,7 @@ pub(crate) struct Judge {
 }
 
 impl Judge {
-    pub(crate) fn new(names: Vec<String>, on: u64) -> Judge {
+    pub(crate) fn new(names: Vec<String>, ledgers: Ledgers, on: u64) -> Judge {
         Judge {
             on,
             lives: names.iter().map(|_| BTreeMap::new()).collect(),
@@ -123,6 +164,8 @@ impl Judge {
             reasons: Vec::new(),
             unanswered: Vec::new(),
             sent_away: Vec::new(),
+            ledgers,
+            orders: Vec::new(),
             draining: false,
             deliveries: 0,
             gaps: 0,
@@ -147,8 +190,51 @@ impl Judge {
     pub(crate) fn publication(&mut self, channel: usize, kind: Kind, len: usize) -> u64 {
         let number = self.publications.len() as u64 + 1;
         self.submitted[channel] += 1;
-        self.publications.push(Publication { channel, kind, len, place: None });
+        let (asked, by) = (Asked::Not, None);
+        let publication =
+            Publication { channel, kind, len, by, must_ask: false, asked, place: None };
+        self.publications.push(publication);
         number
+    }
+
+    /// A client has sent it; perhaps the application has to be asked.
+    pub(crate) fn sent_by(&mut self, number: u64, conn: ConnId, must_ask: bool) {
+        let publication = &mut self.publications[number as usize - 1];
+        (publication.by, publication.must_ask) = (Some(conn), must_ask);
+    }
+
+    /// The number of the publication in a payload that has one.
+    pub(crate) fn number_in(&self, payload: &[u8]) -> Option<u64> {
+        match self.identify(payload, "the application") {
+            Some(Ident::Number(number)) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// The application was asked about a payload, or has answered: perhaps it is to be another one.
+    pub(crate) fn say(&mut self, payload: &[u8], said: Asked, instead: Option<(Kind, usize)>) {
+        let Some(number) = self.number_in(payload) else { return };
+        let publication = &mut self.publications[number as usize - 1];
+        publication.asked = said;
+        if let Some((kind, len)) = instead {
+            (publication.kind, publication.len) = (kind, len);
+        }
+    }
+
+    /// Something was ordered.
+    pub(crate) fn order(&mut self, target: Target, order: Order) -> usize {
+        let sent = self.ledgers.turns.clone();
+        self.orders.push(Ordered { target, order, there: None, taken: None, sent });
+        self.orders.len() - 1
+    }
+
+    /// Whether an order is for a connection.
+    pub(crate) fn is_for(&self, ordered: &Ordered, conn: ConnId, name: Option<&str>) -> bool {
+        ordered.taken.is_none_or(|there| conn < there)
+            && match &ordered.target {
+                Target::User(user) => self.ledgers.conns[conn].found.person.user == Some(*user),
+                Target::Connection(of) => name.is_none_or(|name| name == of),
+            }
     }
 
     pub(crate) fn payload(&self, number: u64) -> Vec<u8> {
@@ -203,6 +289,15 @@ impl Judge {
                         place.1, place.0
                     );
                     return self.broken(Rule::OneAtAnOffset, what);
+                }
+                None if matches!(publication.asked, Asked::Waiting | Asked::Refused)
+                    || publication.must_ask && publication.asked == Asked::Not =>
+                {
+                    let what = format_args!(
+                        "{who} got publication {number} of {name}; the application: {:?}",
+                        publication.asked
+                    );
+                    return self.broken(Rule::AskedFirst, what);
                 }
                 _ => self.publications[number as usize - 1].place = Some((epoch, offset)),
             }
@@ -288,6 +383,7 @@ impl Judge {
                 }
             }
         }
+        self.are_in_order();
         for (last, named, who) in std::mem::take(&mut self.reasons) {
             if let Some((_, offset)) = self.place(last)
                 && named != offset + 1
@@ -334,6 +430,24 @@ impl Judge {
         }
     }
 
+    /// Publications of one publisher stand in the order in which they were sent.
+    fn are_in_order(&self) {
+        let mut last: BTreeMap<(Option<ConnId>, usize, u64), (u64, usize)> = BTreeMap::new();
+        for (at, publication) in self.publications.iter().enumerate() {
+            let Some((epoch, offset)) = publication.place else { continue };
+            let key = (publication.by, publication.channel, epoch);
+            let before = last.insert(key, (offset, at + 1));
+            if let Some((earlier, number)) = before.filter(|(earlier, _)| *earlier > offset) {
+                let what = format_args!(
+                    "{number} stands at {earlier} of {}, and {} behind it at {offset}",
+                    self.names[publication.channel],
+                    at + 1
+                );
+                self.broken(Rule::PublishOrder, what);
+            }
+        }
+    }
+
     /// The control thread was told where a channel stands.
     pub(crate) fn newest(&mut self, channel: usize, epoch: u64, offset: u64) {
         let life = self.lives[channel].entry(epoch).or_default();
@@ -345,6 +459,17 @@ impl Judge {
         }
         self.lives[channel].entry(epoch).or_default().newest = offset;
     }
+}
+
+/// The payload of an order by this number.
+pub(crate) fn direct(order: usize) -> Vec<u8> {
+    format!("{{\"direct\":{order}}}").into_bytes()
+}
+
+/// The order whose payload this is.
+pub(crate) fn direct_in(payload: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(payload).ok()?;
+    text.strip_prefix("{\"direct\":")?.strip_suffix('}')?.parse().ok()
 }
 
 /// The bytes of a publication: its number, and a filler that is its own.

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::client::Scene;
+use super::client::{Scene, Speaks};
+use super::control::Order;
 use super::event::{Said, payload_of};
-use super::judge::Rule;
+use super::judge::{Judge, Rule};
+use super::ledger::{Found, Written};
 use super::net::ConnId;
+use super::policy::{self, Chance, Op};
 use super::raw::RawRun;
 use super::setup::Setup;
 use super::trace::{note, shown};
@@ -32,6 +35,10 @@ pub(crate) enum Want {
         limit: Option<u32>,
     },
     Ping,
+    /// To a user: an order by this number.
+    Send(usize),
+    /// Something that the application knows.
+    Other,
     /// To be refused with this code.
     Bad(&'static str),
 }
@@ -45,6 +52,8 @@ pub(crate) struct Pending {
     pub(crate) channel: Option<usize>,
     /// What stood before it.
     pub(crate) before: Intent,
+    /// Turns that the shard had begun when it was sent.
+    pub(crate) turn: u64,
 }
 
 /// A subscription as its client sees it.
@@ -65,6 +74,21 @@ pub(crate) struct Own {
     pub(crate) intent: Intent,
     pub(crate) view: View,
     pub(crate) raw: RawRun,
+    /// Turn in which it was told last that it has subscribed, and before which it has not unsubscribed.
+    pub(crate) subscribed: u64,
+    pub(crate) unsubscribed: u64,
+}
+
+impl Own {
+    fn fresh() -> Own {
+        Own {
+            intent: Intent::No,
+            view: View::Off,
+            raw: RawRun::default(),
+            subscribed: 0,
+            unsubscribed: 0,
+        }
+    }
 }
 
 /// One connection of a client.
@@ -95,10 +119,19 @@ pub(crate) struct Link {
     pub(crate) drain_told: bool,
     /// The channel it subscribed to last.
     pub(crate) newest_channel: Option<usize>,
+    pub(crate) found: Found,
+    /// How it is named outside.
+    pub(crate) name: Option<String>,
+    /// Orders whose payload has come.
+    pub(crate) directs: Vec<usize>,
+    /// Commands of a message that is not sent yet.
+    pub(crate) several: Option<Vec<String>>,
+    /// When the frame was written that is looked at.
+    pub(crate) written: Option<Written>,
 }
 
 impl Link {
-    pub(crate) fn new(conn: ConnId, who: String) -> Link {
+    pub(crate) fn new(conn: ConnId, who: String, found: Found) -> Link {
         Link {
             conn,
             who,
@@ -112,11 +145,16 @@ impl Link {
             close_seen: None,
             close_sent: None,
             broke: Vec::new(),
-            refusable: false,
             mute: false,
             out: Vec::new(),
             drain_told: false,
             newest_channel: None,
+            refusable: found.must_authenticate,
+            found,
+            name: None,
+            directs: Vec::new(),
+            several: None,
+            written: None,
         }
     }
 
@@ -124,6 +162,16 @@ impl Link {
         if let Some(own) = self.channels.get_mut(&channel) {
             own.view = view;
         }
+    }
+
+    /// What becomes of something that it does with a channel, as far as that is only a matter of what it may.
+    pub(crate) fn chance(&self, op: Op, channel: usize, setup: &Setup) -> Chance {
+        let group = setup.channels[channel].group;
+        let chance = policy::chance(&setup.policies, &self.found.person, op, group);
+        if self.found.must_authenticate {
+            return Chance { always: false, never: false, asked: false };
+        }
+        chance
     }
 
     /// Whether what comes back can be told from other replies without an id.
@@ -141,8 +189,11 @@ impl Link {
             Want::Publish(_) | Want::Ping => true,
             Want::Unsubscribe => sure && intent == Intent::Yes,
             Want::Subscribe { recover: None } => {
-                let allowed = channel.is_some_and(|channel| setup.group(channel).subscribable);
+                let allowed = channel
+                    .is_some_and(|channel| self.chance(Op::Subscribe, channel, setup).always);
                 let room = self.channels.len() < setup.subscriptions_max as usize;
+                // An order may end it before it begins.
+                let sure = sure && setup.orders == 0;
                 sure && intent == Intent::No && allowed && room && setup.channels_max >= 1000
             }
             _ => false,
@@ -154,6 +205,28 @@ impl Link {
         !self.mute && self.pending.iter().any(|pending| pending.id.is_some())
     }
 
+    /// The server subscribes it by itself, if it may.
+    pub(crate) fn expect_at_once(&mut self, channel: usize, speaks: Speaks) {
+        self.refusable = true;
+        if speaks == Speaks::Echo {
+            return;
+        }
+        let own = self.channels.entry(channel).or_insert_with(Own::fresh);
+        own.intent = Intent::Maybe;
+        own.raw.subscribes += 1;
+        if speaks == Speaks::Ringfeed {
+            self.errors_open += 1;
+            let (want, before) = (Want::Subscribe { recover: None }, Intent::Maybe);
+            self.pending.push_back(Pending {
+                id: None,
+                want,
+                channel: Some(channel),
+                before,
+                turn: 0,
+            });
+        }
+    }
+
     /// Notes what is to come back for a command.
     pub(crate) fn expect(
         &mut self,
@@ -163,7 +236,8 @@ impl Link {
         raw: bool,
         scene: &mut Scene,
     ) {
-        let group = channel.map(|channel| scene.setup.group(channel));
+        let chance = channel.map(|channel| self.chance(Op::Subscribe, channel, scene.setup));
+        let chance = chance.unwrap_or_default();
         let mut before = Intent::Maybe;
         let touches = matches!(want, Want::Subscribe { .. } | Want::Unsubscribe);
         if let Some(channel) = channel.filter(|_| touches) {
@@ -173,12 +247,16 @@ impl Link {
                 .iter()
                 .filter(|(other, own)| **other != channel && own.intent != Intent::No);
             let full = others.count() >= most || scene.setup.channels_max < 1000;
-            let forbidden = group.is_some_and(|group| !group.subscribable);
-            let fresh = || Own { intent: Intent::No, view: View::Off, raw: RawRun::default() };
+            let (forbidden, sure) = (chance.never, chance.always);
             if raw && matches!(want, Want::Subscribe { .. }) {
-                self.refusable |= forbidden || full || scene.judge.draining;
+                self.refusable |= !sure || full || scene.judge.draining;
             }
-            let own = self.channels.entry(channel).or_insert_with(fresh);
+            // What the server does by itself may come at any time.
+            let at_once = self.pending.iter().any(|p| p.turn == 0 && p.channel == Some(channel));
+            let own = self.channels.entry(channel).or_insert_with(Own::fresh);
+            if at_once {
+                own.intent = Intent::Maybe;
+            }
             before = own.intent;
             if matches!(want, Want::Subscribe { .. }) {
                 self.newest_channel = Some(channel);
@@ -188,13 +266,16 @@ impl Link {
                     _ if forbidden => before,
                     _ if scene.setup.messages_per_second_max > 0 => Intent::Maybe,
                     Intent::Yes => Intent::Yes,
-                    _ if full || scene.judge.draining => Intent::Maybe,
+                    _ if full || !sure || scene.judge.draining => Intent::Maybe,
                     _ => Intent::Yes,
                 };
             } else {
                 let limited = scene.setup.messages_per_second_max > 0;
                 own.intent =
                     if limited && before != Intent::No { Intent::Maybe } else { Intent::No };
+            }
+            if at_once {
+                own.intent = Intent::Maybe;
             }
         }
         if raw {
@@ -207,7 +288,8 @@ impl Link {
                 return;
             }
         }
-        self.pending.push_back(Pending { id, want, channel, before });
+        let turn = scene.judge.ledgers.turns[scene.judge.ledgers.shard(self.conn)];
+        self.pending.push_back(Pending { id, want, channel, before, turn });
     }
 
     /// Writes a message or a control frame, whole or in fragments.
@@ -226,6 +308,95 @@ impl Link {
         }
     }
 
+    /// A subscription was ended by the server: what was expected of commands on its way may not hold.
+    pub(crate) fn ended_by_server(&mut self, channel: usize) {
+        let mut under_way = false;
+        for pending in self.pending.iter_mut().filter(|p| p.channel == Some(channel)) {
+            pending.before = Intent::Maybe;
+            under_way = true;
+        }
+        if let Some(own) = self.channels.get_mut(&channel) {
+            own.view = View::Off;
+            own.intent = if under_way { Intent::Maybe } else { Intent::No };
+        }
+    }
+
+    /// Something of a channel has come: whether it may have it.
+    pub(crate) fn check_allowed(&self, channel: usize, replayed: bool, scene: &Scene) {
+        let Some(written) = self.written.filter(|_| scene.setup.access) else { return };
+        let since = self.channels.get(&channel).map_or(0, |own| own.unsubscribed);
+        let group = scene.setup.channels[channel].group;
+        let of = (channel, group);
+        if let Some(why) =
+            scene.judge.ledgers.objection(self.conn, of, written, (!replayed).then_some(since))
+        {
+            let what = format_args!(
+                "{} got something of {} that was written in turn {}, at {} ms: {why}",
+                self.who, scene.judge.names[channel], written.turn, written.ms
+            );
+            scene.judge.broken(Rule::Allowed, what);
+        }
+    }
+
+    /// Whether it was ordered that a subscription ends.
+    pub(crate) fn is_ordered_off(&self, channel: usize, judge: &Judge) -> bool {
+        let name = &judge.names[channel];
+        judge.orders.iter().any(|ordered| {
+            matches!(&ordered.order, Order::Unsubscribe(of) if of == name)
+                && judge.is_for(ordered, self.conn, self.name.as_deref())
+        })
+    }
+
+    /// Whether it was ordered that the connection is closed with this code.
+    pub(crate) fn is_ordered_closed(&self, code: u16, judge: &Judge) -> bool {
+        judge.orders.iter().any(|ordered| {
+            matches!(ordered.order, Order::Disconnect(of) if of == code)
+                && judge.is_for(ordered, self.conn, self.name.as_deref())
+        })
+    }
+
+    /// Everything is quiet: what was ordered for it while it was there is done.
+    pub(crate) fn check_orders(&self, judge: &Judge) {
+        let Some(name) = &self.name else { return };
+        for (number, ordered) in judge.orders.iter().enumerate() {
+            let there = ordered.there.iter().flatten().any(|there| there == name);
+            if !there || ordered.taken.is_none() {
+                continue;
+            }
+            let shard = judge.ledgers.shard(self.conn);
+            let rule = match &ordered.order {
+                Order::Send(_) if self.directs.contains(&number) => continue,
+                Order::Send(_) => Rule::Direct,
+                Order::Unsubscribe(channel) => {
+                    let own = self.channels.iter().find(|(of, _)| judge.names[**of] == *channel);
+                    match own {
+                        Some((_, own))
+                            if own.view != View::Off && own.subscribed < ordered.sent[shard] => {}
+                        _ => continue,
+                    }
+                    Rule::Ordered
+                }
+                Order::Disconnect(_) => Rule::Ordered,
+            };
+            let what =
+                format_args!("{}: order {number} is not done: {:?}", self.who, ordered.order);
+            judge.broken(rule, what);
+        }
+    }
+
+    /// What an order has sent has come.
+    pub(crate) fn direct(&mut self, number: usize, scene: &Scene) {
+        let fits =
+            scene.judge.orders.get(number).is_some_and(|ordered| {
+                scene.judge.is_for(ordered, self.conn, self.name.as_deref())
+            });
+        if !fits || self.directs.contains(&number) {
+            let what = format_args!("{} got what order {number} sends: fits {fits}", self.who);
+            scene.judge.broken(Rule::Direct, what);
+        }
+        self.directs.push(number);
+    }
+
     /// Applies a reply; says what is wrong with it.
     pub(crate) fn reply(
         &mut self,
@@ -237,7 +408,9 @@ impl Link {
         scene: &mut Scene,
     ) -> Option<&'static str> {
         let Scene { setup, judge, .. } = scene;
-        let group = pending.channel.map(|channel| setup.group(channel));
+        let own = |op| pending.channel.map(|channel| self.chance(op, channel, setup));
+        let never = |op| own(op).is_some_and(|chance: Chance| chance.never);
+        let (no_subscribe, no_publish) = (never(Op::Subscribe), never(Op::Publish));
         if said.kind == "error" {
             let code = said.code.unwrap_or_default();
             self.doubt_after(pending, code);
@@ -246,6 +419,8 @@ impl Link {
         let channel = pending.channel.filter(|_| pending.channel == named);
         match (pending.want, said.kind) {
             (Want::Ping, "pong") => None,
+            (Want::Other, "reply") => None,
+            (Want::Send(_), "sent") => (!self.found.person.sends).then_some("it had to be refused"),
             (Want::Subscribe { recover }, "subscribed") => {
                 let (Some(channel), Some(epoch), Some(offset)) = (channel, epoch, said.offset)
                 else {
@@ -267,7 +442,7 @@ impl Link {
                 let seam = from.map_or(0, |_| offset);
                 self.set_view(channel, View::Live { epoch, next, seam });
                 seen.insert(channel, (epoch, next - 1));
-                if pending.before == Intent::Yes || group.is_some_and(|group| !group.subscribable) {
+                if pending.before == Intent::Yes || no_subscribe {
                     return Some("it had to be refused");
                 }
                 (said.recovered.is_some() != recover.is_some())
@@ -285,7 +460,7 @@ impl Link {
                 };
                 let is = judge.ident(number);
                 judge.learn(channel, epoch, offset, is, &self.who);
-                group.is_some_and(|group| !group.publishable).then_some("it had to be refused")
+                no_publish.then_some("it had to be refused")
             }
             (Want::History { after, limit }, "history") => {
                 let (Some(channel), Some(epoch)) = (channel, epoch) else {
@@ -335,7 +510,8 @@ impl Link {
         let subscribing = matches!(pending.want, Want::Subscribe { .. });
         let publishing = matches!(pending.want, Want::Publish(_));
         let asking = matches!(pending.want, Want::History { .. });
-        let group = pending.channel.map(|channel| setup.group(channel));
+        let of = |op| pending.channel.map(|channel| self.chance(op, channel, setup));
+        let may_not = |op| of(op).is_some_and(|chance| !chance.always);
         match code {
             "rate_limited" => setup.messages_per_second_max > 0,
             "draining" => judge.draining && (subscribing || publishing || asking),
@@ -350,9 +526,21 @@ impl Link {
                 let table_full = setup.channels_max < 1000;
                 (subscribing && (full || table_full)) || (publishing && table_full)
             }
-            "forbidden" if subscribing || asking => group.is_some_and(|group| !group.subscribable),
-            "forbidden" if publishing => group.is_some_and(|group| !group.publishable),
+            "forbidden" if subscribing => {
+                let off = |channel| self.is_ordered_off(channel, judge);
+                may_not(Op::Subscribe) || pending.channel.is_some_and(off)
+            }
+            "forbidden" if asking => may_not(Op::History),
+            "forbidden" if publishing => may_not(Op::Publish),
+            "forbidden" => match pending.want {
+                Want::Send(_) => !self.found.person.sends,
+                want => want == Want::Other,
+            },
+            "unauthenticated" => self.found.must_authenticate && pending.want != Want::Ping,
+            "busy" if subscribing => may_not(Op::Subscribe),
+            "busy" => setup.access && (publishing || pending.want == Want::Other),
             "bad_channel" if asking => true,
+            "unknown_command" if pending.want == Want::Other => !setup.access,
             code => matches!(pending.want, Want::Bad(due) if due == code),
         }
     }

@@ -5,8 +5,9 @@ use serde_json::value::RawValue;
 
 use super::client::{Client, Scene, Speaks};
 use super::event::{Said, payload_of};
-use super::judge::{Ident, Judge, Kind, Last, Rule};
+use super::judge::{self, Ident, Judge, Kind, Last, Rule};
 use super::link::{Intent, Pending, View, Want};
+use super::policy::Op;
 use super::trace::{note, shown};
 use super::ws::{self, Frame};
 
@@ -19,6 +20,7 @@ impl Client {
         let Some(link) = &mut self.link else { return };
         link.parser.push(bytes);
         loop {
+            let position = self.link.as_ref().map_or(0, |link| link.parser.position());
             let frame = match self.link.as_mut().map(|link| link.parser.next()) {
                 Some(Ok(Some(frame))) => frame,
                 Some(Err(what)) => {
@@ -27,6 +29,12 @@ impl Client {
                 }
                 _ => return,
             };
+            while scene.written.front().is_some_and(|(end, _)| *end <= position) {
+                scene.written.pop_front();
+            }
+            if let Some(link) = &mut self.link {
+                link.written = scene.written.front().map(|(_, written)| *written);
+            }
             self.frame(frame, scene);
         }
     }
@@ -96,6 +104,9 @@ impl Client {
     fn raw_message(&mut self, opcode: u8, body: &[u8], scene: &mut Scene) {
         let Some(link) = &mut self.link else { return };
         scene.judge.deliveries += 1;
+        if let Some(number) = judge::direct_in(body) {
+            return link.direct(number, scene);
+        }
         let Some(is) = scene.judge.identify(body, &link.who) else { return };
         let (channel, binary) = match is {
             Ident::Number(number) => {
@@ -115,6 +126,7 @@ impl Client {
         };
         own.raw.last = Some(is);
         own.raw.next(channel, is, &link.who, scene.judge);
+        link.check_allowed(channel, false, scene);
     }
 
     fn said(&mut self, said: &Said, scene: &mut Scene) {
@@ -151,13 +163,14 @@ impl Client {
                 if let Some(is) = scene.judge.identify(&payload, &who) {
                     scene.judge.learn(channel, epoch, offset, is, &who);
                 }
+                link.check_allowed(channel, offset <= seam, scene);
                 link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
                 self.seen.insert(channel, (epoch, offset));
             }
             "gap" => {
                 scene.judge.gaps += 1;
                 let (Some(channel), Some(epoch), Some(from), Some(to)) =
-                    (named, epoch, said.from, said.to)
+                    (named, epoch, said.from.and_then(|from| from.get().parse().ok()), said.to)
                 else {
                     return scene.judge.broken(Rule::Frames, format_args!("{who} got half a gap"));
                 };
@@ -194,8 +207,38 @@ impl Client {
                 }
                 link.drain_told = true;
             }
+            "direct" => {
+                let number = said.data.and_then(|data| judge::direct_in(data.get().as_bytes()));
+                match number {
+                    Some(number) => link.direct(number, scene),
+                    None => {
+                        let what = format_args!("{who} got something that nobody has sent");
+                        scene.judge.broken(Rule::Direct, what);
+                    }
+                }
+            }
+            "connected" if said.id.is_none() => {
+                if !link.found.admitted || said.connection.is_none() {
+                    let what = format_args!("{who} was told that it is somebody");
+                    scene.judge.broken(Rule::ReplyFits, what);
+                }
+                link.name = said.connection.map(str::to_owned);
+            }
+            "unsubscribed" if said.reason.is_some() => self.sent_off(named, scene),
             _ => self.replied(said, named, epoch, scene),
         }
+    }
+
+    /// The server has ended a subscription by itself.
+    fn sent_off(&mut self, named: Option<usize>, scene: &mut Scene) {
+        let Some((link, channel)) = self.link.as_mut().zip(named) else { return };
+        let always = link.chance(Op::Subscribe, channel, scene.setup).always;
+        if always && !link.is_ordered_off(channel, scene.judge) {
+            let name = &scene.judge.names[channel];
+            let what = format_args!("{} was taken {name}, which it may have", link.who);
+            scene.judge.broken(Rule::Ordered, what);
+        }
+        link.ended_by_server(channel);
     }
 
     /// A reply: finds its command and checks that it fits.
@@ -241,6 +284,13 @@ impl Client {
                 scene.judge.broken(Rule::ReplyOrder, what);
             }
         }
+        let turn = link.written.map_or(0, |written| written.turn);
+        let own = pending.channel.and_then(|channel| link.channels.get_mut(&channel));
+        match (said.kind, own) {
+            ("subscribed", Some(own)) => own.subscribed = turn,
+            ("unsubscribed", Some(own)) => own.unsubscribed = pending.turn,
+            _ => {}
+        }
         let misfit = link.reply(&pending, said, named, epoch, &mut self.seen, scene);
         if let Some(why) = misfit {
             let what = format_args!(
@@ -280,11 +330,24 @@ impl Client {
             // Whoever it is, it has begun something that was not complete a while ago.
             4003 => link.mute || !self.habit.keeps_up() || scene.quiet_ms < QUIET_MS,
             4500 => {
-                self.speaks != Speaks::Ringfeed
-                    && (link.refusable || setup.messages_per_second_max > 0)
+                let off = |&channel: &usize| {
+                    !link.chance(Op::Subscribe, channel, setup).always
+                        || link.is_ordered_off(channel, scene.judge)
+                };
+                let refused = link.refusable
+                    || setup.messages_per_second_max > 0
+                    || link.channels.keys().any(off);
+                self.speaks != Speaks::Ringfeed && refused
             }
             4501 => setup.messages_per_second_max > 0,
-            code => link.close_sent == Some(code) || link.broke.contains(&code),
+            4005 | 4503 | 4504 | 4505 => link
+                .written
+                .is_some_and(|written| scene.judge.ledgers.may_close(link.conn, code, written)),
+            code => {
+                link.close_sent == Some(code)
+                    || link.broke.contains(&code)
+                    || link.is_ordered_closed(code, scene.judge)
+            }
         };
         if !allowed {
             let what = format_args!("{who} was closed with {code} {reason:?}");
@@ -316,7 +379,12 @@ impl Client {
                 }
             }
         }
-        if code == 4000 {
+        // Who is revoked while it is being closed gets less than the reason takes for granted.
+        let turned_out = link.written.is_some_and(|written| {
+            let ledgers = &scene.judge.ledgers;
+            [4005, 4504].iter().any(|&code| ledgers.may_close(link.conn, code, written))
+        });
+        if code == 4000 && !turned_out {
             link.check_reason(&reason, raw, scene);
         }
         if self.answers && link.close_sent.is_none() && !link.mute {
@@ -367,6 +435,10 @@ impl Client {
         {
             let what = format_args!("{who} has no reply to {:?} {:?}", pending.want, pending.id);
             judge.broken(Rule::OneReply, what);
+        }
+        // An echo is told nothing else.
+        if self.speaks != Speaks::Echo {
+            link.check_orders(judge);
         }
         if let Some((_, body)) = link.echoes.front().filter(|_| !link.mute) {
             judge.broken(Rule::Complete, format_args!("{who} has no echo of {}", shown(body)));

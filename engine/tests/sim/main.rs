@@ -3,7 +3,8 @@
 //! Every seed is a world of its own ([`world`]): a few shards with small limits ([`setup`]), clients of
 //! every dialect and habit ([`client`]), a socket layer that does what networks do ([`net`]), a clock
 //! that stands still until it is moved, and a judge that knows only what clients may rely on
-//! ([`judge`]). The engine is met in [`node`] alone.
+//! ([`judge`], with what it knows of who may have what in [`ledger`]). The engine is met in [`node`] and
+//! [`control`] alone.
 //!
 //! `cargo test -p ringfeed-engine --test sim` runs fresh seeds for a minute; `-- --help` says more. A
 //! seed that fails is printed with the command that runs it again, with a trace to be read.
@@ -14,15 +15,19 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+mod application;
 mod client;
+mod control;
 mod dice;
 mod event;
 mod finale;
 mod judge;
+mod ledger;
 mod link;
 mod listen;
 mod net;
 mod node;
+mod policy;
 mod raw;
 mod run;
 mod setup;

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use ringfeed_wire::{Event, ShortSend, SocketId, Usage, VECTORED_RUNS_MAX, Wire, WireError};
 
 use super::dice::Dice;
+use super::ledger::Written;
 use super::trace::{Trace, note};
 
 /// Number of a connection, never used again.
@@ -84,6 +85,11 @@ pub(crate) struct Conn {
     pub(crate) faults: Faults,
     /// Taken from the shard, not read by the client.
     pub(crate) unread: Vec<u8>,
+    /// Of what was taken and not looked at by the client: up to which byte of all, and when.
+    pub(crate) written: VecDeque<(u64, Written)>,
+    taken: u64,
+    /// Up to which byte something was handed over of which a part was taken, and in which turn.
+    offered: (u64, u64),
     /// Sent by the client, not arrived.
     pub(crate) upstream: VecDeque<u8>,
     /// Of these, bytes that arrive although receiving is paused.
@@ -153,6 +159,8 @@ pub(crate) struct Net {
     pub(crate) activity: u64,
     pub(crate) faults: u64,
     pub(crate) sabotage: Option<Sabotage>,
+    /// Turns that the shard which sends has begun.
+    pub(crate) turn: u64,
     submissions: u64,
 }
 
@@ -170,6 +178,7 @@ impl Net {
             activity: 0,
             faults: 0,
             sabotage: None,
+            turn: 0,
             submissions: 0,
         }
     }
@@ -191,6 +200,9 @@ impl Net {
             capacity,
             faults,
             unread: Vec::new(),
+            written: VecDeque::new(),
+            taken: 0,
+            offered: (0, 0),
             upstream: VecDeque::new(),
             under_way: 0,
             paused: false,
@@ -412,6 +424,22 @@ impl Wire for SimWire {
             let conn = &mut net.conns[id];
             if conn.unread.is_empty() && taken > 0 {
                 net.fresh.push(id);
+            }
+            if taken > 0 {
+                let (until, first) = conn.offered;
+                let (from, ms) = (conn.taken, net.now_ms);
+                conn.taken += taken as u64;
+                if from < until {
+                    let written = Written { turn: net.turn, ms, offered: first };
+                    conn.written.push_back((until.min(conn.taken), written));
+                }
+                if conn.taken > until {
+                    let written = Written { turn: net.turn, ms, offered: net.turn };
+                    conn.written.push_back((conn.taken, written));
+                }
+                if taken < len && conn.taken > until {
+                    conn.offered = (from + len as u64, net.turn);
+                }
             }
             let mut left = taken;
             let arrived = conn.unread.len();

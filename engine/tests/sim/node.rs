@@ -16,22 +16,24 @@ use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload, Waker,
-    queues,
+    Asked, ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload,
+    UserConnection, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
 use ringfeed_engine::shard::{
-    Credentials, Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
+    Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
 };
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::{ChannelName, Dialect, Offset};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::Speaks;
+use super::control;
 use super::dice::Dice;
 use super::judge::Kind;
-use super::net::{Net, SimWire};
+use super::ledger::Found;
+use super::net::{ConnId, Net, SimWire};
 use super::setup::Setup;
 
 /// One shard, and what is on its thread besides.
@@ -48,12 +50,12 @@ struct Node {
 /// All shards of one process.
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     net: Rc<RefCell<Net>>,
     /// What shards ask of the control thread.
-    asked: mpsc::Receiver<Asked>,
+    pub(super) asked: mpsc::Receiver<Asked>,
     /// What a clock on the wall shows.
-    unix_ms: Rc<Cell<u64>>,
+    pub(super) unix_ms: Rc<Cell<u64>>,
 }
 
 /// Answers that the control thread waits for.
@@ -62,6 +64,13 @@ pub(crate) enum Waiting {
     Published(Vec<(u64, usize)>, oneshot::Receiver<Vec<(u32, Published)>>),
     History(usize, oneshot::Receiver<Option<HistoryPage>>),
     Rows(oneshot::Receiver<ChannelPage>),
+    /// Connections of a user, as an order by this number finds them.
+    There(usize, oneshot::Receiver<Vec<UserConnection>>),
+    /// How many connections the order has reached.
+    Reached(usize, oneshot::Receiver<u32>),
+    /// A shard goes by a policy, or knows of a revocation: its number, and the shard.
+    Reconfigured(usize, usize, oneshot::Receiver<ChannelPage>),
+    Revoked(usize, usize, oneshot::Receiver<ChannelPage>),
 }
 
 /// An answer to the control thread, in plain types.
@@ -70,6 +79,11 @@ pub(crate) enum Answer {
     /// The channel's page, if there is such a channel.
     History(usize, Option<Page>),
     Rows(Vec<Row>),
+    /// Names of connections.
+    There(usize, Vec<String>),
+    Reached(usize, u32),
+    Reconfigured(usize, usize),
+    Revoked(usize, usize),
     /// The shard dropped the request.
     Lost,
 }
@@ -107,6 +121,8 @@ pub(crate) struct Held {
     pub(crate) retained_bytes: u64,
     pub(crate) partial_message_bytes: u64,
     pub(crate) sessions_waiting: u64,
+    pub(crate) users: u64,
+    pub(crate) questions: u64,
 }
 
 impl Cluster {
@@ -217,6 +233,7 @@ impl Cluster {
         endpoint: usize,
         speaks: Speaks,
         rest: Vec<u8>,
+        (found, conn, setup): (&Found, ConnId, &Setup),
     ) {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let permit = self.shared.admission.admit(address).expect("there is no limit");
@@ -227,7 +244,7 @@ impl Cluster {
         };
         let endpoint = endpoint as u8;
         let answer = Vec::new();
-        let credentials = Credentials::default();
+        let credentials = control::credentials(found, conn, setup);
         self.nodes[at].local.promote(Promoted {
             socket,
             endpoint,
@@ -301,7 +318,7 @@ impl Cluster {
         self.request(at, Request::Drain)
     }
 
-    fn request(&self, home: usize, request: Request) -> bool {
+    pub(super) fn request(&self, home: usize, request: Request) -> bool {
         self.shared.shards.request(ShardId(home as u16), request).is_ok()
     }
 
@@ -325,6 +342,8 @@ impl Cluster {
             retained_bytes: counters.retained_bytes.read(),
             partial_message_bytes: counters.partial_message_bytes.read(),
             sessions_waiting: counters.sessions_waiting.read(),
+            users: counters.users.read(),
+            questions: counters.questions.read(),
         }
     }
 }
@@ -364,6 +383,18 @@ impl Waiting {
                 });
                 Answer::Rows(rows.collect())
             }),
+            Waiting::There(number, there) => there.try_recv().map(|there| {
+                Answer::There(*number, there.iter().map(|own| own.connection.to_string()).collect())
+            }),
+            Waiting::Reached(number, reached) => {
+                reached.try_recv().map(|count| Answer::Reached(*number, count))
+            }
+            Waiting::Reconfigured(number, shard, behind) => {
+                behind.try_recv().map(|_| Answer::Reconfigured(*number, *shard))
+            }
+            Waiting::Revoked(number, shard, behind) => {
+                behind.try_recv().map(|_| Answer::Revoked(*number, *shard))
+            }
         };
         match answer {
             Ok(answer) => Some(answer),
@@ -373,7 +404,8 @@ impl Waiting {
     }
 }
 
-fn configuration(setup: &Setup) -> Config {
+/// The configuration that a run begins with.
+pub(super) fn configuration(setup: &Setup) -> Config {
     static DEFAULTS: OnceLock<Config> = OnceLock::new();
     let defaults = || Config::load(&Sources::default()).expect("the defaults are valid");
     let mut config = DEFAULTS.get_or_init(defaults).clone();
@@ -394,10 +426,17 @@ fn configuration(setup: &Setup) -> Config {
     limits.history_reply_max = setup.history_reply_max;
     limits.recovery_bytes_max = setup.recovery_bytes_max;
     limits.cross_shard_bytes_max = setup.cross_shard_bytes_max;
+    limits.connections_per_user_max = setup.connections_per_user_max as u32;
     config.api.body_bytes_max = setup.body_bytes_max;
     config.server.close_timeout_ms = setup.close_timeout_ms;
     config.server.drain_timeout_ms = setup.drain_timeout_ms;
     config.server.drain_spread_ms = setup.drain_spread_ms;
+    config.auth.timeout_ms = setup.authentication_timeout_ms;
+    config.hooks.timeout_ms = setup.hooks_timeout_ms;
+    if setup.access {
+        config.hooks.message_url.0 = "http://application/".into();
+        config.hooks.disconnect_url.0 = "http://application/".into();
+    }
     config.heartbeat.interval_ms = setup.heartbeat_interval_ms;
     config.heartbeat.timeout_ms = setup.heartbeat_timeout_ms;
     let endpoint = config.endpoints[0].clone();
@@ -414,8 +453,8 @@ fn configuration(setup: &Setup) -> Config {
         .enumerate()
         .map(|(number, group)| ChannelRule {
             pattern: format!("g{number}.*"),
-            subscribe: if group.subscribable { Subscribers::Anyone } else { Subscribers::Nobody },
-            publish: if group.publishable { Publishers::Anyone } else { Publishers::Api },
+            subscribe: Subscribers::Anyone,
+            publish: Publishers::Anyone,
             history_size: group.history_size,
             history_bytes: group.history_bytes,
             history_age_ms: group.history_age_ms,
@@ -425,5 +464,6 @@ fn configuration(setup: &Setup) -> Config {
         })
         .chain([rule])
         .collect();
+    control::apply(&setup.policies[0], &mut config);
     config
 }

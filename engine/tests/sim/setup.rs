@@ -2,6 +2,7 @@
 //! meets every limit.
 
 use super::dice::Dice;
+use super::policy::{self, Policy};
 
 /// What most of the load looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +23,6 @@ pub(crate) enum Mode {
 /// Channels under one rule of the configuration: those named `g<number>.*`.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
-    pub(crate) subscribable: bool,
-    /// Clients may publish.
-    pub(crate) publishable: bool,
     pub(crate) history_size: u32,
     pub(crate) history_bytes: u64,
     pub(crate) history_age_ms: u32,
@@ -106,6 +104,28 @@ pub(crate) struct Setup {
     /// Share of turns among the steps.
     pub(crate) turns: u32,
     pub(crate) clocks: u32,
+    /// Clients are somebody, and the application has a say.
+    pub(crate) access: bool,
+    /// What configurations say about access: the first one holds from the beginning.
+    pub(crate) policies: Vec<Policy>,
+    pub(crate) users: usize,
+    /// Of 1,000 clients: those without a user.
+    pub(crate) strangers: u32,
+    /// 0 is no limit.
+    pub(crate) connections_per_user_max: usize,
+    pub(crate) hooks_timeout_ms: u32,
+    pub(crate) authentication_timeout_ms: u32,
+    /// Of what the application says.
+    pub(crate) says: u64,
+    /// Among the steps: answers of the application, and a moment in which nothing can be asked.
+    pub(crate) answers: u32,
+    pub(crate) stuffed: u32,
+    /// Orders of the API, revocations, and other configurations.
+    pub(crate) orders: u32,
+    pub(crate) revocations: u32,
+    pub(crate) reconfigurations: u32,
+    /// The clock on the wall is set.
+    pub(crate) wall_clocks: u32,
     /// Whether the server may be drained in the middle.
     pub(crate) drains: bool,
 }
@@ -155,6 +175,11 @@ impl Setup {
         };
         let heartbeat = dice.chance(500);
         let limited = dice.chance(120);
+        let access = dice.chance(450);
+        let asks = access && dice.chance(650);
+        let on = |dice: &mut Dice, rate: u32, weight: u32| {
+            if access && dice.chance(rate) { weight } else { 0 }
+        };
         let mut setup = Setup {
             mode,
             shards,
@@ -202,6 +227,20 @@ impl Setup {
             jumps: dice.pick(&[0, 50, 200]),
             turns: dice.magnitude(200, 1500) as u32,
             clocks: dice.pick(&[5, 30, 100]),
+            access,
+            policies: policy::draw(dice, groups.len(), !access, asks),
+            users: if access { dice.range(1, 4) } else { 0 },
+            strangers: if access { dice.pick(&[0, 300, 800]) } else { 1000 },
+            connections_per_user_max: if access { dice.pick(&[0, 0, 1, 2, 4]) } else { 0 },
+            hooks_timeout_ms: dice.pick(&[100, 500, 1500]),
+            authentication_timeout_ms: dice.pick(&[200, 1000, 5000]),
+            says: dice.number(),
+            answers: if asks { dice.pick(&[10, 60, 300]) } else { 0 },
+            stuffed: if asks && dice.chance(30) { 2 } else { 0 },
+            orders: on(dice, 500, 15),
+            revocations: on(dice, 400, 5),
+            reconfigurations: on(dice, 500, 8),
+            wall_clocks: on(dice, 500, 10),
             drains: dice.chance(150),
             groups,
             channels,
@@ -235,8 +274,6 @@ impl Setup {
 impl Group {
     fn draw(dice: &mut Dice) -> Group {
         Group {
-            subscribable: !dice.chance(40),
-            publishable: dice.chance(700),
             history_size: dice.pick(&[0, 0, 1, 5, 40, 1000]),
             history_bytes: dice.pick(&[16 << 20, 16 << 20, 10_000]),
             history_age_ms: dice.pick(&[0, 300_000, 300_000, 500]),

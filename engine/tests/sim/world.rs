@@ -8,9 +8,12 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::application::Application;
 use super::client::{Client, Habit, Scene, payload_size};
+use super::control::name_of;
 use super::dice::Dice;
 use super::judge::{Judge, Rule};
+use super::ledger::Ledgers;
 use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
 use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting};
 use super::setup::{Mode, Setup};
@@ -68,6 +71,9 @@ pub(crate) struct World {
     drained_at: Option<Duration>,
     /// Newest position of each channel, as the control thread was told last.
     pub(super) newest: Vec<Option<(u64, u64)>>,
+    pub(super) application: Application,
+    /// Shards whose tick is due.
+    ticks: Vec<bool>,
     pub(super) healed: bool,
     /// Rows are of now: everything is quiet.
     pub(super) listing: bool,
@@ -95,6 +101,13 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("a shard is slow", |_| 3, World::slow_shard),
     ("a reader stalls or comes back", |_| 15, World::stall),
     ("slots are free again", |_| 20, World::release_slots),
+    ("the application answers", |w| w.setup.answers, World::answer_some),
+    ("nothing can be asked", |w| w.setup.stuffed, World::stuff_questions),
+    ("the API orders", |w| w.setup.orders, World::order),
+    ("somebody is revoked", |w| w.setup.revocations, World::revoke),
+    ("a policy is set", |w| w.setup.reconfigurations, World::set_policy),
+    ("a shard is told", |w| w.tells(), World::tell),
+    ("the clock on the wall is set", |w| w.setup.wall_clocks, World::set_wall_clock),
     ("drain", |w| u32::from(w.setup.drains), World::drain),
 ];
 
@@ -108,10 +121,13 @@ impl World {
         let net = Net::new(setup.shards, dice.split(), trace.clone(), setup.adopt_faults);
         let net = Rc::new(RefCell::new(net));
         let cluster = Cluster::new(&setup, &net, &mut dice, &elapsed);
+        let mut ledgers = Ledgers::new(setup.shards, setup.policies.clone());
+        ledgers.most_per_user = setup.connections_per_user_max;
+        ledgers.authentication_ms = setup.authentication_timeout_ms.into();
         let names: Vec<String> =
             setup.channels.iter().map(|channel| channel.name.clone()).collect();
         World {
-            judge: Judge::new(names, rules),
+            judge: Judge::new(names, ledgers, rules),
             clients: Vec::new(),
             owners: Vec::new(),
             open: Vec::new(),
@@ -121,6 +137,8 @@ impl World {
             to_drain: BTreeSet::new(),
             drained_at: None,
             newest: vec![None; setup.channels.len()],
+            application: Application::default(),
+            ticks: vec![false; setup.shards],
             healed: false,
             listing: false,
             setup,
@@ -182,7 +200,7 @@ impl World {
         }
     }
 
-    fn any_conn(&mut self) -> Option<ConnId> {
+    pub(super) fn any_conn(&mut self) -> Option<ConnId> {
         let count = self.open.len();
         (count > 0).then(|| self.open[self.dice.below(count)])
     }
@@ -237,6 +255,10 @@ impl World {
         !self.judge.draining && self.open.len() < self.setup.clients
     }
 
+    fn tells(&self) -> u32 {
+        if self.setup.revocations + self.setup.reconfigurations > 0 { 40 } else { 0 }
+    }
+
     fn churn(&self) -> u32 {
         match self.setup.mode {
             Mode::Crowd => 25,
@@ -275,10 +297,14 @@ impl World {
         let (conn, socket) = self.net.borrow_mut().connect(shard, capacity, faults);
         self.owners.push(at);
         self.open.push(conn);
-        client.connect(conn);
+        let found = self.found(at, conn);
+        self.judge.ledgers.promoted(shard, found.clone());
+        let name = found.number.map(|number| name_of(shard, number));
+        let client = &mut self.clients[at];
+        client.connect(conn, found.clone(), name);
         note!(
             self.trace,
-            "k{at}/c{conn} connects to s{shard}: {:?} {:?}, {capacity} bytes of buffer",
+            "k{at}/c{conn} connects to s{shard}: {:?} {:?}, {capacity} bytes of buffer, {found:?}",
             client.speaks,
             client.habit
         );
@@ -290,7 +316,7 @@ impl World {
                 rest = self.net.borrow_mut().conns[conn].upstream.drain(..).collect();
             }
         }
-        self.cluster.promote(shard, socket, endpoint, speaks, rest);
+        self.cluster.promote(shard, socket, endpoint, speaks, rest, (&found, conn, &self.setup));
     }
 
     fn leave(&mut self) {
@@ -508,7 +534,11 @@ impl World {
     pub(super) fn turn(&mut self, shard: usize) {
         self.turns += 1;
         self.tell_drain();
+        self.judge.ledgers.begin_turn(shard);
+        self.net.borrow_mut().turn = self.judge.ledgers.turns[shard];
         let busy = self.cluster.turn(shard);
+        let ticked = std::mem::take(&mut self.ticks[shard]);
+        self.end_turn(shard, ticked);
         note!(self.trace, "s{shard} turn, {}", if busy { "busy" } else { "idle" });
         if self.cluster.has_ended(shard) {
             self.end_shard(shard);
@@ -521,6 +551,19 @@ impl World {
             }
         }
         self.poll();
+    }
+
+    /// What the shard has taken in this turn counts from now on.
+    fn end_turn(&mut self, shard: usize, ticked: bool) {
+        if !self.setup.access {
+            return;
+        }
+        let now = (self.elapsed.get().as_millis() as u64, self.cluster.unix_ms.get());
+        let net = self.net.borrow();
+        let was_taken = |conn: ConnId| net.conns[conn].phase != Phase::Offered;
+        self.judge.ledgers.end_turn(shard, now, ticked, was_taken);
+        drop(net);
+        self.take_questions(shard, ticked);
     }
 
     /// The shard's thread is over: the kernel closes what it had.
@@ -557,6 +600,7 @@ impl World {
                         }
                         Err(code) if code == "limit_reached" && self.setup.channels_max < 1000 => {}
                         Err(code) if code == "draining" && judge.draining => {}
+                        Err(code) if code == "busy" && self.setup.access => {}
                         Err(code) => {
                             judge.broken(
                                 Rule::Api,
@@ -590,6 +634,10 @@ impl World {
                     }
                 }
             }
+            Answer::There(..)
+            | Answer::Reached(..)
+            | Answer::Reconfigured(..)
+            | Answer::Revoked(..) => self.ordered(answer),
             Answer::Lost => {
                 if !judge.draining {
                     judge.broken(Rule::Api, format_args!("a request was dropped"));
@@ -614,6 +662,7 @@ impl World {
             judge: &mut self.judge,
             setup: &self.setup,
             trace: &self.trace,
+            written: &mut state.written,
             silence_ms: silent_ms.max(state.silence_ms),
             quiet_ms: if is_quiet { silent_ms } else { 0 },
         };
@@ -670,6 +719,7 @@ impl World {
         if over {
             self.with_client(conn, |client, scene| client.ended(excused, scene));
             self.open.retain(|&other| other != conn);
+            self.judge.ledgers.over(conn);
         }
     }
 
@@ -677,11 +727,13 @@ impl World {
         let before = self.elapsed.get();
         let now = before + Duration::from_millis(ms);
         self.elapsed.set(now);
+        self.cluster.unix_ms.set(self.cluster.unix_ms.get() + ms);
         self.net.borrow_mut().now_ms = now.as_millis() as u64;
         if now.as_millis() / 100 > before.as_millis() / 100 {
             for shard in 0..self.cluster.count() {
                 if self.healed || !self.dice.chance(100) {
                     self.cluster.tick(shard);
+                    self.ticks[shard] = true;
                 }
             }
         }

@@ -20,15 +20,23 @@ pub(crate) const PONG: u8 = 10;
 pub(crate) struct Parser {
     buffer: Vec<u8>,
     at: usize,
+    /// Bytes of the stream before the buffer.
+    before: u64,
 }
 
 impl Parser {
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         if self.at > 0 && self.at == self.buffer.len() {
+            self.before += self.at as u64;
             self.buffer.clear();
             self.at = 0;
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes of the stream before the next frame.
+    pub(crate) fn position(&self) -> u64 {
+        self.before + self.at as u64
     }
 
     /// Bytes of a frame that is not whole.

@@ -16,6 +16,8 @@ pub(super) enum Parked {
     Publication(StoredPayload, Asker),
     /// A publication of which it is not known yet whether it may be: it keeps its place.
     Asked(Ticket, StoredPayload, Asker),
+    /// A publication that may not be: whoever published it is told behind its earlier ones.
+    Refused(Refused, Asker),
     /// Something that a session has asked behind a publication of its own.
     Request(Request),
 }
@@ -29,6 +31,7 @@ impl Parked {
                 Parked::Publication(payload, _) | Parked::Asked(_, payload, _) => {
                     payload.bytes.len()
                 }
+                Parked::Refused(..) => 0,
                 Parked::Request(request) => request.cost(),
             }
     }
@@ -37,8 +40,9 @@ impl Parked {
     fn session(&self) -> Option<(ShardId, SessionId)> {
         let origin = match self {
             Parked::Publication(_, Asker::Session(origin))
+            | Parked::Refused(_, Asker::Session(origin))
             | Parked::Asked(_, _, Asker::Session(origin)) => Some(origin),
-            Parked::Publication(..) | Parked::Asked(..) => None,
+            Parked::Publication(..) | Parked::Refused(..) | Parked::Asked(..) => None,
             Parked::Request(request) => request.origin(),
         };
         origin.map(|origin| (origin.shard, origin.session))
@@ -113,6 +117,9 @@ impl Parking {
         let at = self.queue.iter().position(is_it)?;
         let asked = self.queue.remove(at)?;
         self.count_out(&asked);
+        let session = asked.session();
+        let mut before = self.queue.iter().take(at);
+        let is_behind_own = session.is_some() && before.any(|other| other.session() == session);
         let Parked::Asked(_, payload, asker) = asked else { return None };
         match publish {
             Ok(instead) => {
@@ -121,8 +128,19 @@ impl Parking {
                 self.queue.insert(at, parked);
                 None
             }
+            Err(refused) if is_behind_own => {
+                let parked = Parked::Refused(refused, asker);
+                self.count_in(&parked);
+                self.queue.insert(at, parked);
+                None
+            }
             Err(refused) => Some((asker, refused)),
         }
+    }
+
+    /// What of it somebody outside has to answer first.
+    pub(super) fn awaiting_bytes(&self) -> usize {
+        if self.awaits_answer() { self.bytes } else { 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -68,6 +68,8 @@ pub(in crate::shard) struct Homes {
     /// With something parked.
     waiting: VecDeque<u32>,
     parked_bytes: usize,
+    /// Of these, behind what somebody outside has not answered.
+    awaiting_bytes: usize,
     history_bytes: usize,
     /// Channels of whose history something is encoded, longest ago first; some of them gone, or twice.
     encoded: VecDeque<u32>,
@@ -112,6 +114,7 @@ impl Homes {
             dirty: Vec::new(),
             waiting: VecDeque::new(),
             parked_bytes: 0,
+            awaiting_bytes: 0,
             history_bytes: 0,
             encoded: VecDeque::new(),
             encoded_room: ENCODED_ROOM,
@@ -146,9 +149,10 @@ impl Homes {
         self.parked_bytes
     }
 
-    /// Whether so much is held back that nothing more may be taken.
+    /// Whether so much is held back that nothing more may be taken. What waits for somebody outside does not count:
+    /// it has a bound of its own, and the shard goes on with everything else.
     pub(in crate::shard) fn is_full(&self) -> bool {
-        self.parked_bytes > self.limits.parked_bytes_max
+        self.parked_bytes - self.awaiting_bytes > self.limits.parked_bytes_max
     }
 
     /// Whether anything is held back.
@@ -236,7 +240,7 @@ impl Homes {
         };
         if self.is_held(index) {
             if !self.has_room_behind_asked(index) {
-                asker.answer(name, Err(TOO_MUCH_ASKED), deliver);
+                self.refuse(name, asker, TOO_MUCH_ASKED, deliver);
                 return false;
             }
             self.park(index, Parked::Publication(payload.into(), asker));
@@ -256,6 +260,9 @@ impl Homes {
             return Err(Refused::Draining);
         }
         let index = self.open(name, now_ms)?;
+        if self.parked_bytes > self.limits.parked_bytes_max / 2 {
+            return Err(TOO_MUCH_ASKED);
+        }
         if self.has_room_behind_asked(index) { Ok(()) } else { Err(TOO_MUCH_ASKED) }
     }
 
@@ -271,6 +278,27 @@ impl Homes {
         self.park(index, Parked::Asked(ticket, payload, asker));
     }
 
+    /// Refuses a publication, behind what its session has published before.
+    pub(in crate::shard) fn refuse(
+        &mut self,
+        name: &ChannelName,
+        asker: Asker,
+        refused: Refused,
+        deliver: Deliver,
+    ) {
+        let index = self.by_name.get(name).copied().filter(|&index| {
+            let parked = self.homes.get(index).and_then(|home| home.parked.as_ref());
+            match &asker {
+                Asker::Session(own) => parked.is_some_and(|p| p.has_of(own.shard, own.session)),
+                _ => false,
+            }
+        });
+        match index {
+            Some(index) => self.park(index, Parked::Refused(refused, asker)),
+            None => asker.answer(name, Err(refused), deliver),
+        }
+    }
+
     /// Goes on with a publication that was asked about.
     pub(in crate::shard) fn settle_asked(
         &mut self,
@@ -280,16 +308,13 @@ impl Homes {
         deliver: Deliver,
     ) {
         let Some(&index) = self.by_name.get(name) else { return };
-        let home = self.homes.get_mut(index).expect("an indexed home is there");
-        let Some(parked) = home.parked.as_mut() else { return };
-        let before = parked.bytes();
-        let refused = parked.answered(ticket, publish);
-        let (after, is_empty) = (parked.bytes(), parked.is_empty());
-        if is_empty {
-            home.parked = None;
+        if self.homes.get(index).is_none_or(|home| home.parked.is_none()) {
+            return;
+        }
+        let refused = self.with_parking(index, |parked| parked.answered(ticket, publish));
+        if self.home_mut(index).parked.is_none() {
             self.waiting.retain(|&waiting| waiting != index);
         }
-        self.parked_bytes = self.parked_bytes - before + after;
         if let Some((asker, refused)) = refused {
             asker.answer(name, Err(refused), deliver);
         }
@@ -311,13 +336,24 @@ impl Homes {
     }
 
     fn park_with(&mut self, index: u32, parked: Parked, push: fn(&mut Parking, Parked)) {
-        self.parked_bytes += parked.bytes();
-        let home = self.home_mut(index);
-        let first = home.parked.is_none();
-        push(home.parked.get_or_insert_default(), parked);
-        if first {
+        if self.home_mut(index).parked.is_none() {
             self.waiting.push_back(index);
         }
+        self.with_parking(index, |parking| push(parking, parked));
+    }
+
+    /// Changes what a home holds back, and keeps count of all of it.
+    fn with_parking<T>(&mut self, index: u32, change: impl FnOnce(&mut Parking) -> T) -> T {
+        let home = self.homes.get_mut(index).expect("an indexed home is there");
+        let parked = home.parked.get_or_insert_default();
+        let (bytes, awaiting) = (parked.bytes(), parked.awaiting_bytes());
+        let changed = change(parked);
+        self.parked_bytes = self.parked_bytes - bytes + parked.bytes();
+        self.awaiting_bytes = self.awaiting_bytes - awaiting + parked.awaiting_bytes();
+        if parked.is_empty() {
+            home.parked = None;
+        }
+        changed
     }
 
     /// Holds a request of a session back where a publication of that session is: answers are in the
@@ -387,6 +423,9 @@ impl Homes {
                         self.append(index, &payload.borrowed(), asker, now, deliver);
                         published += 1;
                     }
+                    Parked::Refused(refused, asker) => {
+                        asker.answer(&self.home_mut(index).name, Err(refused), deliver);
+                    }
                     // Not before it is answered.
                     Parked::Asked(..) => unreachable!("what awaits an answer is not next"),
                     Parked::Request(request) => {
@@ -416,13 +455,8 @@ impl Homes {
         if home.is_held(turn, most) {
             return None;
         }
-        let queue = home.parked.as_mut()?;
-        let parked = queue.pop_front()?;
-        if queue.is_empty() {
-            home.parked = None;
-        }
-        self.parked_bytes -= parked.bytes();
-        Some(parked)
+        home.parked.as_ref()?;
+        self.with_parking(index, Parking::pop_front)
     }
 
     /// Hands out everything pending: the end of a turn.
@@ -642,6 +676,9 @@ impl Homes {
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();
         assert_eq!(parked, self.parked_bytes, "parked bytes");
+        let parkings = homes().filter_map(|home| home.parked.as_ref());
+        let awaiting: usize = parkings.map(|parked| parked.awaiting_bytes()).sum();
+        assert_eq!(awaiting, self.awaiting_bytes, "parked bytes that await an answer");
         let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
         assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");
         let encoded =

@@ -56,10 +56,20 @@ impl<W: Wire> Shard<W> {
                 if self.sessions.has(slot, CLOSING) {
                     return;
                 }
-                self.lift(slot, Holds::ASKED);
+                if self.is_last_answer(slot) {
+                    self.lift(slot, Holds::ASKED);
+                }
                 self.go_on(slot, then, answer);
             }
         }
+    }
+
+    /// Counts an answer to a session. Whether nothing more is asked about it.
+    fn is_last_answer(&mut self, slot: SessionSlot) -> bool {
+        self.sessions.get_mut(slot).is_none_or(|session| {
+            session.asked = session.asked.saturating_sub(1);
+            session.asked == 0
+        })
     }
 
     /// Goes on with what a session has asked for.

@@ -134,8 +134,12 @@ impl<W: Wire> Shard<W> {
     /// Closes a session for which too much waits: what it has not begun to read is given up, and it is
     /// told so.
     pub(super) fn give_up_and_close(&mut self, slot: SessionSlot, why: CloseReason, reason: &str) {
-        if self.sessions.has(slot, OUTBOX) && !self.sessions.has(slot, CLOSING) {
-            self.sessions.with_outbox(slot, |outbox| outbox.give_up());
+        if self.sessions.has(slot, OUTBOX) {
+            let closing = self.sessions.has(slot, CLOSING);
+            self.sessions.with_outbox(slot, |outbox| match closing {
+                false => outbox.give_up(),
+                true => outbox.give_up_before_last(),
+            });
         }
         self.close_session(slot, why, reason);
     }

@@ -169,6 +169,14 @@ impl Outbox {
         self.frames.truncate(usize::from(self.begun));
         self.own_bytes = self.frames.iter().map(|(memory, f)| own_bytes_of(*memory, f)).sum();
     }
+
+    /// The same before a close frame, which is the last one and stays.
+    pub(in crate::shard) fn give_up_before_last(&mut self) {
+        let last = self.frames.pop_back();
+        self.frames.truncate(usize::from(self.begun));
+        self.frames.extend(last);
+        self.own_bytes = self.frames.iter().map(|(memory, f)| own_bytes_of(*memory, f)).sum();
+    }
 }
 
 #[cfg(test)]
@@ -225,5 +233,19 @@ mod tests {
         assert!(outbox.is_owed());
         outbox.give_up();
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn what_waits_before_a_close_frame_is_given_up_but_for_what_has_begun() {
+        let frames = |outbox: &Outbox| outbox.frames().map(|f| f.to_vec()).collect::<Vec<_>>();
+        let mut begun = outbox(&[b"first", b"second", b"close"]);
+        begun.sent(1);
+        begun.give_up_before_last();
+        assert_eq!(frames(&begun), [&b"irst"[..], b"close"]);
+        assert_eq!(begun.own_bytes(), 4 + 5 + 2 * FRAME_BYTES);
+        let mut alone = outbox(&[b"close"]);
+        alone.sent(1);
+        alone.give_up_before_last();
+        assert_eq!(frames(&alone), [b"lose"]);
     }
 }

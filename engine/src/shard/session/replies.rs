@@ -95,7 +95,8 @@ impl<W: Wire> Shard<W> {
         let Some((id, slot)) = known.filter(|_| allowed) else {
             // Gone, or not allowed any more: the home has counted it in, so it is to count it out.
             let (shard, session) = (self.id, origin.session);
-            if let Some((_, slot)) = known {
+            // Or it was ended before it began.
+            if let Some(slot) = slot.filter(|&slot| !self.sessions.has(slot, CLOSING)) {
                 self.forget_attempt(slot, attempt);
                 let (operation, hint) = (Operation::Subscribe, "no more");
                 let refused = Refused::Forbidden { operation, channel: channel.clone(), hint };

@@ -225,6 +225,10 @@ impl<W: Wire> Shard<W> {
         match self.ask(question, Waiting::Session(session, then)) {
             Ok(_) => {
                 self.hold(slot, super::Holds::ASKED);
+                if let Some(session) = self.sessions.get_mut(slot) {
+                    // One for each channel of its token, and one for its command: no more than a message holds.
+                    session.asked = session.asked.saturating_add(1);
+                }
                 Ok(())
             }
             Err(Waiting::Session(_, then)) => Err(then),
@@ -327,7 +331,8 @@ impl<W: Wire> Shard<W> {
     }
 
     pub(in crate::shard) fn close_revoked(&mut self, slot: SessionSlot) {
-        self.close_session(slot, CloseReason::Revoked, REVOKED);
+        // What waits for it was for somebody who might have it.
+        self.give_up_and_close(slot, CloseReason::Revoked, REVOKED);
     }
 
     /// The time to say who it is has passed.
@@ -366,7 +371,7 @@ impl<W: Wire> Shard<W> {
         standing.armed_ms = NEVER_MS;
         if standing.expires_ms <= now_ms {
             let reason = "what you have shown has expired; come back with something newer";
-            return self.close_session(slot, CloseReason::Expired, reason);
+            return self.give_up_and_close(slot, CloseReason::Expired, reason);
         }
         let passes = standing.passes.len();
         standing.passes.retain(|pass| pass.expires_ms > now_ms);
@@ -442,6 +447,12 @@ impl<W: Wire> Shard<W> {
         reason: &str,
     ) -> bool {
         let Some(at) = self.subscription_to(slot, channel) else { return false };
+        let own = self.sessions.get(slot).and_then(|session| session.subscriptions.get(at));
+        if own.is_some_and(|own| own.index.is_none()) {
+            // Its home has not answered: the subscribe is refused when it has.
+            self.detach(slot, at);
+            return true;
+        }
         let in_band = self.sessions.get(slot).is_some_and(|s| s.dialect.answers_in_band());
         if in_band {
             self.detach(slot, at);

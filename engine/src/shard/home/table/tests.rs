@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::{Config, Sources};
-use crate::message::Delivery;
+use crate::ids::{SessionId, SessionSlot};
+use crate::message::{Delivery, Origin};
 use ringfeed_protocol::command::{Payload, PayloadKind};
 use tokio::sync::oneshot;
 
@@ -251,4 +252,58 @@ fn what_is_too_much_for_one_turn_goes_on_in_the_next_in_order() {
     for (offset, answer) in (1..).zip(&mut answers) {
         assert_eq!(answer.try_recv().unwrap()[0].1.clone().unwrap().offset, Offset(offset));
     }
+}
+
+/// Asks about a publication of one session, `id` and a payload of so many bytes.
+fn ask(bench: &mut Bench, channel: &ChannelName, id: u32, bytes: usize) {
+    let session = SessionId { slot: SessionSlot(0), generation: 1 };
+    let origin = Origin { shard: ShardId(0), session, id: Some(id.to_string().into()) };
+    let payload = StoredPayload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
+    bench.homes.may_ask(channel, 0).unwrap();
+    let ticket = Ticket { slot: id, generation: 0 };
+    bench.homes.park_asked(channel, ticket, payload, Asker::Session(origin));
+}
+
+fn settle(bench: &mut Bench, channel: &ChannelName, id: u32, publish: Result<(), Refused>) {
+    let (ticket, delivered) = (Ticket { slot: id, generation: 0 }, &mut bench.delivered);
+    bench.homes.settle_asked(channel, ticket, publish.map(|()| None), &mut |to, delivery| {
+        delivered.push((to, delivery));
+    });
+}
+
+#[test]
+fn a_publication_that_is_denied_is_answered_behind_the_earlier_ones_of_its_session() {
+    let mut bench = Bench::new(0);
+    let channel = ChannelName::new("a").unwrap();
+    ask(&mut bench, &channel, 1, 1);
+    ask(&mut bench, &channel, 2, 1);
+    settle(&mut bench, &channel, 2, Err(Refused::Denied { detail: "no".into() }));
+    assert_eq!(bench.begin_turn(), 0);
+    assert!(bench.delivered.is_empty(), "the first one is not answered");
+    settle(&mut bench, &channel, 1, Ok(()));
+    assert_eq!(bench.begin_turn(), 1);
+    let told = |(_, delivery): &(ShardId, Delivery)| match delivery {
+        Delivery::Published { origin, .. } => (true, origin.id.clone()),
+        Delivery::Refused { origin, .. } => (false, origin.id.clone()),
+        other => panic!("{other:?}"),
+    };
+    let told: Vec<_> = bench.delivered.iter().map(told).collect();
+    assert_eq!(told, [(true, Some("1".into())), (false, Some("2".into()))]);
+    bench.homes.check();
+    assert!(!bench.homes.has_parked());
+}
+
+#[test]
+fn what_waits_for_the_application_is_bounded_and_fills_no_shard() {
+    let mut bench = Bench::new(0);
+    let [a, b] = ["a", "b"].map(|name| ChannelName::new(name).unwrap());
+    ask(&mut bench, &a, 1, 20_000);
+    assert!(!bench.homes.is_full(), "requests for other channels are served");
+    assert_eq!(bench.homes.may_ask(&b, 0), Err(TOO_MUCH_ASKED));
+    bench.homes.check();
+    settle(&mut bench, &a, 1, Ok(()));
+    assert!(bench.homes.is_full(), "nobody outside is waited for now");
+    assert_eq!((bench.begin_turn(), bench.homes.is_full()), (1, false));
+    assert_eq!(bench.homes.may_ask(&b, 0), Ok(()));
+    bench.homes.check();
 }

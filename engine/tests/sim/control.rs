@@ -1,0 +1,342 @@
+//! What the control thread has to do with access: identities as the door gives them, questions of shards, orders
+//! for users and connections, settings. With [`node`](super::node) the only contact with the engine.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringfeed_engine::access::{Admitted, Grant, Grants, Identity};
+use ringfeed_engine::config::{ChannelRule, Config, Permission, Publishers, Subscribers};
+use ringfeed_engine::ids::{ConnectionId, ShardId, Ticket};
+use ringfeed_engine::message::{
+    Answer, Asked, Caller, Denied, Order as EngineOrder, Question, Reply, Request, Revocation,
+    Revoked as EngineRevoked, StoredPayload, SubscribeAllowed, UserRequest,
+};
+use ringfeed_engine::settings::Settings;
+use ringfeed_engine::shard::Credentials;
+use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::{ChannelName, Operation, Refused, UserId};
+use tokio::sync::oneshot;
+
+use super::judge::Kind;
+use super::ledger::{Found, Revoked};
+use super::net::ConnId;
+use super::node::{Cluster, Waiting, configuration};
+use super::policy::{Line, Op, Policy, Whom, Word};
+use super::setup::Setup;
+
+/// What a shard asks, in plain types; connections are known by a claim or by their number.
+#[derive(Debug)]
+pub(crate) enum Matter {
+    Subscribe {
+        channel: String,
+    },
+    Publish {
+        channel: String,
+        payload: Vec<u8>,
+    },
+    Message {
+        message: String,
+    },
+    /// A connection has ended.
+    Ended,
+}
+
+/// A question that waits for an answer.
+#[derive(Debug)]
+pub(crate) struct Posed {
+    pub(crate) shard: usize,
+    ticket: Ticket,
+    pub(crate) conn: ConnId,
+    pub(crate) matter: Matter,
+}
+
+/// What the application says.
+#[derive(Debug, Clone)]
+pub(crate) enum Says {
+    /// To a subscribe: yes, up to a second.
+    Allow(Option<u64>),
+    /// To a publish: as it is, or as this.
+    Publish(Option<(Kind, Vec<u8>)>),
+    Reply(Option<String>),
+    No(&'static str),
+    CannotBeAsked,
+    Noted,
+}
+
+/// What is ordered for connections.
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    Send(Vec<u8>),
+    Disconnect(u16),
+    Unsubscribe(String),
+}
+
+/// Whom an order is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    User(usize),
+    /// By its name outside.
+    Connection(String),
+}
+
+/// Numbers of connections outside begin here.
+const NUMBERS: u64 = 1 << 40;
+
+/// The number outside of a connection that has one before it is a session.
+pub(crate) fn number_of(conn: ConnId) -> u64 {
+    NUMBERS + conn as u64
+}
+
+/// The name of a connection with a number.
+pub(crate) fn name_of(shard: usize, number: u64) -> String {
+    ConnectionId { shard: ShardId(shard as u16), number }.to_string()
+}
+
+fn user_id(user: usize) -> UserId {
+    UserId::new(&format!("u{user}")).expect("users have valid ids")
+}
+
+fn operation(op: Op) -> Operation {
+    match op {
+        Op::Subscribe => Operation::Subscribe,
+        Op::Publish => Operation::Publish,
+        Op::History => Operation::History,
+    }
+}
+
+/// What the door hands over.
+pub(crate) fn credentials(found: &Found, conn: ConnId, setup: &Setup) -> Credentials {
+    let Found { person, admitted, token, issued_s, expires_s, channels, .. } = found;
+    let grant = |line: &&Line| Grant {
+        operation: operation(line.op),
+        pattern: format!("g{}.*", line.group).into(),
+    };
+    let identity = || {
+        let mut attributes: Vec<_> =
+            person.roles.iter().map(|r| format!("role:r{r}").into()).collect();
+        if person.sends {
+            attributes.push("role:sender".into());
+        }
+        // By which questions are told from each other.
+        attributes.push(format!("claim:conn={conn}").into());
+        let (allow, deny): (Vec<&Line>, Vec<&Line>) = person.grants.iter().partition(|l| l.allow);
+        let grants = Grants {
+            allow: allow.iter().map(grant).collect(),
+            deny: deny.iter().map(grant).collect(),
+        };
+        Identity {
+            user: person.user.map(user_id),
+            attributes: attributes.into(),
+            grants: (!person.grants.is_empty()).then(|| Box::new(grants)),
+            token: token.map(|token| format!("t{token}").into()),
+            issued_at: *issued_s,
+            expires_at: *expires_s,
+            info: None,
+        }
+    };
+    let name = |&channel: &usize| ChannelName::new(&setup.channels[channel].name);
+    let channels = || channels.iter().map(name).collect::<Result<_, _>>().expect("valid names");
+    Credentials {
+        admitted: admitted
+            .then(|| Box::new(Admitted { identity: identity(), channels: channels() })),
+        must_authenticate: found.must_authenticate,
+        number: found.number,
+        refused: found
+            .refused
+            .then(|| Refused::Unauthenticated { detail: "nobody vouches for you".into() }),
+    }
+}
+
+/// Has a configuration say what a policy says.
+pub(super) fn apply(policy: &Policy, config: &mut Config) {
+    // The last rule is not a group's.
+    let rules: &mut [ChannelRule] = &mut config.channels;
+    for (rule, (subscribe, publish)) in rules.iter_mut().zip(&policy.words) {
+        rule.subscribe = match subscribe {
+            Word::Anyone => Subscribers::Anyone,
+            Word::Users => Subscribers::Users,
+            Word::Hook => Subscribers::Hook,
+            Word::Nobody => Subscribers::Nobody,
+        };
+        rule.publish = match publish {
+            Word::Anyone => Publishers::Anyone,
+            Word::Users => Publishers::Users,
+            Word::Hook => Publishers::Hook,
+            Word::Nobody => Publishers::Api,
+        };
+    }
+    let permission = |line: &Line| {
+        let who = match line.whom {
+            Whom::Anonymous => "anonymous".to_owned(),
+            Whom::User(user) => format!("user:u{user}"),
+            Whom::Role(role) => format!("role:r{role}"),
+        };
+        let operations = vec![operation(line.op)];
+        let (allow, deny) = if line.allow { (operations, vec![]) } else { (vec![], operations) };
+        Permission { who: vec![who], channels: vec![format!("g{}.*", line.group)], allow, deny }
+    };
+    config.permissions = policy.lines.iter().map(permission).collect();
+    // Some may send to every user, whatever else changes.
+    config.permissions.push(Permission {
+        who: vec!["role:sender".into()],
+        channels: vec!["*".into()],
+        allow: vec![Operation::Send],
+        deny: vec![],
+    });
+}
+
+fn connection_of(Caller { connection, identity }: &Caller) -> ConnId {
+    let claims = identity.attributes.iter().find_map(|own| own.strip_prefix("claim:conn="));
+    let by_number = || connection.number.checked_sub(NUMBERS).map(|conn| conn as usize);
+    claims.and_then(|conn| conn.parse().ok()).or_else(by_number).expect("a known connection asks")
+}
+
+impl Cluster {
+    /// The next question of a shard.
+    pub(crate) fn question(&mut self) -> Option<Posed> {
+        loop {
+            let Asked { shard, ticket, question } = self.asked.try_recv().ok()?;
+            let (caller, matter) = match question {
+                Question::Subscribe { caller, channel } => {
+                    (caller, Matter::Subscribe { channel: channel.to_string() })
+                }
+                Question::Publish { caller, channel, payload } => {
+                    let (channel, payload) = (channel.to_string(), payload.bytes.to_vec());
+                    (caller, Matter::Publish { channel, payload })
+                }
+                Question::Message { caller, message, .. } => {
+                    let message = String::from_utf8_lossy(&message).into_owned();
+                    (caller, Matter::Message { message })
+                }
+                Question::Disconnect { caller, .. } => (caller, Matter::Ended),
+                // What a full queue is full of.
+                Question::Keys { .. } | Question::Connect { .. } => continue,
+            };
+            // Who is a stranger without a number has asked nothing that is answered.
+            if matches!(matter, Matter::Ended) && caller.identity.attributes.is_empty() {
+                return Some(Posed { shard: shard.index(), ticket, conn: 0, matter });
+            }
+            let conn = connection_of(&caller);
+            return Some(Posed { shard: shard.index(), ticket, conn, matter });
+        }
+    }
+
+    /// Fills the queue of questions up, as a control thread does that is late.
+    pub(crate) fn stuff_questions(&self) {
+        let filler = || Asked {
+            shard: ShardId(u16::MAX),
+            ticket: Ticket { slot: 0, generation: 0 },
+            question: Question::Keys { url: "".into(), kid: "".into() },
+        };
+        while self.shared.questions.ask(filler()) {}
+    }
+
+    /// Hands a shard the application's answer; `false` when its queue is full.
+    pub(crate) fn answer(&self, posed: &Posed, says: &Says) -> bool {
+        let denied = match says {
+            Says::No(text) => Denied::Refused { status: 403, text: (*text).into() },
+            _ => Denied::Unavailable("the application cannot be asked"),
+        };
+        let answer = match (&posed.matter, says) {
+            (Matter::Subscribe { .. }, Says::Allow(expires_at)) => {
+                Answer::Subscribe(Ok(SubscribeAllowed { expires_at: *expires_at }))
+            }
+            (Matter::Publish { .. }, Says::Publish(instead)) => {
+                Answer::Publish(Ok(instead.clone().map(|(kind, bytes)| stored(kind, bytes))))
+            }
+            (Matter::Message { .. }, Says::Reply(reply)) => {
+                Answer::Message(Ok(reply.clone().map(String::into_boxed_str)))
+            }
+            (_, Says::Noted) => Answer::Noted,
+            (Matter::Subscribe { .. }, _) => Answer::Subscribe(Err(denied)),
+            (Matter::Publish { .. }, _) => Answer::Publish(Err(denied)),
+            (Matter::Message { .. } | Matter::Ended, _) => Answer::Message(Err(denied)),
+        };
+        self.shared.shards.answer(ShardId(posed.shard as u16), posed.ticket, answer).is_ok()
+    }
+
+    pub(crate) fn home_of_user(&self, user: usize) -> usize {
+        self.shared.shards.home(&user_id(user)).index()
+    }
+
+    /// Orders something, after asking who is there: their names come first, then how many were reached.
+    pub(crate) fn order(&self, number: usize, target: &Target, order: &Order) -> Vec<Waiting> {
+        let (reply, reached) = oneshot::channel();
+        let order = match order {
+            Order::Send(payload) => {
+                EngineOrder::Send { from: None, payload: stored(Kind::Json, payload.clone()) }
+            }
+            Order::Disconnect(code) => {
+                EngineOrder::Disconnect { code: *code, reason: "so it was ordered".into() }
+            }
+            Order::Unsubscribe(channel) => {
+                EngineOrder::Unsubscribe(ChannelName::new(channel).expect("a valid name"))
+            }
+        };
+        let mut waiting = Vec::new();
+        match target {
+            Target::Connection(name) => {
+                let connection: ConnectionId = name.parse().expect("a connection's name");
+                let request = Request::Connection { connection, order, reply };
+                if self.request(connection.shard.index(), request) {
+                    waiting.push(Waiting::Reached(number, reached));
+                }
+            }
+            Target::User(user) => {
+                let home = self.home_of_user(*user);
+                let (list, there) = oneshot::channel();
+                let what = UserRequest::List { reply: list };
+                if self.request(home, Request::User { user: user_id(*user), what }) {
+                    waiting.push(Waiting::There(number, there));
+                    let reply = Reply::Control(reply);
+                    let what = UserRequest::Order { connection: None, order, reply };
+                    if self.request(home, Request::User { user: user_id(*user), what }) {
+                        waiting.push(Waiting::Reached(number, reached));
+                    }
+                }
+            }
+        }
+        waiting
+    }
+
+    /// Tells one shard of a revocation; `false` where its queue is full.
+    pub(crate) fn revoke(&self, at: usize, whom: Revoked) -> bool {
+        let whom = match whom {
+            Revoked::Token(token) => EngineRevoked::Token(format!("t{token}").into()),
+            Revoked::User(user, before) => EngineRevoked::User(user_id(user), before),
+        };
+        let revocation = Revocation { whom, until: u64::MAX };
+        self.request(at, Request::Revoke(revocation))
+    }
+
+    /// Sets a policy; shards are told one by one.
+    pub(crate) fn set_policy(&self, setup: &Setup, policy: &Policy) {
+        let mut config = configuration(setup);
+        apply(policy, &mut config);
+        let settings = Settings::new(config, &[]).expect("the configuration is valid");
+        self.shared.settings.store(Arc::new(settings));
+    }
+
+    /// Tells one shard that there are new settings.
+    pub(crate) fn reconfigure(&self, at: usize) -> bool {
+        self.request(at, Request::Reconfigure)
+    }
+
+    /// Asks something whose answer says that what was asked before is done.
+    pub(crate) fn behind(
+        &self,
+        at: usize,
+    ) -> Option<oneshot::Receiver<ringfeed_engine::message::ChannelPage>> {
+        let (reply, answer) = oneshot::channel();
+        self.request(at, Request::ListChannels { from: u32::MAX, reply }).then_some(answer)
+    }
+}
+
+fn stored(kind: Kind, bytes: Vec<u8>) -> StoredPayload {
+    let kind = match kind {
+        Kind::Json => PayloadKind::Json,
+        Kind::Text => PayloadKind::Text,
+        Kind::Binary => PayloadKind::Binary,
+    };
+    StoredPayload { kind, bytes: Bytes::from(bytes) }
+}

@@ -1,0 +1,341 @@
+//! What each connection may have, and since when: what the simulation itself has ordered, by the turns in which
+//! shards have taken it.
+//!
+//! Times are turns of the connection's own shard: what is written in a turn was decided in it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::net::ConnId;
+use super::policy::{Op, Person, Policy, Verdict};
+
+/// A shard that has taken an order has done it so many turns later.
+const GRACE_TURNS: u64 = 3;
+/// So many turns of all shards later a user's home knows that a connection has ended.
+const LEAVE_TURNS: u64 = 20;
+/// A tick, by which a shard may see later that something has expired.
+const TICK_MS: u64 = 100;
+
+/// What the door has found out about a connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    pub(crate) person: Rc<Person>,
+    /// Whether anybody has vouched for it.
+    pub(crate) admitted: bool,
+    pub(crate) token: Option<usize>,
+    pub(crate) issued_s: u64,
+    pub(crate) expires_s: Option<u64>,
+    /// Channels to subscribe to at once.
+    pub(crate) channels: Vec<usize>,
+    pub(crate) must_authenticate: bool,
+    pub(crate) refused: bool,
+    /// It has a number outside before it is a session.
+    pub(crate) number: Option<u64>,
+}
+
+/// The application's word that a connection may have a channel.
+#[derive(Debug)]
+struct Pass {
+    turn: u64,
+    expires_ms: Option<u64>,
+    expired_turn: Option<u64>,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    shard: usize,
+    pub(crate) found: Found,
+    /// Turn and time in which its shard has taken it.
+    adopted: Option<(u64, u64)>,
+    expires_ms: Option<u64>,
+    expired_turn: Option<u64>,
+    passes: BTreeMap<usize, Vec<Pass>>,
+    /// Most connections of its user that there were beside it, with it.
+    peers_max: usize,
+    /// Turns of the shards when it was over on both sides.
+    over: Option<Vec<u64>>,
+}
+
+/// Something that every shard takes at its own moment.
+#[derive(Debug)]
+struct Told {
+    /// Turns of the shards when it was sent.
+    sent: Vec<u64>,
+    taken: Vec<Option<u64>>,
+}
+
+/// Who is revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Revoked {
+    Token(usize),
+    /// As vouched for up to this second.
+    User(usize, u64),
+}
+
+/// When and where something was written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    pub(crate) turn: u64,
+    pub(crate) ms: u64,
+    /// The turn in which it was handed over first: what a socket takes a part of is finished.
+    pub(crate) offered: u64,
+}
+
+/// A pass that its shard has not taken yet.
+#[derive(Debug)]
+struct Given {
+    conn: ConnId,
+    channel: usize,
+    expires_s: Option<u64>,
+}
+
+/// All connections.
+pub(crate) struct Ledgers {
+    policies: Vec<Policy>,
+    pub(crate) conns: Vec<Ledger>,
+    /// Not taken by their shards yet.
+    offered: Vec<ConnId>,
+    /// Turns of each shard so far.
+    pub(crate) turns: Vec<u64>,
+    given: Vec<Vec<Given>>,
+    /// Policies in the order in which they were set; the first holds from the beginning.
+    set: Vec<(usize, Told)>,
+    revoked: Vec<(Revoked, Told)>,
+    pub(crate) most_per_user: usize,
+    pub(crate) authentication_ms: u64,
+}
+
+impl Ledgers {
+    pub(crate) fn new(shards: usize, policies: Vec<Policy>) -> Ledgers {
+        let told = Told { sent: vec![0; shards], taken: vec![Some(0); shards] };
+        Ledgers {
+            policies,
+            conns: Vec::new(),
+            offered: Vec::new(),
+            turns: vec![0; shards],
+            given: (0..shards).map(|_| Vec::new()).collect(),
+            set: vec![(0, told)],
+            revoked: Vec::new(),
+            most_per_user: 0,
+            authentication_ms: 0,
+        }
+    }
+
+    /// A connection was handed to its shard.
+    pub(crate) fn promoted(&mut self, shard: usize, found: Found) {
+        let user = found.person.user;
+        self.offered.push(self.conns.len());
+        self.conns.push(Ledger {
+            shard,
+            found,
+            adopted: None,
+            expires_ms: None,
+            expired_turn: None,
+            passes: BTreeMap::new(),
+            peers_max: 0,
+            over: None,
+        });
+        let turns = &self.turns;
+        let is_peer = |own: &&mut Ledger| {
+            // Its user's home hears of its end a while later.
+            let is_known = own
+                .over
+                .as_ref()
+                .is_none_or(|over| over.iter().zip(turns).any(|(at, now)| at + LEAVE_TURNS > *now));
+            user.is_some() && own.found.person.user == user && is_known
+        };
+        let count = self.conns.iter_mut().filter(is_peer).count();
+        for own in self.conns.iter_mut().filter(is_peer) {
+            own.peers_max = own.peers_max.max(count);
+        }
+    }
+
+    /// It is over on both sides.
+    pub(crate) fn over(&mut self, conn: ConnId) {
+        let turns = self.turns.clone();
+        self.conns[conn].over.get_or_insert(turns);
+    }
+
+    /// A pass was handed to the shard of a connection.
+    pub(crate) fn give(&mut self, conn: ConnId, channel: usize, expires_s: Option<u64>) {
+        let shard = self.conns[conn].shard;
+        self.given[shard].push(Given { conn, channel, expires_s });
+    }
+
+    pub(crate) fn begin_turn(&mut self, shard: usize) {
+        self.turns[shard] += 1;
+    }
+
+    /// A turn is over: what it has taken counts from it on.
+    pub(crate) fn end_turn(
+        &mut self,
+        shard: usize,
+        (now_ms, unix_ms): (u64, u64),
+        ticked: bool,
+        was_taken: impl Fn(ConnId) -> bool,
+    ) {
+        let turn = self.turns[shard];
+        let at = |second: u64| now_ms + second.saturating_mul(1000).saturating_sub(unix_ms);
+        let conns = &mut self.conns;
+        self.offered.retain(|&conn| {
+            let own = &mut conns[conn];
+            if own.shard != shard || !was_taken(conn) {
+                return true;
+            }
+            own.adopted = Some((turn, now_ms));
+            own.expires_ms = own.found.expires_s.map(at);
+            false
+        });
+        for Given { conn, channel, expires_s } in self.given[shard].drain(..) {
+            let pass = Pass { turn, expires_ms: expires_s.map(at), expired_turn: None };
+            self.conns[conn].passes.entry(channel).or_default().push(pass);
+        }
+        if !ticked {
+            return;
+        }
+        let is_over = |expires_ms: Option<u64>| {
+            expires_ms.is_some_and(|at| now_ms / TICK_MS > at.saturating_add(TICK_MS) / TICK_MS)
+        };
+        let there = self.conns.iter_mut().filter(|own| own.shard == shard && own.over.is_none());
+        for own in there.filter(|own| own.adopted.is_some()) {
+            if own.expired_turn.is_none() && is_over(own.expires_ms) {
+                own.expired_turn = Some(turn);
+            }
+            for pass in own.passes.values_mut().flatten() {
+                if pass.expired_turn.is_none() && is_over(pass.expires_ms) {
+                    pass.expired_turn = Some(turn);
+                }
+            }
+        }
+    }
+
+    fn told(&self) -> Told {
+        Told { sent: self.turns.clone(), taken: vec![None; self.turns.len()] }
+    }
+
+    /// Another policy is set. Returns its number among all that were.
+    pub(crate) fn set(&mut self, policy: usize) -> usize {
+        let told = self.told();
+        self.set.push((policy, told));
+        self.set.len() - 1
+    }
+
+    pub(crate) fn set_taken(&mut self, number: usize, shard: usize) {
+        self.set[number].1.taken[shard].get_or_insert(self.turns[shard]);
+    }
+
+    pub(crate) fn revoke(&mut self, whom: Revoked) -> usize {
+        let told = self.told();
+        self.revoked.push((whom, told));
+        self.revoked.len() - 1
+    }
+
+    pub(crate) fn revoke_taken(&mut self, number: usize, shard: usize) {
+        self.revoked[number].1.taken[shard].get_or_insert(self.turns[shard]);
+    }
+
+    /// Policies that a shard may have gone by in a turn.
+    fn policies_at(&self, shard: usize, turn: u64) -> impl Iterator<Item = &Policy> {
+        let done = |told: &Told| told.taken[shard].is_some_and(|taken| taken + GRACE_TURNS <= turn);
+        let from = self.set.iter().rposition(|(_, told)| done(told)).unwrap_or(0);
+        let sent = move |(_, told): &&(usize, Told)| told.sent[shard] <= turn;
+        self.set[from..].iter().filter(sent).map(|(policy, _)| &self.policies[*policy])
+    }
+
+    /// The shard of a connection.
+    pub(crate) fn shard(&self, conn: ConnId) -> usize {
+        self.conns[conn].shard
+    }
+
+    /// Whom a revocation is about.
+    fn is_about(whom: Revoked, found: &Found) -> bool {
+        found.admitted
+            && match whom {
+                Revoked::Token(token) => found.token == Some(token),
+                Revoked::User(user, before) => {
+                    found.person.user == Some(user) && found.issued_s <= before
+                }
+            }
+    }
+
+    /// Why a connection may not have what was written to it of a channel; `since` is when it was told last that it
+    /// has not subscribed. It is `None` for what is replayed: that waits in the order of replies, also when the
+    /// subscription has ended meanwhile, and what a socket has taken a part of is finished.
+    pub(crate) fn objection(
+        &self,
+        conn: ConnId,
+        (channel, group): (usize, usize),
+        Written { turn, offered, .. }: Written,
+        since: Option<u64>,
+    ) -> Option<&'static str> {
+        let turn = if since.is_some() { turn } else { offered };
+        let own = &self.conns[conn];
+        let found = &own.found;
+        if found.must_authenticate || found.refused {
+            return Some("nobody has vouched for it");
+        }
+        if own.expired_turn.is_some_and(|expired| expired <= turn) {
+            return Some("what it has shown has expired");
+        }
+        if self.is_turned_out(conn, turn) {
+            return Some("it was revoked");
+        }
+        let since = since?;
+        let has_pass = || {
+            let mut passes = own.passes.get(&channel).into_iter().flatten();
+            passes.any(|pass| {
+                (since..=turn).contains(&pass.turn)
+                    && pass.expired_turn.is_none_or(|expired| expired > turn)
+            })
+        };
+        let mut policies = self.policies_at(own.shard, turn);
+        let allowed =
+            policies.any(|policy| match policy.verdict(&found.person, Op::Subscribe, group) {
+                Verdict::Yes => true,
+                Verdict::Ask => has_pass(),
+                Verdict::No | Verdict::WhileSubscribed => false,
+            });
+        (!allowed).then_some("no policy that its shard may go by allows it")
+    }
+
+    /// Whether a revocation that its shard has taken a while before this turn is about a connection.
+    pub(crate) fn is_turned_out(&self, conn: ConnId, turn: u64) -> bool {
+        let Ledger { shard, found, adopted, .. } = &self.conns[conn];
+        let there = adopted.is_some_and(|(adopted, _)| adopted + GRACE_TURNS <= turn);
+        there
+            && self.revoked.iter().any(|(whom, told)| {
+                let taken = told.taken[*shard];
+                taken.is_some_and(|taken| taken + GRACE_TURNS <= turn)
+                    && Ledgers::is_about(*whom, found)
+            })
+    }
+
+    /// Whether it had to be closed by now: nothing is under way.
+    pub(crate) fn has_to_go(&self, conn: ConnId) -> Option<&'static str> {
+        let own = &self.conns[conn];
+        if own.expired_turn.is_some() {
+            return Some("what it has shown has expired");
+        }
+        if self.is_turned_out(conn, u64::MAX) {
+            return Some("it was revoked");
+        }
+        own.found.refused.then_some("it was refused at the door")
+    }
+
+    /// Whether a connection may be closed with a code that is about access.
+    pub(crate) fn may_close(&self, conn: ConnId, code: u16, Written { ms, .. }: Written) -> bool {
+        let own = &self.conns[conn];
+        let expired = own.expires_ms.is_some_and(|at| at <= ms);
+        match code {
+            4005 => expired,
+            4503 => {
+                let late = own.adopted.is_some_and(|(_, at)| at + self.authentication_ms <= ms);
+                own.found.refused || own.found.must_authenticate && late || expired
+            }
+            4504 => self.revoked.iter().any(|(whom, _)| Ledgers::is_about(*whom, &own.found)),
+            4505 => self.most_per_user > 0 && own.peers_max > self.most_per_user,
+            _ => false,
+        }
+    }
+}
