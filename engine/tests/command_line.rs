@@ -178,7 +178,7 @@ fn a_second_signal_ends_a_drain_at_once() {
 fn signals_that_ask_for_nothing_end_nothing() {
     let (mut child, _, internal, mut log) = serve(&[]);
     for (name, said) in [
-        ("HUP", "SIGHUP: reload is not supported"),
+        ("HUP", "reload: the configuration holds from now on"),
         ("USR1", "SIGUSR1 is ignored"),
         ("USR2", "SIGUSR2 is ignored"),
         ("ALRM", "SIGALRM is ignored"),
@@ -420,4 +420,57 @@ fn who_stops_reading_has_read_enough() {
         child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         assert!(status.success() && errors.is_empty(), "{command}: {status}: {errors}");
     }
+}
+
+/// Reads the log up to a line that holds this; what was said until then.
+fn logged(log: &mut BufReader<ChildStderr>, part: &str) -> String {
+    let mut said = String::new();
+    loop {
+        let before = said.len();
+        assert!(log.read_line(&mut said).unwrap() > 0, "{part:?} was never said:\n{said}");
+        if said[before..].contains(part) {
+            return said;
+        }
+    }
+}
+
+#[test]
+fn sighup_takes_a_good_configuration_and_refuses_a_bad_one_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ringfeed.toml");
+    let rules = |subscribe: &str, more: &str| {
+        format!(
+            "{more}[[channels]]\npattern = \"a\"\nsubscribe = \"{subscribe}\"\n[[channels]]\npattern = \"*\"\n"
+        )
+    };
+    std::fs::write(&file, rules("anyone", "")).unwrap();
+    let (mut child, public, internal, mut log) = serve(&["--config", file.to_str().unwrap()]);
+    let url = format!("ws://{public}/ws");
+    let stream = std::net::TcpStream::connect(&public).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut client, _) = tungstenite::client(url, stream).unwrap();
+    let mut ask = |command: &str| {
+        client.send(tungstenite::Message::text(command)).unwrap();
+    };
+    ask(r#"[{"type":"subscribe","channel":"a"},{"type":"subscribe","channel":"b"}]"#);
+    let mut next = || client.read().unwrap().into_text().unwrap().to_string();
+    assert!(next().contains("subscribed") && next().contains("subscribed"));
+    // Half of it would be fine.
+    std::fs::write(&file, rules("nobody", "[log]\nlevel = \"loud\"\n")).unwrap();
+    signal(&child, "HUP");
+    let said = logged(&mut log, "log.level");
+    assert!(said.contains("nothing has changed"), "{said}");
+    let more = "[server]\nbacklog = 17\n[limits]\nmessages_burst = 7\n";
+    std::fs::write(&file, rules("nobody", more)).unwrap();
+    signal(&child, "HUP");
+    let said = logged(&mut log, "the configuration holds from now on");
+    assert!(said.contains("server.backlog has changed; that takes a restart"), "{said}");
+    let ended = next();
+    assert!(ended.contains(r#""type":"unsubscribed","channel":"a""#), "{ended}");
+    let published = ringfeed(&["publish", "b", "1", "--api", &internal]);
+    assert!(published.status.success(), "{}", text(&published.stderr));
+    assert!(next().contains(r#""channel":"b","offset":1"#), "who is not concerned goes on");
+    signal(&child, "TERM");
+    drop(client);
+    assert!(self::ended(&mut child).success());
 }

@@ -14,7 +14,7 @@ fn start(more: &str, flags: &[&str]) -> TestServer {
 }
 
 /// Opens a WebSocket with further headers; or the refusal.
-fn open(
+pub(super) fn open(
     server: &TestServer,
     target: &str,
     headers: &[(&'static str, String)],

@@ -14,6 +14,7 @@ mod client_address;
 mod command_rates;
 mod common;
 mod cross_shard;
+mod hooks;
 mod hostile_names;
 mod hostile_readers;
 mod publish_subscribe;

@@ -1,0 +1,194 @@
+//! The application has its say, over HTTP, while everything else goes on.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use super::common::{CHANNELS, Client, PATIENCE, TestServer, http};
+
+/// What the application says to an event: a status and a body. Answered when it returns.
+type Says = dyn Fn(&Value) -> (u16, Value) + Send + Sync;
+
+/// An application: each request on a thread of its own.
+struct Application {
+    address: SocketAddr,
+    /// The events it was asked about, with the cookies of the request.
+    asked: Mutex<Receiver<(Value, String)>>,
+}
+
+impl Application {
+    fn start(says: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Application {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, asked) = mpsc::channel();
+        let says: Arc<Says> = Arc::new(says);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (says, tell) = (says.clone(), tell.clone());
+                std::thread::spawn(move || serve(stream, &*says, &tell));
+            }
+        });
+        Application { address, asked: Mutex::new(asked) }
+    }
+
+    fn next(&self) -> (Value, String) {
+        self.asked.lock().unwrap().recv_timeout(PATIENCE).expect("the application is asked")
+    }
+
+    /// With hooks of these names at this application.
+    fn config(&self, hooks: &[&str], more: &str) -> String {
+        let urls: Vec<String> =
+            hooks.iter().map(|hook| format!("{hook}_url = \"http://{}/\"", self.address)).collect();
+        format!("[hooks]\n{}\n{more}{CHANNELS}", urls.join("\n"))
+    }
+}
+
+/// Answers the requests of one connection.
+fn serve(stream: TcpStream, says: &Says, tell: &Sender<(Value, String)>) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut stream = stream;
+    loop {
+        let (mut length, mut cookies, mut line) = (0, String::new(), String::new());
+        loop {
+            line.clear();
+            if reader.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            let (name, value) = line.trim_end().split_once(": ").unwrap_or((line.trim_end(), ""));
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => length = value.parse().ok()?,
+                "cookie" => cookies = value.to_owned(),
+                "" => break,
+                _ => {}
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        let event: Value = serde_json::from_slice(&body).ok()?;
+        tell.send((event.clone(), cookies)).ok()?;
+        let (status, answer) = says(&event);
+        let answer = if answer.is_null() { String::new() } else { answer.to_string() };
+        let length = answer.len();
+        write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{answer}").ok()?;
+    }
+}
+
+#[test]
+fn the_application_says_who_a_request_is_by_its_cookie() {
+    let app = Application::start(|event| match event["headers"]["cookie"].as_str() {
+        Some(cookie) if cookie.contains("session=ann") => {
+            (200, json!({"user": "ann", "channels": ["closed.a"], "info": {"name": "Ann"}}))
+        }
+        Some(cookie) if cookie.contains("session=bob") => (403, json!({"message": "not you, Bob"})),
+        _ => (401, Value::Null),
+    });
+    let server = TestServer::start(&app.config(&["connect", "disconnect"], ""), &[]);
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let ask =
+        |cookie: &str| http(server.public, "GET", "/ws?a=b", &format!("{upgrade}{cookie}"), "");
+    let (status, text) = ask("Cookie: session=bob\r\n");
+    assert_eq!((status, text.trim()), (403, "not you, Bob"));
+    let (event, cookies) = app.next();
+    assert_eq!((&event["event"], cookies.as_str()), (&json!("connect"), "session=bob"));
+    assert_eq!((&event["path"], &event["query"]), (&json!("/ws"), &json!("a=b")));
+    assert_eq!(event["address"], "127.0.0.1");
+    assert_eq!(ask("").0, 401);
+    app.next();
+    let mut ann =
+        super::authentication::open(&server, "/ws", &[("Cookie", "session=ann; x=y".into())])
+            .unwrap();
+    let connection = app.next().0["connection"].clone();
+    let greeting = ann.receive();
+    assert_eq!((&greeting["user"], &greeting["connection"]), (&json!("ann"), &connection));
+    let subscribed = ann.receive();
+    assert_eq!(
+        (&subscribed["type"], &subscribed["channel"]),
+        (&json!("subscribed"), &json!("closed.a"))
+    );
+    let one = json!({"connection": connection, "code": 4999, "reason": "bye"}).to_string();
+    assert_eq!(server.http("POST", "/api/disconnect", &one).1, r#"{"connections":1}"#);
+    assert_eq!(ann.closed(), (4999, "bye".into()));
+    drop(ann);
+    let (event, _) = app.next();
+    assert_eq!((&event["event"], &event["user"]), (&json!("disconnect"), &json!("ann")));
+    assert_eq!((&event["connection"], &event["code"]), (&connection, &json!(4999)));
+}
+
+#[test]
+fn an_application_that_is_not_there_lets_nobody_in_and_says_when_to_come_again() {
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let toml = format!("[hooks]\nconnect_url = \"http://{gone}/\"\n{CHANNELS}");
+    let server = TestServer::start(&toml, &["hooks.retries=0", "hooks.breaker_failures=1"]);
+    for _ in 0..3 {
+        let refusal = super::authentication::open(&server, "/ws", &[]).map(|_| ()).unwrap_err();
+        assert_eq!(refusal.status(), 503);
+        let seconds: u32 = refusal.headers()["Retry-After"].to_str().unwrap().parse().unwrap();
+        assert!((1..=10).contains(&seconds));
+        let text = String::from_utf8(refusal.into_body().unwrap()).unwrap();
+        assert!(
+            !text.contains(&gone.port().to_string()),
+            "where it is, is nobody's business: {text}"
+        );
+    }
+    let (_, metrics) = server.http("GET", "/metrics", "");
+    let line = "ringfeed_hook_breaker_state{hook=\"connect\"} 2";
+    assert!(metrics.contains(line), "{metrics}");
+}
+
+#[test]
+fn channels_are_asked_about_and_publications_keep_their_order() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let app = Application::start(move |event| {
+        match (event["event"].as_str().unwrap(), event["channel"].as_str()) {
+            ("subscribe", Some("asked.no")) => {
+                (200, json!({"allow": false, "message": "members only"}))
+            }
+            ("subscribe", _) => (200, json!({"allow": true})),
+            ("publish", _) => match event["data"].as_str().unwrap_or_default() {
+                "bad" => (403, Value::Null),
+                "first" => {
+                    wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                    (200, json!({"allow": true, "data": "FIRST"}))
+                }
+                _ => (200, json!({"allow": true})),
+            },
+            ("message", _) => (200, json!({"reply": {"you": "said", "it": event["message"]["n"]}})),
+            other => panic!("{other:?}"),
+        }
+    });
+    let rule = "[[channels]]\npattern = \"asked.*\"\nsubscribe = \"hook\"\npublish = \"hook\"\n";
+    let server = TestServer::start(&app.config(&["subscribe", "publish", "message"], rule), &[]);
+    let mut reader = server.client();
+    let refused = reader.ask(json!({"type": "subscribe", "id": 1, "channel": "asked.no"}));
+    assert_eq!(
+        (&refused["code"], &refused["message"]),
+        (&json!("forbidden"), &json!("members only"))
+    );
+    reader.subscribe("asked.a");
+    let (mut one, mut other) = (server.client(), server.client());
+    let publish = |client: &mut Client, id: u32, data: &str| {
+        client.send(json!({"type": "publish", "id": id, "channel": "asked.a", "data": data}));
+    };
+    publish(&mut one, 1, "first");
+    while app.next().0["event"] != "publish" {}
+    // Behind it, of whoever and from wherever: they wait for it, and nothing else does.
+    publish(&mut other, 2, "second");
+    publish(&mut other, 3, "bad");
+    assert_eq!(one.ask(json!({"type": "ping", "id": 9}))["type"], "pong");
+    server.publish("open.a", json!(1));
+    go.send(()).unwrap();
+    for data in ["FIRST", "second"] {
+        assert_eq!(reader.receive()["data"], data);
+    }
+    assert_eq!(one.receive()["offset"], 1);
+    let (published, refused) = (other.receive(), other.receive());
+    assert_eq!((&published["id"], &published["offset"]), (&json!(2), &json!(2)));
+    assert_eq!((&refused["type"], &refused["id"]), (&json!("error"), &json!(3)), "{refused}");
+    let reply = one.ask(json!({"type": "greet", "id": "m", "n": 7}));
+    assert_eq!(reply, json!({"type": "reply", "id": "m", "data": {"you": "said", "it": 7}}));
+}
