@@ -12,7 +12,7 @@ use super::policy::{Op, Person, Policy, Verdict};
 /// A shard that has taken an order has done it so many turns later.
 const GRACE_TURNS: u64 = 3;
 /// So many turns of all shards later a user's home knows that a connection has ended.
-const LEAVE_TURNS: u64 = 20;
+const LEAVE_TURNS: u64 = 100;
 /// A tick, by which a shard may see later that something has expired.
 const TICK_MS: u64 = 100;
 
