@@ -608,7 +608,7 @@ impl<W: Wire> Shard<W> {
         fanout.retry_stuck(&mut context);
         self.homes.sweep(self.work_ms);
         if self.counters.ticks.read().is_multiple_of(TICKS_PER_FORGET) {
-            self.revoked.forget(self.clock.unix_ms() / 1000);
+            self.revoked.forget(self.elapsed_ms);
         }
         self.report();
     }

@@ -1,9 +1,9 @@
 //! What the control thread counts of itself. Written by it alone, as shards write their counters.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
 
 use crate::counters::{Count, Histogram};
 
@@ -29,13 +29,13 @@ pub(super) struct Figures {
     pub(super) request_us: Histogram,
     statuses: Vec<Count>,
     /// Requests with each key, by its name: keys come and go when the configuration is read again.
-    keys: Mutex<BTreeMap<String, u64>>,
+    keys: DashMap<String, u64>,
 }
 
 impl Figures {
     pub(super) fn new() -> Figures {
         Figures {
-            keys: Mutex::default(),
+            keys: DashMap::new(),
             connections: Count::default(),
             connections_refused: Count::default(),
             connections_pushed_out: Count::default(),
@@ -57,17 +57,19 @@ impl Figures {
 
     /// Counts a request with the key of this name.
     pub(super) fn key_request(&self, name: &str) {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        match keys.get_mut(name) {
-            Some(count) => *count += 1,
-            None => drop(keys.insert(name.to_owned(), 1)),
+        if let Some(mut count) = self.keys.get_mut(name) {
+            *count += 1;
+            return;
         }
+        *self.keys.entry(name.to_owned()).or_default() += 1;
     }
 
     /// Requests with each key that was ever used.
     pub(super) fn key_requests(&self) -> Vec<(String, u64)> {
-        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.iter().map(|(name, &count)| (name.clone(), count)).collect()
+        let each = self.keys.iter().map(|entry| (entry.key().clone(), *entry.value()));
+        let mut counts: Vec<(String, u64)> = each.collect();
+        counts.sort();
+        counts
     }
 
     /// Each status that was ever answered, and how often.

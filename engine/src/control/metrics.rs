@@ -122,6 +122,7 @@ fn shards(counters: &[Arc<Counters>]) -> Vec<Family> {
 }
 
 /// The families of the API and of the process.
+#[allow(clippy::too_many_lines)] // a list
 fn process(state: &State) -> Vec<Family> {
     let one = |name: &str, help, kind, value| Family {
         name: name.into(),

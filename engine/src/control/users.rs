@@ -2,12 +2,12 @@
 //! what they have shown.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as FromState};
 use axum::{Extension, Json};
+use dashmap::DashMap;
 use ringfeed_protocol::command::{Payload, present};
 use ringfeed_protocol::{ChannelName, CloseCode, Refused, UserId};
 use serde::{Deserialize, Serialize};
@@ -139,16 +139,13 @@ struct ConnectionReply {
 
 /// Who is revoked, as the shards were told.
 #[derive(Debug, Default)]
-pub(super) struct RevokedTable(Mutex<Until>);
-
-/// Until when each is kept.
-#[derive(Debug, Default)]
-struct Until {
-    tokens: HashMap<SmolStr, u64>,
-    users: HashMap<UserId, u64>,
+pub(super) struct RevokedTable {
+    /// Until when each is kept.
+    tokens: DashMap<SmolStr, u64>,
+    users: DashMap<UserId, u64>,
 }
 
-impl Until {
+impl RevokedTable {
     fn len(&self) -> usize {
         self.tokens.len() + self.users.len()
     }
@@ -159,27 +156,24 @@ impl Until {
             Revoked::User(user, _) => self.users.contains_key(user),
         }
     }
-}
 
-impl RevokedTable {
     /// Adds one if there is room, once those were forgotten that need not be known any more. How many there are then.
     fn add(&self, Revocation { whom, until }: &Revocation, most: usize) -> Option<usize> {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !table.knows(whom) && table.len() >= most {
+        if !self.knows(whom) && self.len() >= most {
             let now = unix_s();
-            table.tokens.retain(|_, until| *until > now);
-            table.users.retain(|_, until| *until > now);
-            if table.len() >= most {
+            self.tokens.retain(|_, until| *until > now);
+            self.users.retain(|_, until| *until > now);
+            if self.len() >= most {
                 return None;
             }
         }
-        let known = match whom {
-            Revoked::Token(token) => table.tokens.entry(token.clone()).or_default(),
+        let longer = |known: &mut u64| *known = (*known).max(*until);
+        match whom {
+            Revoked::Token(token) => longer(&mut self.tokens.entry(token.clone()).or_default()),
             // Of a user only the newest word counts.
-            Revoked::User(user, _) => table.users.entry(user.clone()).or_default(),
-        };
-        *known = (*known).max(*until);
-        Some(table.len())
+            Revoked::User(user, _) => longer(&mut self.users.entry(user.clone()).or_default()),
+        }
+        Some(self.len())
     }
 }
 
@@ -280,7 +274,7 @@ pub(super) async fn connections(
     let deadline = publish::deadline(&state);
     let home = state.shared.shards.home(&user);
     let (reply, answer) = oneshot::channel();
-    let request = Request::User { user, what: UserRequest::List { reply } };
+    let request = Request::User { user, what: Box::new(UserRequest::List { reply }) };
     publish::send(&state, home, request, deadline).await?;
     let connections = publish::receive(answer, deadline).await?;
     let connections = connections.into_iter().map(|own| ConnectionReply {
@@ -355,13 +349,13 @@ async fn hand_over(
             let reply = Reply::Control(reply);
             let to = shards.home(&user);
             let what = UserRequest::Order { connection, order, reply };
-            (to, Request::User { user, what })
+            (to, Request::User { user, what: what.into() })
         }
         (None, Some(connection)) => {
             if connection.shard.0 >= shards.count() {
                 return Ok(Json(ReachedReply { connections: 0 }));
             }
-            (connection.shard, Request::Connection { connection, order, reply })
+            (connection.shard, Request::Connection { connection, order: order.into(), reply })
         }
         (None, None) => {
             let message = "'user' or 'connection' is needed";

@@ -59,7 +59,7 @@ pub enum Request {
         /// What.
         payload: StoredPayload,
         /// Whom the application is to be asked about before it is published; `None` where it need not be.
-        ask: Option<Caller>,
+        ask: Option<Box<Caller>>,
     },
     /// Publications from the control thread, answered all at once.
     PublishBatch {
@@ -104,14 +104,14 @@ pub enum Request {
         /// The user.
         user: UserId,
         /// What.
-        what: UserRequest,
+        what: Box<UserRequest>,
     },
     /// An order for one connection of this shard; answered with how many it reached, 0 or 1.
     Connection {
         /// Which.
         connection: ConnectionId,
         /// What.
-        order: Order,
+        order: Box<Order>,
         /// Where the answer goes.
         reply: oneshot::Sender<u32>,
     },
@@ -225,7 +225,13 @@ impl Request {
             Request::PublishBatch { items, .. } => {
                 items.iter().map(|(_, _, payload)| payload.bytes.len() + 64).sum()
             }
-            Request::User { what: UserRequest::Order { order, .. }, .. } => order.cost(),
+            Request::User { what, .. } => {
+                let order = match &**what {
+                    UserRequest::Order { order, .. } => order.cost(),
+                    _ => 0,
+                };
+                size_of::<UserRequest>() + order
+            }
             _ => 0,
         };
         payloads + size_of::<Request>()

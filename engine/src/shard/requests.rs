@@ -88,7 +88,7 @@ impl<W: Wire> Shard<W> {
         origin: Option<Origin>,
         channel: ChannelName,
         payload: Payload,
-        ask: Option<Caller>,
+        ask: Option<Box<Caller>>,
     ) {
         let home = self.shared.shards.home(&channel);
         if home == self.id && self.serves_at_once() {
@@ -110,11 +110,11 @@ impl<W: Wire> Shard<W> {
         channel: &ChannelName,
         payload: Payload,
         asker: Asker,
-        ask: Option<Caller>,
+        ask: Option<Box<Caller>>,
     ) {
         self.request_budget = self.request_budget.saturating_sub(payload.bytes.len());
         if let Some(caller) = ask {
-            return self.ask_to_publish(channel, payload.into(), asker, caller);
+            return self.ask_to_publish(channel, payload.into(), asker, *caller);
         }
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         let now = (self.now, self.work_ms);
@@ -328,7 +328,7 @@ impl<W: Wire> Shard<W> {
             }
             Request::User { user, what } => {
                 drop(deliver);
-                self.serve_user(user, what);
+                self.serve_user(user, *what);
             }
             Request::Connection { connection, order, reply } => {
                 drop(deliver);
@@ -336,7 +336,8 @@ impl<W: Wire> Shard<W> {
             }
             Request::Revoke(revocation) => {
                 drop(deliver);
-                self.revoked.add(revocation);
+                let until_ms = self.at_ms(revocation.until);
+                self.revoked.add(revocation.whom, until_ms);
                 self.review.begin(false);
             }
             Request::Reconfigure => {

@@ -10,32 +10,33 @@ use smol_str::SmolStr;
 use super::{STEP_TIME_MAX, Shard};
 use crate::access::Identity;
 use crate::ids::SessionSlot;
-use crate::message::{Revocation, Revoked};
+use crate::message::Revoked;
 
 /// Places of the table looked at in one turn.
 const PLACES_PER_TURN: u32 = 1024;
 /// Places looked at between two looks at the time.
 const PLACES_PER_LOOK: u32 = 64;
 
-/// Who is let in no more. The control thread bounds how many there are.
+/// Who is let in no more, and until when that matters, in milliseconds of the shard's life: somebody may set the clock
+/// on the wall. The control thread bounds how many there are.
 #[derive(Debug, Default)]
 pub(super) struct RevokedList {
     tokens: HashMap<SmolStr, u64>,
-    /// Up to when what they were vouched for does not count, and until when that matters.
+    /// Up to when, in seconds since 1970, what they were vouched for does not count, and until when that matters.
     users: HashMap<UserId, (u64, u64)>,
 }
 
 impl RevokedList {
-    pub(super) fn add(&mut self, Revocation { whom, until }: Revocation) {
+    pub(super) fn add(&mut self, whom: Revoked, until_ms: u64) {
         match whom {
             Revoked::Token(token) => {
                 let known = self.tokens.entry(token).or_default();
-                *known = until.max(*known);
+                *known = until_ms.max(*known);
             }
             Revoked::User(user, before) => {
                 let (known_before, known_until) = self.users.entry(user).or_default();
                 *known_before = before.max(*known_before);
-                *known_until = until.max(*known_until);
+                *known_until = until_ms.max(*known_until);
             }
         }
     }
@@ -51,9 +52,9 @@ impl RevokedList {
     }
 
     /// Forgets those of whom no token is good any more.
-    pub(super) fn forget(&mut self, unix_s: u64) {
-        self.tokens.retain(|_, until| *until > unix_s);
-        self.users.retain(|_, (_, until)| *until > unix_s);
+    pub(super) fn forget(&mut self, now_ms: u64) {
+        self.tokens.retain(|_, until_ms| *until_ms > now_ms);
+        self.users.retain(|_, (_, until_ms)| *until_ms > now_ms);
     }
 }
 
@@ -124,10 +125,10 @@ mod tests {
             ..Identity::default()
         };
         assert!(!list.has(&of(100, Some("t"))));
-        list.add(Revocation { whom: Revoked::User(user.clone(), 100), until: 200 });
+        list.add(Revoked::User(user.clone(), 100), 200);
         // An older word does not take back a newer one.
-        list.add(Revocation { whom: Revoked::User(user.clone(), 50), until: 150 });
-        list.add(Revocation { whom: Revoked::Token("t".into()), until: 300 });
+        list.add(Revoked::User(user.clone(), 50), 150);
+        list.add(Revoked::Token("t".into()), 300);
         assert!(list.has(&of(100, None)) && !list.has(&of(101, None)));
         assert!(list.has(&of(101, Some("t"))) && !list.has(&of(101, Some("u"))));
         list.forget(199);

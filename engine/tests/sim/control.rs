@@ -277,7 +277,7 @@ impl Cluster {
         match target {
             Target::Connection(name) => {
                 let connection: ConnectionId = name.parse().expect("a connection's name");
-                let request = Request::Connection { connection, order, reply };
+                let request = Request::Connection { connection, order: order.into(), reply };
                 if self.request(connection.shard.index(), request) {
                     waiting.push(Waiting::Reached(number, reached));
                 }
@@ -286,11 +286,12 @@ impl Cluster {
                 let home = self.home_of_user(*user);
                 let (list, there) = oneshot::channel();
                 let what = UserRequest::List { reply: list };
-                if self.request(home, Request::User { user: user_id(*user), what }) {
+                if self.request(home, Request::User { user: user_id(*user), what: what.into() }) {
                     waiting.push(Waiting::There(number, there));
                     let reply = Reply::Control(reply);
                     let what = UserRequest::Order { connection: None, order, reply };
-                    if self.request(home, Request::User { user: user_id(*user), what }) {
+                    if self.request(home, Request::User { user: user_id(*user), what: what.into() })
+                    {
                         waiting.push(Waiting::Reached(number, reached));
                     }
                 }

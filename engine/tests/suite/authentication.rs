@@ -18,7 +18,7 @@ pub(super) fn open(
     server: &TestServer,
     target: &str,
     headers: &[(&'static str, String)],
-) -> Result<Client, Response<Option<Vec<u8>>>> {
+) -> Result<Client, Box<Response<Option<Vec<u8>>>>> {
     let stream = TcpStream::connect(server.public).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut request = format!("ws://{}{target}", server.public).into_client_request().unwrap();
@@ -28,7 +28,7 @@ pub(super) fn open(
     match tungstenite::client(request, stream) {
         Ok((socket, _)) => Ok(Client { socket }),
         Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(refusal))) => {
-            Err(*refusal)
+            Err(refusal)
         }
         Err(e) => panic!("{e}"),
     }

@@ -2,9 +2,9 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
 
 use super::common::{CHANNELS, Client, PATIENCE, TestServer, http};
@@ -16,14 +16,14 @@ type Says = dyn Fn(&Value) -> (u16, Value) + Send + Sync;
 struct Application {
     address: SocketAddr,
     /// The events it was asked about, with the cookies of the request.
-    asked: Mutex<Receiver<(Value, String)>>,
+    asked: Receiver<(Value, String)>,
 }
 
 impl Application {
     fn start(says: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Application {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (tell, asked) = mpsc::channel();
+        let (tell, asked) = bounded(1024);
         let says: Arc<Says> = Arc::new(says);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -31,11 +31,11 @@ impl Application {
                 std::thread::spawn(move || serve(stream, &*says, &tell));
             }
         });
-        Application { address, asked: Mutex::new(asked) }
+        Application { address, asked }
     }
 
     fn next(&self) -> (Value, String) {
-        self.asked.lock().unwrap().recv_timeout(PATIENCE).expect("the application is asked")
+        self.asked.recv_timeout(PATIENCE).expect("the application is asked")
     }
 
     /// With hooks of these names at this application.
@@ -141,8 +141,7 @@ fn an_application_that_is_not_there_lets_nobody_in_and_says_when_to_come_again()
 
 #[test]
 fn channels_are_asked_about_and_publications_keep_their_order() {
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
+    let (go, wait) = bounded::<()>(1);
     let app = Application::start(move |event| {
         match (event["event"].as_str().unwrap(), event["channel"].as_str()) {
             ("subscribe", Some("asked.no")) => {
@@ -152,7 +151,7 @@ fn channels_are_asked_about_and_publications_keep_their_order() {
             ("publish", _) => match event["data"].as_str().unwrap_or_default() {
                 "bad" => (403, Value::Null),
                 "first" => {
-                    wait.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                    wait.recv_timeout(PATIENCE).unwrap();
                     (200, json!({"allow": true, "data": "FIRST"}))
                 }
                 _ => (200, json!({"allow": true})),

@@ -43,7 +43,8 @@ fn all_connections_of_a_user_are_sent_to_and_nobody_else() {
     assert!(shards.iter().all(|&shard| shard < 2), "{shards:?}");
     let mut ids: Vec<&str> = listed.iter().map(|own| own["connection"].as_str().unwrap()).collect();
     let mut greeted: Vec<&str> = anns.iter().map(|(_, id)| id.as_str()).collect();
-    (ids.sort(), greeted.sort());
+    ids.sort();
+    greeted.sort();
     assert_eq!(ids, greeted);
     let sent = post(&server, "/api/send", json!({"user": "ann", "data": {"n": 1}}));
     assert_eq!(sent["connections"], 8);

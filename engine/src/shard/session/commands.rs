@@ -312,7 +312,7 @@ impl<W: Wire> Shard<W> {
         let operation = Operation::Publish;
         let ask = match self.may(slot, operation, &channel) {
             Verdict::Yes => None,
-            Verdict::Ask => Some(self.caller(slot)),
+            Verdict::Ask => Some(Box::new(self.caller(slot))),
             Verdict::No(hint) => {
                 return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
             }
@@ -375,7 +375,7 @@ impl<W: Wire> Shard<W> {
         let reply = Reply::Session(self.origin(slot, id));
         self.owe(slot, 1);
         let what = UserRequest::Order { connection: None, order, reply };
-        self.request(Request::User { user, what });
+        self.request(Request::User { user, what: what.into() });
     }
 
     /// Has the application say something to a message of a type that is not ours.

@@ -292,7 +292,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Milliseconds of the shard's life at which a clock on the wall will show this, if nobody sets it.
-    fn at_ms(&self, unix_s: u64) -> u64 {
+    pub(in crate::shard) fn at_ms(&self, unix_s: u64) -> u64 {
         let ahead = unix_s.saturating_mul(1000).saturating_sub(self.clock.unix_ms());
         self.elapsed_ms.saturating_add(ahead)
     }
@@ -472,7 +472,7 @@ impl<W: Wire> Shard<W> {
             connection: self.connection_id(slot),
             since: self.clock.unix_ms() / 1000,
         };
-        self.request(Request::User { user, what: UserRequest::Join(connection) });
+        self.request(Request::User { user, what: Box::new(UserRequest::Join(connection)) });
     }
 
     /// Tells a user's home that a connection is there no more; nothing more is sent to it as the user's.
@@ -483,7 +483,7 @@ impl<W: Wire> Shard<W> {
         standing.joined = false;
         if let Some(user) = standing.identity.user.clone() {
             let what = UserRequest::Leave { shard, session };
-            self.request(Request::User { user, what });
+            self.request(Request::User { user, what: what.into() });
         }
     }
 
