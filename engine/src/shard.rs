@@ -486,7 +486,8 @@ impl<W: Wire> Shard<W> {
         tracing::trace!(shard = %self.id, session = id.slot.0, dialect = dialect.name(), "opened");
         self.begin_heartbeat(id);
         if !answer.is_empty() {
-            self.push_outbox(id.slot, Bytes::from(answer));
+            // As what has begun: however soon it is closed, it is told of a WebSocket first.
+            self.queue_answer(id.slot, Bytes::from(answer));
         }
         self.take_credentials(id.slot, credentials);
         if !rest.is_empty() && self.sessions.current(id).is_some() {

@@ -86,6 +86,16 @@ pub struct Command<'a> {
     pub action: Action<'a>,
 }
 
+impl<'a> Command<'a> {
+    /// The same where nobody else is asked about what the dialect does not have.
+    pub fn or_refused(self) -> Result<Command<'a>, CommandError<'a>> {
+        match self.action {
+            Action::Other { refused, .. } => Err(CommandError { id: self.id, refused }),
+            action => Ok(Command { id: self.id, action }),
+        }
+    }
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action<'a> {

@@ -1,7 +1,7 @@
 //! The examples of `docs/PROTOCOL.md` against the code.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use ringfeed_protocol::command::{Action, PayloadKind};
+use ringfeed_protocol::command::{Action, Command, PayloadKind};
 use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::frame::Header;
 use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Offset, Position};
@@ -46,6 +46,7 @@ fn every_refusal_shown_is_refused_with_its_code() {
     for code in [ErrorCode::BadJson, ErrorCode::BadCommand, ErrorCode::UnknownCommand] {
         for line in lines(&format!("json refused {}", code.as_str())) {
             let refused = Dialect::Ringfeed.parse(&Incoming::Text(line));
+            let refused = refused.and_then(Command::or_refused);
             assert_eq!(refused.unwrap_err().refused.code(), code, "{line}");
         }
     }

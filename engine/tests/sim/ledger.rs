@@ -290,12 +290,14 @@ impl Ledgers {
             })
         };
         let mut policies = self.policies_at(own.shard, turn);
-        let allowed =
-            policies.any(|policy| match policy.verdict(&found.person, Op::Subscribe, group) {
+        let named = found.channels.contains(&channel);
+        let allowed = policies.any(|policy| {
+            match policy.verdict(&found.person, Op::Subscribe, group, named) {
                 Verdict::Yes => true,
                 Verdict::Ask => has_pass(),
                 Verdict::No | Verdict::WhileSubscribed => false,
-            });
+            }
+        });
         (!allowed).then_some("no policy that its shard may go by allows it")
     }
 

@@ -167,7 +167,8 @@ impl Link {
     /// What becomes of something that it does with a channel, as far as that is only a matter of what it may.
     pub(crate) fn chance(&self, op: Op, channel: usize, setup: &Setup) -> Chance {
         let group = setup.channels[channel].group;
-        let chance = policy::chance(&setup.policies, &self.found.person, op, group);
+        let named = self.found.channels.contains(&channel);
+        let chance = policy::chance(&setup.policies, &self.found.person, op, group, named);
         if self.found.must_authenticate {
             return Chance { always: false, never: false, asked: false };
         }

@@ -75,7 +75,8 @@ pub(crate) struct Chance {
 }
 
 impl Policy {
-    pub(crate) fn verdict(&self, person: &Person, op: Op, group: usize) -> Verdict {
+    /// `named`: the channel is one to which the connection was to be subscribed at once.
+    pub(crate) fn verdict(&self, person: &Person, op: Op, group: usize, named: bool) -> Verdict {
         let fits = |line: &&Line| line.group == group && line.op == op;
         let about = |line: &&Line| match line.whom {
             Whom::Anonymous => person.user.is_none(),
@@ -87,7 +88,7 @@ impl Policy {
         if all.iter().any(|line| !line.allow) {
             return Verdict::No;
         }
-        if !all.is_empty() {
+        if !all.is_empty() || named && op == Op::Subscribe {
             return Verdict::Yes;
         }
         let (subscribe, publish) = self.words[group];
@@ -102,8 +103,14 @@ impl Policy {
 }
 
 /// What may become of it under any of these.
-pub(crate) fn chance(policies: &[Policy], person: &Person, op: Op, group: usize) -> Chance {
-    let all = |due| policies.iter().all(|policy| policy.verdict(person, op, group) == due);
+pub(crate) fn chance(
+    policies: &[Policy],
+    person: &Person,
+    op: Op,
+    group: usize,
+    named: bool,
+) -> Chance {
+    let all = |due| policies.iter().all(|policy| policy.verdict(person, op, group, named) == due);
     Chance { always: all(Verdict::Yes), never: all(Verdict::No), asked: all(Verdict::Ask) }
 }
 

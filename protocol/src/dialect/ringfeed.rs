@@ -19,6 +19,9 @@ use crate::refused::Refused;
 /// Longest JSON text of an id.
 const ID_BYTES_MAX: usize = 64;
 
+/// Longest type of a message that somebody else may know.
+const KIND_BYTES_MAX: usize = 64;
+
 const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, ping";
 
 /// Every field that any command has. `data` is validated but kept as it came. Unknown fields are
@@ -134,8 +137,11 @@ impl<'a> Fields<'a> {
     fn other(mut self, message: &'a str) -> Result<Command<'a>, CommandError<'a>> {
         let CommandError { id, refused } = self.unknown("ringfeed.v1", COMMANDS);
         match self.kind.take() {
-            Some(kind) => Ok(Command { id, action: Action::Other { kind, message, refused } }),
-            None => Err(CommandError { id, refused }),
+            // Longer ones are nobody's.
+            Some(kind) if kind.len() <= KIND_BYTES_MAX => {
+                Ok(Command { id, action: Action::Other { kind, message, refused } })
+            }
+            _ => Err(CommandError { id, refused }),
         }
     }
 
@@ -402,7 +408,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn refused(text: &str) -> (ErrorCode, Option<&str>) {
-        match parse(text) {
+        match parse(text).and_then(Command::or_refused) {
             Err(e) => (e.refused.code(), e.id),
             Ok(command) => panic!("{text} was accepted as {command:?}"),
         }
@@ -487,7 +493,7 @@ mod tests {
             format!(r#"{{"type":"publish","id":7,"channel":"a","base64":"{long}"}}"#),
             format!(r#"{{"type":"history","id":7,"channel":"a","limit":"{long}"}}"#),
         ] {
-            let refused = parse(&text).unwrap_err();
+            let refused = parse(&text).and_then(Command::or_refused).unwrap_err();
             let message = refused.refused.to_string();
             assert_eq!(refused.id, Some("7"));
             assert!(message.len() < 250, "{} bytes are told of {}", message.len(), text.len());

@@ -67,6 +67,13 @@ impl Outbox {
         (self.begun, self.rest) = (true, true);
     }
 
+    /// Puts something into an empty outbox that counts as begun.
+    pub(in crate::shard) fn push_begun(&mut self, frame: Bytes) {
+        debug_assert!(self.frames.is_empty(), "nothing was sent before it");
+        self.push(frame);
+        self.begun = true;
+    }
+
     /// It waits for its socket. The first time counts until it is empty.
     pub(in crate::shard) fn begin(&mut self, now_ms: u64) {
         if self.began_ms.is_none() {

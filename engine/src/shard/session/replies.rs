@@ -250,6 +250,11 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Queues the answer to a handshake, which comes before everything and is never given up.
+    pub(in crate::shard) fn queue_answer(&mut self, slot: SessionSlot, answer: Bytes) {
+        self.queue(slot, |outbox| outbox.push_begun(answer));
+    }
+
     /// Queues what a subscriber missed.
     fn push_replay(&mut self, slot: SessionSlot, Replay { shared, own }: Replay) {
         let nothing = shared.is_empty() && own.is_empty();
@@ -266,7 +271,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Adds to what waits for one session, and has the session looked at.
-    pub(super) fn queue(&mut self, slot: SessionSlot, add: impl FnOnce(&mut Outbox)) {
+    pub(in crate::shard) fn queue(&mut self, slot: SessionSlot, add: impl FnOnce(&mut Outbox)) {
         self.sessions.with_outbox(slot, add);
         self.look_at(slot);
         self.time_outbox(slot);
