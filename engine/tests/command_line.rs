@@ -243,6 +243,27 @@ fn a_kernel_that_refuses_io_uring_is_named_as_the_reason() {
 }
 
 #[test]
+fn the_example_configurations_are_valid() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = "0123456789abcdef0123456789abcdef";
+    for name in ["token", "login-hook", "public-feed"] {
+        let example = format!("{}/../config/examples/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+        // Their secrets are elsewhere here.
+        let text = std::fs::read_to_string(example).unwrap();
+        let text = text.replace("/etc/ringfeed", dir.path().to_str().unwrap());
+        for key in ["hook-secret", "ticker-key"] {
+            std::fs::write(dir.path().join(key), secret).unwrap();
+        }
+        let file = dir.path().join(format!("{name}.toml"));
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
+        command.env_clear().env("JWT_SECRET", secret).args(["check-config", "--config"]);
+        let output = command.arg(&file).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", self::text(&output.stderr));
+    }
+}
+
+#[test]
 fn the_tuned_configurations_are_valid() {
     for cores in [2, 8, 32, 64] {
         let file = format!("{}/../config/cores-{cores}.toml", env!("CARGO_MANIFEST_DIR"));

@@ -4,7 +4,7 @@
 use ringfeed_protocol::command::{Action, Command, PayloadKind};
 use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::frame::Header;
-use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Offset, Position};
+use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Offset, Position, UserId};
 
 const PAGE: &str = include_str!("../../docs/PROTOCOL.md");
 
@@ -65,6 +65,8 @@ fn every_event_is_shown_as_it_is_written() {
         kept(12, PayloadKind::Text, b"not JSON"),
     ];
     let channel = "chat";
+    let (connection, ann) = ("00020123456789abcdef", UserId::new("ann").unwrap());
+    let user = Some(&ann);
     let events = [
         Event::Subscribed { id: id("1"), channel: trade, position: at(41), recovered: None },
         Event::Subscribed {
@@ -84,6 +86,13 @@ fn every_event_is_shown_as_it_is_written() {
         },
         Event::Gap { channel: trade, epoch: EPOCH, from: Offset(45), to: Offset(99) },
         Event::Drain { reconnect_ms: 1234 },
+        Event::Connected { id: None, connection, user: None, expires_in_ms: None },
+        Event::Connected { id: id("8"), connection, user, expires_in_ms: Some(60_000) },
+        Event::Unsubscribed { id: None, channel, reason: Some("it is not allowed any more") },
+        Event::Sent { id: id("10"), user: &ann, connections: 2 },
+        Event::Direct { from: user, kind: PayloadKind::Json, bytes: b"{\"hello\":1}" },
+        Event::Direct { from: None, kind: PayloadKind::Text, bytes: b"not JSON" },
+        Event::Reply { id: id("11"), data: "[1,2]" },
     ];
     let shown = lines("json event");
     assert_eq!(shown.len(), events.len());
