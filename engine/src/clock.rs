@@ -41,6 +41,11 @@ impl Clock {
         }
     }
 
+    /// The same in seconds.
+    pub fn unix_s(&self) -> u64 {
+        self.unix_ms() / 1000
+    }
+
     /// CPU time of this thread.
     pub fn thread_cpu(&self) -> Duration {
         match self {

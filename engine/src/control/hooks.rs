@@ -37,6 +37,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::ids::{ShardId, Ticket};
 use crate::message::{Answer, Asked, Question};
@@ -284,7 +285,7 @@ impl Hooks {
         let (answer, cache_s) = match question {
             Question::Connect { caller, .. } => {
                 let read =
-                    |reply: &_| answers::connect(reply, &caller.identity, event::unix_time());
+                    |reply: &_| answers::connect(reply, &caller.identity, Clock::Machine.unix_s());
                 let verdict = endpoint.ask(&event, waiting, deadline, read).await?;
                 (Answer::Connect(verdict.answer), verdict.cache_s)
             }
@@ -313,7 +314,7 @@ impl Hooks {
     }
 
     fn remembered(&self, key: &CacheKey) -> Option<Answer> {
-        let (now, wall) = (Instant::now(), event::unix_time());
+        let (now, wall) = (Instant::now(), Clock::Machine.unix_s());
         let fresh = |cached: &Cached| {
             let expired = match &cached.answer {
                 Answer::Subscribe(Ok(allowed)) => allowed.expires_at.is_some_and(|at| at <= wall),

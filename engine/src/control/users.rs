@@ -160,7 +160,7 @@ impl RevokedTable {
     /// Adds one if there is room, once those were forgotten that need not be known any more. How many there are then.
     fn add(&self, Revocation { whom, until }: &Revocation, most: usize) -> Option<usize> {
         if !self.knows(whom) && self.len() >= most {
-            let now = unix_s();
+            let now = Clock::Machine.unix_s();
             self.tokens.retain(|_, until| *until > now);
             self.users.retain(|_, until| *until > now);
             if self.len() >= most {
@@ -303,7 +303,9 @@ pub(super) async fn revoke(
 ) -> Result<Json<RevokedReply>, ApiError> {
     let RevokeBody { user, token, until } = publish::object(&body.bytes, "what is revoked")?;
     let whom = match (user, token) {
-        (Some(user), None) => Revoked::User(UserId::new(&user).map_err(Refused::from)?, unix_s()),
+        (Some(user), None) => {
+            Revoked::User(UserId::new(&user).map_err(Refused::from)?, Clock::Machine.unix_s())
+        }
         (None, Some(token)) if (1..=TOKEN_ID_BYTES_MAX).contains(&token.len()) => {
             Revoked::Token(SmolStr::new(&token))
         }
@@ -365,10 +367,6 @@ async fn hand_over(
     let deadline = publish::deadline(state);
     publish::send(state, to, request, deadline).await?;
     Ok(Json(ReachedReply { connections: publish::receive(answer, deadline).await? }))
-}
-
-fn unix_s() -> u64 {
-    Clock::Machine.unix_ms() / 1000
 }
 
 #[cfg(test)]

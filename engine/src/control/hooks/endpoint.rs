@@ -11,11 +11,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::answers::Verdict;
 use super::breaker::Breaker;
 use super::client::{Client, Reply};
-use super::event::{Event, unix_time};
+use super::event::Event;
 use super::failure::Failure;
 use super::figures::{Figures, Hook, HookFigures, Outcome};
 use super::sign::{SIGNATURE, Signer, TIMESTAMP};
 use super::waiting::Waiting;
+use crate::clock::Clock;
 use crate::config;
 use crate::control::figures::LogLimit;
 
@@ -169,7 +170,7 @@ impl Endpoint {
         let headers = request.headers_mut();
         headers.clone_from(&event.headers);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let timestamp = unix_time();
+        let timestamp = Clock::Machine.unix_s();
         headers.insert(TIMESTAMP, HeaderValue::from(timestamp));
         if let Some(signer) = &self.signer
             && let Ok(signature) = HeaderValue::from_str(&signer.sign(timestamp, &event.body))

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,12 +12,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::figures::Hook;
+use crate::clock::Clock;
 use crate::message::{Caller, ConnectRequest, Question};
-
-/// Seconds since 1970.
-pub(super) fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
 
 /// What tells one question from another, the same however often it is sent.
 #[derive(Debug, Clone)]
@@ -31,7 +26,7 @@ pub(super) struct Stamp {
 
 impl Stamp {
     pub(super) fn new() -> Stamp {
-        Stamp { id: format!("{:032x}", rand::random::<u128>()), time: unix_time() }
+        Stamp { id: format!("{:032x}", rand::random::<u128>()), time: Clock::Machine.unix_s() }
     }
 }
 

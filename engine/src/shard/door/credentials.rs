@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::Door;
 use crate::access::token::{Checked, TokenError};
 use crate::access::{Admitted, Identity};
+use crate::clock::Clock;
 use crate::config::{Config, TokenPlace};
 use crate::counters::RefusalReason;
 use crate::ids::ConnectionId;
@@ -129,7 +130,7 @@ impl Door {
     async fn check_token(&self, settings: &Settings, token: &str) -> Result<Admitted, TokenError> {
         let check = || {
             let keys = self.shared.remote_keys.load();
-            settings.access.issuers.check(token, unix_s(), &keys)
+            settings.access.issuers.check(token, Clock::Machine.unix_s(), &keys)
         };
         match check() {
             Err(TokenError::UnknownKey { url, kid }) => {
@@ -212,8 +213,4 @@ fn come_again(why: &str) -> NotLetIn {
     let headers = format!("Retry-After: {seconds}\r\n").into();
     let text = format!("{why}; come again in {seconds} s\n");
     (RefusalReason::Unavailable, Refusal { status: 503, headers, text })
-}
-
-fn unix_s() -> u64 {
-    crate::clock::Clock::Machine.unix_ms() / 1000
 }

@@ -122,7 +122,7 @@ impl<W: Wire> Shard<W> {
         token: &str,
         last_try: bool,
     ) {
-        let (now, keys) = (self.clock.unix_ms() / 1000, self.shared.remote_keys.load_full());
+        let (now, keys) = (self.clock.unix_s(), self.shared.remote_keys.load_full());
         let user = self.identity(slot).user.clone();
         let issuers = &self.access.issuers;
         match issuers.check_channel_token(token, now, &keys, user.as_ref(), &channel) {

@@ -176,7 +176,7 @@ impl<W: Wire> Shard<W> {
             }
             return self.tell_connected(slot, id);
         };
-        let now = self.clock.unix_ms() / 1000;
+        let now = self.clock.unix_s();
         let checked = self.access.issuers.check(token, now, &self.shared.remote_keys.load());
         match checked {
             Ok(checked) => match self.admit(slot, checked.into_admitted()) {
@@ -470,7 +470,7 @@ impl<W: Wire> Shard<W> {
             shard: self.id,
             session: self.sessions.id(slot),
             connection: self.connection_id(slot),
-            since: self.clock.unix_ms() / 1000,
+            since: self.clock.unix_s(),
         };
         self.request(Request::User { user, what: Box::new(UserRequest::Join(connection)) });
     }
