@@ -264,6 +264,14 @@ impl Sessions {
         self.cold.get_mut(slot.0)
     }
 
+    fn standing(&self, slot: SessionSlot) -> Option<&Standing> {
+        self.get(slot)?.standing.as_deref()
+    }
+
+    fn standing_mut(&mut self, slot: SessionSlot) -> Option<&mut Standing> {
+        self.get_mut(slot)?.standing.as_deref_mut()
+    }
+
     pub(super) fn hot(&self, slot: SessionSlot) -> &Hot {
         &self.hot[slot.index()]
     }

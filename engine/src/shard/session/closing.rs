@@ -210,8 +210,7 @@ impl<W: Wire> Shard<W> {
         self.detach_all(slot);
         self.leave(slot);
         self.tell_ended(slot, why);
-        let session = self.sessions.get(slot);
-        if let Some(number) = session.and_then(|session| session.standing.as_ref()?.number()) {
+        if let Some(number) = self.sessions.standing(slot).and_then(|standing| standing.number) {
             self.named.remove(&number);
         }
         self.wire.close(self.sessions.hot(slot).socket);

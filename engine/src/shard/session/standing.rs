@@ -37,7 +37,7 @@ pub(in crate::shard) struct Standing {
     /// Channels that it may have because it was said so for this connection.
     passes: Vec<Pass>,
     /// Its number outside, where it was given one before it was a session.
-    number: Option<u64>,
+    pub(super) number: Option<u64>,
 }
 
 /// One channel that a session may have, for a time.
@@ -59,11 +59,6 @@ impl Standing {
             number: None,
         }
     }
-
-    /// The number that the session was given outside before it was one.
-    pub(in crate::shard) fn number(&self) -> Option<u64> {
-        self.number
-    }
 }
 
 /// What the door has found out about a connection.
@@ -82,13 +77,13 @@ pub struct Credentials {
 impl<W: Wire> Shard<W> {
     /// Who a session is.
     pub(in crate::shard) fn identity(&self, slot: SessionSlot) -> &Arc<Identity> {
-        let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
+        let standing = self.sessions.standing(slot);
         standing.map_or(&self.stranger, |standing| &standing.identity)
     }
 
     /// Its name outside.
     pub(in crate::shard) fn connection_id(&self, slot: SessionSlot) -> ConnectionId {
-        let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
+        let standing = self.sessions.standing(slot);
         let id = self.sessions.id(slot);
         let own = u64::from(id.generation) << 32 | u64::from(id.slot.0);
         let number = standing.and_then(|standing| standing.number);
@@ -124,8 +119,7 @@ impl<W: Wire> Shard<W> {
 
     /// Whether it may do nothing but say who it is.
     pub(super) fn must_authenticate(&self, slot: SessionSlot) -> bool {
-        let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
-        standing.is_some_and(|standing| standing.must_authenticate)
+        self.sessions.standing(slot).is_some_and(|standing| standing.must_authenticate)
     }
 
     /// Begins a session with what the door has found out. It may be closed at once.
@@ -155,9 +149,7 @@ impl<W: Wire> Shard<W> {
                     self.subscribe_at_once(slot, channels);
                 }
                 Err(Refusal::Revoked) => self.close_revoked(slot),
-                Err(Refusal::Told(refused)) => {
-                    self.close_unauthenticated(slot, &refused.to_string());
-                }
+                Err(Refusal::NotBelieved(why)) => self.close_unauthenticated(slot, &why),
             }
         }
     }
@@ -190,9 +182,7 @@ impl<W: Wire> Shard<W> {
                     self.refuse_authentication(slot, id, REVOKED.into());
                 }
                 Err(Refusal::Revoked) => self.close_revoked(slot),
-                Err(Refusal::Told(refused)) => {
-                    self.refuse_authentication(slot, id, refused.to_string());
-                }
+                Err(Refusal::NotBelieved(why)) => self.refuse_authentication(slot, id, why),
             },
             Err(TokenError::UnknownKey { url, kid }) if !last_try => {
                 let then = Then::Auth { id: id.map(Box::from), token: token.into() };
@@ -269,13 +259,12 @@ impl<W: Wire> Shard<W> {
         }
         let before = self.identity(slot).user.clone();
         if before.is_some() && before != identity.user {
-            let detail = "the token is another user's; open another connection for it".into();
-            return Err(Refusal::Told(Refused::Unauthenticated { detail }));
+            let why = "the token is another user's; open another connection for it";
+            return Err(Refusal::NotBelieved(why.into()));
         }
         let expires_ms = identity.expires_at.map_or(NEVER_MS, |at| self.at_ms(at));
         if expires_ms <= self.elapsed_ms {
-            let detail = TokenError::Expired.to_string();
-            return Err(Refusal::Told(Refused::Unauthenticated { detail: Detail::new(detail) }));
+            return Err(Refusal::NotBelieved(TokenError::Expired.to_string()));
         }
         let identity = Arc::new(identity);
         let Some(session) = self.sessions.get_mut(slot) else { return Ok(Vec::new()) };
@@ -309,10 +298,9 @@ impl<W: Wire> Shard<W> {
     fn tell_connected(&mut self, slot: SessionSlot, id: Option<&str>) {
         let connection = self.connection_id(slot).to_string();
         let identity = self.identity(slot).clone();
-        let expires_ms = self.sessions.get(slot).and_then(|session| {
-            let expires_ms = session.standing.as_ref()?.expires_ms;
-            (expires_ms != NEVER_MS).then(|| expires_ms.saturating_sub(self.elapsed_ms))
-        });
+        let expires_ms = self.sessions.standing(slot).map_or(NEVER_MS, |own| own.expires_ms);
+        let expires_ms =
+            (expires_ms != NEVER_MS).then(|| expires_ms.saturating_sub(self.elapsed_ms));
         let (connection, user) = (connection.as_str(), identity.user.as_ref());
         self.reply(slot, &Event::Connected { id, connection, user, expires_in_ms: expires_ms });
     }
@@ -350,8 +338,7 @@ impl<W: Wire> Shard<W> {
     /// Sees to it that a session is looked at when something of it expires.
     fn arm_expiry(&mut self, slot: SessionSlot) {
         let id = self.sessions.id(slot);
-        let session = self.sessions.get_mut(slot);
-        let Some(standing) = session.and_then(|session| session.standing.as_mut()) else { return };
+        let Some(standing) = self.sessions.standing_mut(slot) else { return };
         let passes = standing.passes.iter().map(|pass| pass.expires_ms);
         let next_ms = passes.fold(standing.expires_ms, u64::min);
         if next_ms < standing.armed_ms {
@@ -363,8 +350,7 @@ impl<W: Wire> Shard<W> {
     /// Something of a session may have expired.
     pub(in crate::shard) fn check_expiry(&mut self, slot: SessionSlot, timer: Timer) {
         let now_ms = self.elapsed_ms;
-        let session = self.sessions.get_mut(slot);
-        let Some(standing) = session.and_then(|session| session.standing.as_mut()) else { return };
+        let Some(standing) = self.sessions.standing_mut(slot) else { return };
         if standing.armed_ms != timer.due_ms {
             return;
         }
@@ -401,8 +387,7 @@ impl<W: Wire> Shard<W> {
 
     /// The channel is the session's no more.
     pub(super) fn take_pass(&mut self, slot: SessionSlot, channel: &ChannelName) {
-        let session = self.sessions.get_mut(slot);
-        if let Some(standing) = session.and_then(|session| session.standing.as_mut()) {
+        if let Some(standing) = self.sessions.standing_mut(slot) {
             standing.passes.retain(|pass| pass.channel != *channel);
         }
     }
@@ -410,8 +395,7 @@ impl<W: Wire> Shard<W> {
     /// Whether a session may have a channel now that it was once given.
     pub(super) fn may_keep(&self, slot: SessionSlot, channel: &ChannelName) -> bool {
         let has_pass = || {
-            let standing = self.sessions.get(slot).and_then(|session| session.standing.as_ref());
-            standing.is_some_and(|standing| {
+            self.sessions.standing(slot).is_some_and(|standing| {
                 let mut passes = standing.passes.iter();
                 passes.any(|pass| pass.channel == *channel && pass.expires_ms > self.elapsed_ms)
             })
@@ -478,7 +462,7 @@ impl<W: Wire> Shard<W> {
     /// Tells a user's home that a connection is there no more; nothing more is sent to it as the user's.
     pub(super) fn leave(&mut self, slot: SessionSlot) {
         let (shard, session) = (self.id, self.sessions.id(slot));
-        let own = self.sessions.get_mut(slot).and_then(|session| session.standing.as_mut());
+        let own = self.sessions.standing_mut(slot);
         let Some(standing) = own.filter(|standing| standing.joined) else { return };
         standing.joined = false;
         if let Some(user) = standing.identity.user.clone() {
@@ -490,7 +474,7 @@ impl<W: Wire> Shard<W> {
     /// User and session of everybody whom homes of users are to know, for checks.
     pub(in crate::shard) fn joined(&self) -> impl Iterator<Item = (&UserId, SessionId)> {
         self.sessions.slots().filter_map(|slot| {
-            let standing = self.sessions.get(slot)?.standing.as_ref()?;
+            let standing = self.sessions.standing(slot)?;
             let user = standing.identity.user.as_ref().filter(|_| standing.joined)?;
             Some((user, self.sessions.id(slot)))
         })
@@ -500,5 +484,6 @@ impl<W: Wire> Shard<W> {
 /// Why an identity is not given.
 enum Refusal {
     Revoked,
-    Told(Refused),
+    /// For this reason.
+    NotBelieved(String),
 }
