@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Who waits for an answer.
 #[derive(Debug)]
-pub(super) enum Waiting {
+pub(super) enum Awaiting {
     /// A handshake. It waits on the shard's own thread, so nobody wakes its executor from another one.
     Door(oneshot::Sender<Answer>),
     /// A session, whose input is held until then.
@@ -52,7 +52,7 @@ pub(super) struct Asks(RefCell<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    waiting: Slab<Waiting>,
+    waiting: Slab<Awaiting>,
     /// When each is given up, in order: all have the same time.
     due: VecDeque<(Instant, Ticket)>,
 }
@@ -65,8 +65,8 @@ impl Asks {
         (shard, now): (ShardId, Instant),
         time: Duration,
         question: Question,
-        waiting: Waiting,
-    ) -> Result<Ticket, Waiting> {
+        waiting: Awaiting,
+    ) -> Result<Ticket, Awaiting> {
         let mut table = self.0.borrow_mut();
         if table.waiting.len() >= QUESTIONS_MAX {
             return Err(waiting);
@@ -81,14 +81,14 @@ impl Asks {
     }
 
     /// Who waits for this answer; nobody any more where it comes late, or a second time.
-    pub(super) fn take(&self, ticket: Ticket) -> Option<Waiting> {
+    pub(super) fn take(&self, ticket: Ticket) -> Option<Awaiting> {
         let mut table = self.0.borrow_mut();
         let current = table.waiting.generation(ticket.slot) == Some(ticket.generation);
         current.then(|| table.waiting.remove(ticket.slot)).flatten()
     }
 
     /// One that has waited for too long.
-    pub(super) fn take_overdue(&self, now: Instant) -> Option<(Ticket, Waiting)> {
+    pub(super) fn take_overdue(&self, now: Instant) -> Option<(Ticket, Awaiting)> {
         loop {
             let (due, ticket) = *self.0.borrow().due.front()?;
             let answered =
@@ -120,7 +120,7 @@ mod tests {
         let (now, time) = (Instant::now(), Duration::from_secs(5));
         let ask = |now: Instant| {
             let question = Question::Keys { url: "u".into(), kid: "k".into() };
-            asks.ask(&questions, (ShardId(0), now), time, question, Waiting::Nobody).unwrap()
+            asks.ask(&questions, (ShardId(0), now), time, question, Awaiting::Nobody).unwrap()
         };
         let (first, second) = (ask(now), ask(now + time));
         assert_eq!(control.try_recv().unwrap().ticket, first);
@@ -142,7 +142,7 @@ mod tests {
         let ask = || {
             let question = Question::Keys { url: "u".into(), kid: "k".into() };
             let at = (ShardId(0), Instant::now());
-            asks.ask(&questions, at, Duration::ZERO, question, Waiting::Nobody)
+            asks.ask(&questions, at, Duration::ZERO, question, Awaiting::Nobody)
         };
         assert!((0..QUESTIONS_MAX).all(|_| ask().is_ok()));
         assert!(ask().is_err());

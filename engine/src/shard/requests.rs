@@ -6,7 +6,7 @@ use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::{ChannelName, Refused, UserId};
 use ringfeed_wire::Wire;
 
-use super::asks::Waiting as Awaiting;
+use super::asks::Awaiting;
 use super::home::{Asker, Batch, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};

@@ -18,7 +18,7 @@ use crate::counters::RefusalReason;
 use crate::ids::ConnectionId;
 use crate::message::{Answer, Caller, ConnectRequest, Denied, Question};
 use crate::settings::Settings;
-use crate::shard::asks::Waiting;
+use crate::shard::asks::Awaiting;
 use crate::shard::session::Credentials;
 
 /// What stands before a token among the subprotocols, which are all that a page can choose freely.
@@ -183,7 +183,7 @@ impl Door {
         let time = Duration::from_millis(settings.config.hooks.timeout_ms.into());
         let at = (self.shard, Instant::now());
         let asks = &self.local.asks;
-        let asked = asks.ask(&self.shared.questions, at, time, question, Waiting::Door(reply));
+        let asked = asks.ask(&self.shared.questions, at, time, question, Awaiting::Door(reply));
         if asked.is_err() {
             self.counters.questions_refused.add(1);
             return None;

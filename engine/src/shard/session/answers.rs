@@ -7,7 +7,7 @@ use super::{CLOSING, Holds};
 use crate::ids::{SessionSlot, Ticket};
 use crate::message::{Answer, Denied};
 use crate::shard::Shard;
-use crate::shard::asks::{Then, Waiting};
+use crate::shard::asks::{Awaiting, Then};
 
 /// Answers taken in one turn.
 const ANSWERS_PER_TURN: usize = 256;
@@ -38,12 +38,12 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    fn handle_answer(&mut self, ticket: Ticket, waiting: Waiting, answer: Option<Answer>) {
+    fn handle_answer(&mut self, ticket: Ticket, waiting: Awaiting, answer: Option<Answer>) {
         match waiting {
-            Waiting::Nobody => {}
+            Awaiting::Nobody => {}
             // A handshake whose client has gone waits no more.
-            Waiting::Door(reply) => drop(answer.map(|answer| reply.send(answer))),
-            Waiting::Publication(channel) => {
+            Awaiting::Door(reply) => drop(answer.map(|answer| reply.send(answer))),
+            Awaiting::Publication(channel) => {
                 let publish = match answer {
                     Some(Answer::Publish(Ok(instead))) => Ok(instead),
                     Some(Answer::Publish(Err(denied))) => Err(refusal(denied)),
@@ -51,7 +51,7 @@ impl<W: Wire> Shard<W> {
                 };
                 self.settle_asked(&channel, ticket, publish);
             }
-            Waiting::Session(session, then) => {
+            Awaiting::Session(session, then) => {
                 let Some(slot) = self.sessions.current(session) else { return };
                 if self.sessions.has(slot, CLOSING) {
                     return;

@@ -10,7 +10,7 @@ use crate::counters::{CloseReason, Reason as _};
 use crate::ids::SessionSlot;
 use crate::message::{Question, Request};
 use crate::shard::Shard;
-use crate::shard::asks::Waiting;
+use crate::shard::asks::Awaiting;
 use crate::shard::timers::{Purpose, Timer};
 
 /// How long the peer has to read the close frame after it broke the protocol.
@@ -228,6 +228,6 @@ impl<W: Wire> Shard<W> {
         let (why, code) = closed.unwrap_or((why, CloseCode(1006)));
         let (caller, code, reason) = (self.caller(slot), code.0, why.label().into());
         // Where too much is under way nobody is told; it is counted.
-        let _ = self.ask(Question::Disconnect { caller, code, reason }, Waiting::Nobody);
+        let _ = self.ask(Question::Disconnect { caller, code, reason }, Awaiting::Nobody);
     }
 }

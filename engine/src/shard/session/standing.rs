@@ -14,7 +14,7 @@ use crate::counters::CloseReason;
 use crate::ids::{ConnectionId, SessionId, SessionSlot};
 use crate::message::{Caller, Question, Request, UserConnection, UserRequest};
 use crate::shard::Shard;
-use crate::shard::asks::{Then, Waiting};
+use crate::shard::asks::{Awaiting, Then};
 use crate::shard::timers::{Purpose, Timer};
 
 /// Why something is not believed any more.
@@ -212,7 +212,7 @@ impl<W: Wire> Shard<W> {
         then: Then,
     ) -> Result<(), Then> {
         let session = self.sessions.id(slot);
-        match self.ask(question, Waiting::Session(session, then)) {
+        match self.ask(question, Awaiting::Session(session, then)) {
             Ok(_) => {
                 self.hold(slot, super::Holds::ASKED);
                 if let Some(session) = self.sessions.get_mut(slot) {
@@ -221,7 +221,7 @@ impl<W: Wire> Shard<W> {
                 }
                 Ok(())
             }
-            Err(Waiting::Session(_, then)) => Err(then),
+            Err(Awaiting::Session(_, then)) => Err(then),
             Err(_) => unreachable!("who waits comes back"),
         }
     }
@@ -230,8 +230,8 @@ impl<W: Wire> Shard<W> {
     pub(in crate::shard) fn ask(
         &mut self,
         question: Question,
-        waiting: Waiting,
-    ) -> Result<crate::ids::Ticket, Waiting> {
+        waiting: Awaiting,
+    ) -> Result<crate::ids::Ticket, Awaiting> {
         let time = Duration::from_millis(self.config.hooks.timeout_ms.into());
         let at = (self.id, self.now);
         let asked = self.local.asks.ask(&self.shared.questions, at, time, question, waiting);
