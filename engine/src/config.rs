@@ -5,6 +5,7 @@
 
 mod access;
 mod api_keys;
+pub(crate) mod file;
 mod fixed;
 mod hooks;
 mod keys;

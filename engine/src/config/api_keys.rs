@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::Read as _;
 
 use ringfeed_protocol::channel_name;
 
+use super::file;
 use super::keys::printable;
 use super::schema::{ApiKey, Config, Secret};
 use crate::callers::{Caller, Callers, KeyHash};
@@ -87,7 +87,8 @@ impl Config {
                 key.map_err(|wrong| format!(".key_env: {wrong}"))
             }
             [_, _, true, _] => {
-                let key = read_file(key_file).and_then(|key| checked(key.trim()));
+                let key = file::read_text(key_file, FILE_BYTES_MAX);
+                let key = key.map_err(|e| e.to_string()).and_then(|key| checked(key.trim()));
                 key.map_err(|wrong| format!(".key_file: {}: {wrong}", printable(key_file)))
             }
             _ => match KeyHash::from_hex(&key_sha256.0) {
@@ -126,16 +127,6 @@ fn add(callers: &mut Vec<Caller>, caller: Caller, errors: &mut Vec<String>) {
         Some(other) => errors.push(format!("{} and {} have the same key", other.name, caller.name)),
         None => callers.push(caller),
     }
-}
-
-fn read_file(path: &str) -> Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("it has more than {FILE_BYTES_MAX} bytes"));
-    }
-    String::from_utf8(bytes).map_err(|_| "what it holds is not UTF-8".into())
 }
 
 /// What is wrong with a section, but for its key.

@@ -1,9 +1,10 @@
 //! What `[hooks]` may hold: URLs that may be asked, and a secret to sign with.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
+use super::file;
 use super::schema::{HookUrl, Hooks};
 use crate::control::hooks::address::{self, Place};
 
@@ -101,16 +102,10 @@ impl Hooks {
 
 /// Reads a file that may be read at once: a pipe could keep the start waiting.
 fn read(path: &Path) -> io::Result<String> {
-    let file = std::fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
+    if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a file"));
     }
-    let mut text = String::new();
-    file.take(SECRET_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > SECRET_FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {SECRET_FILE_BYTES_MAX} bytes")));
-    }
-    Ok(text)
+    file::read_text(path, SECRET_FILE_BYTES_MAX)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -10,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use super::DEFAULT_TOML;
+use super::file;
 use super::keys::{self, printable};
 
 /// Largest file.
@@ -57,7 +57,8 @@ impl File {
     /// hold secrets.
     pub(super) fn read(path: &Path) -> Result<File, Vec<String>> {
         let name = printable(&path.to_string_lossy());
-        let text = read(path).map_err(|e| vec![format!("{name}: {e}")])?;
+        let text =
+            file::read_text(path, FILE_BYTES_MAX).map_err(|e| vec![format!("{name}: {e}")])?;
         let line = |at: usize| 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
         let (document, errors) = DeTable::parse_recoverable(&text);
         if !errors.is_empty() {
@@ -179,16 +180,6 @@ impl File {
             }
         }
     }
-}
-
-/// Reads text of bounded length: a path may name a device.
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(text)
 }
 
 /// Notes the lines of the keys of one section or entry.

@@ -1,7 +1,6 @@
 //! One issuer: its keys, and what its tokens must be like.
 
 use std::ffi::OsString;
-use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 use smol_str::SmolStr;
@@ -10,7 +9,7 @@ use super::error::TokenError;
 use super::key::{Key, key_algorithm_name};
 use super::parse::{Object, Token};
 use super::remote::RemoteKeys;
-use crate::config::{self, KeyAlgorithm};
+use crate::config::{self, KeyAlgorithm, file};
 
 /// Bytes of a secret that tokens from beyond this machine are checked with (RFC 7518 section 3.2, for HS256).
 const SECRET_BYTES_MIN: usize = 32;
@@ -59,7 +58,7 @@ impl Issuer {
             Err(why) => errors.push(why),
         }
         for path in &entry.public_key_files {
-            let key = read(path).map_err(|e| e.to_string());
+            let key = file::read(path, FILE_BYTES_MAX).map_err(|e| e.to_string());
             match key.and_then(|pem| Key::from_pem(&pem).map_err(|e| e.to_string())) {
                 Ok(key) => keys.push(key),
                 Err(why) => errors.push(format!(".public_key_files: {path:?}: {why}")),
@@ -163,7 +162,8 @@ fn secret(
         }
     } else if !entry.secret_file.is_empty() {
         let key = format!(".secret_file = {:?}", entry.secret_file);
-        let mut secret = read(&entry.secret_file).map_err(|e| format!("{key}: {e}"))?;
+        let mut secret =
+            file::read(&entry.secret_file, FILE_BYTES_MAX).map_err(|e| format!("{key}: {e}"))?;
         for end in [b'\n', b'\r'] {
             secret.pop_if(|last| *last == end);
         }
@@ -181,14 +181,4 @@ fn secret(
         ));
     }
     Ok(Some(secret))
-}
-
-/// Reads a file of bounded length: a path may name a device.
-fn read(path: &str) -> std::io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(std::io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(content)
 }
