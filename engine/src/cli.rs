@@ -199,7 +199,7 @@ fn reload(
     let (args, verbose) = (args.config.clone(), args.verbose);
     control::Reload {
         environment: std::env::vars_os().collect(),
-        read: Box::new(move || Config::load(&sources(&args))),
+        read: Box::new(move |holds| Config::load_over(&sources(&args), holds)),
         apply: Box::new(move |config| {
             // It fails only where there is no subscriber any more.
             let _ = level.reload(log_filter(verbose, config.log.level));

@@ -85,11 +85,32 @@ impl Sources<'_> {
 impl Config {
     /// Reads, merges and validates.
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
+        Config::load_with(sources, |_| {})
+    }
+
+    /// The same while another one holds: what cannot change stays, and the rest must go with it. Returns also the keys
+    /// that would have changed.
+    pub fn load_over(
+        sources: &Sources,
+        holds: &Config,
+    ) -> Result<(Config, Vec<&'static str>), ConfigErrors> {
+        let mut fixed = Vec::new();
+        let config = Config::load_with(sources, |config| fixed = config.keep_fixed(holds))?;
+        Ok((config, fixed))
+    }
+
+    /// `change` comes before anything is looked at as a whole: what would be safe on loopback may not be where the server
+    /// listens.
+    fn load_with(
+        sources: &Sources,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Config, ConfigErrors> {
         let mut errors = Vec::new();
         let merged = sources.merge(&mut errors);
         // What was wrong is not in `merged`, so the rest can be validated all the same.
         match Value::Table(merged).try_into::<Config>() {
             Ok(mut config) => {
+                change(&mut config);
                 config.hooks.find_secret(&sources.environment, &mut errors);
                 config.validate(&mut errors);
                 config.read_api_keys(&sources.environment, &mut errors);

@@ -44,7 +44,7 @@ use users::RevokedTable;
 
 pub use api::openapi;
 pub use error::error_words;
-pub use reload::Reload;
+pub use reload::{ReadOver, Reload};
 
 /// Payload bytes of publications that were handed to one shard and not answered yet.
 const SHARD_BYTES_MAX: u64 = 16 << 20;

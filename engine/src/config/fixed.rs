@@ -6,7 +6,7 @@ macro_rules! fixed {
     ($($section:ident.$key:ident),* $(,)?) => {
         impl Config {
             /// Takes over what cannot change from the configuration that holds. Returns the keys that would have.
-            pub(crate) fn keep_fixed(&mut self, holds: &Config) -> Vec<&'static str> {
+            pub(super) fn keep_fixed(&mut self, holds: &Config) -> Vec<&'static str> {
                 let mut changed = Vec::new();
                 $(
                     if self.$section.$key != holds.$section.$key {
@@ -30,6 +30,8 @@ fixed! {
     server.listen, server.io, server.shards, server.pin, server.backlog, server.connections_max,
     server.handshakes_max, server.send_buffer_bytes, server.demo_page,
     api.listen, api.bodies_bytes_max, api.connections_max,
+    // Connections that are there have their timers, or have none; links between shards have their room.
+    heartbeat.interval_ms, limits.idle_timeout_ms, limits.cross_shard_bytes_max,
 }
 
 #[cfg(test)]
@@ -48,5 +50,28 @@ mod tests {
         assert_eq!(new.keep_fixed(&holds), ["server.listen", "server.shards"]);
         assert_eq!((new.server.shards, new.limits.messages_burst), (1, 7));
         assert!(new.keep_fixed(&holds).is_empty());
+    }
+
+    #[test]
+    fn what_is_safe_on_loopback_alone_is_not_taken_by_a_server_that_listens_elsewhere() {
+        let sources = |flags: &[&str]| {
+            let flags = flags.iter().map(|&flag| flag.into()).collect();
+            Sources { flags, ..Sources::default() }
+        };
+        let wide = [
+            "server.listen=0.0.0.0:1",
+            "api.listen=0.0.0.0:2",
+            "auth.anonymous=true",
+            "api.keys=0123456789abcdef",
+        ];
+        let holds = Config::load(&sources(&wide)).unwrap();
+        // By itself it would do.
+        Config::load(&sources(&[])).unwrap();
+        let errors = Config::load_over(&sources(&[]), &holds).unwrap_err().to_string();
+        for part in ["server.listen = 0.0.0.0:1: beyond loopback", "api.keys must hold"] {
+            assert!(errors.contains(part), "{errors}");
+        }
+        let (_, fixed) = Config::load_over(&sources(&wide[2..]), &holds).unwrap();
+        assert_eq!(fixed, ["server.listen", "api.listen"]);
     }
 }

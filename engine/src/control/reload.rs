@@ -12,11 +12,15 @@ use crate::settings::Settings;
 pub struct Reload {
     /// The variables in which secrets may be.
     pub environment: Vec<(OsString, OsString)>,
-    /// Reads and validates it.
-    pub read: Box<dyn Fn() -> Result<Config, ConfigErrors> + Send + Sync>,
+    /// Reads and validates it, over the one that holds ([`Config::load_over`]).
+    pub read: Box<ReadOver>,
     /// Called with a configuration that holds from now on.
     pub apply: Box<dyn Fn(&Config) + Send + Sync>,
 }
+
+/// A configuration over one that holds, and the keys that stay as they are.
+pub type ReadOver =
+    dyn Fn(&Config) -> Result<(Config, Vec<&'static str>), ConfigErrors> + Send + Sync;
 
 impl std::fmt::Debug for Reload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -60,12 +64,13 @@ impl State {
 
     /// Puts a new configuration in the place of the one that holds. Returns the keys that stay as they were.
     fn reread(&self, reload: &Reload) -> Result<Vec<&'static str>, ConfigErrors> {
-        let mut config = (reload.read)()?;
-        let fixed = config.keep_fixed(&self.shared.config());
+        let (config, fixed) = (reload.read)(&self.shared.config())?;
         config.check_shares(self.shared.shards.count())?;
         let settings = Settings::new(config, &reload.environment)?;
         (reload.apply)(&settings.config);
         self.shared.admission.reconfigure(&settings.config);
+        let api = &settings.config.api;
+        self.request_rates.set(api.requests_per_second_max, api.requests_burst);
         self.shared.settings.store(Arc::new(settings));
         Ok(fixed)
     }
