@@ -10,6 +10,7 @@ use ringfeed_protocol::channel_name;
 use super::rules::USER;
 use super::schema::{Config, Issuer, Permission};
 use crate::access::Who;
+use crate::control::hooks::address;
 
 /// All entries are looked at for each publish of a client.
 const PERMISSIONS_MAX: usize = 1024;
@@ -38,6 +39,14 @@ impl Config {
         let mut names = BTreeSet::new();
         for (i, issuer) in self.issuers.iter().enumerate() {
             let mut wrong = issuer.wrong();
+            // As who fetches them sees it.
+            if wrong.is_empty()
+                && !issuer.jwks_url.is_empty()
+                && let Err(why) =
+                    address::check(&issuer.jwks_url, self.hooks.allow_private_addresses)
+            {
+                wrong.push(format!(".jwks_url: {why}"));
+            }
             if !names.insert(&*issuer.issuer) {
                 let name = &issuer.issuer;
                 wrong.push(format!(".issuer = {name:?}: an entry before has the same"));
@@ -307,5 +316,15 @@ mod tests {
         refused(&format!("[[issuers]]\nissuer = \"a\"\n{url}"), "issuers[0].audience: it is");
         refused(&format!("{KEYS}{url}jwks_algorithms = []"), "issuers[0].jwks_algorithms: it is");
         refused(&format!("{KEYS}{url}jwks_algorithms = [\"HS256\"]"), "RS256, ES256, EdDSA");
+    }
+
+    #[test]
+    fn keys_that_could_not_be_fetched_are_refused_with_the_configuration() {
+        let at = |url: &str| {
+            format!("[[issuers]]\nissuer = \"a\"\naudience = [\"b\"]\njwks_url = \"{url}\"\n")
+        };
+        let errors = wrong(&at("https://10.0.0.1/keys"));
+        assert!(errors.contains("issuers[0].jwks_url: "), "{errors:?}");
+        assert_eq!(wrong(&at("https://login.example.org/keys")), "");
     }
 }
