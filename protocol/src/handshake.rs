@@ -9,7 +9,7 @@ mod response;
 mod upgrade;
 
 pub use client::{ClientHandshake, ClientHandshakeError};
-pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, HeadEnd, Request};
+pub use head::{HEAD_BYTES_MAX, HEADERS_MAX, HeadEnd, Request, bearer};
 pub use response::{Refusal, write_response};
 pub use upgrade::Upgrade;
 
@@ -97,6 +97,14 @@ mod tests {
         assert_eq!(find(b"\r\n\0"), Err(400));
         assert_eq!(find(b"GET / HTTP/1.1\n"), Err(400));
         assert_eq!(find(&[b'x'; HEAD_BYTES_MAX]), Err(431));
+    }
+
+    #[test]
+    fn the_scheme_is_bearer_in_any_case() {
+        assert_eq!(bearer(b"bEARER  k"), Some(&b"  k"[..]));
+        assert_eq!(bearer(b"Bearer"), None);
+        assert_eq!(bearer(b"Basic k"), None);
+        assert_eq!(bearer(b" Bearer k"), None);
     }
 
     #[test]

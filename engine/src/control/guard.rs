@@ -12,6 +12,7 @@ use axum::extract::{Request, State as FromState};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use ringfeed_protocol::handshake::bearer;
 
 use super::State;
 use super::error::{ApiError, Code, clip};
@@ -116,12 +117,6 @@ fn given_key(headers: &HeaderMap) -> &[u8] {
     given.unwrap_or_default().trim_ascii()
 }
 
-/// What follows the scheme `Bearer`, whose case does not matter (RFC 9110 section 11.1).
-fn bearer(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, key) = value.split_at_checked(value.iter().position(|&b| b == b' ')?)?;
-    scheme.eq_ignore_ascii_case(b"bearer").then_some(key)
-}
-
 /// Whether a request can come from a program on this machine rather than from a page.
 fn local(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
@@ -193,13 +188,5 @@ mod tests {
         ] {
             assert!(!is_local(host), "{host}");
         }
-    }
-
-    #[test]
-    fn the_scheme_is_bearer_in_any_case() {
-        assert_eq!(bearer(b"bEARER  k"), Some(&b"  k"[..]));
-        assert_eq!(bearer(b"Bearer"), None);
-        assert_eq!(bearer(b"Basic k"), None);
-        assert_eq!(bearer(b" Bearer k"), None);
     }
 }

@@ -182,3 +182,9 @@ impl<'a> Request<'a> {
         self.tokens(name).any(|t| t.eq_ignore_ascii_case(token))
     }
 }
+
+/// What follows the scheme `Bearer` in the value of `Authorization`; its case does not matter (RFC 9110 section 11.1).
+pub fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(value.iter().position(|&b| b == b' ')?)?;
+    scheme.eq_ignore_ascii_case(b"bearer").then_some(token)
+}

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use ringfeed_protocol::handshake::{Refusal, Request};
+use ringfeed_protocol::handshake::{Refusal, Request, bearer};
 use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::{Dialect, Refused};
 use tokio::sync::oneshot;
@@ -47,7 +47,10 @@ impl Shown {
     ) -> Shown {
         let config = &settings.config;
         let token = config.auth.token_from.iter().find_map(|place| match place {
-            TokenPlace::Header => bearer(request.header("authorization")?),
+            TokenPlace::Header => {
+                let token = bearer(request.header("authorization")?)?;
+                std::str::from_utf8(token).ok().map(str::trim)
+            }
             TokenPlace::Query => request.query_value(&config.auth.token_query),
             TokenPlace::Cookie => cookie(request, &config.auth.token_cookie),
             TokenPlace::Subprotocol => {
@@ -78,12 +81,6 @@ fn connect_request(request: &Request, config: &Config, address: IpAddr) -> Conne
 /// Whether a subprotocol is a token and none that could be spoken.
 pub(super) fn is_token(protocol: &str, config: &Config) -> bool {
     config.auth.token_from.contains(&TokenPlace::Subprotocol) && protocol.starts_with(SUBPROTOCOL)
-}
-
-/// What follows the scheme `Bearer`, whose case does not matter (RFC 9110 section 11.1).
-fn bearer(value: &[u8]) -> Option<&str> {
-    let (scheme, token) = std::str::from_utf8(value).ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 /// The first cookie of a name (RFC 6265 section 5.4).
