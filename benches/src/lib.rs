@@ -178,7 +178,8 @@ impl Stage {
         for i in first..first + count {
             let payload = StoredPayload { kind: PayloadKind::Json, bytes: payload.clone() };
             let channel = self.channels[i % self.channels.len()].clone();
-            let request = Request::Publish { origin: None, channel, payload, ask: None };
+            let (origin, except, ask) = (None, None, None);
+            let request = Request::Publish { origin, channel, payload, except, ask };
             assert!(self.shared.shards.request(ShardId(0), request).is_ok(), "the queue has room");
         }
     }

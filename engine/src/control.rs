@@ -380,7 +380,7 @@ mod tests {
         let queued: Vec<Request> = std::iter::from_fn(|| inbox.control.take()).flatten().collect();
         let bytes = queued.iter().map(|request| {
             let Request::PublishBatch { items, .. } = request else { panic!("{request:?}") };
-            items.iter().map(|item| item.2.bytes.len() as u64).sum::<u64>()
+            items.iter().map(|(_, post)| post.payload.bytes.len() as u64).sum::<u64>()
         });
         let bytes: Vec<u64> = bytes.collect();
         assert!(bytes.iter().all(|&bytes| bytes <= 256 << 10), "{bytes:?}");

@@ -15,7 +15,7 @@ mod request;
 
 pub use delivery::{
     ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Order, Origin,
-    Replay, Start, StoredPayload, StoredPublication,
+    Replay, Skip, Start, StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
@@ -24,4 +24,6 @@ pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,
 };
-pub use request::{Published, Reply, Request, Revocation, Revoked, UserConnection, UserRequest};
+pub use request::{
+    Except, Post, Published, Reply, Request, Revocation, Revoked, UserConnection, UserRequest,
+};

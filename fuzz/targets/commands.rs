@@ -29,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn accepted(command: &Command) {
     replied(&Event::Pong { id: command.id });
-    let Action::Publish { channel, payload: Payload { kind, bytes } } = &command.action else {
+    let Action::Publish { channel, payload: Payload { kind, bytes }, .. } = &command.action else {
         return;
     };
     let Ok(channel) = ChannelName::new(channel) else { return };

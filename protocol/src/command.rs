@@ -119,6 +119,8 @@ pub enum Action<'a> {
         channel: Cow<'a, str>,
         /// What to publish.
         payload: Payload<'a>,
+        /// Whether the client gets it, too, where it is subscribed.
+        echo: bool,
     },
     /// Read a channel's log.
     History {

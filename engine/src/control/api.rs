@@ -132,7 +132,7 @@ async fn publish_one(
 ) -> Result<Json<PublishResult>, ApiError> {
     publish::not_draining(&state)?;
     let item = publish::parse_for(&caller, &body.bytes)?;
-    let channel = item.0.clone();
+    let channel = item.channel.clone();
     let outcome = publish::publish_all(&state, vec![item]).await.pop();
     match publish::result(&channel, outcome.unwrap_or_else(|| Err(ApiError::busy()))) {
         PublishResult::Refused(e) => Err(e),
@@ -217,7 +217,7 @@ async fn publish_batch(
         .into_iter()
         .map(|entry| {
             let item = publish::parse_for(&caller, entry.get().as_bytes())?;
-            let channel = item.0.clone();
+            let channel = item.channel.clone();
             items.push(item);
             Ok(channel)
         })

@@ -18,8 +18,8 @@ use super::error::ApiError;
 use super::guard::check_channel;
 use super::{FULL_PAUSE, State};
 use crate::callers::Caller;
-use crate::ids::ShardId;
-use crate::message::{NotTaken, Published, Request, StoredPayload};
+use crate::ids::{ConnectionId, ShardId};
+use crate::message::{NotTaken, Post, Published, Request};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
@@ -45,6 +45,9 @@ pub(super) struct PublishBody<'a> {
     /// Bytes, in padded base64; raw.v1 delivers them as a binary message.
     #[serde(borrow, default)]
     base64: Option<Cow<'a, str>>,
+    /// The id of a connection that is not to get it: `connection` in its `connected` event.
+    #[serde(borrow, default)]
+    except: Option<Cow<'a, str>>,
 }
 
 /// What became of one publication.
@@ -66,25 +69,24 @@ pub(super) enum PublishResult {
     Refused(ApiError),
 }
 
-/// A publication, checked and ready to be routed.
-pub(super) type Checked = (ChannelName, StoredPayload);
-
-/// What became of a checked publication.
+/// What became of a publication.
 pub(super) type Outcome = Result<Position, ApiError>;
 
 /// Reads one publication and checks name and payload, which is never longer than the text.
-pub(super) fn parse(text: &[u8]) -> Result<Checked, ApiError> {
+pub(super) fn parse(text: &[u8]) -> Result<Post, ApiError> {
     let body: PublishBody = object(text, "a publication")?;
     let channel = ChannelName::new(&body.channel).map_err(Refused::from)?;
-    let payload = Payload::from_fields(body.data, body.text, body.base64)?;
-    Ok((channel, payload.into()))
+    let payload = Payload::from_fields(body.data, body.text, body.base64)?.into();
+    let except = body.except.map(|id| id.parse::<ConnectionId>()).transpose();
+    let except = except.map_err(|e| Refused::bad_command(format_args!("'except': {e}")))?;
+    Ok(Post { channel, payload, except: except.map(Box::new) })
 }
 
 /// The same, from who may publish to that channel.
-pub(super) fn parse_for(caller: &Caller, text: &[u8]) -> Result<Checked, ApiError> {
-    let checked = parse(text)?;
-    check_channel(caller, &checked.0)?;
-    Ok(checked)
+pub(super) fn parse_for(caller: &Caller, text: &[u8]) -> Result<Post, ApiError> {
+    let post = parse(text)?;
+    check_channel(caller, &post.channel)?;
+    Ok(post)
 }
 
 /// Reads a JSON object; an array with the fields in their order, which serde would take, is none.
@@ -101,14 +103,14 @@ pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Resu
 /// Publications that go to one shard with one request.
 struct Piece {
     bytes: usize,
-    items: Vec<(u32, ChannelName, StoredPayload)>,
+    items: Vec<(u32, Post)>,
 }
 
 /// Cuts publications into pieces that a shard's turn can bear, in the same order.
-fn pieces(items: Vec<(u32, ChannelName, StoredPayload)>) -> Vec<Piece> {
+fn pieces(items: Vec<(u32, Post)>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for item in items {
-        let bytes = item.2.bytes.len() + ITEM_BYTES;
+        let bytes = item.1.payload.bytes.len() + ITEM_BYTES;
         match pieces.last_mut() {
             Some(piece)
                 if piece.bytes + bytes <= PIECE_BYTES_MAX
@@ -127,13 +129,12 @@ fn pieces(items: Vec<(u32, ChannelName, StoredPayload)>) -> Vec<Piece> {
 /// channel keep their order. Where a shard takes nothing or does not answer in time, what it was to
 /// get from then on is answered with `busy`, or `draining` where it has ended, and of that some may be
 /// published.
-pub(super) async fn publish_all(state: &State, items: Vec<Checked>) -> Vec<Outcome> {
+pub(super) async fn publish_all(state: &State, items: Vec<Post>) -> Vec<Outcome> {
     let shards = &state.shared.shards;
-    let mut by_home: Vec<Vec<(u32, ChannelName, StoredPayload)>> =
-        (0..shards.count()).map(|_| Vec::new()).collect();
+    let mut by_home: Vec<Vec<(u32, Post)>> = (0..shards.count()).map(|_| Vec::new()).collect();
     let mut outcomes: Vec<Outcome> = items.iter().map(|_| Err(ApiError::busy())).collect();
-    for (place, (channel, payload)) in (0u32..).zip(items) {
-        by_home[shards.home(&channel).index()].push((place, channel, payload));
+    for (place, post) in (0u32..).zip(items) {
+        by_home[shards.home(&post.channel).index()].push((place, post));
     }
     let homes = shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty());
     let until = deadline(state);
@@ -153,7 +154,7 @@ type UnderWay = (oneshot::Receiver<Vec<(u32, Published)>>, Held);
 async fn publish_home(
     state: &State,
     home: ShardId,
-    items: Vec<(u32, ChannelName, StoredPayload)>,
+    items: Vec<(u32, Post)>,
     until: Instant,
 ) -> Vec<(u32, Outcome)> {
     let places: Vec<u32> = items.iter().map(|item| item.0).collect();
@@ -170,7 +171,7 @@ async fn publish_home(
 async fn publish_pieces(
     state: &State,
     home: ShardId,
-    items: Vec<(u32, ChannelName, StoredPayload)>,
+    items: Vec<(u32, Post)>,
     until: Instant,
     outcomes: &mut Vec<(u32, Outcome)>,
 ) -> Result<(), ApiError> {
@@ -270,10 +271,11 @@ mod tests {
 
     use super::*;
 
-    fn items(sizes: &[usize]) -> Vec<(u32, ChannelName, StoredPayload)> {
+    fn items(sizes: &[usize]) -> Vec<(u32, Post)> {
         let item = |(place, &size): (u32, &usize)| {
             let payload = Payload { kind: PayloadKind::Text, bytes: vec![b'x'; size].into() };
-            (place, ChannelName::new("a").unwrap(), payload.into())
+            let channel = ChannelName::new("a").unwrap();
+            (place, Post { channel, payload: payload.into(), except: None })
         };
         (0..).zip(sizes).map(item).collect()
     }

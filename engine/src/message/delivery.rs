@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ringfeed_protocol::command::{Payload, PayloadKind};
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 
-use crate::ids::{LaneId, SessionId, ShardId};
+use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
 /// A command of a session, to which an answer is owed.
 #[derive(Debug, Clone)]
@@ -167,6 +167,17 @@ impl Chunk {
     }
 }
 
+/// A frame of a chunk that one connection is not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Skip {
+    /// Which.
+    pub connection: ConnectionId,
+    /// Bytes from the start of the chunk to the start of the frame, …
+    pub from: u32,
+    /// … and to its end.
+    pub to: u32,
+}
+
 /// Frames of what a subscriber missed, in order.
 #[derive(Debug, Default)]
 pub struct Replay {
@@ -196,6 +207,8 @@ pub enum Delivery {
         to: LaneId,
         /// The publications.
         chunk: Chunk,
+        /// What of it connections of the shard are not sent, in order.
+        skips: Vec<Skip>,
     },
     /// A subscription stands.
     Subscribed {
@@ -296,7 +309,9 @@ impl Delivery {
     pub(crate) fn cost(&self) -> usize {
         size_of::<Delivery>()
             + match self {
-                Delivery::Chunk { chunk, .. } => chunk.bytes.len() + chunk.frames.bytes(),
+                Delivery::Chunk { chunk, skips, .. } => {
+                    chunk.bytes.len() + chunk.frames.bytes() + size_of_val(&skips[..])
+                }
                 // What is shared belongs to the history.
                 Delivery::Subscribed { start: Start { replay, .. }, .. } => {
                     size_of_val(&replay.shared[..]) + replay.own.len()

@@ -17,6 +17,20 @@ pub enum Reply<T> {
     Control(oneshot::Sender<T>),
 }
 
+/// The connection that is not sent a publication; in a box, since most have none.
+pub type Except = Option<Box<ConnectionId>>;
+
+/// A publication that comes from the control thread.
+#[derive(Debug, Clone)]
+pub struct Post {
+    /// The channel.
+    pub channel: ChannelName,
+    /// What.
+    pub payload: StoredPayload,
+    /// Who is not to get it.
+    pub except: Except,
+}
+
 /// What came of a publication.
 pub type Published = Result<Position, Refused>;
 
@@ -58,13 +72,15 @@ pub enum Request {
         channel: ChannelName,
         /// What.
         payload: StoredPayload,
+        /// Who is not to get it.
+        except: Except,
         /// Whom the application is to be asked about before it is published; `None` where it need not be.
         ask: Option<Box<Caller>>,
     },
     /// Publications from the control thread, answered all at once.
     PublishBatch {
-        /// `(place in the caller's list, channel, payload)`.
-        items: Vec<(u32, ChannelName, StoredPayload)>,
+        /// Each with its place in the caller's list.
+        items: Vec<(u32, Post)>,
         /// Where the answers go.
         reply: oneshot::Sender<Vec<(u32, Published)>>,
     },
@@ -223,7 +239,7 @@ impl Request {
         let payloads = match self {
             Request::Publish { payload, .. } => payload.bytes.len(),
             Request::PublishBatch { items, .. } => {
-                items.iter().map(|(_, _, payload)| payload.bytes.len() + 64).sum()
+                items.iter().map(|(_, post)| post.payload.bytes.len() + 64).sum()
             }
             Request::User { what, .. } => {
                 let order = match &**what {

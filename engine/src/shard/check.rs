@@ -95,6 +95,8 @@ impl<W: Wire> Shard<W> {
                 }
             }
         }
+        let cursors = lane.subscribers().filter_map(|s| Some((s.session, s.cursor()?)));
+        lane.skips.check(lane.log.base(), cursors);
         let told = lane.subscribers().filter(|s| s.sent == GAPPED).count();
         assert_eq!(lane.gaps.len(), told, "gaps of {}", lane.name);
         if lane.followed > 0 {

@@ -24,7 +24,7 @@ use super::feed::Feeds;
 use super::session::{QUEUED, Sessions};
 use crate::counters::Counters;
 use crate::ids::{LaneId, LogPosition, SessionId, SessionSlot};
-use crate::message::Chunk;
+use crate::message::{Chunk, Skip};
 use follow::{Followed, Recent};
 use stage::Staged;
 use walk::Walk;
@@ -222,11 +222,26 @@ impl Fanout {
         }
     }
 
-    /// Appends a chunk to a lane's log, and notes who is to get it.
-    pub(super) fn append<W>(&mut self, cx: &mut Context<W>, id: LaneId, chunk: Chunk) {
+    /// Appends a chunk to a lane's log, and notes who is to get it, and what of it sessions are not sent.
+    pub(super) fn append<W>(
+        &mut self,
+        cx: &mut Context<W>,
+        id: LaneId,
+        chunk: Chunk,
+        skips: &[(SessionSlot, Skip)],
+    ) {
+        // A list of chunks has each as a whole.
+        skips.iter().for_each(|&(slot, _)| self.give_cursors(cx, slot));
         let followed = !cx.feeds.lane(id).served.is_empty();
         let copy = followed.then(|| (chunk.bytes.clone(), chunk.count, chunk.at));
         let start = cx.feeds.append(id, chunk, cx.now_ms);
+        for &(slot, Skip { from, to, .. }) in skips {
+            let index = cx.sessions.get(slot).and_then(|session| session.index_in(id));
+            if let Some(index) = index {
+                let (place, list) = ((cx.sessions.list(slot), index), start);
+                cx.feeds.skip(id, place, list + from as usize, list + to as usize);
+            }
+        }
         let lane = cx.feeds.lane_mut(id);
         list_once(&mut lane.touched, &mut self.touched, id);
         if !lane.walked.is_empty() {

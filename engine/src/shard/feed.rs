@@ -3,6 +3,7 @@
 
 pub mod log;
 pub mod retained;
+mod skips;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use crate::names::Names;
 use crate::slab::Slab;
 use log::Log;
 use retained::Retained;
+use skips::Skips;
 
 /// A subscriber at this position waits to be told of a gap and to be put at the end.
 pub(super) const GAPPED: LogPosition = LogPosition(u64::MAX);
@@ -105,6 +107,7 @@ pub(super) struct LaneState {
     pub(super) served: Vec<Subscriber>,
     /// First offset missed by subscribers that are `GAPPED`.
     pub(super) gaps: HashMap<SessionSlot, Offset>,
+    pub(super) skips: Skips,
     /// On the list of lanes with something to walk for.
     pub(super) dirty: bool,
     /// How far the current walk over `walked` has come.
@@ -220,6 +223,7 @@ impl Feeds {
             walked: Vec::new(),
             served: Vec::new(),
             gaps: HashMap::new(),
+            skips: Skips::default(),
             dirty: false,
             walk: 0,
             again: false,
@@ -277,6 +281,7 @@ impl Feeds {
             // What came while nobody was here was not kept.
             *log_bytes -= lane.log.bytes_held();
             lane.log.restart(position.offset, lane.listed_from(), retained);
+            lane.skips.forget(lane.log.base());
             lane.epoch = position.epoch;
             (lane.walk, lane.again) = (0, false);
             lane.followed_from = lane.log.end();
@@ -298,6 +303,7 @@ impl Feeds {
         self.log_bytes -= lane.log.bytes_held();
         let last_offset = lane.log.last_offset();
         lane.log.restart(last_offset, lane.listed_from(), &mut self.retained);
+        lane.skips.forget(lane.log.base());
         lane.followed_from = lane.log.end();
         lane.patience = Patience::new();
         std::mem::take(&mut lane.pressed)
@@ -315,12 +321,33 @@ impl Feeds {
         start
     }
 
+    /// A reader is not sent a part of what was appended last, which begins at or behind where it stands.
+    pub(super) fn skip(
+        &mut self,
+        id: LaneId,
+        (list, index): (List, u32),
+        from: LogPosition,
+        to: LogPosition,
+    ) {
+        let lane = self.lane_mut(id);
+        let Some(subscriber) = lane.subscriber_mut(list, index) else { return };
+        let session = subscriber.session;
+        match subscriber.cursor() {
+            // Who has everything before it is past it at once.
+            Some(position) if position == from => subscriber.sent = to,
+            Some(_) => lane.skips.add(session, from, to),
+            // It is told of a gap, and goes on behind it.
+            None => {}
+        }
+    }
+
     /// Drops what lies before `keep_from` from a lane's log, in whole chunks, and puts together what stays.
     pub(super) fn trim(&mut self, id: LaneId, keep_from: LogPosition) {
         let Feeds { lanes, retained, log_bytes, .. } = self;
         let Some(lane) = lanes.get_mut(id.slot) else { return };
         let held = lane.log.bytes_held();
         lane.log.trim(keep_from, lane.listed_from(), retained);
+        lane.skips.forget(lane.log.base());
         *log_bytes = *log_bytes - held + lane.log.bytes_held();
     }
 

@@ -15,9 +15,9 @@ use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
 
-use crate::ids::{LaneId, ShardId};
-use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex};
-pub(super) use answer::{Asker, Batch};
+use crate::ids::{ConnectionId, LaneId, ShardId};
+use crate::message::{Chunk, Delivery, Except, FrameEnd, FrameIndex, Skip};
+pub(super) use answer::{Asker, Batch, Publisher};
 use kept::Kept;
 use parked::{Parked, Parking};
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
@@ -51,6 +51,24 @@ struct Pending {
     at: Option<Instant>,
 }
 
+impl Pending {
+    /// Which of its frames connections of a shard are not sent.
+    fn skips(&self, excepted: &[(Offset, ConnectionId)], shard: ShardId) -> Vec<Skip> {
+        let here = |&&(offset, connection): &&(Offset, ConnectionId)| {
+            // What came while nobody was on the lane is not in it.
+            connection.shard == shard && offset >= self.first_offset
+        };
+        let skips = excepted.iter().filter(here).filter_map(|&(offset, connection)| {
+            // One frame each.
+            let place = offset.since(self.first_offset) as usize;
+            let to = self.ends.get(place)?.end;
+            let from = place.checked_sub(1).and_then(|before| self.ends.get(before));
+            Some(Skip { connection, from: from.map_or(0, |before| before.end), to })
+        });
+        skips.collect()
+    }
+}
+
 /// One lane of a channel, while somebody is on it.
 #[derive(Debug)]
 struct HomeLane {
@@ -59,6 +77,9 @@ struct HomeLane {
     pending: Pending,
 }
 
+/// Publications that one connection is not sent.
+type Excepted = SmallVec<[(Offset, ConnectionId); 1]>;
+
 #[derive(Debug)]
 struct Home {
     name: ChannelName,
@@ -66,6 +87,8 @@ struct Home {
     last_offset: Offset,
     kept: Option<Box<Kept>>,
     lanes: SmallVec<[HomeLane; 1]>,
+    /// Of what is pending: what somebody is not sent, in order. Most channels never have any.
+    excepted: Option<Box<Excepted>>,
     /// Something is pending.
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.
@@ -119,6 +142,7 @@ impl Home {
     fn append(
         &mut self,
         payload: &Payload,
+        except: Except,
         now: Instant,
         now_ms: u64,
         deliver: Deliver,
@@ -128,6 +152,9 @@ impl Home {
         self.turn_bytes += payload.bytes.len() + ENVELOPE_BYTES;
         let offset = self.last_offset;
         let publication = Publication { offset, kind: payload.kind, bytes: &payload.bytes };
+        if let Some(connection) = except.filter(|_| !self.lanes.is_empty()) {
+            self.excepted.get_or_insert_default().push((offset, *connection));
+        }
         let mut longest = 0;
         for HomeLane { lane, pending, .. } in &mut self.lanes {
             if pending.ends.is_empty() {
@@ -148,6 +175,8 @@ impl Home {
 
     /// Hands out everything pending.
     fn seal(&mut self, deliver: Deliver) {
+        let excepted = self.excepted.take();
+        let excepted = excepted.as_deref().map_or(&[][..], |excepted| excepted);
         for HomeLane { interests, pending, .. } in &mut self.lanes {
             let Some(at) = pending.at.take() else { continue };
             let bytes = std::mem::take(&mut pending.bytes);
@@ -160,16 +189,17 @@ impl Home {
             };
             let count = pending.ends.last().map_or(0, |last| last.publications);
             let (frames, first_offset) = (FrameIndex::new(&pending.ends), pending.first_offset);
-            pending.ends = SmallVec::new();
             let chunk = Chunk { bytes, frames, first_offset, count, at };
             // The last one, mostly the only one, is given what the others share.
             if let Some((last, others)) = interests.split_last() {
-                for interest in others {
-                    let chunk = chunk.clone();
-                    deliver(interest.shard, Delivery::Chunk { to: interest.to, chunk });
+                for &Interest { shard, to, .. } in others {
+                    let (chunk, skips) = (chunk.clone(), pending.skips(excepted, shard));
+                    deliver(shard, Delivery::Chunk { to, chunk, skips });
                 }
-                deliver(last.shard, Delivery::Chunk { to: last.to, chunk });
+                let skips = pending.skips(excepted, last.shard);
+                deliver(last.shard, Delivery::Chunk { to: last.to, chunk, skips });
             }
+            pending.ends = SmallVec::new();
         }
     }
 

@@ -7,12 +7,13 @@ use ringfeed_protocol::{ChannelName, Refused, UserId};
 use ringfeed_wire::Wire;
 
 use super::asks::Awaiting;
-use super::home::{Asker, Batch, Subscribe, Subscribed};
+use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::ids::Ticket;
 use crate::message::{
-    Caller, Delivery, Inbox, Order, Origin, Question, Reply, Request, StoredPayload, UserRequest,
+    Caller, Delivery, Except, Inbox, Order, Origin, Post, Question, Reply, Request, StoredPayload,
+    UserRequest,
 };
 use crate::settings::Settings;
 
@@ -88,15 +89,16 @@ impl<W: Wire> Shard<W> {
         origin: Option<Origin>,
         channel: ChannelName,
         payload: Payload,
+        except: Except,
         ask: Option<Box<Caller>>,
     ) {
         let home = self.shared.shards.home(&channel);
         if home == self.id && self.serves_at_once() {
             let asker = origin.map_or(Asker::Nobody, Asker::Session);
-            self.publish_here(&channel, payload, asker, ask);
+            self.publish_here(&channel, payload, Publisher { asker, except }, ask);
             return self.take_own();
         }
-        let request = Request::Publish { origin, channel, payload: payload.into(), ask };
+        let request = Request::Publish { origin, channel, payload: payload.into(), except, ask };
         if home == self.id {
             self.waiting.push_back(request);
         } else {
@@ -109,16 +111,16 @@ impl<W: Wire> Shard<W> {
         &mut self,
         channel: &ChannelName,
         payload: Payload,
-        asker: Asker,
+        publisher: Publisher,
         ask: Option<Box<Caller>>,
     ) {
         self.request_budget = self.request_budget.saturating_sub(payload.bytes.len());
         if let Some(caller) = ask {
-            return self.ask_to_publish(channel, payload.into(), asker, *caller);
+            return self.ask_to_publish(channel, payload.into(), publisher, *caller);
         }
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         let now = (self.now, self.work_ms);
-        let published = self.homes.publish(channel, payload, asker, now, &mut deliver);
+        let published = self.homes.publish(channel, payload, publisher, now, &mut deliver);
         self.counters.publications.add(published.into());
     }
 
@@ -127,7 +129,7 @@ impl<W: Wire> Shard<W> {
         &mut self,
         channel: &ChannelName,
         payload: StoredPayload,
-        asker: Asker,
+        publisher: Publisher,
         caller: Caller,
     ) {
         let asked = self.homes.may_ask(channel, self.work_ms).and_then(|()| {
@@ -138,10 +140,10 @@ impl<W: Wire> Shard<W> {
             self.ask(question, waiting).map_err(full)
         });
         match asked {
-            Ok(ticket) => self.homes.park_asked(channel, ticket, payload, asker),
+            Ok(ticket) => self.homes.park_asked(channel, ticket, payload, publisher),
             Err(refused) => {
                 let mut deliver = route(self.id, &mut self.own, &mut self.links);
-                self.homes.refuse(channel, asker, refused, &mut deliver);
+                self.homes.refuse(channel, publisher.asker, refused, &mut deliver);
             }
         }
     }
@@ -293,18 +295,20 @@ impl<W: Wire> Shard<W> {
                 tracing::debug!(%shard, %channel, on, "readers who read are behind");
                 homes.press(&channel, shard, lane, on);
             }
-            Request::Publish { origin, channel, payload, ask } => {
+            Request::Publish { origin, channel, payload, except, ask } => {
                 drop(deliver);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                self.publish_here(&channel, payload.borrowed(), asker, ask);
+                let publisher = Publisher { asker, except };
+                self.publish_here(&channel, payload.borrowed(), publisher, ask);
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);
                 let batch = Batch::new(items.len(), reply);
-                for (place, channel, payload) in items {
+                for (place, Post { channel, payload, except }) in items {
                     self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
                     let asker = Asker::Batch(place, batch.clone());
-                    self.publish_here(&channel, payload.borrowed(), asker, None);
+                    let publisher = Publisher { asker, except };
+                    self.publish_here(&channel, payload.borrowed(), publisher, None);
                 }
             }
             Request::History { channel, after, limit, reply } => match reply {

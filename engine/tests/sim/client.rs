@@ -278,8 +278,13 @@ impl Client {
             let must_ask = link.chance(Op::Publish, channel, scene.setup).asked;
             scene.judge.sent_by(number, link.conn, must_ask);
         }
+        // What has no bytes does not show whose it was.
+        let echo = len == 0 || !scene.dice.chance(scene.setup.no_echo);
+        if let Some(link) = self.link.as_ref().filter(|_| !echo) {
+            scene.judge.except(number, link.conn);
+        }
         let payload = scene.judge.payload(number);
-        let more = match kind {
+        let mut more = match kind {
             Kind::Json => format!(",\"data\":{}", String::from_utf8_lossy(&payload)),
             Kind::Text => {
                 let text = String::from_utf8_lossy(&payload);
@@ -287,6 +292,9 @@ impl Client {
             }
             Kind::Binary => format!(",\"base64\":\"{}\"", BASE64.encode(&payload)),
         };
+        if !echo || scene.dice.chance(20) {
+            more.push_str(&format!(",\"echo\":{echo}"));
+        }
         self.command(Want::Publish(number), Some(channel), &more, scene);
     }
 

@@ -129,7 +129,7 @@ impl World {
         let mut bells = Vec::new();
         for channel in 0..self.setup.channels.len() {
             let home = self.cluster.home(&self.setup.channels[channel].name);
-            let numbers = self.publish_to(home, &[channel], None);
+            let numbers = self.publish_to(home, &[channel], None, None);
             self.settle();
             let rung = numbers.first().copied();
             bells.push(rung.filter(|&n| self.judge.publications[n as usize - 1].place.is_some()));

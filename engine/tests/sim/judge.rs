@@ -27,6 +27,7 @@ rules! {
     Dense "dense": "publications of a subscription come in order, without hole or repetition that no gap has told",
     Payload "payload": "a payload arrives as it was published, on the channel it was published to",
     OneAtAnOffset "one-at-an-offset": "there is one publication at an offset, and everybody sees the same",
+    NoEcho "no-echo": "a publication is not sent to the connection that is excepted from it, other than as what it missed",
     Subscribed "subscribed": "data of a channel comes after its subscribed reply and not after its unsubscribed one",
     Gap "gap": "a gap begins at the next offset, is not empty and covers only what was published",
     RecoveryWhole "recovery-whole": "recovered: true is told for the epoch given, and everything since arrives without gap",
@@ -85,6 +86,8 @@ pub(crate) struct Publication {
     pub(crate) len: usize,
     /// The connection; `None` for the API.
     pub(crate) by: Option<ConnId>,
+    /// Who is not to get it.
+    except: Option<ConnId>,
     /// The application has to be asked.
     must_ask: bool,
     asked: Asked,
@@ -115,6 +118,19 @@ pub(crate) struct Ordered {
     pub(crate) sent: Vec<u64>,
 }
 
+/// Offsets of a channel that a connection was not sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Hole {
+    pub(crate) channel: usize,
+    pub(crate) epoch: u64,
+    /// The first, …
+    pub(crate) from: u64,
+    /// … and the first behind them.
+    pub(crate) to: u64,
+    pub(crate) conn: ConnId,
+    pub(crate) who: String,
+}
+
 /// One life of a channel.
 #[derive(Debug, Default)]
 struct Life {
@@ -139,10 +155,12 @@ pub(crate) struct Judge {
     runs: Vec<(usize, String, Vec<Ident>)>,
     /// Reasons of closes to be checked when offsets are known: channel, last seen, offset named, who.
     reasons: Vec<(Ident, u64, String)>,
+    /// What connections were not sent, to be looked at when it is known what it was.
+    holes: Vec<Hole>,
     /// Publications whose publishers a drain has sent away without an answer.
     unanswered: Vec<(u64, String)>,
-    /// Subscriptions that a drain has ended: channel, what came last, who.
-    sent_away: Vec<(usize, Last, String)>,
+    /// Subscriptions that a drain has ended: channel, what came last, whose, who.
+    sent_away: Vec<(usize, Last, ConnId, String)>,
     pub(crate) ledgers: Ledgers,
     pub(crate) orders: Vec<Ordered>,
     pub(crate) draining: bool,
@@ -162,6 +180,7 @@ impl Judge {
             publications: Vec::new(),
             runs: Vec::new(),
             reasons: Vec::new(),
+            holes: Vec::new(),
             unanswered: Vec::new(),
             sent_away: Vec::new(),
             ledgers,
@@ -190,11 +209,39 @@ impl Judge {
     pub(crate) fn publication(&mut self, channel: usize, kind: Kind, len: usize) -> u64 {
         let number = self.publications.len() as u64 + 1;
         self.submitted[channel] += 1;
-        let (asked, by) = (Asked::Not, None);
+        let (asked, by, except) = (Asked::Not, None, None);
         let publication =
-            Publication { channel, kind, len, by, must_ask: false, asked, place: None };
+            Publication { channel, kind, len, by, except, must_ask: false, asked, place: None };
         self.publications.push(publication);
         number
+    }
+
+    /// A connection is not to get it.
+    pub(crate) fn except(&mut self, number: u64, conn: ConnId) {
+        self.publications[number as usize - 1].except = Some(conn);
+    }
+
+    /// Whether a connection is not to get what this is.
+    pub(crate) fn is_except(&self, is: Ident, conn: ConnId) -> bool {
+        matches!(is, Ident::Number(number)
+            if self.publications[number as usize - 1].except == Some(conn))
+    }
+
+    /// Somebody goes on at `to` of a channel where `from` was due: all between must be what it is not to get.
+    /// Returns whether it can be; that it is shows in the end.
+    pub(crate) fn passes_over(&mut self, hole: Hole) -> bool {
+        let Hole { channel, epoch, from, to, conn, .. } = hole;
+        let can_be = |publication: &&Publication| {
+            let there =
+                publication.place.is_none_or(|(of, at)| of == epoch && from <= at && at < to);
+            publication.channel == channel && publication.except == Some(conn) && there
+        };
+        let fits =
+            from <= to && self.publications.iter().filter(can_be).count() as u64 >= to - from;
+        if fits && from < to {
+            self.holes.push(hole);
+        }
+        fits
     }
 
     /// A client has sent it; perhaps the application has to be asked.
@@ -351,8 +398,8 @@ impl Judge {
     }
 
     /// A drain has ended a subscription that stood at `last`: nothing may ever be seen behind it.
-    pub(crate) fn sent_away(&mut self, channel: usize, last: Last, who: &str) {
-        self.sent_away.push((channel, last, who.to_owned()));
+    pub(crate) fn sent_away(&mut self, channel: usize, last: Last, conn: ConnId, who: &str) {
+        self.sent_away.push((channel, last, conn, who.to_owned()));
     }
 
     /// A drain has sent a publisher away without an answer: nobody may ever see the publication.
@@ -399,14 +446,29 @@ impl Judge {
                 self.broken(Rule::OneReply, what);
             }
         }
-        for (channel, last, who) in std::mem::take(&mut self.sent_away) {
+        for Hole { channel, epoch, from, to, conn, who } in std::mem::take(&mut self.holes) {
+            let Some(life) = self.lives[channel].get(&epoch) else { continue };
+            // What nobody has seen was counted when it was passed over.
+            let seen = life.offsets.range(from..to);
+            let mut others =
+                seen.filter(|(_, is)| **is != Ident::Empty && !self.is_except(**is, conn));
+            if let Some((offset, is)) = others.next() {
+                let name = &self.names[channel];
+                let what = format_args!("{who} was not sent {offset} of {name}, which is {is:?}");
+                self.broken(Rule::Dense, what);
+            }
+        }
+        for (channel, last, conn, who) in std::mem::take(&mut self.sent_away) {
             let place = match last {
                 Last::At(epoch, offset) => Some((epoch, offset)),
                 Last::Is(ident) => self.place(ident),
             };
             let Some((epoch, last)) = place else { continue };
             let newest = self.lives[channel].get(&epoch).map_or(0, |life| life.newest);
-            if newest > last {
+            let hole = (channel, epoch, last + 1, newest + 1);
+            let (channel, epoch, from, to) = hole;
+            let hole = Hole { channel, epoch, from, to, conn, who: who.clone() };
+            if newest > last && !self.passes_over(hole) {
                 let name = &self.names[channel];
                 let what =
                     format_args!("{who} was sent away at {last} of {name}; {newest} is there, too");

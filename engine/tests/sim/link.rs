@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::client::{Scene, Speaks};
 use super::control::Order;
 use super::event::{Said, payload_of};
-use super::judge::{Judge, Rule};
+use super::judge::{Hole, Judge, Rule};
 use super::ledger::{Found, Written};
 use super::net::ConnId;
 use super::policy::{self, Chance, Op};
@@ -585,7 +585,11 @@ impl Link {
         };
         let own = &self.channels[&channel];
         let due = match own.view {
-            View::Live { next, .. } => Some(next),
+            View::Live { epoch, next, seam } => {
+                let (conn, who) = (self.conn, self.who.clone());
+                let hole = Hole { channel, epoch, from: next, to: offset, conn, who };
+                Some(if next > seam && judge.passes_over(hole) { offset } else { next })
+            }
             View::Off if raw && !own.raw.may_jump() => own.raw.at.map(|at| at.1 + 1),
             View::Off => None,
         };

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::client::{Client, Scene, Speaks};
 use super::event::{Said, payload_of};
-use super::judge::{self, Ident, Judge, Kind, Last, Rule};
+use super::judge::{self, Hole, Ident, Judge, Kind, Last, Rule};
 use super::link::{Intent, Pending, View, Want};
 use super::policy::Op;
 use super::trace::{note, shown};
@@ -135,38 +135,7 @@ impl Client {
         let named = said.channel.and_then(|n| scene.judge.names.iter().position(|own| own == n));
         let epoch = said.epoch.and_then(|text| u64::from_str_radix(text, 16).ok());
         match said.kind {
-            "message" => {
-                scene.judge.deliveries += 1;
-                let (Some(channel), Some(offset), Some(data)) = (named, said.offset, said.data)
-                else {
-                    let what = format_args!("{who} got a message without channel, offset or data");
-                    return scene.judge.broken(Rule::Frames, what);
-                };
-                let Some(payload) = payload_of(data, said.encoding, scene.judge) else {
-                    let what = format_args!("{who} got {}, which is no payload", data.get());
-                    return scene.judge.broken(Rule::Payload, what);
-                };
-                let View::Live { epoch, next, seam } =
-                    link.channels.get(&channel).map_or(View::Off, |own| own.view)
-                else {
-                    let name = &scene.judge.names[channel];
-                    let what =
-                        format_args!("{who} got {offset} of {name}, which is not subscribed");
-                    return scene.judge.broken(Rule::Subscribed, what);
-                };
-                if offset != next {
-                    let name = &scene.judge.names[channel];
-                    let what = format_args!("{who} got {offset} of {name} where {next} was due");
-                    let rule = if next <= seam { Rule::RecoveryWhole } else { Rule::Dense };
-                    scene.judge.broken(rule, what);
-                }
-                if let Some(is) = scene.judge.identify(&payload, &who) {
-                    scene.judge.learn(channel, epoch, offset, is, &who);
-                }
-                link.check_allowed(channel, offset <= seam, scene);
-                link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
-                self.seen.insert(channel, (epoch, offset));
-            }
+            "message" => self.heard(said, named, scene),
             "gap" => {
                 scene.judge.gaps += 1;
                 let (Some(channel), Some(epoch), Some(from), Some(to)) =
@@ -180,7 +149,10 @@ impl Client {
                     return scene.judge.broken(Rule::Subscribed, what);
                 };
                 let name = scene.judge.names[channel].clone();
-                if from != next || to < from || epoch != own_epoch {
+                let conn = link.conn;
+                let hole = Hole { channel, epoch, from: next, to: from, conn, who: who.clone() };
+                let goes_on = from == next || next > seam && scene.judge.passes_over(hole);
+                if !goes_on || to < from || epoch != own_epoch {
                     let what = format_args!(
                         "{who} got a gap {from}..={to} of {name} where {next} was due"
                     );
@@ -227,6 +199,47 @@ impl Client {
             "unsubscribed" if said.reason.is_some() => self.sent_off(named, scene),
             _ => self.replied(said, named, epoch, scene),
         }
+    }
+
+    /// A publication.
+    fn heard(&mut self, said: &Said, named: Option<usize>, scene: &mut Scene) {
+        let Some(link) = &mut self.link else { return };
+        let who = link.who.clone();
+        scene.judge.deliveries += 1;
+        let (Some(channel), Some(offset), Some(data)) = (named, said.offset, said.data) else {
+            let what = format_args!("{who} got a message without channel, offset or data");
+            return scene.judge.broken(Rule::Frames, what);
+        };
+        let Some(payload) = payload_of(data, said.encoding, scene.judge) else {
+            let what = format_args!("{who} got {}, which is no payload", data.get());
+            return scene.judge.broken(Rule::Payload, what);
+        };
+        let View::Live { epoch, next, seam } =
+            link.channels.get(&channel).map_or(View::Off, |own| own.view)
+        else {
+            let name = &scene.judge.names[channel];
+            let what = format_args!("{who} got {offset} of {name}, which is not subscribed");
+            return scene.judge.broken(Rule::Subscribed, what);
+        };
+        let conn = link.conn;
+        let hole = Hole { channel, epoch, from: next, to: offset, conn, who: who.clone() };
+        if offset != next && (next <= seam || !scene.judge.passes_over(hole)) {
+            let name = &scene.judge.names[channel];
+            let what = format_args!("{who} got {offset} of {name} where {next} was due");
+            let rule = if next <= seam { Rule::RecoveryWhole } else { Rule::Dense };
+            scene.judge.broken(rule, what);
+        }
+        if let Some(is) = scene.judge.identify(&payload, &who) {
+            scene.judge.learn(channel, epoch, offset, is, &who);
+            if offset > seam && scene.judge.is_except(is, link.conn) {
+                let name = &scene.judge.names[channel];
+                let what = format_args!("{who} got {offset} of {name}, {is:?}");
+                scene.judge.broken(Rule::NoEcho, what);
+            }
+        }
+        link.check_allowed(channel, offset <= seam, scene);
+        link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
+        self.seen.insert(channel, (epoch, offset));
     }
 
     /// The server has ended a subscription by itself.
@@ -370,12 +383,12 @@ impl Client {
             }
             for (&channel, own) in &link.channels {
                 if let View::Live { epoch, next, .. } = own.view {
-                    scene.judge.sent_away(channel, Last::At(epoch, next - 1), &who);
+                    scene.judge.sent_away(channel, Last::At(epoch, next - 1), link.conn, &who);
                 }
                 // Of `raw.v1` only who has been there ever since is known to be subscribed.
                 if let (Intent::Yes, 1, Some(last)) = (own.intent, own.raw.subscribes, own.raw.last)
                 {
-                    scene.judge.sent_away(channel, Last::Is(last), &who);
+                    scene.judge.sent_away(channel, Last::Is(last), link.conn, &who);
                 }
             }
         }

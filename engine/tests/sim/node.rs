@@ -16,7 +16,7 @@ use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Published, Reply, Request, Shards, StoredPayload,
+    Asked, ChannelPage, HistoryPage, Post, Published, Reply, Request, Shards, StoredPayload,
     UserConnection, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
@@ -56,6 +56,17 @@ pub(crate) struct Cluster {
     pub(super) asked: mpsc::Receiver<Asked>,
     /// What a clock on the wall shows.
     pub(super) unix_ms: Rc<Cell<u64>>,
+}
+
+/// A publication that the API asks for.
+pub(crate) struct Item<'a> {
+    pub(crate) number: u64,
+    pub(crate) channel: usize,
+    pub(crate) name: &'a str,
+    pub(crate) kind: Kind,
+    pub(crate) payload: Vec<u8>,
+    /// The name of a connection that is not to get it.
+    pub(crate) except: Option<String>,
 }
 
 /// Answers that the control thread waits for.
@@ -261,25 +272,23 @@ impl Cluster {
         self.shared.shards.home(channel).index()
     }
 
-    /// `POST /api/batch` for one home: `(number, channel, name, kind, payload)` of each. `None` when
+    /// `POST /api/batch` for one home. `None` when
     /// the shard's queue is full.
-    pub(crate) fn publish(
-        &self,
-        home: usize,
-        items: Vec<(u64, usize, &str, Kind, Vec<u8>)>,
-    ) -> Option<Waiting> {
+    pub(crate) fn publish(&self, home: usize, items: Vec<Item>) -> Option<Waiting> {
         let (reply, answer) = oneshot::channel();
-        let numbers = items.iter().map(|&(number, channel, ..)| (number, channel)).collect();
+        let numbers = items.iter().map(|item| (item.number, item.channel)).collect();
         let items = (0u32..)
             .zip(items)
-            .map(|(place, (_, _, name, kind, bytes))| {
-                let name = ChannelName::new(name).expect("channels have valid names");
+            .map(|(place, Item { name, kind, payload, except, .. })| {
+                let channel = ChannelName::new(name).expect("channels have valid names");
                 let kind = match kind {
                     Kind::Json => PayloadKind::Json,
                     Kind::Text => PayloadKind::Text,
                     Kind::Binary => PayloadKind::Binary,
                 };
-                (place, name, StoredPayload { kind, bytes: Bytes::from(bytes) })
+                let payload = StoredPayload { kind, bytes: Bytes::from(payload) };
+                let except = except.map(|id| Box::new(id.parse().expect("names of connections")));
+                (place, Post { channel, payload, except })
             })
             .collect();
         self.request(home, Request::PublishBatch { items, reply })

@@ -122,6 +122,8 @@ pub(crate) struct Setup {
     pub(crate) stuffed: u32,
     /// Orders of the API, revocations, and other configurations.
     pub(crate) orders: u32,
+    /// In a thousand publications, those of which one connection is not sent.
+    pub(crate) no_echo: u32,
     pub(crate) revocations: u32,
     pub(crate) reconfigurations: u32,
     /// The clock on the wall is set.
@@ -238,6 +240,7 @@ impl Setup {
             answers: if asks { dice.pick(&[10, 60, 300]) } else { 0 },
             stuffed: if asks && dice.chance(30) { 2 } else { 0 },
             orders: on(dice, 500, 15),
+            no_echo: dice.pick(&[0, 0, 100, 500]),
             revocations: on(dice, 400, 5),
             reconfigurations: on(dice, 500, 8),
             wall_clocks: on(dice, 500, 10),

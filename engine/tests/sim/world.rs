@@ -9,13 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::application::Application;
-use super::client::{Client, Habit, Scene, payload_size};
+use super::client::{Client, Habit, Scene, Speaks, payload_size};
 use super::control::name_of;
 use super::dice::Dice;
-use super::judge::{Judge, Rule};
+use super::judge::{Ident, Judge, Rule};
 use super::ledger::Ledgers;
 use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
-use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting};
+use super::node::{Answer, Cluster, Item, Outcome, Page, Row, Waiting};
 use super::setup::{Mode, Setup};
 use super::trace::{Trace, Tracing, note};
 
@@ -389,7 +389,8 @@ impl World {
         let channels: Vec<usize> = (0..count)
             .map(|_| if mixed { others[self.dice.below(others.len())] } else { channel })
             .collect();
-        self.publish_to(home, &channels, None);
+        let except = self.any_conn().filter(|_| self.dice.chance(self.setup.no_echo));
+        self.publish_to(home, &channels, None, except);
     }
 
     /// More at once than any chunk, window or send holds.
@@ -398,7 +399,7 @@ impl World {
         let home = self.cluster.home(&self.setup.channels[channel].name);
         let each = self.dice.magnitude(500, 20_000);
         let count = self.dice.magnitude(34_000, 200_000) / each + 1;
-        self.publish_to(home, &vec![channel; count], Some(each));
+        self.publish_to(home, &vec![channel; count], Some(each), None);
     }
 
     /// Payloads of `len` bytes, or of any. Returns the numbers, where the shard took them.
@@ -407,23 +408,28 @@ impl World {
         home: usize,
         channels: &[usize],
         len: Option<usize>,
+        except: Option<ConnId>,
     ) -> Vec<u64> {
+        // Of `raw.v1` nobody could say what it was not sent.
+        let except =
+            except.filter(|&conn| self.clients[self.owners[conn]].speaks == Speaks::Ringfeed);
+        let except = except.and_then(|conn| Some((conn, self.name_of_conn(conn)?)));
         let mut numbers = Vec::new();
         let mut items = Vec::new();
         for &channel in channels {
             let (kind, any) = payload_size(&mut self.dice, &self.setup);
             let number = self.judge.publication(channel, kind, len.unwrap_or(any));
             numbers.push(number);
+            let excepted = except.as_ref().filter(|_| self.judge.ident(number) != Ident::Empty);
+            if let Some((conn, _)) = excepted {
+                self.judge.except(number, *conn);
+            }
+            let excepted = excepted.map(|(_, name)| name.clone());
             let payload = self.judge.payload(number);
-            items.push((
-                number,
-                channel,
-                self.setup.channels[channel].name.as_str(),
-                kind,
-                payload,
-            ));
+            let (name, except) = (self.setup.channels[channel].name.as_str(), excepted);
+            items.push(Item { number, channel, name, kind, payload, except });
         }
-        let bytes: usize = items.iter().map(|(.., payload)| payload.len()).sum();
+        let bytes: usize = items.iter().map(|item| item.payload.len()).sum();
         match self.cluster.publish(home, items) {
             Some(waiting) => {
                 note!(

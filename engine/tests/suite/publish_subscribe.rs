@@ -35,6 +35,55 @@ fn a_publication_reaches_every_subscriber_in_its_dialect() {
 }
 
 #[test]
+fn who_wants_no_echo_is_sent_everything_but_its_own() {
+    let server = TestServer::open(&["server.shards=2"]);
+    // One subscription, several, and nobody who is excepted.
+    let (mut one, mut many, mut other) = (server.client(), server.client(), server.client());
+    for client in [&mut one, &mut many, &mut other] {
+        client.subscribe("open.room");
+    }
+    many.subscribe("open.side");
+    let connection = |client: &mut super::common::Client| {
+        let connected = client.ask(json!({"type":"auth","id":0}));
+        connected["connection"].as_str().unwrap().to_owned()
+    };
+    let id_of_one = connection(&mut one);
+    let post = |data: u64| {
+        let body = json!({"channel":"open.room","data":data,"except":id_of_one}).to_string();
+        assert_eq!(server.http("POST", "/api/publish", &body).0, 200);
+    };
+    let mut seen = 0;
+    for _ in 0..20 {
+        let said = |data: u64, echo: bool| json!({"type":"publish","id":data,"channel":"open.room","data":data,"echo":echo});
+        one.send(said(1, false));
+        assert_eq!(one.receive()["type"], "published");
+        assert_eq!(many.receive()["data"], 1);
+        many.send(said(2, false));
+        assert_eq!(many.receive()["type"], "published");
+        post(3);
+        other.send(json!({"type":"publish","channel":"open.room","data":4,"echo":true}));
+        let read = |client: &mut super::common::Client, expected: &[u64]| {
+            for &data in expected {
+                let message = client.receive();
+                assert_eq!(
+                    (&message["data"], &message["offset"]),
+                    (&json!(data), &json!(seen + data))
+                );
+            }
+        };
+        read(&mut other, &[1, 2, 3, 4]);
+        // Before what it was not sent there was something, so that it does not stand at the end.
+        read(&mut one, &[2, 4]);
+        read(&mut many, &[3, 4]);
+        seen += 4;
+    }
+    let (status, body) =
+        server.http("POST", "/api/publish", r#"{"channel":"a","data":1,"except":"x"}"#);
+    assert_eq!(status, 400);
+    assert!(body.contains("'except': a connection id has 20 hexadecimal digits"), "{body}");
+}
+
+#[test]
 fn unsubscribing_ends_delivery_and_every_command_has_one_reply() {
     let server = TestServer::open(&[]);
     let mut client = server.client();

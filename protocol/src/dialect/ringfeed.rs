@@ -47,6 +47,8 @@ pub(super) struct Fields<'a> {
     #[serde(borrow, default)]
     user: Option<Cow<'a, str>>,
     #[serde(default)]
+    echo: Option<bool>,
+    #[serde(default)]
     after: Option<u64>,
     #[serde(default)]
     limit: Option<u32>,
@@ -117,7 +119,8 @@ impl<'a> Fields<'a> {
     fn publish(mut self) -> Result<Command<'a>, CommandError<'a>> {
         let payload = Payload::from_fields(self.data, self.text.take(), self.base64.take())
             .map_err(|refused| CommandError { id: self.id(), refused })?;
-        self.with_channel(|channel| Action::Publish { channel, payload })
+        let echo = self.echo.unwrap_or(true);
+        self.with_channel(|channel| Action::Publish { channel, payload, echo })
     }
 
     pub(super) fn auth(self) -> Command<'a> {

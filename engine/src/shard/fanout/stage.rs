@@ -215,10 +215,18 @@ impl Fanout {
         let Some(subscriber) = subscribers.get_mut(index as usize) else { return false };
         let Some(mut from) = subscriber.cursor().filter(|&from| from < end) else { return false };
         while !staged.is_full() {
-            let Some(run) = lane.log.run(from, SEND_BYTES_MAX) else { break };
+            let part;
+            let run = match lane.skips.ahead(slot, from) {
+                (_, None) => lane.log.run(from, SEND_BYTES_MAX),
+                (_, Some(until)) => {
+                    part = lane.log.run_until(from, until);
+                    part.as_ref()
+                }
+            };
+            let Some(run) = run else { break };
             staged.push(Source::Lane(id, from), &run.bytes, &mut self.joined);
             cx.counters.deliveries.add(run.publications);
-            from = run.to;
+            (from, _) = lane.skips.ahead(slot, run.to);
         }
         subscriber.sent = from;
         from < end

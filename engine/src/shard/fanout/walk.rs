@@ -55,7 +55,15 @@ impl Fanout {
                 break;
             }
             let from = subscriber.sent;
-            let Some(run) = lane.log.run(from, SEND_BYTES_MAX) else { break };
+            let part;
+            let run = match lane.skips.ahead(subscriber.session, from) {
+                (_, None) => lane.log.run(from, SEND_BYTES_MAX),
+                (_, Some(until)) => {
+                    part = lane.log.run_until(from, until);
+                    part.as_ref()
+                }
+            };
+            let Some(run) = run else { break };
             // Fewer than the turn's budget of them.
             let place = self.direct.len() as u32;
             let tag = u32::from(self.stamp) << PLACE_BITS | place;
@@ -63,9 +71,9 @@ impl Fanout {
             let session = subscriber.session;
             self.direct.push(Direct { lane: id, index, session, from, to: run.to });
             *left = left.saturating_sub(COST_OF_SEND + run.bytes.len() / BYTES_PER_COST);
-            subscriber.sent = run.to;
+            (subscriber.sent, _) = lane.skips.ahead(session, run.to);
             deliveries += run.publications;
-            lane.again |= run.to < end;
+            lane.again |= subscriber.sent < end;
             index += 1;
         }
         counters.deliveries.add(deliveries);

@@ -188,6 +188,14 @@ impl Log {
         self.recent.as_ref().map(|recent| &recent.run)
     }
 
+    /// The same for who may be sent no more than up to `until`, where a frame ends: in one chunk.
+    pub fn run_until(&self, from: LogPosition, until: LogPosition) -> Option<Run> {
+        let chunk = self.chunk_at(from)?;
+        let to = chunk.end().min(until);
+        let publications = self.next_offset(to).since(self.next_offset(from));
+        Some(Run { bytes: chunk.slice(from, to)?, to, publications })
+    }
+
     fn make_run(&self, from: LogPosition, bytes_max: usize) -> Option<Recent> {
         if from >= self.end {
             return None;

@@ -7,12 +7,21 @@ use ringfeed_protocol::ChannelName;
 use tokio::sync::oneshot;
 
 use super::Deliver;
-use crate::message::{Delivery, Origin, Published};
+use crate::message::{Delivery, Except, Origin, Published};
 
 /// Who published something.
 #[derive(Debug)]
+pub(in crate::shard) struct Publisher {
+    /// Who is answered.
+    pub(in crate::shard) asker: Asker,
+    /// Who is not sent it, mostly the publisher.
+    pub(in crate::shard) except: Except,
+}
+
+/// Who wants an answer to a publication.
+#[derive(Debug)]
 pub(in crate::shard) enum Asker {
-    /// Somebody who wants no answer.
+    /// Nobody does.
     Nobody,
     /// A session.
     Session(Origin),

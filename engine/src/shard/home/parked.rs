@@ -6,16 +6,16 @@ use std::collections::{HashMap, VecDeque};
 
 use ringfeed_protocol::Refused;
 
-use super::Asker;
+use super::{Asker, Publisher};
 use crate::ids::{SessionId, ShardId, Ticket};
 use crate::message::{Request, StoredPayload};
 
 /// What is held back.
 #[derive(Debug)]
 pub(super) enum Parked {
-    Publication(StoredPayload, Asker),
+    Publication(StoredPayload, Publisher),
     /// A publication of which it is not known yet whether it may be: it keeps its place.
-    Asked(Ticket, StoredPayload, Asker),
+    Asked(Ticket, StoredPayload, Publisher),
     /// A publication that may not be: whoever published it is told behind its earlier ones.
     Refused(Refused, Asker),
     /// Something that a session has asked behind a publication of its own.
@@ -38,14 +38,15 @@ impl Parked {
 
     /// The session that it is from.
     fn session(&self) -> Option<(ShardId, SessionId)> {
-        let origin = match self {
-            Parked::Publication(_, Asker::Session(origin))
-            | Parked::Refused(_, Asker::Session(origin))
-            | Parked::Asked(_, _, Asker::Session(origin)) => Some(origin),
-            Parked::Publication(..) | Parked::Refused(..) | Parked::Asked(..) => None,
-            Parked::Request(request) => request.origin(),
+        let asker = match self {
+            Parked::Publication(_, publisher) | Parked::Asked(_, _, publisher) => &publisher.asker,
+            Parked::Refused(_, asker) => asker,
+            Parked::Request(request) => {
+                return request.origin().map(|origin| (origin.shard, origin.session));
+            }
         };
-        origin.map(|origin| (origin.shard, origin.session))
+        let Asker::Session(origin) = asker else { return None };
+        Some((origin.shard, origin.session))
     }
 }
 
@@ -120,21 +121,21 @@ impl Parking {
         let session = asked.session();
         let mut before = self.queue.iter().take(at);
         let is_behind_own = session.is_some() && before.any(|other| other.session() == session);
-        let Parked::Asked(_, payload, asker) = asked else { return None };
+        let Parked::Asked(_, payload, publisher) = asked else { return None };
         match publish {
             Ok(instead) => {
-                let parked = Parked::Publication(instead.unwrap_or(payload), asker);
+                let parked = Parked::Publication(instead.unwrap_or(payload), publisher);
                 self.count_in(&parked);
                 self.queue.insert(at, parked);
                 None
             }
             Err(refused) if is_behind_own => {
-                let parked = Parked::Refused(refused, asker);
+                let parked = Parked::Refused(refused, publisher.asker);
                 self.count_in(&parked);
                 self.queue.insert(at, parked);
                 None
             }
-            Err(refused) => Some((asker, refused)),
+            Err(refused) => Some((publisher.asker, refused)),
         }
     }
 

@@ -13,7 +13,7 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
-use super::{Asker, Deliver, Home, HomeLane, Parked, Parking};
+use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
 use crate::config::Config;
 use crate::ids::{LaneId, ShardId, Ticket};
 use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
@@ -198,6 +198,7 @@ impl Homes {
             last_offset: Offset::NONE,
             kept,
             lanes: SmallVec::new(),
+            excepted: None,
             dirty: false,
             quiet_ms: now_ms,
             parked: None,
@@ -226,7 +227,7 @@ impl Homes {
         &mut self,
         name: &ChannelName,
         payload: Payload,
-        asker: Asker,
+        publisher: Publisher,
         now: (Instant, u64),
         deliver: Deliver,
     ) -> bool {
@@ -234,19 +235,19 @@ impl Homes {
         let index = match open {
             Ok(index) => index,
             Err(refused) => {
-                asker.answer(name, Err(refused), deliver);
+                publisher.asker.answer(name, Err(refused), deliver);
                 return false;
             }
         };
         if self.is_held(index) {
             if !self.has_room_behind_asked(index) {
-                self.refuse(name, asker, TOO_MUCH_ASKED, deliver);
+                self.refuse(name, publisher.asker, TOO_MUCH_ASKED, deliver);
                 return false;
             }
-            self.park(index, Parked::Publication(payload.into(), asker));
+            self.park(index, Parked::Publication(payload.into(), publisher));
             return false;
         }
-        self.append(index, &payload, asker, now, deliver);
+        self.append(index, &payload, publisher, now, deliver);
         true
     }
 
@@ -272,10 +273,10 @@ impl Homes {
         name: &ChannelName,
         ticket: Ticket,
         payload: StoredPayload,
-        asker: Asker,
+        publisher: Publisher,
     ) {
         let index = *self.by_name.get(name).expect("the channel was opened to ask");
-        self.park(index, Parked::Asked(ticket, payload, asker));
+        self.park(index, Parked::Asked(ticket, payload, publisher));
     }
 
     /// Refuses a publication, behind what its session has published before.
@@ -380,7 +381,7 @@ impl Homes {
         &mut self,
         index: u32,
         payload: &Payload,
-        asker: Asker,
+        Publisher { asker, except }: Publisher,
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) {
@@ -389,7 +390,7 @@ impl Homes {
         if home.turn != turn {
             (home.turn, home.turn_bytes) = (turn, 0);
         }
-        let position = home.append(payload, now, now_ms, deliver);
+        let position = home.append(payload, except, now, now_ms, deliver);
         if !home.dirty {
             home.dirty = true;
             self.dirty.push(index);
@@ -419,8 +420,8 @@ impl Homes {
             {
                 *budget = budget.saturating_sub(parked.bytes());
                 match parked {
-                    Parked::Publication(payload, asker) => {
-                        self.append(index, &payload.borrowed(), asker, now, deliver);
+                    Parked::Publication(payload, publisher) => {
+                        self.append(index, &payload.borrowed(), publisher, now, deliver);
                         published += 1;
                     }
                     Parked::Refused(refused, asker) => {

@@ -52,9 +52,9 @@ impl<W: Wire> Shard<W> {
                     self.unsubscribe(slot, id, name);
                 }
             }
-            Action::Publish { channel, payload } => {
+            Action::Publish { channel, payload, echo } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
-                    self.publish(slot, id, name, payload);
+                    self.publish(slot, id, name, payload, echo);
                 }
             }
             Action::History { channel, after, limit } => {
@@ -308,6 +308,7 @@ impl<W: Wire> Shard<W> {
         id: Option<&str>,
         channel: ChannelName,
         payload: Payload,
+        echo: bool,
     ) {
         let operation = Operation::Publish;
         let ask = match self.may(slot, operation, &channel) {
@@ -328,7 +329,8 @@ impl<W: Wire> Shard<W> {
         if origin.is_some() {
             self.owe(slot, 1);
         }
-        self.publish_for(origin, channel, payload, ask);
+        let except = (!echo).then(|| Box::new(self.connection_id(slot)));
+        self.publish_for(origin, channel, payload, except, ask);
         let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));
         if !held && self.is_congested() {
             self.hold(slot, Holds::CONGESTED);

@@ -12,7 +12,7 @@ use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
 use crate::counters::CloseReason;
 use crate::ids::SessionId;
 use crate::ids::{ConnectionId, LaneId, SessionSlot};
-use crate::message::{Chunk, Delivery, HistoryPage, Order, Origin, Replay, Request, Start};
+use crate::message::{Chunk, Delivery, HistoryPage, Order, Origin, Replay, Request, Skip, Start};
 use crate::shard::Shard;
 use crate::shard::feed::{FOLLOWS, LaneState};
 use crate::shard::timers::{Purpose, Timer};
@@ -32,7 +32,7 @@ impl<W: Wire> Shard<W> {
     /// Answers to commands, and chunks, from the home shards.
     pub(in crate::shard) fn handle_delivery(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Chunk { to, chunk } => self.handle_chunk(to, chunk),
+            Delivery::Chunk { to, chunk, skips } => self.handle_chunk(to, chunk, &skips),
             Delivery::Subscribed { origin, attempt, channel, lane, start } => {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
@@ -64,14 +64,17 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    fn handle_chunk(&mut self, id: LaneId, mut chunk: Chunk) {
+    fn handle_chunk(&mut self, id: LaneId, mut chunk: Chunk, skips: &[Skip]) {
         // Who wanted it may have gone.
         if !self.feeds.try_lane(id).is_some_and(LaneState::has_subscribers) {
             return;
         }
         chunk.unshare();
+        let skips = skips.iter();
+        let skips = skips.filter_map(|&skip| Some((self.session_named(skip.connection)?, skip)));
+        let skips: SmallVec<[_; 1]> = skips.collect();
         let (fanout, mut context) = self.fanout_context();
-        fanout.append(&mut context, id, chunk);
+        fanout.append(&mut context, id, chunk, &skips);
     }
 
     fn handle_subscribed(

@@ -61,7 +61,7 @@ impl Bench {
         self.homes.publish(
             &ChannelName::new(name).unwrap(),
             payload,
-            asker,
+            Publisher { asker, except: None },
             (self.now, now_ms),
             &mut |shard, delivery| delivered.push((shard, delivery)),
         );
@@ -261,7 +261,12 @@ fn ask(bench: &mut Bench, channel: &ChannelName, id: u32, bytes: usize) {
     let payload = StoredPayload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
     bench.homes.may_ask(channel, 0).unwrap();
     let ticket = Ticket { slot: id, generation: 0 };
-    bench.homes.park_asked(channel, ticket, payload, Asker::Session(origin));
+    bench.homes.park_asked(
+        channel,
+        ticket,
+        payload,
+        Publisher { asker: Asker::Session(origin), except: None },
+    );
 }
 
 fn settle(bench: &mut Bench, channel: &ChannelName, id: u32, publish: Result<(), Refused>) {
