@@ -111,7 +111,8 @@ pub(super) struct Session {
     pub(super) held: Vec<u8>,
     /// Answers under way to it from the homes of its channels; a large one counts as many.
     pub(super) owed: u32,
-    pub(super) deferred: Option<Deferred>,
+    /// In a box: most sessions never have any.
+    pub(super) deferred: Option<Box<Deferred>>,
     /// The commands of its last message that wait until it is held no more: they come before `held`.
     #[allow(clippy::box_collection)] // most sessions never have any
     pub(super) commands: Option<Box<Vec<Box<str>>>>,

@@ -89,7 +89,7 @@ impl<W: Wire> Shard<W> {
         let Some(session) = self.sessions.get_mut(slot).filter(|s| s.owed > 0) else {
             return false;
         };
-        session.deferred = Some(deferred);
+        session.deferred = Some(Box::new(deferred));
         self.hold(slot, Holds::DEFERRED);
         true
     }
@@ -128,7 +128,7 @@ impl<W: Wire> Shard<W> {
             let Some(session) = self.sessions.get_mut(slot).filter(|s| s.holds.is_empty()) else {
                 continue;
             };
-            match session.deferred.take() {
+            match session.deferred.take().map(|deferred| *deferred) {
                 None => {}
                 Some(Deferred::Refuse { id, refused }) => {
                     self.tell_refused(slot, id.as_deref(), &refused);
