@@ -9,8 +9,6 @@ mod permissions;
 pub mod token;
 mod who;
 
-use std::ffi::OsString;
-
 pub use identity::{Admitted, Grant, Grants, Identity};
 pub use permissions::{BadPermission, Permissions, Verdict};
 pub(crate) use who::Who;
@@ -32,12 +30,9 @@ pub struct Access {
 }
 
 impl Access {
-    /// Compiles what a configuration says, with secrets from the variables of `environment` that it names.
-    pub fn new(
-        config: &Config,
-        environment: &[(OsString, OsString)],
-    ) -> Result<Access, ConfigErrors> {
-        let issuers = Issuers::from_config(config, environment)?;
+    /// Compiles what a configuration says, with the public keys that it leads to.
+    pub fn new(config: &Config) -> Result<Access, ConfigErrors> {
+        let issuers = Issuers::from_config(config)?;
         let permissions =
             Permissions::new(&config.permissions).map_err(|e| ConfigErrors(vec![e.to_string()]))?;
         let asks_on_connect = !config.hooks.connect_url.0.is_empty();

@@ -20,9 +20,9 @@ impl KeyHash {
     }
 
     /// Reads 64 hexadecimal digits.
-    pub fn from_hex(text: &str) -> Option<KeyHash> {
-        let digits: Option<Vec<u8>> =
-            text.chars().map(|c| c.to_digit(16)).map(|d| u8::try_from(d?).ok()).collect();
+    pub fn from_hex(text: &[u8]) -> Option<KeyHash> {
+        let digit = |&byte: &u8| u8::try_from(char::from(byte).to_digit(16)?).ok();
+        let digits: Option<Vec<u8>> = text.iter().map(digit).collect();
         let digits: [u8; 64] = digits?.try_into().ok()?;
         let mut hash = [0; 32];
         for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
@@ -136,11 +136,11 @@ mod tests {
     #[test]
     fn hashes_are_read_and_never_shown() {
         let hex = "2C26B46B68FFC68FF99B453C1D30413413422D706483BFA0F98A5E886266E7AE";
-        let hash = KeyHash::from_hex(hex).unwrap();
+        let hash = KeyHash::from_hex(hex.as_bytes()).unwrap();
         assert!(hash == KeyHash::of(b"foo") && format!("{hash:?}") == "(secret)");
         let long = format!("{hex}0");
         for wrong in ["", "2c26", &hex[1..], &long, &hex.replace('2', "g"), &"é".repeat(32)] {
-            assert!(KeyHash::from_hex(wrong).is_none(), "{wrong}");
+            assert!(KeyHash::from_hex(wrong.as_bytes()).is_none(), "{wrong}");
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
             let sources = sources(&args);
-            settings(load(&sources)?, &sources)?;
+            settings(load(&sources)?)?;
             warn_of_strays(&sources, |warning| eprintln!("ringfeed: {warning}"));
             match &args.config {
                 Some(file) => say(&format!("{}: the configuration is valid", file.display())),
@@ -162,7 +162,7 @@ fn log_filter(verbose: u8, level: Level) -> Targets {
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let sources = sources(&args.config);
     // Keys that cannot be read are told like all that is wrong, before any port is opened.
-    let settings = settings(load(&sources)?, &sources)?;
+    let settings = settings(load(&sources)?)?;
     let config = settings.config.clone();
     let lines = tracing_subscriber::fmt::layer()
         // A log that cannot be written (a closed pipe, a full disk) must not end the server.
@@ -198,7 +198,6 @@ fn reload(
 ) -> control::Reload {
     let (args, verbose) = (args.config.clone(), args.verbose);
     control::Reload {
-        environment: std::env::vars_os().collect(),
         read: Box::new(move |holds| Config::load_over(&sources(&args), holds)),
         apply: Box::new(move |config| {
             // It fails only where there is no subscriber any more.

@@ -209,7 +209,7 @@ mod tests {
         let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
         let waker = Waker::new(File::options().write(true).open("/dev/null").unwrap());
         let (end, inbox) = queues(waker, QUEUE_BATCHES);
-        let settings = Settings::new(config, &[]).unwrap();
+        let settings = Settings::new(config).unwrap();
         let shards = Shards::new(vec![end], [1, 2]);
         let (shared, asked) = Shared::new(settings, shards, Admission::new(1, 0));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -46,14 +46,14 @@ pub(super) fn load(sources: &Sources) -> anyhow::Result<Config> {
     Config::load(sources).map_err(problems)
 }
 
-/// Reads the keys that the configuration names.
-pub(super) fn issuers(config: &Config, sources: &Sources) -> anyhow::Result<Issuers> {
-    Issuers::from_config(config, &sources.environment).map_err(problems)
+/// Reads the keys that the configuration leads to.
+pub(super) fn issuers(config: &Config) -> anyhow::Result<Issuers> {
+    Issuers::from_config(config).map_err(problems)
 }
 
-/// What a server goes by: with the keys that the configuration names.
-pub(super) fn settings(config: Config, sources: &Sources) -> anyhow::Result<Settings> {
-    Settings::new(config, &sources.environment).map_err(problems)
+/// What a server goes by: with the keys that the configuration leads to.
+pub(super) fn settings(config: Config) -> anyhow::Result<Settings> {
+    Settings::new(config).map_err(problems)
 }
 
 fn problems(errors: ConfigErrors) -> anyhow::Error {

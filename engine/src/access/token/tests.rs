@@ -26,10 +26,10 @@ fn load(file: &str, environment: &[(&str, &str)]) -> Result<Issuers, String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.toml");
     std::fs::write(&path, file).unwrap();
-    let sources = Sources { file: Some(&path), ..Sources::default() };
+    let environment = environment.iter().map(|&(k, v)| (k.into(), v.into())).collect();
+    let sources = Sources { file: Some(&path), environment, ..Sources::default() };
     let config = Config::load(&sources).map_err(|e| e.to_string())?;
-    let environment: Vec<_> = environment.iter().map(|&(k, v)| (k.into(), v.into())).collect();
-    Issuers::from_config(&config, &environment).map_err(|e| e.to_string())
+    Issuers::from_config(&config).map_err(|e| e.to_string())
 }
 
 /// One issuer of each kind, one whose keys are an attacker's, and one without a name.
@@ -391,18 +391,10 @@ fn secrets_come_from_three_places_and_are_told_to_nobody() {
         assert!(!format!("{issuers:?}").contains(numbers));
     }
     for (file, environment, part) in [
-        (from_variable, &[][..], "issuers[0].secret_env = \"TOKENS\": it is not set"),
-        (
-            from_variable,
-            &[("TOKENS", "")],
-            "issuers[0].secret_env = \"TOKENS\": the secret is empty",
-        ),
-        (
-            "[[issuers]]\nsecret_file = \"/does/not/exist\"\n",
-            &[],
-            "/does/not/exist\": No such file",
-        ),
-        ("[[issuers]]\nsecret_file = \"/dev/zero\"\n", &[], "it has more than 65536 bytes"),
+        (from_variable, &[][..], "issuers[0].secret_env: the environment has no such"),
+        (from_variable, &[("TOKENS", "")], "issuers[0].secret_env: it is empty"),
+        ("[[issuers]]\nsecret_file = \"/does/not/exist\"\n", &[], "/does/not/exist: No such file"),
+        ("[[issuers]]\nsecret_file = \"/dev/zero\"\n", &[], "it is not a file"),
         (
             "[server]\nlisten = \"0.0.0.0:1\"\n[auth]\nanonymous = true\n[[issuers]]\nsecret = \"hush\"\n",
             &[],
@@ -413,7 +405,7 @@ fn secrets_come_from_three_places_and_are_told_to_nobody() {
         assert!(error.contains(part) && !error.contains("hush"), "{error}");
     }
     std::fs::write(&file, "\n").unwrap();
-    assert!(load(&from_file, &[]).unwrap_err().contains("the secret is empty"));
+    assert!(load(&from_file, &[]).unwrap_err().contains("it is empty"));
     load("[[issuers]]\nsecret = \"hush\"\n", &[]).unwrap();
 }
 
