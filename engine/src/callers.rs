@@ -6,7 +6,8 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::config::{Scope, pattern_matches};
+use crate::config::Scope;
+use crate::config::rules::matches;
 
 /// SHA-256 of a key. What a request brings is hashed before it is compared, so how long a comparison takes says
 /// nothing about the key, even if it could be measured.
@@ -64,7 +65,7 @@ impl Caller {
 
     /// Whether it may publish to a channel, read it and know of it.
     pub fn may_use(&self, channel: &str) -> bool {
-        self.channels.iter().any(|pattern| pattern_matches(pattern, channel))
+        self.channels.iter().any(|pattern| matches(pattern, channel))
     }
 }
 

@@ -24,7 +24,6 @@ use std::path::Path;
 use toml::{Table, Value};
 
 pub use reference::reference;
-pub(crate) use rules::matches as pattern_matches;
 pub use schema::{
     Api, ApiKey, Auth, ChannelRule, Config, Endpoint, ForwardedHeader, Heartbeat, HookUrl, Hooks,
     IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission,
@@ -358,8 +357,8 @@ mod tests {
         let parts = [
             "api_keys[0].name = \"a b\": allowed are 1 to 64",
             "api_keys[0].scopes: at least one",
-            "api_keys[0].channels: \"\" matches no name",
-            "api_keys[0].channels: \"a b\" matches no name",
+            "api_keys[0].channels: \"\": it matches no name",
+            "api_keys[0].channels: \"a b\": it matches no name",
             "api_keys[1].scopes = [\"fly\"]: allowed is a list of publish, history",
             "api_keys[1].channels: at least one",
             "a b and c have the same key",

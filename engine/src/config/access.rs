@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ringfeed_protocol::Operation;
-use ringfeed_protocol::channel_name;
 
-use super::rules::USER;
+use super::rules::{self, USER};
 use super::schema::{Config, Issuer, Permission};
 use crate::access::Who;
 use crate::control::hooks::address;
@@ -18,12 +17,15 @@ const PERMISSIONS_MAX: usize = 1024;
 const ISSUERS_MAX: usize = 64;
 /// Bytes of a secret that tokens from beyond this machine are checked with (RFC 7518 section 3.2, for HS256).
 const SECRET_BYTES_MIN: usize = 32;
-/// Bytes of a pattern.
-const PATTERN_BYTES_MAX: usize = 512;
 /// Bytes of a name that claims have or hold.
 const CLAIM_BYTES_MAX: usize = 255;
 
 impl Config {
+    /// Whether there is anybody who could say who clients are.
+    pub(crate) fn somebody_vouches(&self) -> bool {
+        !self.issuers.is_empty() || !self.hooks.connect_url.0.is_empty()
+    }
+
     pub(super) fn validate_access(&self, errors: &mut Vec<String>) {
         for (section, count, most) in [
             ("permissions", self.permissions.len(), PERMISSIONS_MAX),
@@ -92,19 +94,11 @@ impl Permission {
 
 /// Whether some name can fit.
 fn check_pattern(pattern: &str) -> Result<(), String> {
-    if pattern.len() > PATTERN_BYTES_MAX {
-        return Err(format!("it has {} bytes; allowed are {PATTERN_BYTES_MAX}", pattern.len()));
-    }
-    let least = pattern.replace(USER, "");
     // A denial with a slip of the pen in it would deny nothing.
-    if least.contains(['{', '}']) {
+    if pattern.replace(USER, "").contains(['{', '}']) {
         return Err(format!("the only thing that may stand in braces is {USER}"));
     }
-    let least = least.replace('*', "");
-    match channel_name::check(&least) {
-        Err(_) if least.is_empty() && !pattern.is_empty() => Ok(()),
-        other => other.map_err(|e| format!("it matches no name: {e}")),
-    }
+    rules::check_pattern(pattern).map_err(|e| e.to_string())
 }
 
 impl Issuer {

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ringfeed_protocol::channel_name;
-
+use super::rules::check_pattern;
 use super::schema::{ApiKey, Config};
 use crate::callers::{Caller, Callers, KeyHash};
 
@@ -117,12 +116,8 @@ fn check_section(section: &ApiKey, label: &str, errors: &mut Vec<String>) {
         errors.push(format!("{label}.channels: at least one pattern is needed; \"*\" fits all"));
     }
     for pattern in channels {
-        let least = pattern.replace('*', "");
-        let wild = least.len() < pattern.len();
-        if let Err(e) = channel_name::check(&least)
-            && !(least.is_empty() && wild)
-        {
-            errors.push(format!("{label}.channels: {pattern:?} matches no name: {e}"));
+        if let Err(e) = check_pattern(pattern) {
+            errors.push(format!("{label}.channels: {pattern:?}: {e}"));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What `[hooks]` may hold: URLs that may be asked, and a secret to sign with.
 
-use super::schema::{HookUrl, Hooks};
+use super::schema::Hooks;
+use crate::control::hooks::Hook;
 use crate::control::hooks::address::{self, Place};
 
 /// Bytes of a secret that others than this machine may try to guess.
@@ -9,25 +10,28 @@ const SECRET_BYTES_MIN: usize = 32;
 const HEADERS_MAX: usize = 32;
 
 impl Hooks {
-    /// Each URL with the name of its key.
-    fn urls(&self) -> [(&'static str, &HookUrl); 5] {
-        [
-            ("connect_url", &self.connect_url),
-            ("disconnect_url", &self.disconnect_url),
-            ("subscribe_url", &self.subscribe_url),
-            ("publish_url", &self.publish_url),
-            ("message_url", &self.message_url),
-        ]
+    /// Where a hook is asked; empty where it is not.
+    pub(crate) fn url(&self, hook: Hook) -> &str {
+        match hook {
+            Hook::Connect => &self.connect_url.0,
+            Hook::Subscribe => &self.subscribe_url.0,
+            Hook::Publish => &self.publish_url.0,
+            Hook::Message => &self.message_url.0,
+            Hook::Disconnect => &self.disconnect_url.0,
+            // Those of issuers stand with them.
+            Hook::Keys => "",
+        }
     }
 
     /// The values are not shown: a URL may hold a key.
     pub(super) fn validate(&self, errors: &mut Vec<String>) {
         let mut beyond = false;
-        for (key, HookUrl(url)) in self.urls() {
+        for hook in Hook::ALL {
+            let url = self.url(hook);
             match address::check(url, self.allow_private_addresses) {
                 _ if url.is_empty() => {}
                 Ok(place) => beyond |= place == Place::Elsewhere,
-                Err(why) => errors.push(format!("hooks.{key}: {why}")),
+                Err(why) => errors.push(format!("hooks.{}_url: {why}", hook.label())),
             }
         }
         if beyond && self.secret.0.len() < SECRET_BYTES_MIN {

@@ -350,18 +350,11 @@ impl Settings {
         let hooks = &config.hooks;
         let mut urls: [Option<Url>; Hook::ALL.len()] = Default::default();
         for (at, hook) in urls.iter_mut().zip(Hook::ALL) {
-            let url = match hook {
-                Hook::Connect => &hooks.connect_url,
-                Hook::Subscribe => &hooks.subscribe_url,
-                Hook::Publish => &hooks.publish_url,
-                Hook::Message => &hooks.message_url,
-                Hook::Disconnect => &hooks.disconnect_url,
-                Hook::Keys => continue,
-            };
-            if !url.0.is_empty() {
-                address::check(&url.0, hooks.allow_private_addresses)
+            let url = hooks.url(hook);
+            if !url.is_empty() {
+                address::check(url, hooks.allow_private_addresses)
                     .map_err(|why| HooksError::Url(hook.label(), why))?;
-                let url = Url::parse(&url.0);
+                let url = Url::parse(url);
                 *at = Some(url.map_err(|_| HooksError::Url(hook.label(), "it is no URL"))?);
             }
         }
