@@ -44,8 +44,6 @@ impl fmt::Debug for KeyHash {
 pub struct Caller {
     /// For logs and metrics.
     pub name: String,
-    /// Of its key; `None` for a program of this machine that needs none.
-    pub hash: Option<KeyHash>,
     /// What it may do.
     pub scopes: Vec<Scope>,
     /// Names of channels, with `*` for any run of characters.
@@ -53,9 +51,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Who may do everything, with this key or without.
-    pub fn of_everything(name: String, hash: Option<KeyHash>) -> Caller {
-        Caller { name, hash, scopes: vec![Scope::All], channels: vec!["*".into()] }
+    /// Who may do everything.
+    pub fn of_everything(name: String) -> Caller {
+        Caller { name, scopes: vec![Scope::All], channels: vec!["*".into()] }
     }
 
     /// Whether it may do what needs this scope.
@@ -71,12 +69,12 @@ impl Caller {
 
 /// Everybody with a key, in the order of the configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Callers(Vec<Arc<Caller>>);
+pub struct Callers(Vec<(KeyHash, Arc<Caller>)>);
 
 impl Callers {
     /// No two have one key.
-    pub fn new(callers: Vec<Caller>) -> Callers {
-        Callers(callers.into_iter().map(Arc::new).collect())
+    pub fn new(callers: Vec<(KeyHash, Caller)>) -> Callers {
+        Callers(callers.into_iter().map(|(hash, caller)| (hash, caller.into())).collect())
     }
 
     /// Whether nobody has a key.
@@ -84,18 +82,12 @@ impl Callers {
         self.0.is_empty()
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Caller>> {
-        self.0.iter()
-    }
-
-    /// Whose key this is; no key at all is nobody's. Every key is compared, whether or not an earlier one fits, in a
+    /// Whose key this is, and its hash; no key at all is nobody's. Every key is compared, whether or not an earlier one fits, in a
     /// time that depends neither on where they differ nor on which fits.
-    pub fn find(&self, key: &[u8]) -> Option<&Arc<Caller>> {
+    pub fn find(&self, key: &[u8]) -> Option<&(KeyHash, Arc<Caller>)> {
         let given = KeyHash::of(key);
         let mut found = u32::MAX;
-        for (number, caller) in (0u32..).zip(&self.0) {
-            let Some(KeyHash(own)) = &caller.hash else { continue };
+        for (number, (KeyHash(own), _)) in (0u32..).zip(&self.0) {
             found.conditional_assign(&number, own.ct_eq(&given.0));
         }
         let number = usize::try_from(found).ok()?;
@@ -114,9 +106,8 @@ mod tests {
     use super::*;
 
     fn callers(keys: &[&str]) -> Callers {
-        let caller = |key: &&str| {
-            Caller::of_everything(format!("of {key}"), Some(KeyHash::of(key.as_bytes())))
-        };
+        let caller =
+            |key: &&str| (KeyHash::of(key.as_bytes()), Caller::of_everything(format!("of {key}")));
         Callers::new(keys.iter().map(caller).collect())
     }
 
@@ -124,7 +115,7 @@ mod tests {
     fn a_key_is_found_whole_and_no_other_way() {
         let callers = callers(&["first-key", "second-key", "third-key"]);
         for key in ["first-key", "second-key", "third-key"] {
-            let caller = callers.find(key.as_bytes()).unwrap();
+            let (_, caller) = callers.find(key.as_bytes()).unwrap();
             assert_eq!(caller.name, format!("of {key}"));
         }
         for wrong in ["", "first-ke", "first-key ", "First-key", "fourth-key"] {
@@ -149,7 +140,6 @@ mod tests {
     fn scopes_and_patterns_say_what_a_caller_may() {
         let caller = Caller {
             name: "ticker".into(),
-            hash: None,
             scopes: vec![Scope::Publish, Scope::Stats],
             channels: vec!["quotes.*".into(), "news".into()],
         };
@@ -158,7 +148,7 @@ mod tests {
         );
         assert!(caller.may_use("quotes.a") && caller.may_use("news"));
         assert!(!caller.may_use("newsletter") && !caller.may_use("quotes"));
-        let all = Caller::of_everything(String::new(), None);
+        let all = Caller::of_everything(String::new());
         assert!(all.may(Scope::Metrics) && all.may_use("anything"));
     }
 

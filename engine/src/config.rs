@@ -303,10 +303,10 @@ mod tests {
         let config = load(&file, &[("THE_KEY", "of-environment")], &["api.keys=listed"]).unwrap();
         let keys = ["listed", "itself", "of-environment", "of-a-file", "foo"];
         for (key, name) in keys.into_iter().zip(["api.keys[0]", "a", "b", "c", "d"]) {
-            assert_eq!(config.callers.find(key.as_bytes()).unwrap().name, name);
+            assert_eq!(config.callers.find(key.as_bytes()).unwrap().1.name, name);
             assert!(!format!("{config:?}").contains(key), "{key}");
         }
-        let caller = config.callers.find(b"of-a-file").unwrap();
+        let (_, caller) = config.callers.find(b"of-a-file").unwrap();
         assert!(caller.may(Scope::History) && !caller.may(Scope::Publish) && !caller.may_use("y"));
         assert!(
             Config::load(&Sources::default()).unwrap().callers.is_empty(),

@@ -18,14 +18,14 @@ impl Config {
     pub(super) fn read_api_keys(&mut self, errors: &mut Vec<String>) {
         let listed = std::mem::take(&mut self.api.keys);
         let sections = std::mem::take(&mut self.api_keys);
-        let mut callers: Vec<Caller> = Vec::new();
+        let mut callers: Vec<(KeyHash, Caller)> = Vec::new();
         if listed.len() + sections.len() > KEYS_MAX {
             return errors.push(format!("api_keys: there may be at most {KEYS_MAX} keys"));
         }
         for (i, key) in listed.iter().enumerate() {
             let label = format!("api.keys[{i}]");
             match self.check_key(&key.0) {
-                Ok(hash) => add(&mut callers, Caller::of_everything(label, Some(hash)), errors),
+                Ok(hash) => add(&mut callers, hash, Caller::of_everything(label), errors),
                 Err(wrong) => errors.push(format!("{label}: {wrong}")),
             }
         }
@@ -39,7 +39,7 @@ impl Config {
             match self.hash(&section) {
                 Ok(hash) => {
                     let ApiKey { name, scopes, channels, .. } = section;
-                    add(&mut callers, Caller { name, hash, scopes, channels }, errors);
+                    add(&mut callers, hash, Caller { name, scopes, channels }, errors);
                 }
                 Err(wrong) => errors.extend(wrong.map(|wrong| format!("{label}{wrong}"))),
             }
@@ -48,7 +48,7 @@ impl Config {
     }
 
     /// The key of a section; or what is wrong, behind the section's label and unless it was told before.
-    fn hash(&self, section: &ApiKey) -> Result<Option<KeyHash>, Option<String>> {
+    fn hash(&self, section: &ApiKey) -> Result<KeyHash, Option<String>> {
         let ApiKey { key, key_env, key_file, key_sha256, .. } = section;
         let is_led_to = !(key.is_empty() && key_env.is_empty() && key_file.is_empty());
         if is_led_to != key_sha256.is_empty() {
@@ -59,13 +59,13 @@ impl Config {
             // It was not found.
             let key = Some(key).filter(|key| !key.is_empty()).ok_or(None)?;
             let hash = self.check_key(&key.0);
-            return hash.map(Some).map_err(|wrong| Some(format!(".key: {wrong}")));
+            return hash.map_err(|wrong| Some(format!(".key: {wrong}")));
         }
         match KeyHash::from_hex(&key_sha256.0) {
             Some(hash) if hash == KeyHash::of(b"") => {
                 Err(Some(".key_sha256: it is that of an empty key".into()))
             }
-            Some(hash) => Ok(Some(hash)),
+            Some(hash) => Ok(hash),
             None => {
                 let allowed = "allowed are 64 hexadecimal digits, as `sha256sum` prints them";
                 Err(Some(format!(".key_sha256: {allowed}")))
@@ -91,10 +91,17 @@ impl Config {
     }
 }
 
-fn add(callers: &mut Vec<Caller>, caller: Caller, errors: &mut Vec<String>) {
-    match callers.iter().find(|other| other.hash == caller.hash) {
-        Some(other) => errors.push(format!("{} and {} have the same key", other.name, caller.name)),
-        None => callers.push(caller),
+fn add(
+    callers: &mut Vec<(KeyHash, Caller)>,
+    hash: KeyHash,
+    caller: Caller,
+    errors: &mut Vec<String>,
+) {
+    match callers.iter().find(|(other, _)| *other == hash) {
+        Some((_, other)) => {
+            errors.push(format!("{} and {} have the same key", other.name, caller.name))
+        }
+        None => callers.push((hash, caller)),
     }
 }
 

@@ -70,11 +70,10 @@ impl Needs {
         let config = state.shared.config();
         let open = config.callers.is_empty() || (*figures && config.api.listen.ip().is_loopback());
         let found = config.callers.find(given_key(request.headers()));
-        if let Some(caller) = found {
+        if let Some((hash, caller)) = found {
             state.figures.key_request(&caller.name);
             if scope.is_none_or(|scope| caller.may(scope)) {
-                let requester = caller.hash.map_or(Requester::Address(None), Requester::Key);
-                return Ok((requester, caller.clone()));
+                return Ok((Requester::Key(*hash), caller.clone()));
             }
         }
         let peer = request.extensions().get::<Peer>().map(|peer| counted_as(peer.0.ip()));
@@ -86,7 +85,7 @@ impl Needs {
                 Err(_) => {}
             }
         }
-        if let (Some(caller), Some(scope)) = (found, scope) {
+        if let (Some((_, caller)), Some(scope)) = (found, scope) {
             let message =
                 format!("the key {} does not have the scope {}", caller.name, scope.name());
             return Err(ApiError::new(Code::Forbidden, message));
