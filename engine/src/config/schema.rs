@@ -324,6 +324,7 @@ pub enum ProxyProtocol {
 pub enum ForwardedHeader {
     Off,
     XForwardedFor,
+    Forwarded,
 }
 
 /// Who may subscribe.

@@ -72,15 +72,23 @@ impl Door {
             }
         }
         let Some(head) = head::read_head(stream, place, bytes).await? else { return Ok(None) };
-        let forwarded = server.forwarded_header == ForwardedHeader::XForwardedFor;
         // A head that is no request is refused by who answers it.
-        if forwarded
+        if server.forwarded_header != ForwardedHeader::Off
             && relayed
             && client.is_proxy
             && let Ok(request) = Request::parse_whole(&head.bytes)
         {
-            let values = request.all("x-forwarded-for");
-            let address = settings.proxies.forwarded_for(client.address, values);
+            let (proxies, proxy) = (&settings.proxies, client.address);
+            // The other one is never looked at: a proxy that writes one may hand on what a client wrote into the other.
+            let address = match server.forwarded_header {
+                ForwardedHeader::Off => proxy,
+                ForwardedHeader::XForwardedFor => {
+                    proxies.x_forwarded_for(proxy, request.all("x-forwarded-for"))
+                }
+                ForwardedHeader::Forwarded => proxies
+                    .forwarded(proxy, request.all("forwarded"))
+                    .map_err(|refusal| (RefusalReason::ProxyHeader, refusal))?,
+            };
             learn(&settings.proxies, address, place, client, permit)?;
         }
         Ok(Some(head))
