@@ -23,7 +23,7 @@ mod stats;
 mod users;
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -75,6 +75,8 @@ struct State {
     revoked: RevokedTable,
     /// Requests, for each who asks.
     request_rates: Rates<Requester>,
+    /// Wrong keys, by the address they come from.
+    wrong_keys: Rates<IpAddr>,
     /// Programs of this machine, where they need no key.
     local: Arc<Caller>,
     refused_log: LogLimit,
@@ -118,6 +120,7 @@ impl Control {
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
             figures: Figures::new(),
             request_rates: Rates::new(api.requests_per_second_max, api.requests_burst),
+            wrong_keys: Rates::new(guard::WRONG_KEYS.0, guard::WRONG_KEYS.1),
             local: Arc::new(Caller::of_everything("local".into())),
             reload,
             revoked: RevokedTable::default(),

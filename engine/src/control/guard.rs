@@ -24,6 +24,10 @@ use crate::shard::door::counted_as;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
+/// Wrong keys a second of one address, and how many at once, that are looked at for more than who has them. Above it
+/// they are answered with 429; a right key is served all the same, so that nobody is locked out by others behind the
+/// same address.
+pub(super) const WRONG_KEYS: (u32, u32) = (5, 20);
 /// Refused keys are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
@@ -69,7 +73,8 @@ impl Needs {
         let Needs { state, scope, figures } = self;
         let config = state.shared.config();
         let open = config.callers.is_empty() || (*figures && config.api.listen.ip().is_loopback());
-        let found = config.callers.find(given_key(request.headers()));
+        let given = given_key(request.headers());
+        let found = config.callers.find(given);
         if let Some((hash, caller)) = found {
             state.figures.key_request(&caller.name);
             if scope.is_none_or(|scope| caller.may(scope)) {
@@ -94,6 +99,12 @@ impl Needs {
             let peer = peer.map_or_else(|| "?".into(), |ip| ip.to_string());
             let (method, path) = (request.method(), clip(request.uri().path()));
             tracing::info!("{method} {path} from {peer}: no key that fits ({others} more like it)");
+        }
+        if let Some(peer) = peer.filter(|_| !given.is_empty())
+            && !state.wrong_keys.take(peer, Instant::now())
+        {
+            let message = "too many wrong keys come from this address; try again";
+            return Err(ApiError::new(Code::RateLimited, message));
         }
         let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
         Err(ApiError::new(Code::Unauthorized, message))
