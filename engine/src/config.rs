@@ -132,6 +132,12 @@ impl Config {
     }
 }
 
+/// Whether the value of a key, `section.key`, is secret.
+pub fn is_secret(path: &str) -> bool {
+    let allowed = path.split_once('.').and_then(|(section, key)| keys::allowed(section, key));
+    allowed.is_some_and(keys::Allowed::is_secret)
+}
+
 /// What the defaults show as the example of an issuer: the values that an entry takes which says nothing.
 pub(crate) fn example_issuers() -> Vec<Issuer> {
     let example = Value::Table(merge::default_entry("issuers"));

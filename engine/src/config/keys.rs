@@ -242,7 +242,12 @@ impl Allowed {
 
     /// A value for people; `(secret)` where it is one.
     pub(super) fn shown(self, value: &Value) -> String {
-        if matches!(self, Secret(_) | Secrets(_)) { "(secret)".into() } else { shown(value) }
+        if self.is_secret() { "(secret)".into() } else { shown(value) }
+    }
+
+    /// Whether it is never shown.
+    pub(super) fn is_secret(self) -> bool {
+        matches!(self, Secret(_) | Secrets(_))
     }
 }
 
