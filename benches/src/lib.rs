@@ -122,7 +122,7 @@ impl Stage {
         let flags = ["limits.subscriptions_per_connection_max=10000", "heartbeat.interval_ms=0"];
         let sources = Sources { flags: flags.map(String::from).to_vec(), ..Sources::default() };
         let config = Config::load(&sources).map_err(io::Error::other)?;
-        let settings = Settings::new(config, &[]).map_err(io::Error::other)?;
+        let settings = Settings::new(config).map_err(io::Error::other)?;
         let switch = Rc::new(Switch::default());
         let wire = NullWire::new(switch.clone())?;
         let (end, inbox) = queues(Waker::new(File::create("/dev/null")?), QUEUE_BATCHES);

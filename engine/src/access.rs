@@ -4,16 +4,17 @@
 //! outside is asked by the control thread (`control::hooks`); what comes back is an [`Identity`] like any other.
 
 pub mod fuzzing;
+mod grants;
 mod identity;
 mod permissions;
 pub mod token;
 mod who;
 
-use std::ffi::OsString;
-
-pub use identity::{Admitted, Grant, Grants, Identity};
-pub use permissions::{BadPermission, Permissions, Verdict};
-pub(crate) use who::Who;
+pub use grants::{Grant, Grants};
+pub use identity::{Admitted, Identity};
+pub use permissions::{Permissions, Verdict};
+pub use who::Nobody;
+pub(crate) use who::{Who, role};
 
 use crate::config::{Config, ConfigErrors};
 use token::Issuers;
@@ -32,19 +33,15 @@ pub struct Access {
 }
 
 impl Access {
-    /// Compiles what a configuration says, with secrets from the variables of `environment` that it names.
-    pub fn new(
-        config: &Config,
-        environment: &[(OsString, OsString)],
-    ) -> Result<Access, ConfigErrors> {
-        let issuers = Issuers::from_config(config, environment)?;
-        let permissions =
-            Permissions::new(&config.permissions).map_err(|e| ConfigErrors(vec![e.to_string()]))?;
+    /// Compiles what a configuration says, with the public keys that it leads to.
+    pub fn new(config: &Config) -> Result<Access, ConfigErrors> {
+        let issuers = Issuers::from_config(config)?;
+        let permissions = Permissions::new(&config.permissions)
+            .map_err(|nobody| ConfigErrors(vec![format!("permissions.who: {nobody}")]))?;
         let asks_on_connect = !config.hooks.connect_url.0.is_empty();
-        // Where nothing is configured by which anybody could be known everybody is a stranger: on loopback, or
-        // where the configuration says so, to which the validation has seen.
-        let nobody_is_known = issuers.is_empty() && !asks_on_connect;
-        let takes_anonymous = config.auth.anonymous || nobody_is_known;
+        // Where nobody could be known everybody is a stranger: on loopback, or where the configuration says so, to which
+        // the validation has seen.
+        let takes_anonymous = config.auth.anonymous || !config.somebody_vouches();
         Ok(Access { permissions, issuers, asks_on_connect, takes_anonymous })
     }
 }

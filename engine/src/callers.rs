@@ -6,7 +6,8 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::config::{Scope, pattern_matches};
+use crate::config::Scope;
+use crate::config::rules::matches;
 
 /// SHA-256 of a key. What a request brings is hashed before it is compared, so how long a comparison takes says
 /// nothing about the key, even if it could be measured.
@@ -20,9 +21,9 @@ impl KeyHash {
     }
 
     /// Reads 64 hexadecimal digits.
-    pub fn from_hex(text: &str) -> Option<KeyHash> {
-        let digits: Option<Vec<u8>> =
-            text.chars().map(|c| c.to_digit(16)).map(|d| u8::try_from(d?).ok()).collect();
+    pub fn from_hex(text: &[u8]) -> Option<KeyHash> {
+        let digit = |&byte: &u8| u8::try_from(char::from(byte).to_digit(16)?).ok();
+        let digits: Option<Vec<u8>> = text.iter().map(digit).collect();
         let digits: [u8; 64] = digits?.try_into().ok()?;
         let mut hash = [0; 32];
         for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
@@ -43,8 +44,6 @@ impl fmt::Debug for KeyHash {
 pub struct Caller {
     /// For logs and metrics.
     pub name: String,
-    /// Of its key; `None` for a program of this machine that needs none.
-    pub hash: Option<KeyHash>,
     /// What it may do.
     pub scopes: Vec<Scope>,
     /// Names of channels, with `*` for any run of characters.
@@ -52,9 +51,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Who may do everything, with this key or without.
-    pub fn of_everything(name: String, hash: Option<KeyHash>) -> Caller {
-        Caller { name, hash, scopes: vec![Scope::All], channels: vec!["*".into()] }
+    /// Who may do everything.
+    pub fn of_everything(name: String) -> Caller {
+        Caller { name, scopes: vec![Scope::All], channels: vec!["*".into()] }
     }
 
     /// Whether it may do what needs this scope.
@@ -64,18 +63,18 @@ impl Caller {
 
     /// Whether it may publish to a channel, read it and know of it.
     pub fn may_use(&self, channel: &str) -> bool {
-        self.channels.iter().any(|pattern| pattern_matches(pattern, channel))
+        self.channels.iter().any(|pattern| matches(pattern, channel))
     }
 }
 
 /// Everybody with a key, in the order of the configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Callers(Vec<Arc<Caller>>);
+pub struct Callers(Vec<(KeyHash, Arc<Caller>)>);
 
 impl Callers {
     /// No two have one key.
-    pub fn new(callers: Vec<Caller>) -> Callers {
-        Callers(callers.into_iter().map(Arc::new).collect())
+    pub fn new(callers: Vec<(KeyHash, Caller)>) -> Callers {
+        Callers(callers.into_iter().map(|(hash, caller)| (hash, caller.into())).collect())
     }
 
     /// Whether nobody has a key.
@@ -83,18 +82,12 @@ impl Callers {
         self.0.is_empty()
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Caller>> {
-        self.0.iter()
-    }
-
-    /// Whose key this is; no key at all is nobody's. Every key is compared, whether or not an earlier one fits, in a
+    /// Whose key this is, and its hash; no key at all is nobody's. Every key is compared, whether or not an earlier one fits, in a
     /// time that depends neither on where they differ nor on which fits.
-    pub fn find(&self, key: &[u8]) -> Option<&Arc<Caller>> {
+    pub fn find(&self, key: &[u8]) -> Option<&(KeyHash, Arc<Caller>)> {
         let given = KeyHash::of(key);
         let mut found = u32::MAX;
-        for (number, caller) in (0u32..).zip(&self.0) {
-            let Some(KeyHash(own)) = &caller.hash else { continue };
+        for (number, (KeyHash(own), _)) in (0u32..).zip(&self.0) {
             found.conditional_assign(&number, own.ct_eq(&given.0));
         }
         let number = usize::try_from(found).ok()?;
@@ -113,9 +106,8 @@ mod tests {
     use super::*;
 
     fn callers(keys: &[&str]) -> Callers {
-        let caller = |key: &&str| {
-            Caller::of_everything(format!("of {key}"), Some(KeyHash::of(key.as_bytes())))
-        };
+        let caller =
+            |key: &&str| (KeyHash::of(key.as_bytes()), Caller::of_everything(format!("of {key}")));
         Callers::new(keys.iter().map(caller).collect())
     }
 
@@ -123,7 +115,7 @@ mod tests {
     fn a_key_is_found_whole_and_no_other_way() {
         let callers = callers(&["first-key", "second-key", "third-key"]);
         for key in ["first-key", "second-key", "third-key"] {
-            let caller = callers.find(key.as_bytes()).unwrap();
+            let (_, caller) = callers.find(key.as_bytes()).unwrap();
             assert_eq!(caller.name, format!("of {key}"));
         }
         for wrong in ["", "first-ke", "first-key ", "First-key", "fourth-key"] {
@@ -136,11 +128,11 @@ mod tests {
     #[test]
     fn hashes_are_read_and_never_shown() {
         let hex = "2C26B46B68FFC68FF99B453C1D30413413422D706483BFA0F98A5E886266E7AE";
-        let hash = KeyHash::from_hex(hex).unwrap();
+        let hash = KeyHash::from_hex(hex.as_bytes()).unwrap();
         assert!(hash == KeyHash::of(b"foo") && format!("{hash:?}") == "(secret)");
         let long = format!("{hex}0");
         for wrong in ["", "2c26", &hex[1..], &long, &hex.replace('2', "g"), &"é".repeat(32)] {
-            assert!(KeyHash::from_hex(wrong).is_none(), "{wrong}");
+            assert!(KeyHash::from_hex(wrong.as_bytes()).is_none(), "{wrong}");
         }
     }
 
@@ -148,7 +140,6 @@ mod tests {
     fn scopes_and_patterns_say_what_a_caller_may() {
         let caller = Caller {
             name: "ticker".into(),
-            hash: None,
             scopes: vec![Scope::Publish, Scope::Stats],
             channels: vec!["quotes.*".into(), "news".into()],
         };
@@ -157,7 +148,7 @@ mod tests {
         );
         assert!(caller.may_use("quotes.a") && caller.may_use("news"));
         assert!(!caller.may_use("newsletter") && !caller.may_use("quotes"));
-        let all = Caller::of_everything(String::new(), None);
+        let all = Caller::of_everything(String::new());
         assert!(all.may(Scope::Metrics) && all.may_use("anything"));
     }
 

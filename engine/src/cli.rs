@@ -4,11 +4,14 @@ mod configuration;
 mod output;
 mod token;
 
+use std::env::VarError;
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use ringfeed_engine::config::{self, Config, DEFAULT_TOML, Level};
 use ringfeed_engine::{control, server};
@@ -19,6 +22,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use self::configuration::{ConfigArgs, load, settings, sources, warn_of_strays};
 use self::output::say;
 
+/// Longest API key.
+const API_KEY_BYTES_MAX: u64 = 4096;
 /// Longest answer that is read from an HTTP API.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// How long `publish` waits for a connection, and then for each part of the answer.
@@ -81,9 +86,9 @@ struct PublishArgs {
     /// Where the HTTP API is: HOST:PORT or http://HOST:PORT.
     #[arg(long, default_value = "127.0.0.1:9801", value_name = "ADDRESS", value_parser = authority)]
     api: String,
-    /// API key.
-    #[arg(long, env = "RINGFEED_API_KEY", hide_env_values = true, default_value = "")]
-    api_key: String,
+    /// File with the API key. Without it the key is what RINGFEED_API_KEY in the environment holds.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
 }
 
 /// Runs a command.
@@ -92,7 +97,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
             let sources = sources(&args);
-            settings(load(&sources)?, &sources)?;
+            settings(load(&sources)?)?;
             warn_of_strays(&sources, |warning| eprintln!("ringfeed: {warning}"));
             match &args.config {
                 Some(file) => say(&format!("{}: the configuration is valid", file.display())),
@@ -162,7 +167,7 @@ fn log_filter(verbose: u8, level: Level) -> Targets {
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let sources = sources(&args.config);
     // Keys that cannot be read are told like all that is wrong, before any port is opened.
-    let settings = settings(load(&sources)?, &sources)?;
+    let settings = settings(load(&sources)?)?;
     let config = settings.config.clone();
     let lines = tracing_subscriber::fmt::layer()
         // A log that cannot be written (a closed pipe, a full disk) must not end the server.
@@ -198,7 +203,6 @@ fn reload(
 ) -> control::Reload {
     let (args, verbose) = (args.config.clone(), args.verbose);
     control::Reload {
-        environment: std::env::vars_os().collect(),
         read: Box::new(move |holds| Config::load_over(&sources(&args), holds)),
         apply: Box::new(move |config| {
             // It fails only where there is no subscriber any more.
@@ -209,10 +213,8 @@ fn reload(
 
 /// One request, one answer: not worth an HTTP client library on the server's side.
 fn publish(args: &PublishArgs) -> anyhow::Result<()> {
-    let PublishArgs { api, api_key, .. } = args;
-    if !api_key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        bail!("the API key holds what a header cannot carry; allowed are visible ASCII characters");
-    }
+    let PublishArgs { api, api_key_file, .. } = args;
+    let api_key = api_key(api_key_file.as_deref())?;
     let authorization = match api_key.as_str() {
         "" => String::new(),
         key => format!("Authorization: Bearer {key}\r\n"),
@@ -251,6 +253,34 @@ fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         bail!("{}: {body}", head.lines().next().unwrap_or_default());
     }
     say(body)
+}
+
+/// The key to publish with; empty where there is none. Never an argument: everybody on this machine can read those.
+fn api_key(file: Option<&Path>) -> anyhow::Result<String> {
+    let key = match file {
+        Some(file) => {
+            let mut key = String::new();
+            let text = File::open(file)
+                .and_then(|opened| opened.take(API_KEY_BYTES_MAX + 1).read_to_string(&mut key));
+            text.with_context(|| format!("--api-key-file {}", file.display()))?;
+            if key.trim_end_matches(['\r', '\n']).is_empty() {
+                bail!("--api-key-file {}: it is empty", file.display());
+            }
+            key
+        }
+        None => match std::env::var("RINGFEED_API_KEY") {
+            Err(VarError::NotPresent) => String::new(),
+            key => key.map_err(|_| anyhow!("RINGFEED_API_KEY: its value is not UTF-8"))?,
+        },
+    };
+    let key = key.trim_end_matches(['\r', '\n']);
+    if key.len() as u64 > API_KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!(
+            "the API key is none that a header could carry; allowed are visible ASCII characters, at most \
+             {API_KEY_BYTES_MAX}"
+        );
+    }
+    Ok(key.to_owned())
 }
 
 /// Connects to the first address of a name that answers.

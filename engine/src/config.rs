@@ -13,16 +13,17 @@ mod merge;
 mod reference;
 pub(crate) mod rules;
 mod schema;
+mod secrets;
 mod validate;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use toml::{Table, Value};
 
 pub use reference::reference;
-pub(crate) use rules::matches as pattern_matches;
 pub use schema::{
     Api, ApiKey, Auth, ChannelRule, Config, Endpoint, ForwardedHeader, Heartbeat, HookUrl, Hooks,
     IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission,
@@ -38,7 +39,7 @@ pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
 pub struct ConfigErrors(pub Vec<String>);
 
 /// Where the parts of a configuration come from.
-#[derive(Debug, Default, Clone)]
+#[derive(Default, Clone)]
 pub struct Sources<'a> {
     /// A TOML file.
     pub file: Option<&'a Path>,
@@ -74,16 +75,23 @@ impl Sources<'_> {
     /// Names of variables that look as if they were for ringfeed and that nothing reads.
     pub fn strays(&self) -> Vec<String> {
         let merged = self.merge(&mut Vec::new());
-        let secret = merged.get("hooks").and_then(|hooks| hooks.get("secret_env")?.as_str());
-        let strays = self.environment.iter().filter(|(name, _)| {
-            merge::is_stray(name) && secret.is_none_or(|secret| *name != *secret)
-        });
+        let strays = self
+            .environment
+            .iter()
+            .filter(|(name, _)| merge::is_stray(name) && !secrets::names_variable(&merged, name));
         strays.map(|(name, _)| name.to_string_lossy().escape_debug().to_string()).collect()
     }
 }
 
+impl fmt::Debug for Sources<'_> {
+    /// Without what is in variables and flags, which may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
 impl Config {
-    /// Reads, merges and validates.
+    /// Reads, merges and validates. Every secret that the configuration leads to is in it then.
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
         Config::load_with(sources, |_| {})
     }
@@ -111,9 +119,9 @@ impl Config {
         match Value::Table(merged).try_into::<Config>() {
             Ok(mut config) => {
                 change(&mut config);
-                config.hooks.find_secret(&sources.environment, &mut errors);
+                config.find_secrets(&sources.environment, &mut errors);
                 config.validate(&mut errors);
-                config.read_api_keys(&sources.environment, &mut errors);
+                config.read_api_keys(&mut errors);
                 if errors.is_empty() {
                     return Ok(config);
                 }
@@ -122,6 +130,12 @@ impl Config {
         }
         Err(ConfigErrors(errors))
     }
+}
+
+/// Whether the value of a key, `section.key`, is secret.
+pub fn is_secret(path: &str) -> bool {
+    let allowed = path.split_once('.').and_then(|(section, key)| keys::allowed(section, key));
+    allowed.is_some_and(keys::Allowed::is_secret)
 }
 
 /// What the defaults show as the example of an issuer: the values that an entry takes which says nothing.
@@ -295,10 +309,10 @@ mod tests {
         let config = load(&file, &[("THE_KEY", "of-environment")], &["api.keys=listed"]).unwrap();
         let keys = ["listed", "itself", "of-environment", "of-a-file", "foo"];
         for (key, name) in keys.into_iter().zip(["api.keys[0]", "a", "b", "c", "d"]) {
-            assert_eq!(config.callers.find(key.as_bytes()).unwrap().name, name);
+            assert_eq!(config.callers.find(key.as_bytes()).unwrap().1.name, name);
             assert!(!format!("{config:?}").contains(key), "{key}");
         }
-        let caller = config.callers.find(b"of-a-file").unwrap();
+        let (_, caller) = config.callers.find(b"of-a-file").unwrap();
         assert!(caller.may(Scope::History) && !caller.may(Scope::Publish) && !caller.may_use("y"));
         assert!(
             Config::load(&Sources::default()).unwrap().callers.is_empty(),
@@ -323,20 +337,21 @@ mod tests {
         let environment = [("EMPTY", ""), ("SPACES", "hu sh")];
         for (keys, part) in [
             ("", "api_keys[0]: exactly one of key, key_env, key_file and key_sha256 is needed"),
-            ("key = \"hush\"\nkey_env = \"EMPTY\"", "api_keys[0]: exactly one of"),
+            ("key = \"hush\"\nkey_env = \"EMPTY\"", "api_keys[0]: allowed is one of"),
+            ("key = \"hush\"\nkey_sha256 = \"hush\"", "api_keys[0]: exactly one of"),
             ("key = \" \"", "api_keys[0].key: an empty key"),
             ("key = 7", "api_keys[0].key = (secret): allowed is"),
             ("key_env = \"hush\"", "api_keys[0].key_env: the environment has no such variable"),
-            ("key_env = \"EMPTY\"", "api_keys[0].key_env: an empty key"),
-            ("key_env = \"SPACES\"", "api_keys[0].key_env: allowed are visible"),
+            ("key_env = \"EMPTY\"", "api_keys[0].key_env: it is empty"),
+            ("key_env = \"SPACES\"", "api_keys[0].key: allowed are visible"),
             ("key_sha256 = \"hush\"", "api_keys[0].key_sha256: allowed are 64 hexadecimal digits"),
             (
                 "key_sha256 = \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
                 "api_keys[0].key_sha256: it is that of an empty key",
             ),
             ("key_file = \"/no/such/file\"", "api_keys[0].key_file: /no/such/file: No such file"),
-            (&format!("key_file = {empty:?}"), "/empty: an empty key"),
-            (&format!("key_file = {binary:?}"), "/binary: what it holds is not UTF-8"),
+            (&format!("key_file = {empty:?}"), "/empty: it is empty"),
+            (&format!("key_file = {binary:?}"), "api_keys[0].key: allowed are visible"),
             (&format!("key_file = {long:?}"), "/long: it has more than 4096 bytes"),
         ] {
             let errors = refused(&section(keys), &environment, &[], &[part]);
@@ -348,8 +363,8 @@ mod tests {
         let parts = [
             "api_keys[0].name = \"a b\": allowed are 1 to 64",
             "api_keys[0].scopes: at least one",
-            "api_keys[0].channels: \"\" matches no name",
-            "api_keys[0].channels: \"a b\" matches no name",
+            "api_keys[0].channels: \"\": it matches no name",
+            "api_keys[0].channels: \"a b\": it matches no name",
             "api_keys[1].scopes = [\"fly\"]: allowed is a list of publish, history",
             "api_keys[1].channels: at least one",
             "a b and c have the same key",

@@ -23,8 +23,8 @@ mod stats;
 mod users;
 
 use std::io;
-use std::net::TcpListener;
-use std::sync::{Arc, OnceLock};
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -75,12 +75,14 @@ struct State {
     revoked: RevokedTable,
     /// Requests, for each who asks.
     request_rates: Rates<Requester>,
+    /// Wrong keys, by the address they come from.
+    wrong_keys: Rates<IpAddr>,
     /// Programs of this machine, where they need no key.
     local: Arc<Caller>,
     refused_log: LogLimit,
     accept_log: LogLimit,
-    /// What is counted of questions that are asked outside, once they are.
-    hooks: OnceLock<Arc<hooks::Figures>>,
+    /// What is counted of questions that are asked outside.
+    hooks: Arc<hooks::Figures>,
 }
 
 /// The running control thread.
@@ -118,12 +120,13 @@ impl Control {
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
             figures: Figures::new(),
             request_rates: Rates::new(api.requests_per_second_max, api.requests_burst),
-            local: Arc::new(Caller::of_everything("local".into(), None)),
+            wrong_keys: Rates::new(guard::WRONG_KEYS.0, guard::WRONG_KEYS.1),
+            local: Arc::new(Caller::of_everything("local".into())),
             reload,
             revoked: RevokedTable::default(),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
-            hooks: OnceLock::new(),
+            hooks: Arc::default(),
             shared,
         });
         let own = state.clone();
@@ -209,7 +212,7 @@ mod tests {
         let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
         let waker = Waker::new(File::options().write(true).open("/dev/null").unwrap());
         let (end, inbox) = queues(waker, QUEUE_BATCHES);
-        let settings = Settings::new(config, &[]).unwrap();
+        let settings = Settings::new(config).unwrap();
         let shards = Shards::new(vec![end], [1, 2]);
         let (shared, asked) = Shared::new(settings, shards, Admission::new(1, 0));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -289,6 +292,32 @@ mod tests {
         let last = last_json(&answer);
         assert_eq!((&last["lines"], &last["accepted"]), (&json!(count), &json!(count)), "{answer}");
         assert_eq!((&last["refused"], &last["error"]), (&json!(0), &json!("draining")), "{answer}");
+        control.stop();
+    }
+
+    #[test]
+    fn a_stream_goes_by_the_settings_that_hold_by_now() {
+        let (control, address, shared, inbox) = start(&[]);
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let line = "{\"channel\":\"a\",\"data\":1}\n";
+        let head = "POST /api/ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000";
+        write!(stream, "{head}\r\n\r\n{line}").unwrap();
+        accept(next(&inbox));
+        let flags = vec!["api.body_bytes_max=1024".into()];
+        let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
+        shared.settings.store(Arc::new(Settings::new(config).unwrap()));
+        // More of the line may come, so that only its length so far is against it.
+        stream.write_all(&[b'x'; 2000]).unwrap();
+        let mut answer = Vec::new();
+        let told = "longer than 1024 bytes (api.body_bytes_max)";
+        while !String::from_utf8_lossy(&answer).contains(told) {
+            let mut part = [0; 1024];
+            let n = stream.read(&mut part).unwrap();
+            assert!(n > 0, "{}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&part[..n]);
+        }
+        drop(stream);
         control.stop();
     }
 

@@ -6,7 +6,8 @@ use std::{fs, io};
 use ringfeed_protocol::handshake::HEAD_BYTES_MAX;
 use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
-use crate::config::Config;
+use crate::config::{Config, Hooks};
+use crate::control::hooks::Hook;
 use crate::message::QUEUE_BYTES_MAX;
 use crate::shard::{COMMAND_RATES_BYTES, CONNECTION_BYTES, IDLE_BYTES, SUBSCRIPTION_BYTES};
 
@@ -71,6 +72,20 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
     let buffers = u64::from(wire.receive_buffers) * u64::from(wire.receive_buffer_bytes);
     let queues = u64::from(wire.submission_entries) * (SUBMISSION_BYTES + 8 * COMPLETION_BYTES);
     let mut lines = memory_for_clients(config, shards);
+    let Hooks { waiting_bytes_max, concurrency_max, answer_bytes_max, .. } = config.hooks;
+    let asked =
+        Hook::ALL.into_iter().filter(|&hook| !config.hooks.url(hook).is_empty()).count() as u64;
+    if asked > 0 {
+        let answers = u64::from(concurrency_max) * u64::from(answer_bytes_max);
+        lines.push(line(
+            "questions",
+            AtMost(asked * (waiting_bytes_max + answers)),
+            format!(
+                "{asked} hooks, each with what waits (hooks.waiting_bytes_max) and hooks.concurrency_max answers of \
+                 hooks.answer_bytes_max"
+            ),
+        ));
+    }
     lines.push(line(
         "inboxes",
         AtMost(shards * INBOX_QUEUES * QUEUE_BYTES_MAX as u64),
@@ -342,7 +357,8 @@ mod tests {
         let text = |config: &Config| -> Vec<String> {
             memory(config, Io::IoUring, 3).iter().map(ToString::to_string).collect()
         };
-        let plain = text(&config(&[]));
+        let asked = "hooks.message_url=http://127.0.0.1/";
+        let plain = text(&config(&[asked]));
         for flag in [
             "limits.history_bytes_max=2000000000",
             "limits.outboxes_bytes_max=2000000000",
@@ -356,8 +372,12 @@ mod tests {
             "server.handshakes_max=7",
             "api.connections_max=7",
             "server.send_buffer_bytes=7",
+            "hooks.waiting_bytes_max=2000000000",
+            "hooks.concurrency_max=7",
+            "hooks.answer_bytes_max=2048",
+            "hooks.publish_url=http://127.0.0.1/",
         ] {
-            assert_ne!(text(&config(&[flag])), plain, "{flag} is not in the plan");
+            assert_ne!(text(&config(&[asked, flag])), plain, "{flag} is not in the plan");
         }
     }
 

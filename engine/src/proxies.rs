@@ -54,22 +54,111 @@ impl Proxies {
     /// proxy. `values` are those of all its header lines, in their order. Where an entry is no address, what
     /// stands left of it was written by nobody who is believed: the one right of it is the last that is known,
     /// and `proxy` where there is none.
-    pub fn forwarded_for<'a>(
+    pub fn x_forwarded_for<'a>(
         &self,
         proxy: IpAddr,
         values: impl Iterator<Item = &'a [u8]>,
     ) -> IpAddr {
-        let values: Vec<&[u8]> = values.collect();
+        let entries = values.flat_map(|value| value.split(|&byte| byte == b','));
+        let addresses: Vec<_> = entries.map(forwarded_address).collect();
+        self.last_known(proxy, &addresses)
+    }
+
+    /// The same of `Forwarded` (RFC 7239) and the nodes that it names with `for`, of which `unknown` and obfuscated
+    /// ones are no addresses. A line that cannot be read is refused: where a client wrote its beginning, what a proxy
+    /// put behind that could be anything.
+    pub fn forwarded<'a>(
+        &self,
+        proxy: IpAddr,
+        values: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<IpAddr, Refusal> {
+        let mut addresses = Vec::new();
+        for value in values {
+            let text = "the header Forwarded is malformed (RFC 7239)\n";
+            read_forwarded(value, &mut addresses).ok_or_else(|| Refusal::new(400, text))?;
+        }
+        Ok(self.last_known(proxy, &addresses))
+    }
+
+    fn last_known(&self, proxy: IpAddr, addresses: &[Option<IpAddr>]) -> IpAddr {
         let mut client = proxy;
-        for entry in values.iter().rev().flat_map(|value| value.rsplit(|&byte| byte == b',')) {
-            let Some(address) = forwarded_address(entry) else { return client };
-            client = address;
+        for address in addresses.iter().rev() {
+            let Some(address) = address else { return client };
+            client = *address;
             if !self.list(client) {
                 return client;
             }
         }
         client
     }
+}
+
+/// Reads one line of `Forwarded`: of each element that is not empty the address that it names with `for`, if it
+/// does. `None` for what is none (RFC 7239 section 4); addresses with colons are taken without quotes, too.
+fn read_forwarded(line: &[u8], addresses: &mut Vec<Option<IpAddr>>) -> Option<()> {
+    let mut rest = line;
+    loop {
+        let (mut is_empty, mut node) = (true, None);
+        loop {
+            rest = rest.trim_ascii_start();
+            let len = rest.iter().take_while(|&&byte| is_token(byte)).count();
+            if let (name @ [_, ..], behind) = rest.split_at_checked(len)? {
+                rest = behind.strip_prefix(b"=")?;
+                let value = read_value(&mut rest)?;
+                is_empty = false;
+                if name.eq_ignore_ascii_case(b"for") && node.replace(value).is_some() {
+                    return None;
+                }
+            }
+            rest = rest.trim_ascii_start();
+            match rest.strip_prefix(b";") {
+                Some(behind) => rest = behind,
+                None => break,
+            }
+        }
+        if !is_empty {
+            addresses.push(node.and_then(|node| node_address(&node)));
+        }
+        if rest.is_empty() {
+            return Some(());
+        }
+        rest = rest.strip_prefix(b",")?;
+    }
+}
+
+/// A token or a quoted string (RFC 9110 section 5.6), as it is meant.
+fn read_value(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let Some(quoted) = rest.strip_prefix(b"\"") else {
+        let in_value = |byte: u8| is_token(byte) || b":[]".contains(&byte);
+        let len = rest.iter().take_while(|&&byte| in_value(byte)).count();
+        let (value, behind) = rest.split_at_checked(len).filter(|_| len > 0)?;
+        *rest = behind;
+        return Some(value.to_vec());
+    };
+    let mut value = Vec::new();
+    let mut bytes = quoted.iter();
+    loop {
+        match bytes.next()? {
+            b'"' => break,
+            b'\\' => value.push(*bytes.next()?),
+            &byte => value.push(byte),
+        }
+    }
+    *rest = bytes.as_slice();
+    Some(value)
+}
+
+/// Characters of a token (RFC 9110 section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// The address of a node (RFC 7239 section 6), whose port may be obfuscated.
+fn node_address(node: &[u8]) -> Option<IpAddr> {
+    let colon = node.iter().rposition(|&byte| byte == b':');
+    let port = colon.and_then(|at| node.split_at_checked(at));
+    let host = port.filter(|(_, port)| port.starts_with(b":_")).map_or(node, |(host, _)| host);
+    forwarded_address(host)
 }
 
 /// An entry of `X-Forwarded-For`: an address, which some proxies write with a port.
@@ -214,13 +303,72 @@ mod tests {
         ];
         for (values, client) in table {
             let values = values.iter().map(|value| value.as_bytes());
-            let got = listed.forwarded_for(address("10.0.0.1"), values.clone());
+            let got = listed.x_forwarded_for(address("10.0.0.1"), values.clone());
             assert_eq!(got, address(client), "{:?}", values.collect::<Vec<_>>());
         }
         assert_eq!(
-            listed.forwarded_for(address("10.0.0.1"), [&b"1.2.3.\xff"[..]].into_iter()),
+            listed.x_forwarded_for(address("10.0.0.1"), [&b"1.2.3.\xff"[..]].into_iter()),
             address("10.0.0.1")
         );
+    }
+
+    #[test]
+    fn forwarded_says_the_same_as_rfc_7239_has_it() {
+        let listed = proxies(&["10.0.0.0/8"]);
+        let table: [(&[&str], &str); 27] = [
+            (&[], "10.0.0.1"),
+            (&[""], "10.0.0.1"),
+            (&["for=1.2.3.4"], "1.2.3.4"),
+            (&["For=\"1.2.3.4\""], "1.2.3.4"),
+            (&["for=1.2.3.4;proto=https;by=203.0.113.43"], "1.2.3.4"),
+            (&["proto=https; FOR=1.2.3.4 ; host=\"a,b;for=9.9.9.9\""], "1.2.3.4"),
+            (&[" for=\"1.2.3.4:5678\"\t"], "1.2.3.4"),
+            (&["for=1.2.3.4:5678"], "1.2.3.4"),
+            (&["for=\"[2001:db8:cafe::17]:4711\""], "2001:db8:cafe::17"),
+            (&["for=\"[2001:db8:cafe::17]\""], "2001:db8:cafe::17"),
+            (&["for=[2001:db8:cafe::17]"], "2001:db8:cafe::17"),
+            (&["for=\"[2001:db8::1]:_port\""], "2001:db8::1"),
+            (&["for=\"1.2.3.4:_p\""], "1.2.3.4"),
+            (&["for=\"1\\.2.3\\.4\""], "1.2.3.4"),
+            (&["for=\"[::ffff:1.2.3.4]\""], "1.2.3.4"),
+            // What clients put in front is not believed, on one line or several.
+            (&["for=9.9.9.9, for=1.2.3.4"], "1.2.3.4"),
+            (&["for=9.9.9.9", "for=1.2.3.4"], "1.2.3.4"),
+            (&["for=9.9.9.9,for=1.2.3.4,for=10.0.0.2", "for=10.0.0.3"], "1.2.3.4"),
+            (&["for=10.0.0.9"], "10.0.0.9"),
+            (&["for=1.2.3.4,, ,"], "1.2.3.4"),
+            (&["for=1.2.3.4;;"], "1.2.3.4"),
+            // Who is not named is not known, and nobody left of them is.
+            (&["for=1.2.3.4, for=unknown"], "10.0.0.1"),
+            (&["for=1.2.3.4, for=_hidden, for=10.0.0.2"], "10.0.0.2"),
+            (&["for=1.2.3.4, for=\"_SEVKISEK:_p\""], "10.0.0.1"),
+            (&["for=1.2.3.4, for=\"unknown:80\""], "10.0.0.1"),
+            (&["for=1.2.3.4", "proto=https"], "10.0.0.1"),
+            (&["for=1.2.3.4", "for=\"1.2.3.4:99999\""], "10.0.0.1"),
+        ];
+        for (values, client) in table {
+            let bytes = values.iter().map(|value| value.as_bytes());
+            let got = listed.forwarded(address("10.0.0.1"), bytes);
+            assert_eq!(got, Ok(address(client)), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_forwarded_that_hides_what_a_proxy_has_put_behind_it_is_refused() {
+        let listed = proxies(&["10.0.0.0/8"]);
+        for begun in ["for=\"", "for=9.9.9.9;x=\"", "for=9.9.9.9, x=\"\\", "x", "for", "=", "x y=1"]
+        {
+            for added in ["for=1.2.3.4", "for=\"1.2.3.4:80\"", "for=\"[2001:db8::1]\";proto=https"]
+            {
+                let line = format!("{begun}, {added}");
+                let got = listed.forwarded(address("10.0.0.1"), [line.as_bytes()].into_iter());
+                assert_eq!(got.map_err(|refusal| refusal.status), Err(400), "{line}");
+            }
+        }
+        for bad in ["for=1.2.3.4;for=1.2.3.4", "for=", "for =1.2.3.4", "for= 1.2.3.4", "for=a/b"] {
+            let got = listed.forwarded(address("10.0.0.1"), [bad.as_bytes()].into_iter());
+            assert_eq!(got.map_err(|refusal| refusal.status), Err(400), "{bad}");
+        }
     }
 
     #[test]

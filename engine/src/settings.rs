@@ -1,7 +1,6 @@
 //! A configuration, and what is made of it once so that nobody has to make it for each connection. Replaced as a
 //! whole when the configuration is read again.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 
 use crate::access::Access;
@@ -23,18 +22,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Of a configuration, with secrets from the variables of `environment` that it names; or all that is wrong with
-    /// what is made of it.
-    pub fn new(
-        config: Config,
-        environment: &[(OsString, OsString)],
-    ) -> Result<Settings, ConfigErrors> {
+    /// Of a configuration; or all that is wrong with what is made of it.
+    pub fn new(config: Config) -> Result<Settings, ConfigErrors> {
         let wrong = |why: String| ConfigErrors(vec![why]);
         let origins = Origins::parse(&config.server.origins)
             .map_err(|e| wrong(format!("server.origins: {e}")))?;
         let proxies = Proxies::parse(&config.server.proxies)
             .map_err(|e| wrong(format!("server.proxies: {e}")))?;
-        let access = Access::new(&config, environment)?;
+        let access = Access::new(&config)?;
         Ok(Settings {
             config: Arc::new(config),
             access: Arc::new(access),

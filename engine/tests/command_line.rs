@@ -10,6 +10,15 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ringfeed(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+/// The same with variables of the environment.
+fn ringfeed_with(environment: &[(&str, &str)], args: &[&str]) -> Output {
+    command(args).envs(environment.iter().copied()).output().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
     // What is set for the tests themselves means nothing to the server, which would say so.
     for (name, _) in std::env::vars_os() {
@@ -17,7 +26,8 @@ fn ringfeed(args: &[&str]) -> Output {
             command.env_remove(name);
         }
     }
-    command.args(args).output().unwrap()
+    command.args(args);
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -49,7 +59,16 @@ impl std::ops::DerefMut for Running {
 
 /// A server on free ports, and the addresses it logged: public, internal.
 fn serve(extra: &[&str]) -> (Running, String, String, BufReader<ChildStderr>) {
+    serve_with(&[], extra)
+}
+
+/// The same with variables of the environment.
+fn serve_with(
+    environment: &[(&str, &str)],
+    extra: &[&str],
+) -> (Running, String, String, BufReader<ChildStderr>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
+    command.envs(environment.iter().copied());
     let (child, log, told) = launch(command.args(FREE_PORTS).args(extra));
     let (public, internal) = told.unwrap_or_else(|log| panic!("the server ended:\n{log}"));
     (child, public, internal, log)
@@ -133,7 +152,11 @@ fn a_bad_configuration_is_refused_before_any_port_is_opened() {
 
 #[test]
 fn publish_reaches_a_running_server_and_sigterm_ends_it_with_0() {
-    let (mut child, _, internal, _log) = serve(&["--set", "api.keys=k"]);
+    let (mut child, _, internal, _log) = serve_with(&[("RINGFEED_API__KEYS", "k")], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    std::fs::write(&file, "k\n").unwrap();
+    let file = file.to_str().unwrap();
     let publish = |args: &[&str]| {
         let mut all = vec!["publish", "--api", &internal];
         all.extend(args);
@@ -142,14 +165,14 @@ fn publish_reaches_a_running_server_and_sigterm_ends_it_with_0() {
     let refused = publish(&["news", "1"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("401"), "{}", text(&refused.stderr));
-    let published = publish(&["--api-key", "k", "news", "{\"a\":1}"]);
+    let published = publish(&["--api-key-file", file, "news", "{\"a\":1}"]);
     assert!(published.status.success(), "{}", text(&published.stderr));
     assert!(text(&published.stdout).contains("\"ack\":\"accepted\""));
-    let bad = publish(&["--api-key", "k", "a b", "plain text"]);
+    let bad = publish(&["--api-key-file", file, "a b", "plain text"]);
     assert!(text(&bad.stderr).contains("bad_channel"), "{}", text(&bad.stderr));
     signal(&child, "TERM");
     assert_eq!(ended(&mut child).code(), Some(0));
-    let gone = publish(&["--api-key", "k", "news", "1"]);
+    let gone = publish(&["--api-key-file", file, "news", "1"]);
     assert!(text(&gone.stderr).contains("no server answers"), "{}", text(&gone.stderr));
 }
 
@@ -197,10 +220,38 @@ fn signals_that_ask_for_nothing_end_nothing() {
 }
 
 #[test]
+fn secrets_are_not_taken_from_arguments() {
+    for (key, variable) in
+        [("api.keys", "RINGFEED_API__KEYS"), ("hooks.secret", "RINGFEED_HOOKS__SECRET")]
+    {
+        for command in ["check-config", "serve"] {
+            let refused = ringfeed(&[command, "--set", &format!(" {key} =hush")]);
+            let told = text(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(1), "{told}");
+            assert!(told.contains(&format!("--set {key}: ")) && told.contains(variable), "{told}");
+            assert!(!told.contains("hush"), "{told}");
+        }
+    }
+    let set = ["check-config", "--set", "hooks.secret_env=S"];
+    assert!(ringfeed_with(&[("S", "hush")], &set).status.success());
+    assert_eq!(ringfeed(&["publish", "--api-key", "hush", "a", "1"]).status.code(), Some(2));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    for (content, why) in [("\n", "it is empty"), ("hu sh", "visible ASCII")] {
+        std::fs::write(&file, content).unwrap();
+        let refused = ringfeed(&["publish", "--api-key-file", file.to_str().unwrap(), "a", "1"]);
+        let told = text(&refused.stderr);
+        assert!(told.contains(why) && !told.contains("hu sh"), "{told}");
+    }
+}
+
+#[test]
 fn requests_are_logged_with_vv_and_keys_never() {
-    let (mut child, _, internal, mut log) = serve(&["-vv", "--set", "api.keys=hush-hush"]);
-    let publish =
-        |key: &str| ringfeed(&["publish", "--api", &internal, "--api-key", key, "n", "1"]);
+    let (mut child, _, internal, mut log) =
+        serve_with(&[("RINGFEED_API__KEYS", "hush-hush")], &["-vv"]);
+    let publish = |key: &str| {
+        ringfeed_with(&[("RINGFEED_API_KEY", key)], &["publish", "--api", &internal, "n", "1"])
+    };
     assert!(!publish("hush-wrong").status.success());
     assert!(publish("hush-hush").status.success());
     signal(&child, "TERM");
@@ -367,8 +418,8 @@ fn too_few_descriptors_are_told_at_the_start() {
 
 #[test]
 fn names_and_urls_are_addresses_too() {
-    let flags = ["--host", "localhost", "--set", "api.keys=0123456789abcdef"];
-    let (mut child, public, internal, _log) = serve(&flags);
+    let keys = [("RINGFEED_API__KEYS", "0123456789abcdef")];
+    let (mut child, public, internal, _log) = serve_with(&keys, &["--host", "localhost"]);
     assert!(public.starts_with("127.0.0.1:") || public.starts_with("[::1]:"), "{public}");
     let port = internal.rsplit(':').next().unwrap();
     for api in [
@@ -376,8 +427,8 @@ fn names_and_urls_are_addresses_too() {
         format!("http://{internal}"),
         format!("http://localhost:{port}/"),
     ] {
-        let published =
-            ringfeed(&["publish", "--api", &api, "--api-key", "0123456789abcdef", "a", "1"]);
+        let key = [("RINGFEED_API_KEY", "0123456789abcdef")];
+        let published = ringfeed_with(&key, &["publish", "--api", &api, "a", "1"]);
         assert!(published.status.success(), "{api}: {}", text(&published.stderr));
     }
     let https = ringfeed(&["publish", "--api", "https://localhost:1", "a", "1"]);

@@ -53,9 +53,9 @@ fn issuers() -> Issuers {
     let secret = format!("{:032x}", RandomState::new().hash_one("a secret of this process"));
     config.issuers = crate::config::example_issuers();
     for issuer in &mut config.issuers {
-        issuer.secret.0.clone_from(&secret);
+        issuer.secret = secret.clone().into();
     }
-    Issuers::from_config(&config, &[]).expect("an issuer")
+    Issuers::from_config(&config).expect("an issuer")
 }
 
 #[cfg(test)]

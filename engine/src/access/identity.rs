@@ -1,7 +1,9 @@
 //! Who a connection is.
 
-use ringfeed_protocol::{ChannelName, Operation, UserId};
+use ringfeed_protocol::{ChannelName, UserId};
 use smol_str::SmolStr;
+
+use super::Grants;
 
 /// Who a connection is, as a token or the application has said. Immutable: whoever authenticates again gets another
 /// one.
@@ -21,24 +23,6 @@ pub struct Identity {
     pub expires_at: Option<u64>,
     /// JSON that others are shown of it.
     pub info: Option<Box<str>>,
-}
-
-/// Permissions that travel with an identity. A denial beats what is allowed, here and in the configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Grants {
-    /// What is allowed.
-    pub allow: Vec<Grant>,
-    /// What is denied.
-    pub deny: Vec<Grant>,
-}
-
-/// An operation on all channels whose name fits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// What.
-    pub operation: Operation,
-    /// A channel name, with `*` for any run of characters.
-    pub pattern: SmolStr,
 }
 
 /// What came of authenticating.

@@ -57,14 +57,9 @@ struct Pattern {
 #[derive(Debug, Clone, Copy, Default)]
 struct Operations(u8);
 
-/// An entry that is about nobody; the configuration's own check refuses such.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("permissions.who: {0}")]
-pub struct BadPermission(Nobody);
-
 impl Permissions {
-    /// Reads the entries of a configuration.
-    pub fn new(entries: &[Permission]) -> Result<Permissions, BadPermission> {
+    /// Reads the entries of a configuration. None is about nobody: the configuration's own check refuses such.
+    pub fn new(entries: &[Permission]) -> Result<Permissions, Nobody> {
         let read = |entry: &Permission| {
             let who = entry.who.iter().map(|who| Who::parse(who)).collect::<Result<_, _>>()?;
             let pattern = |text: &String| Pattern {
@@ -78,7 +73,7 @@ impl Permissions {
                 deny: Operations::new(&entry.deny),
             })
         };
-        entries.iter().map(read).collect::<Result<_, _>>().map(Permissions).map_err(BadPermission)
+        entries.iter().map(read).collect::<Result<_, _>>().map(Permissions)
     }
 
     /// Whether somebody may do something with a channel whose rule is `rule`, the first of `[[channels]]` that fits its

@@ -12,8 +12,6 @@ mod parse;
 mod remote;
 mod sign;
 
-use std::ffi::OsString;
-
 use ringfeed_protocol::{ChannelName, UserId};
 
 use self::issuer::{Issuer, Times};
@@ -63,16 +61,11 @@ pub struct KeySource {
 }
 
 impl Issuers {
-    /// Reads the keys of all issuers: from the configuration, from files, and from the variables of `environment` that
-    /// it names. Every problem is reported at once, by key and path and without what was read.
-    pub fn from_config(
-        config: &Config,
-        environment: &[(OsString, OsString)],
-    ) -> Result<Issuers, ConfigErrors> {
-        let beyond_loopback = !config.server.listen.ip().is_loopback();
+    /// Reads the keys of all issuers. Every problem is reported at once, by key and path and without what was read.
+    pub fn from_config(config: &Config) -> Result<Issuers, ConfigErrors> {
         let (mut issuers, mut errors) = (Vec::new(), Vec::new());
         for (i, entry) in config.issuers.iter().enumerate() {
-            match Issuer::load(entry, environment, beyond_loopback) {
+            match Issuer::load(entry) {
                 Ok(issuer) => issuers.push(issuer),
                 Err(why) => errors.extend(why.into_iter().map(|why| format!("issuers[{i}]{why}"))),
             }

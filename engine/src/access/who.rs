@@ -25,7 +25,7 @@ pub(crate) enum Who {
 #[error(
     "{0:?} is nobody: allowed are anyone, anonymous, users, user:ID, role:NAME and claim:NAME=VALUE"
 )]
-pub(crate) struct Nobody(String);
+pub struct Nobody(String);
 
 impl Who {
     /// Reads what stands in a configuration.

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use ringfeed_engine::access::token::Issuers;
-use ringfeed_engine::config::{Config, ConfigErrors, Sources};
+use ringfeed_engine::config::{self, Config, ConfigErrors, Sources};
 use ringfeed_engine::settings::Settings;
 
 #[derive(Debug, Clone, Args)]
@@ -43,17 +44,27 @@ pub(super) fn sources(args: &ConfigArgs) -> Sources<'_> {
 
 /// Reads the configuration.
 pub(super) fn load(sources: &Sources) -> anyhow::Result<Config> {
+    for flag in &sources.flags {
+        let path = flag.split('=').next().unwrap_or_default().trim();
+        if let Some((section, key)) = path.split_once('.').filter(|_| config::is_secret(path)) {
+            let variable = format!("RINGFEED_{section}__{key}").to_uppercase();
+            bail!(
+                "--set {path}: everybody on this machine can read arguments, so that secrets are not taken from \
+                 them; allowed are {variable} in the environment, and a file (--config)"
+            );
+        }
+    }
     Config::load(sources).map_err(problems)
 }
 
-/// Reads the keys that the configuration names.
-pub(super) fn issuers(config: &Config, sources: &Sources) -> anyhow::Result<Issuers> {
-    Issuers::from_config(config, &sources.environment).map_err(problems)
+/// Reads the keys that the configuration leads to.
+pub(super) fn issuers(config: &Config) -> anyhow::Result<Issuers> {
+    Issuers::from_config(config).map_err(problems)
 }
 
-/// What a server goes by: with the keys that the configuration names.
-pub(super) fn settings(config: Config, sources: &Sources) -> anyhow::Result<Settings> {
-    Settings::new(config, &sources.environment).map_err(problems)
+/// What a server goes by: with the keys that the configuration leads to.
+pub(super) fn settings(config: Config) -> anyhow::Result<Settings> {
+    Settings::new(config).map_err(problems)
 }
 
 fn problems(errors: ConfigErrors) -> anyhow::Error {

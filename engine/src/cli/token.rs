@@ -83,7 +83,7 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
         Some(file) => {
             Signer::from_pem(&read_key(file)?).with_context(|| format!("{}", file.display()))?
         }
-        None => issuers(&config, &sources)?
+        None => issuers(&config)?
             .signer(at)
             .context("this issuer has no secret; --key FILE signs with a private key")?,
     };
@@ -97,15 +97,10 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
 
 /// The issuer that is meant, and its number.
 fn chosen<'a>(config: &'a Config, args: &MakeArgs) -> anyhow::Result<(usize, &'a Issuer)> {
-    let has_secret = |issuer: &Issuer| {
-        !(issuer.secret.0.is_empty()
-            && issuer.secret_env.is_empty()
-            && issuer.secret_file.is_empty())
-    };
     let mut entries = config.issuers.iter().enumerate();
     let found = match &args.issuer {
         Some(name) => entries.find(|(_, issuer)| issuer.issuer == *name),
-        None => entries.find(|(_, issuer)| args.key.is_some() || has_secret(issuer)),
+        None => entries.find(|(_, issuer)| args.key.is_some() || !issuer.secret.is_empty()),
     };
     found.context(match args.issuer {
         Some(_) => "the configuration has no issuer of this name",
@@ -152,7 +147,7 @@ fn claims(args: &MakeArgs, issuer: &Issuer, now: u64) -> anyhow::Result<Map<Stri
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let sources = sources(&args.config);
     let config = load(&sources)?;
-    let issuers = issuers(&config, &sources)?;
+    let issuers = issuers(&config)?;
     let token = match args.token.as_str() {
         "-" => {
             let mut text = String::new();

@@ -1,13 +1,12 @@
-//! What `[[permissions]]` and `[[issuers]]` may not say. Whether keys are where they are said to be is found out when they
-//! are read (`access::token`).
+//! What `[[permissions]]` and `[[issuers]]` may not say. Whether public keys are where they are said to be is found out when
+//! they are read (`access::token`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ringfeed_protocol::Operation;
-use ringfeed_protocol::channel_name;
 
-use super::rules::USER;
+use super::rules::{self, USER};
 use super::schema::{Config, Issuer, Permission};
 use crate::access::Who;
 use crate::control::hooks::address;
@@ -16,12 +15,17 @@ use crate::control::hooks::address;
 const PERMISSIONS_MAX: usize = 1024;
 /// An issuer is looked for among all.
 const ISSUERS_MAX: usize = 64;
-/// Bytes of a pattern.
-const PATTERN_BYTES_MAX: usize = 512;
+/// Bytes of a secret that tokens from beyond this machine are checked with (RFC 7518 section 3.2, for HS256).
+const SECRET_BYTES_MIN: usize = 32;
 /// Bytes of a name that claims have or hold.
 const CLAIM_BYTES_MAX: usize = 255;
 
 impl Config {
+    /// Whether there is anybody who could say who clients are.
+    pub(crate) fn somebody_vouches(&self) -> bool {
+        !self.issuers.is_empty() || !self.hooks.connect_url.0.is_empty()
+    }
+
     pub(super) fn validate_access(&self, errors: &mut Vec<String>) {
         for (section, count, most) in [
             ("permissions", self.permissions.len(), PERMISSIONS_MAX),
@@ -36,9 +40,10 @@ impl Config {
             let wrong = permission.wrong().into_iter();
             errors.extend(wrong.map(|wrong| format!("permissions[{i}]{wrong}")));
         }
+        let beyond_loopback = !self.server.listen.ip().is_loopback();
         let mut names = BTreeSet::new();
         for (i, issuer) in self.issuers.iter().enumerate() {
-            let mut wrong = issuer.wrong();
+            let mut wrong = issuer.wrong(beyond_loopback);
             // As who fetches them sees it.
             if wrong.is_empty()
                 && !issuer.jwks_url.is_empty()
@@ -89,36 +94,29 @@ impl Permission {
 
 /// Whether some name can fit.
 fn check_pattern(pattern: &str) -> Result<(), String> {
-    if pattern.len() > PATTERN_BYTES_MAX {
-        return Err(format!("it has {} bytes; allowed are {PATTERN_BYTES_MAX}", pattern.len()));
-    }
-    let least = pattern.replace(USER, "");
     // A denial with a slip of the pen in it would deny nothing.
-    if least.contains(['{', '}']) {
+    if pattern.replace(USER, "").contains(['{', '}']) {
         return Err(format!("the only thing that may stand in braces is {USER}"));
     }
-    let least = least.replace('*', "");
-    match channel_name::check(&least) {
-        Err(_) if least.is_empty() && !pattern.is_empty() => Ok(()),
-        other => other.map_err(|e| format!("it matches no name: {e}")),
-    }
+    rules::check_pattern(pattern).map_err(|e| e.to_string())
 }
 
 impl Issuer {
     /// Everything that is wrong, each with the key in front.
-    fn wrong(&self) -> Vec<String> {
+    fn wrong(&self, beyond_loopback: bool) -> Vec<String> {
         let mut wrong = Vec::new();
-        let secrets = [&self.secret.0, &self.secret_env, &self.secret_file];
-        let secrets = secrets.iter().filter(|source| !source.is_empty()).count();
-        if secrets > 1 {
-            wrong.push(": allowed is one of secret, secret_env and secret_file".into());
-        }
-        if secrets == 0 && self.public_key_files.is_empty() && self.jwks_url.is_empty() {
+        let Issuer { secret, secret_env, secret_file, .. } = self;
+        let has_secret = !(secret.is_empty() && secret_env.is_empty() && secret_file.is_empty());
+        if !has_secret && self.public_key_files.is_empty() && self.jwks_url.is_empty() {
             let keys = "secret, secret_env, secret_file, public_key_files or jwks_url";
             wrong.push(format!(": it has no key to check tokens with; give {keys}"));
         }
-        if self.secret_env.contains(['=', '\0']) {
-            wrong.push(format!(".secret_env = {:?}: it is no name of a variable", self.secret_env));
+        // One that was not found has been told.
+        if beyond_loopback && (1..SECRET_BYTES_MIN).contains(&secret.0.len()) {
+            wrong.push(format!(
+                ".secret: beyond loopback (server.listen) a secret must have at least {SECRET_BYTES_MIN} bytes; \
+                 `openssl rand -hex 32` makes one"
+            ));
         }
         if self.public_key_files.iter().any(|file| file.is_empty() || file.contains('\0')) {
             wrong.push(".public_key_files: a path that is empty or holds NUL names no file".into());

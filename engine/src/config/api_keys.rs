@@ -1,19 +1,13 @@
-//! The keys of the HTTP API, `api.keys` and `[[api_keys]]`: read from where they are, checked, and kept as hashes.
+//! The keys of the HTTP API, `api.keys` and `[[api_keys]]`: checked, and kept as hashes.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 
-use ringfeed_protocol::channel_name;
-
-use super::file;
-use super::keys::printable;
-use super::schema::{ApiKey, Config, Secret};
+use super::rules::check_pattern;
+use super::schema::{ApiKey, Config};
 use crate::callers::{Caller, Callers, KeyHash};
 
 /// Bytes of a key that others than this machine may try.
 const KEY_BYTES_MIN: usize = 16;
-/// Bytes of a file that holds a key.
-const FILE_BYTES_MAX: u64 = 4096;
 /// Bytes of a name.
 const NAME_BYTES_MAX: usize = 64;
 /// Keys there may be: each request is compared with all of them.
@@ -21,94 +15,69 @@ const KEYS_MAX: usize = 1024;
 
 impl Config {
     /// Makes [`Config::callers`] of all keys, and forgets the keys themselves.
-    pub(super) fn read_api_keys(
-        &mut self,
-        environment: &[(OsString, OsString)],
-        errors: &mut Vec<String>,
-    ) {
+    pub(super) fn read_api_keys(&mut self, errors: &mut Vec<String>) {
         let listed = std::mem::take(&mut self.api.keys);
-        let mut sections = std::mem::take(&mut self.api_keys);
-        let mut callers: Vec<Caller> = Vec::new();
+        let sections = std::mem::take(&mut self.api_keys);
+        let mut callers: Vec<(KeyHash, Caller)> = Vec::new();
         if listed.len() + sections.len() > KEYS_MAX {
             return errors.push(format!("api_keys: there may be at most {KEYS_MAX} keys"));
         }
         for (i, key) in listed.iter().enumerate() {
             let label = format!("api.keys[{i}]");
             match self.check_key(&key.0) {
-                Ok(hash) => add(&mut callers, Caller::of_everything(label, Some(hash)), errors),
+                Ok(hash) => add(&mut callers, hash, Caller::of_everything(label), errors),
                 Err(wrong) => errors.push(format!("{label}: {wrong}")),
             }
         }
         let mut names = BTreeSet::new();
-        for (i, section) in sections.iter_mut().enumerate() {
+        for (i, section) in sections.into_iter().enumerate() {
             let label = format!("api_keys[{i}]");
-            check_section(section, &label, errors);
+            check_section(&section, &label, errors);
             if !names.insert(section.name.clone()) {
                 errors.push(format!("{label}.name = {:?}: it is in use already", section.name));
             }
-            let hash = match self.read_key(section, environment) {
-                Ok(hash) => Some(hash),
-                Err(wrong) => {
-                    errors.push(format!("{label}{wrong}"));
-                    continue;
+            match self.hash(&section) {
+                Ok(hash) => {
+                    let ApiKey { name, scopes, channels, .. } = section;
+                    add(&mut callers, hash, Caller { name, scopes, channels }, errors);
                 }
-            };
-            let ApiKey { name, scopes, channels, .. } = section.clone();
-            add(&mut callers, Caller { name, hash, scopes, channels }, errors);
-            section.key = Secret(String::new());
-            section.key_sha256 = Secret(String::new());
+                Err(wrong) => errors.extend(wrong.map(|wrong| format!("{label}{wrong}"))),
+            }
         }
-        self.api_keys = sections;
         self.callers = Callers::new(callers);
     }
 
-    /// The key of a section; or what is wrong, behind the section's label. Never what it is.
-    fn read_key(
-        &self,
-        section: &ApiKey,
-        environment: &[(OsString, OsString)],
-    ) -> Result<KeyHash, String> {
+    /// The key of a section; or what is wrong, behind the section's label and unless it was told before.
+    fn hash(&self, section: &ApiKey) -> Result<KeyHash, Option<String>> {
         let ApiKey { key, key_env, key_file, key_sha256, .. } = section;
-        let given = [&key.0, &key_env.0, key_file, &key_sha256.0].map(|text| !text.is_empty());
-        if given.iter().filter(|&&given| given).count() != 1 {
-            return Err(": exactly one of key, key_env, key_file and key_sha256 is needed".into());
+        let is_led_to = !(key.is_empty() && key_env.is_empty() && key_file.is_empty());
+        if is_led_to != key_sha256.is_empty() {
+            let wrong = ": exactly one of key, key_env, key_file and key_sha256 is needed";
+            return Err(Some(wrong.into()));
         }
-        let checked = |key: &str| self.check_key(key);
-        match given {
-            [true, ..] => checked(&key.0).map_err(|wrong| format!(".key: {wrong}")),
-            [_, true, ..] => {
-                // The name is not shown: by mistake it may be the key.
-                let found = environment.iter().find(|(name, _)| **name == *key_env.0);
-                let key = match found.map(|(_, value)| value.to_str()) {
-                    Some(Some(key)) => checked(key),
-                    Some(None) => Err("what the variable holds is not UTF-8".into()),
-                    None => Err("the environment has no such variable".into()),
-                };
-                key.map_err(|wrong| format!(".key_env: {wrong}"))
+        if is_led_to {
+            // It was not found.
+            let key = Some(key).filter(|key| !key.is_empty()).ok_or(None)?;
+            let hash = self.check_key(&key.0);
+            return hash.map_err(|wrong| Some(format!(".key: {wrong}")));
+        }
+        match KeyHash::from_hex(&key_sha256.0) {
+            Some(hash) if hash == KeyHash::of(b"") => {
+                Err(Some(".key_sha256: it is that of an empty key".into()))
             }
-            [_, _, true, _] => {
-                let key = file::read_text(key_file, FILE_BYTES_MAX);
-                let key = key.map_err(|e| e.to_string()).and_then(|key| checked(key.trim()));
-                key.map_err(|wrong| format!(".key_file: {}: {wrong}", printable(key_file)))
+            Some(hash) => Ok(hash),
+            None => {
+                let allowed = "allowed are 64 hexadecimal digits, as `sha256sum` prints them";
+                Err(Some(format!(".key_sha256: {allowed}")))
             }
-            _ => match KeyHash::from_hex(&key_sha256.0) {
-                Some(hash) if hash == KeyHash::of(b"") => {
-                    Err(".key_sha256: it is that of an empty key".into())
-                }
-                Some(hash) => Ok(hash),
-                None => {
-                    let allowed = "allowed are 64 hexadecimal digits, as `sha256sum` prints them";
-                    Err(format!(".key_sha256: {allowed}"))
-                }
-            },
         }
     }
 
-    fn check_key(&self, key: &str) -> Result<KeyHash, String> {
+    fn check_key(&self, key: &[u8]) -> Result<KeyHash, String> {
         let listen = self.api.listen;
-        if key.trim().is_empty() {
+        if key.trim_ascii().is_empty() {
             Err("an empty key is not allowed".into())
-        } else if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        } else if !key.iter().all(u8::is_ascii_graphic) {
             Err("allowed are visible ASCII characters, no spaces: a header could not carry it"
                 .into())
         } else if key.len() < KEY_BYTES_MIN && !listen.ip().is_loopback() {
@@ -117,15 +86,22 @@ impl Config {
                  `openssl rand -hex 16` makes one"
             ))
         } else {
-            Ok(KeyHash::of(key.as_bytes()))
+            Ok(KeyHash::of(key))
         }
     }
 }
 
-fn add(callers: &mut Vec<Caller>, caller: Caller, errors: &mut Vec<String>) {
-    match callers.iter().find(|other| other.hash == caller.hash) {
-        Some(other) => errors.push(format!("{} and {} have the same key", other.name, caller.name)),
-        None => callers.push(caller),
+fn add(
+    callers: &mut Vec<(KeyHash, Caller)>,
+    hash: KeyHash,
+    caller: Caller,
+    errors: &mut Vec<String>,
+) {
+    match callers.iter().find(|(other, _)| *other == hash) {
+        Some((_, other)) => {
+            errors.push(format!("{} and {} have the same key", other.name, caller.name))
+        }
+        None => callers.push((hash, caller)),
     }
 }
 
@@ -147,12 +123,8 @@ fn check_section(section: &ApiKey, label: &str, errors: &mut Vec<String>) {
         errors.push(format!("{label}.channels: at least one pattern is needed; \"*\" fits all"));
     }
     for pattern in channels {
-        let least = pattern.replace('*', "");
-        let wild = least.len() < pattern.len();
-        if let Err(e) = channel_name::check(&least)
-            && !(least.is_empty() && wild)
-        {
-            errors.push(format!("{label}.channels: {pattern:?} matches no name: {e}"));
+        if let Err(e) = check_pattern(pattern) {
+            errors.push(format!("{label}.channels: {pattern:?}: {e}"));
         }
     }
 }

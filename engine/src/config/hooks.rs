@@ -1,74 +1,37 @@
 //! What `[hooks]` may hold: URLs that may be asked, and a secret to sign with.
 
-use std::ffi::OsString;
-use std::io;
-use std::path::Path;
-
-use super::file;
-use super::schema::{HookUrl, Hooks};
+use super::schema::Hooks;
+use crate::control::hooks::Hook;
 use crate::control::hooks::address::{self, Place};
 
 /// Bytes of a secret that others than this machine may try to guess.
 const SECRET_BYTES_MIN: usize = 32;
-/// Largest file with a secret.
-const SECRET_FILE_BYTES_MAX: u64 = 4096;
 /// Header fields of one list.
 const HEADERS_MAX: usize = 32;
 
 impl Hooks {
-    /// Each URL with the name of its key.
-    fn urls(&self) -> [(&'static str, &HookUrl); 5] {
-        [
-            ("connect_url", &self.connect_url),
-            ("disconnect_url", &self.disconnect_url),
-            ("subscribe_url", &self.subscribe_url),
-            ("publish_url", &self.publish_url),
-            ("message_url", &self.message_url),
-        ]
-    }
-
-    /// Puts what `secret_env` or `secret_file` leads to into `secret`.
-    pub(super) fn find_secret(
-        &mut self,
-        environment: &[(OsString, OsString)],
-        errors: &mut Vec<String>,
-    ) {
-        let given = [&self.secret.0, &self.secret_env, &self.secret_file];
-        if given.iter().filter(|given| !given.is_empty()).count() > 1 {
-            return errors.push(
-                "hooks.secret, hooks.secret_env, hooks.secret_file: allowed is one of them".into(),
-            );
-        }
-        let found = if !self.secret_env.is_empty() {
-            let value = environment.iter().rev().find(|(name, _)| *name == *self.secret_env);
-            let value = value.map(|(_, value)| value.clone().into_string());
-            match value {
-                Some(Ok(value)) => Ok(value),
-                Some(Err(_)) => Err("hooks.secret_env: the variable's value is not UTF-8".into()),
-                None => Err("hooks.secret_env: there is no such variable".into()),
-            }
-        } else if !self.secret_file.is_empty() {
-            read(Path::new(&self.secret_file)).map_err(|e| format!("hooks.secret_file: {e}"))
-        } else {
-            return;
-        };
-        match found.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()) {
-            Ok(secret) if secret.is_empty() => {
-                errors.push("hooks.secret: where it is said to be there is nothing".into());
-            }
-            Ok(secret) => self.secret.0 = secret,
-            Err(why) => errors.push(why),
+    /// Where a hook is asked; empty where it is not.
+    pub(crate) fn url(&self, hook: Hook) -> &str {
+        match hook {
+            Hook::Connect => &self.connect_url.0,
+            Hook::Subscribe => &self.subscribe_url.0,
+            Hook::Publish => &self.publish_url.0,
+            Hook::Message => &self.message_url.0,
+            Hook::Disconnect => &self.disconnect_url.0,
+            // Those of issuers stand with them.
+            Hook::Keys => "",
         }
     }
 
     /// The values are not shown: a URL may hold a key.
     pub(super) fn validate(&self, errors: &mut Vec<String>) {
         let mut beyond = false;
-        for (key, HookUrl(url)) in self.urls() {
+        for hook in Hook::ALL {
+            let url = self.url(hook);
             match address::check(url, self.allow_private_addresses) {
                 _ if url.is_empty() => {}
                 Ok(place) => beyond |= place == Place::Elsewhere,
-                Err(why) => errors.push(format!("hooks.{key}: {why}")),
+                Err(why) => errors.push(format!("hooks.{}_url: {why}", hook.label())),
             }
         }
         if beyond && self.secret.0.len() < SECRET_BYTES_MIN {
@@ -100,14 +63,6 @@ impl Hooks {
     }
 }
 
-/// Reads a file that may be read at once: a pipe could keep the start waiting.
-fn read(path: &Path) -> io::Result<String> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    file::read_text(path, SECRET_FILE_BYTES_MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use crate::config::{Config, Sources};
@@ -132,33 +87,6 @@ mod tests {
         load(&[url, &format!("hooks.secret={SECRET}")], &[]).unwrap();
         for url in ["http://127.0.0.1:1/", "http://[::1]/a", "http://localhost:3000/"] {
             load(&[&format!("hooks.connect_url={url}")], &[]).unwrap();
-        }
-    }
-
-    #[test]
-    fn the_secret_is_where_it_is_said_to_be() {
-        let config = load(&["hooks.secret_env=S"], &[("S", SECRET)]).unwrap();
-        assert_eq!(config.hooks.secret.0, SECRET);
-        let flags = vec!["hooks.secret_env=RINGFEED_HOOKS".into()];
-        let environment = ["RINGFEED_HOOKS", "RINGFEED_OTHER"].map(|name| (name.into(), "".into()));
-        let sources = Sources { flags, environment: environment.into(), ..Sources::default() };
-        assert_eq!(sources.strays(), ["RINGFEED_OTHER"]);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&file, format!("{SECRET}\n")).unwrap();
-        let path = format!("hooks.secret_file={}", file.path().display());
-        let config = load(&[&path], &[]).unwrap();
-        assert_eq!(config.hooks.secret.0, SECRET);
-        assert!(!format!("{config:?}").contains(SECRET));
-        for (flags, part) in [
-            (&["hooks.secret_env=T"][..], "secret_env: there is no such variable"),
-            (&["hooks.secret_file=/nowhere"], "secret_file: No such file"),
-            (&["hooks.secret_file=/dev/zero"], "secret_file: it is not a file"),
-            (&["hooks.secret="], "hooks.secret = (secret): it is empty"),
-            (&["hooks.secret_env=EMPTY"], "where it is said to be there is nothing"),
-            (&["hooks.secret_env=S", &path], "allowed is one of them"),
-        ] {
-            let errors = load(flags, &[("S", SECRET), ("EMPTY", "\n")]).unwrap_err();
-            assert!(errors.contains(part) && !errors.contains(SECRET), "{errors}");
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("server.origins", Texts("origins such as https://example.org")),
     ("server.proxies", Texts("IP networks such as 10.0.0.0/8")),
     ("server.proxy_protocol", Words(&["off", "required"])),
-    ("server.forwarded_header", Words(&["off", "x-forwarded-for"])),
+    ("server.forwarded_header", Words(&["off", "x-forwarded-for", "forwarded"])),
     ("server.demo_page", Switch),
     ("api.listen", Address),
     ("api.keys", Secrets("keys of visible ASCII characters")),
@@ -242,7 +242,12 @@ impl Allowed {
 
     /// A value for people; `(secret)` where it is one.
     pub(super) fn shown(self, value: &Value) -> String {
-        if matches!(self, Secret(_) | Secrets(_)) { "(secret)".into() } else { shown(value) }
+        if self.is_secret() { "(secret)".into() } else { shown(value) }
+    }
+
+    /// Whether it is never shown.
+    pub(super) fn is_secret(self) -> bool {
+        matches!(self, Secret(_) | Secrets(_))
     }
 }
 

@@ -1,14 +1,40 @@
 //! Which rule of `[[channels]]` holds for a name, and which names a pattern fits.
 
+use ringfeed_protocol::channel_name::{self, ChannelNameError};
+
 use super::schema::{ChannelRule, Config};
 
 /// Stands in the patterns of `[[permissions]]` for the id of the user who asks.
 pub(crate) const USER: &str = "{user}";
+/// Bytes of a pattern.
+const PATTERN_BYTES_MAX: usize = 512;
 
 impl Config {
     /// The first rule whose pattern matches.
     pub fn rule(&self, channel: &str) -> Option<&ChannelRule> {
         self.channels.iter().find(|rule| matches(&rule.pattern, channel))
+    }
+}
+
+/// Why a pattern is about nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadPattern {
+    /// Its length, which all that look at it would pay for.
+    #[error("it has {0} bytes; allowed are {PATTERN_BYTES_MAX}")]
+    TooLong(usize),
+    /// What is wrong with the shortest name that fits.
+    #[error("it matches no name: {0}")]
+    NoName(#[from] ChannelNameError),
+}
+
+/// Whether some name fits a pattern: one that is left when its wildcards stand for nothing, if that is a name at all.
+pub(crate) fn check_pattern(pattern: &str) -> Result<(), BadPattern> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        return Err(BadPattern::TooLong(pattern.len()));
+    }
+    match channel_name::check(&pattern.replace('*', "")) {
+        Err(ChannelNameError::Empty) if !pattern.is_empty() => Ok(()),
+        checked => checked.map_err(BadPattern::NoName),
     }
 }
 
@@ -73,6 +99,23 @@ fn ends_with(name: &str, part: &str, user: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_that_no_name_fits_is_told() {
+        let longest = "a".repeat(255);
+        for good in ["*", "**", "a", "a*b", "{user}", &format!("*{longest}*")] {
+            check_pattern(good).unwrap();
+        }
+        for (bad, why) in [
+            ("", "it matches no name: channel name is empty"),
+            ("a b", "it matches no name: channel name holds ' '"),
+            (&*format!("{longest}*a"), "it matches no name: channel name has 256 bytes"),
+            (&"*".repeat(513), "it has 513 bytes; allowed are 512"),
+        ] {
+            let told = check_pattern(bad).unwrap_err().to_string();
+            assert!(told.starts_with(why), "{told}");
+        }
+    }
 
     #[test]
     fn patterns_match_as_wildcards_do() {

@@ -23,7 +23,7 @@ pub struct Config {
     pub channels: Vec<ChannelRule>,
     pub permissions: Vec<Permission>,
     pub issuers: Vec<Issuer>,
-    /// Emptied of keys once they were read: see `callers`.
+    /// Empty once they were read: see `callers`.
     pub api_keys: Vec<ApiKey>,
     /// Of `api.keys` and `api_keys`.
     #[serde(skip)]
@@ -110,7 +110,8 @@ pub struct Hooks {
     pub message_url: HookUrl,
     /// Once loaded it is the secret, wherever it was said to be; empty where there is none.
     pub secret: Secret,
-    pub secret_env: String,
+    /// Not secret, but one may be written there by mistake.
+    pub secret_env: Secret,
     pub secret_file: String,
     pub timeout_ms: u32,
     pub attempt_timeout_ms: u32,
@@ -216,8 +217,10 @@ pub struct Permission {
 pub struct Issuer {
     pub issuer: String,
     pub audience: Vec<String>,
+    /// Once loaded it is the secret, wherever it was said to be; empty where there is none.
     pub secret: Secret,
-    pub secret_env: String,
+    /// Not secret, but one may be written there by mistake.
+    pub secret_env: Secret,
     pub secret_file: String,
     pub secret_algorithm: SecretAlgorithm,
     pub public_key_files: Vec<String>,
@@ -321,6 +324,7 @@ pub enum ProxyProtocol {
 pub enum ForwardedHeader {
     Off,
     XForwardedFor,
+    Forwarded,
 }
 
 /// Who may subscribe.
@@ -388,10 +392,23 @@ impl fmt::Debug for HookUrl {
     }
 }
 
-/// A key that is compared but never shown.
+/// What is compared or signed with but never shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(pub String);
+#[serde(from = "String")]
+pub struct Secret(pub Vec<u8>);
+
+impl Secret {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret(text.into_bytes())
+    }
+}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,7 +8,7 @@ use ringfeed_protocol::channel_name::{self, NAME_BYTES_MAX};
 use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::ConfigErrors;
-use super::rules::matches;
+use super::rules::{check_pattern, matches};
 use super::schema::{ChannelRule, Config, Endpoint, ForwardedHeader, ProxyProtocol, Server};
 use crate::origins::Origins;
 use crate::proxies::Proxies;
@@ -54,8 +54,7 @@ impl Config {
 
     fn validate_addresses(&self, errors: &mut Vec<String>) {
         let (public, internal) = (self.server.listen, self.api.listen);
-        let somebody_vouches = !self.issuers.is_empty() || !self.hooks.connect_url.0.is_empty();
-        if !public.ip().is_loopback() && !self.auth.anonymous && !somebody_vouches {
+        if !public.ip().is_loopback() && !self.auth.anonymous && !self.somebody_vouches() {
             errors.push(format!(
                 "server.listen = {public}: beyond loopback anybody who reaches this address would be served. \
                  Say who vouches for clients ([[issuers]] or hooks.connect_url), or set auth.anonymous = true to \
@@ -206,18 +205,9 @@ impl Config {
             ));
         }
         for (i, ChannelRule { pattern, .. }) in self.channels.iter().enumerate() {
-            // The shortest name the pattern matches.
-            let least = pattern.replace('*', "");
-            let wild = least.len() < pattern.len();
-            match channel_name::check(&least) {
-                Ok(()) => {}
-                Err(_) if least.is_empty() && wild => {}
-                Err(e) => {
-                    errors.push(format!(
-                        "channels[{i}].pattern = {pattern:?}: it matches no name: {e}"
-                    ));
-                    continue;
-                }
+            if let Err(e) = check_pattern(pattern) {
+                errors.push(format!("channels[{i}].pattern = {pattern:?}: {e}"));
+                continue;
             }
             // No name holds '*', so an earlier pattern that matches this one as if it were a name matches
             // whatever this one does.

@@ -24,6 +24,10 @@ use crate::shard::door::counted_as;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
+/// Wrong keys a second of one address, and how many at once, that are looked at for more than who has them. Above it
+/// they are answered with 429; a right key is served all the same, so that nobody is locked out by others behind the
+/// same address.
+pub(super) const WRONG_KEYS: (u32, u32) = (5, 20);
 /// Refused keys are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
@@ -69,12 +73,12 @@ impl Needs {
         let Needs { state, scope, figures } = self;
         let config = state.shared.config();
         let open = config.callers.is_empty() || (*figures && config.api.listen.ip().is_loopback());
-        let found = config.callers.find(given_key(request.headers()));
-        if let Some(caller) = found {
+        let given = given_key(request.headers());
+        let found = config.callers.find(given);
+        if let Some((hash, caller)) = found {
             state.figures.key_request(&caller.name);
             if scope.is_none_or(|scope| caller.may(scope)) {
-                let requester = caller.hash.map_or(Requester::Address(None), Requester::Key);
-                return Ok((requester, caller.clone()));
+                return Ok((Requester::Key(*hash), caller.clone()));
             }
         }
         let peer = request.extensions().get::<Peer>().map(|peer| counted_as(peer.0.ip()));
@@ -86,7 +90,7 @@ impl Needs {
                 Err(_) => {}
             }
         }
-        if let (Some(caller), Some(scope)) = (found, scope) {
+        if let (Some((_, caller)), Some(scope)) = (found, scope) {
             let message =
                 format!("the key {} does not have the scope {}", caller.name, scope.name());
             return Err(ApiError::new(Code::Forbidden, message));
@@ -95,6 +99,12 @@ impl Needs {
             let peer = peer.map_or_else(|| "?".into(), |ip| ip.to_string());
             let (method, path) = (request.method(), clip(request.uri().path()));
             tracing::info!("{method} {path} from {peer}: no key that fits ({others} more like it)");
+        }
+        if let Some(peer) = peer.filter(|_| !given.is_empty())
+            && !state.wrong_keys.take(peer, Instant::now())
+        {
+            let message = "too many wrong keys come from this address; try again";
+            return Err(ApiError::new(Code::RateLimited, message));
         }
         let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
         Err(ApiError::new(Code::Unauthorized, message))

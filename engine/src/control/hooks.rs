@@ -85,6 +85,8 @@ type CacheKey = (Subject, Hook, ChannelName);
 /// What the configuration says.
 #[derive(Debug)]
 struct Settings {
+    /// What its endpoints and issuers are asked with.
+    client: Client,
     policy: Policy,
     forward_headers: Vec<String>,
     timeout: Duration,
@@ -109,13 +111,15 @@ pub struct Hooks {
 
 impl Hooks {
     /// `key_urls` are all URLs that are ever asked for keys; `take_keys` gets one of them and the body that came from
-    /// there, up to 1 MiB, each time it was fetched. Bodies it cannot use leave it what it had.
+    /// there, up to 1 MiB, each time it was fetched. Bodies it cannot use leave it what it had. What is counted for
+    /// `/metrics` is in `figures`, which any thread may read.
     pub fn new(
         config: &Config,
         key_urls: &[String],
         take_keys: impl Fn(&str, &[u8]) + 'static,
+        figures: Arc<Figures>,
     ) -> Result<Hooks, HooksError> {
-        Hooks::with_names(config, key_urls, take_keys, Arc::new(SystemNames))
+        Hooks::with_names(config, key_urls, take_keys, figures, Arc::new(SystemNames))
     }
 
     /// The same with something else that resolves names. Addresses that are not public are filtered out here.
@@ -123,11 +127,11 @@ impl Hooks {
         config: &Config,
         key_urls: &[String],
         take_keys: impl Fn(&str, &[u8]) + 'static,
+        figures: Arc<Figures>,
         names: Arc<dyn Resolve>,
     ) -> Result<Hooks, HooksError> {
-        let figures = Arc::new(Figures::default());
-        let (settings, client) = Settings::new(config, key_urls, &names, &figures, None)?;
-        let keys = Keys::new(figures.clone(), client, Box::new(take_keys));
+        let settings = Settings::new(config, key_urls, &names, &figures, None)?;
+        let keys = Keys::new(figures.clone(), settings.client.clone(), Box::new(take_keys));
         let hooks = Hooks {
             settings: RefCell::new(Rc::new(settings)),
             names,
@@ -141,21 +145,15 @@ impl Hooks {
         Ok(hooks)
     }
 
-    /// Figures for `/metrics`; any thread may read them.
-    pub fn figures(&self) -> Arc<Figures> {
-        self.figures.clone()
-    }
-
     /// Goes by another configuration from now on; on an error by the one before. Questions under way go by the one
     /// they began with. A hook that stays where it was keeps its breaker and its place for requests.
     pub fn reconfigure(&self, config: &Config, key_urls: &[String]) -> Result<(), HooksError> {
         let before = self.settings();
         let urls = key_urls.iter().map(|url| Ok((url.as_str().into(), checked_keys(config, url)?)));
         let urls = urls.collect::<Result<_, HooksError>>()?;
-        let made = Settings::new(config, key_urls, &self.names, &self.figures, Some(&before));
-        let (settings, client) = made?;
+        let settings = Settings::new(config, key_urls, &self.names, &self.figures, Some(&before))?;
         let timeout = Duration::from_millis(config.hooks.attempt_timeout_ms.into());
-        self.keys.configure(urls, client, timeout);
+        self.keys.configure(urls, settings.client.clone(), timeout);
         self.settings.replace(Rc::new(settings));
         // What one application has said is nothing to another one; and what changed is seldom told.
         self.cache.borrow_mut().clear();
@@ -222,7 +220,8 @@ impl Hooks {
             }
             return reply.send(settings.policy.failed(&question, &Failure::Busy));
         };
-        let turn = self.order.turn(Subject::of(caller));
+        let subject = Subject::of(caller);
+        let turn = self.order.turn(subject.clone());
         let stamp = Stamp::new();
         if hook == Hook::Disconnect {
             reply.send(Answer::Noted);
@@ -230,7 +229,8 @@ impl Hooks {
             return;
         }
         tasks.spawn_local(async move {
-            let answer = own.answer(&settings, &question, &stamp, turn, waiting).await;
+            let about = (hook, subject);
+            let answer = own.answer(&settings, &question, about, &stamp, turn, waiting).await;
             reply.send(answer);
         });
     }
@@ -240,6 +240,7 @@ impl Hooks {
         &self,
         settings: &Rc<Settings>,
         question: &Question,
+        (hook, subject): (Hook, Subject),
         stamp: &Stamp,
         mut turn: Turn,
         waiting: Waiting,
@@ -247,12 +248,11 @@ impl Hooks {
         let deadline = Instant::now() + settings.timeout;
         let mut result = Err(Failure::Late);
         if timeout_at(deadline, turn.comes()).await.is_ok() {
-            result = self.ask(settings, question, stamp, waiting, deadline).await;
+            let about = (hook, subject);
+            result = self.ask(settings, question, about, stamp, waiting, deadline).await;
         }
         result.unwrap_or_else(|failure| {
-            if let Some((hook, _)) = event::subject(question)
-                && matches!(failure, Failure::Late | Failure::BreakerOpen | Failure::NotConfigured)
-            {
+            if matches!(failure, Failure::Late | Failure::BreakerOpen | Failure::NotConfigured) {
                 // No request has been counted for it.
                 self.figures.of(hook).count(failure.outcome());
             }
@@ -264,15 +264,15 @@ impl Hooks {
         &self,
         settings: &Rc<Settings>,
         question: &Question,
+        (hook, subject): (Hook, Subject),
         stamp: &Stamp,
         waiting: Waiting,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let (hook, caller) = event::subject(question).ok_or(Failure::NotConfigured)?;
         let endpoint = settings.endpoint(hook).ok_or(Failure::NotConfigured)?;
         let key = match question {
             Question::Subscribe { channel, .. } | Question::Publish { channel, .. } => {
-                Some((Subject::of(caller), hook, channel.clone()))
+                Some((subject, hook, channel.clone()))
             }
             _ => None,
         };
@@ -339,36 +339,34 @@ fn checked_keys(config: &Config, url: &str) -> Result<Url, HooksError> {
 }
 
 impl Settings {
-    /// With the client that its endpoints use.
+    /// What `before` has and this one needs, too, it goes on with.
     fn new(
         config: &Config,
         key_urls: &[String],
         names: &Arc<dyn Resolve>,
         figures: &Arc<Figures>,
         before: Option<&Settings>,
-    ) -> Result<(Settings, Client), HooksError> {
+    ) -> Result<Settings, HooksError> {
         let hooks = &config.hooks;
         let mut urls: [Option<Url>; Hook::ALL.len()] = Default::default();
         for (at, hook) in urls.iter_mut().zip(Hook::ALL) {
-            let url = match hook {
-                Hook::Connect => &hooks.connect_url,
-                Hook::Subscribe => &hooks.subscribe_url,
-                Hook::Publish => &hooks.publish_url,
-                Hook::Message => &hooks.message_url,
-                Hook::Disconnect => &hooks.disconnect_url,
-                Hook::Keys => continue,
-            };
-            if !url.0.is_empty() {
-                address::check(&url.0, hooks.allow_private_addresses)
+            let url = hooks.url(hook);
+            if !url.is_empty() {
+                address::check(url, hooks.allow_private_addresses)
                     .map_err(|why| HooksError::Url(hook.label(), why))?;
-                let url = Url::parse(&url.0);
+                let url = Url::parse(url);
                 *at = Some(url.map_err(|_| HooksError::Url(hook.label(), "it is no URL"))?);
             }
         }
         let tls = urls.iter().flatten().any(|url| url.scheme() == "https")
             || key_urls.iter().any(|url| url.starts_with("https:"));
-        let client = Client::new(names.clone(), hooks.allow_private_addresses, tls);
-        let client = client.map_err(|e| HooksError::Client(e.without_url().to_string()))?;
+        let client = before.map(|before| &before.client);
+        let client = match client.filter(|own| own.was_made_for(hooks.allow_private_addresses, tls))
+        {
+            Some(client) => client.clone(),
+            None => Client::new(names.clone(), hooks.allow_private_addresses, tls)
+                .map_err(|e| HooksError::Client(e.without_url().to_string()))?,
+        };
         let mut endpoints: [Option<Rc<Endpoint>>; Hook::ALL.len()] = Default::default();
         for ((at, url), hook) in endpoints.iter_mut().zip(urls).zip(Hook::ALL) {
             let before = before.and_then(|before| before.endpoint(hook));
@@ -376,7 +374,8 @@ impl Settings {
                 Rc::new(Endpoint::new(hook, url, hooks, &client, figures, before.as_deref()))
             });
         }
-        let settings = Settings {
+        Ok(Settings {
+            client,
             policy: Policy::new(config),
             forward_headers: hooks.forward_headers.clone(),
             timeout: Duration::from_millis(hooks.timeout_ms.into()),
@@ -385,8 +384,7 @@ impl Settings {
             payload_bytes_max: usize::try_from(config.limits.message_bytes_max)
                 .unwrap_or(usize::MAX),
             endpoints,
-        };
-        Ok((settings, client))
+        })
     }
 
     fn endpoint(&self, hook: Hook) -> Option<Rc<Endpoint>> {

@@ -160,14 +160,14 @@ impl Ingest {
     }
 
     async fn publish_all(&mut self, acks: &mpsc::Sender<IngestAck>) -> Result<(), ApiError> {
-        let config = self.state.shared.config();
-        let api = &config.api;
-        let line_max = api.body_bytes_max as usize;
-        let idle = Duration::from_millis(api.ingest_idle_timeout_ms.into());
         let mut draining = self.state.draining.subscribe();
         // Whether something was published that is not said yet.
         let mut unsaid = false;
         loop {
+            // Each time: a stream may outlast many configurations.
+            let config = self.state.shared.config();
+            let line_max = config.api.body_bytes_max as usize;
+            let idle = Duration::from_millis(config.api.ingest_idle_timeout_ms.into());
             while let Some(run) = self.pending.take_run() {
                 self.publish(&run).await?;
                 unsaid = !self.say(acks);

@@ -289,7 +289,7 @@ fn hooks(figures: &hooks::Figures) -> Vec<Family> {
 pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response {
     let mut families = shards(&state.shared.counters);
     families.extend(process(&state));
-    families.extend(state.hooks.get().into_iter().flat_map(|figures| hooks(figures)));
+    families.extend(hooks(&state.hooks));
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));
     let mut text = String::new();

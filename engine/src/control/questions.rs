@@ -16,10 +16,8 @@ impl State {
     pub(super) fn hooks(self: &Arc<Self>) -> Result<Rc<Hooks>, HooksError> {
         let own = self.clone();
         let take_keys = move |url: &str, body: &[u8]| own.take_keys(url, body);
-        let hooks = Hooks::new(&self.shared.config(), &self.key_urls(), take_keys)?;
-        // Only once: a state has one of them.
-        let _ = self.hooks.set(hooks.figures());
-        Ok(Rc::new(hooks))
+        let (config, figures) = (self.shared.config(), self.hooks.clone());
+        Hooks::new(&config, &self.key_urls(), take_keys, figures).map(Rc::new)
     }
 
     /// Answers what shards ask until no shard is there any more.

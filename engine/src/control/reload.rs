@@ -1,6 +1,5 @@
 //! Reading the configuration again while the server runs: all of it or nothing.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::State;
@@ -10,8 +9,6 @@ use crate::settings::Settings;
 
 /// How the configuration is read again, and what outside the engine goes by it.
 pub struct Reload {
-    /// The variables in which secrets may be.
-    pub environment: Vec<(OsString, OsString)>,
     /// Reads and validates it, over the one that holds ([`Config::load_over`]).
     pub read: Box<ReadOver>,
     /// Called with a configuration that holds from now on.
@@ -66,7 +63,7 @@ impl State {
     fn reread(&self, reload: &Reload) -> Result<Vec<&'static str>, ConfigErrors> {
         let (config, fixed) = (reload.read)(&self.shared.config())?;
         config.check_shares(self.shared.shards.count())?;
-        let settings = Settings::new(config, &reload.environment)?;
+        let settings = Settings::new(config)?;
         (reload.apply)(&settings.config);
         self.shared.admission.reconfigure(&settings.config);
         let api = &settings.config.api;

@@ -137,43 +137,33 @@ struct ConnectionReply {
     since: u64,
 }
 
-/// Who is revoked, as the shards were told.
+/// Who is revoked, as the shards were told, and until when each is kept.
 #[derive(Debug, Default)]
-pub(super) struct RevokedTable {
-    /// Until when each is kept.
-    tokens: DashMap<SmolStr, u64>,
-    users: DashMap<UserId, u64>,
+pub(super) struct RevokedTable(DashMap<RevokedKey, u64>);
+
+/// One who is revoked. Of a user only the newest word counts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum RevokedKey {
+    Token(SmolStr),
+    User(UserId),
 }
 
 impl RevokedTable {
-    fn len(&self) -> usize {
-        self.tokens.len() + self.users.len()
-    }
-
-    fn knows(&self, whom: &Revoked) -> bool {
-        match whom {
-            Revoked::Token(token) => self.tokens.contains_key(token),
-            Revoked::User(user, _) => self.users.contains_key(user),
-        }
-    }
-
     /// Adds one if there is room, once those were forgotten that need not be known any more. How many there are then.
     fn add(&self, Revocation { whom, until }: &Revocation, most: usize) -> Option<usize> {
-        if !self.knows(whom) && self.len() >= most {
+        let key = match whom {
+            Revoked::Token(token) => RevokedKey::Token(token.clone()),
+            Revoked::User(user, _) => RevokedKey::User(user.clone()),
+        };
+        if self.0.len() >= most && !self.0.contains_key(&key) {
             let now = Clock::Machine.unix_s();
-            self.tokens.retain(|_, until| *until > now);
-            self.users.retain(|_, until| *until > now);
-            if self.len() >= most {
+            self.0.retain(|_, until| *until > now);
+            if self.0.len() >= most {
                 return None;
             }
         }
-        let longer = |known: &mut u64| *known = (*known).max(*until);
-        match whom {
-            Revoked::Token(token) => longer(&mut self.tokens.entry(token.clone()).or_default()),
-            // Of a user only the newest word counts.
-            Revoked::User(user, _) => longer(&mut self.users.entry(user.clone()).or_default()),
-        }
-        Some(self.len())
+        self.0.entry(key).and_modify(|known| *known = (*known).max(*until)).or_insert(*until);
+        Some(self.0.len())
     }
 }
 

@@ -53,7 +53,8 @@ pub(super) struct Asks(RefCell<Table>);
 #[derive(Debug, Default)]
 struct Table {
     waiting: Slab<Awaiting>,
-    /// When each is given up, in order: all have the same time.
+    /// When each is given up, in the order in which they were asked. All have the same time until the configuration gives
+    /// less: the next ones wait then for those before them to be over.
     due: VecDeque<(Instant, Ticket)>,
 }
 

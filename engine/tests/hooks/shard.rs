@@ -9,7 +9,7 @@ use std::sync::Arc;
 use reqwest::dns::Resolve;
 use ringfeed_engine::access::Identity;
 use ringfeed_engine::config::{Config, Sources};
-use ringfeed_engine::control::hooks::{Hook, Hooks, Outcome, Snapshot, SystemNames};
+use ringfeed_engine::control::hooks::{Figures, Hook, Hooks, Outcome, Snapshot, SystemNames};
 use ringfeed_engine::ids::{ConnectionId, ShardId, Ticket};
 use ringfeed_engine::message::{
     Answer, Asked, Caller, ConnectRequest, Denied, Question, Questions, StoredPayload,
@@ -48,6 +48,7 @@ struct Answers {
 
 pub(crate) struct Shard {
     pub(crate) hooks: Rc<Hooks>,
+    figures: Arc<Figures>,
     questions: Option<Questions>,
     answers: Rc<Answers>,
     next: RefCell<u32>,
@@ -65,7 +66,9 @@ impl Shard {
         take_keys: impl Fn(&str, &[u8]) + 'static,
         names: Arc<dyn Resolve>,
     ) -> Shard {
-        let hooks = Rc::new(Hooks::with_names(config, key_urls, take_keys, names).unwrap());
+        let figures = Arc::new(Figures::default());
+        let hooks = Hooks::with_names(config, key_urls, take_keys, figures.clone(), names);
+        let hooks = Rc::new(hooks.unwrap());
         let (questions, receiver) = Questions::new(4);
         let answers = Rc::new(Answers::default());
         let own = answers.clone();
@@ -77,7 +80,7 @@ impl Shard {
         };
         let serving = tokio::task::spawn_local(hooks.clone().serve(receiver, answer));
         let next = RefCell::new(0);
-        Shard { hooks, questions: Some(questions), answers, next, serving: Some(serving) }
+        Shard { hooks, figures, questions: Some(questions), answers, next, serving: Some(serving) }
     }
 
     /// Asks; the number of the question.
@@ -118,7 +121,7 @@ impl Shard {
     }
 
     pub(crate) fn figures(&self, hook: Hook) -> Snapshot {
-        let all = self.hooks.figures().snapshot();
+        let all = self.figures.snapshot();
         all.into_iter().find(|figures| figures.hook == hook).unwrap()
     }
 

@@ -314,7 +314,7 @@ impl Cluster {
     pub(crate) fn set_policy(&self, setup: &Setup, policy: &Policy) {
         let mut config = configuration(setup);
         apply(policy, &mut config);
-        let settings = Settings::new(config, &[]).expect("the configuration is valid");
+        let settings = Settings::new(config).expect("the configuration is valid");
         self.shared.settings.store(Arc::new(settings));
     }
 

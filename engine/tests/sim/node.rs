@@ -154,8 +154,7 @@ impl Cluster {
             inboxes.push(inbox);
             wakes.push(wake);
         }
-        let settings =
-            Settings::new(configuration(setup), &[]).expect("the configuration is valid");
+        let settings = Settings::new(configuration(setup)).expect("the configuration is valid");
         let shards = Shards::new(ends, [dice.number(), dice.number()]);
         let (shared, asked) = Shared::new(settings, shards, Admission::new(u32::MAX, 0));
         let start = Instant::now();

@@ -6,11 +6,15 @@ const GOOD: &str = r#"{"channel":"a","data":1}"#;
 
 /// Status of a request with this head behind the request line.
 fn status(server: &TestServer, target: &str, headers: &str) -> u16 {
+    let answer = answer(server, target, headers);
+    answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0)
+}
+
+fn answer(server: &TestServer, target: &str, headers: &str) -> String {
     use std::io::Write as _;
     let mut stream = super::api_port::connect(server);
     write!(stream, "GET {target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
-    let answer = super::api_port::rest(&stream);
-    answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0)
+    super::api_port::rest(&stream)
 }
 
 #[test]
@@ -87,6 +91,22 @@ fn on_loopback_figures_need_no_key_but_a_name_of_this_machine() {
         assert_eq!(status(&server, target, key), 200, "{target}");
     }
     assert_eq!(status(&server, "/api/stats", "Host: localhost\r\n"), 401);
+}
+
+#[test]
+fn wrong_keys_of_one_address_are_limited_and_right_ones_are_not() {
+    let server = TestServer::open(&["api.keys=secret"]);
+    let with = |key: &str| {
+        let answer = answer(&server, "/api/stats", &format!("Host: a\r\nX-API-Key: {key}\r\n"));
+        let retry = answer.to_ascii_lowercase().contains("retry-after: ");
+        (answer[9..12].to_owned(), retry)
+    };
+    let answers: Vec<_> = (0..200).map(|i| with(&format!("wrong-{i}"))).collect();
+    assert_eq!(answers[0], ("401".into(), false));
+    assert!(answers.contains(&("429".into(), true)), "{answers:?}");
+    assert_eq!(with("secret"), ("200".into(), false));
+    // Who shows no key guesses none.
+    assert_eq!(status(&server, "/api/stats", "Host: a\r\n"), 401);
 }
 
 #[test]

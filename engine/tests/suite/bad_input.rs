@@ -229,17 +229,13 @@ fn a_port_that_is_taken_is_named() {
     };
     let public =
         load(&[format!("server.listen={}", server.public), "api.listen=127.0.0.1:0".into()]);
-    let error = server::start(Settings::new(public, &[]).unwrap(), None)
-        .map(|_| ())
-        .unwrap_err()
-        .to_string();
+    let error =
+        server::start(Settings::new(public).unwrap(), None).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("server.listen") && error.contains("another process"), "{error}");
     let internal =
         load(&["server.listen=127.0.0.1:0".into(), format!("api.listen={}", server.internal)]);
-    let error = server::start(Settings::new(internal, &[]).unwrap(), None)
-        .map(|_| ())
-        .unwrap_err()
-        .to_string();
+    let error =
+        server::start(Settings::new(internal).unwrap(), None).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("api.listen") && error.contains("another process"), "{error}");
 }
 

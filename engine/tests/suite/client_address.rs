@@ -295,3 +295,27 @@ fn an_address_that_connects_too_often_is_answered_429() {
     let counted = server.get("/api/stats")["refused"]["handshake_rate"].as_u64().unwrap();
     assert!(counted >= 2, "{counted}");
 }
+
+#[test]
+fn of_two_headers_the_one_that_is_configured_counts() {
+    let server = TestServer::open(&[LISTED, ONE_EACH, "server.forwarded_header=forwarded"]);
+    let mut held = Vec::new();
+    for (from, headers, expected) in [
+        (PROXY, "Forwarded: for=198.51.100.1;proto=https\r\n", SERVED),
+        (
+            PROXY,
+            "Forwarded: for=\"198.51.100.1:80\"\r\nX-Forwarded-For: 198.51.100.2\r\n",
+            TOO_MANY,
+        ),
+        (PROXY, "X-Forwarded-For: 198.51.100.1\r\n", SERVED),
+        (PROXY, "Forwarded: for=198.51.100.9\r\nForwarded: for=\"[2001:db8::1]\"\r\n", SERVED),
+        (PROXY, "Forwarded: for=\"[2001:db8::2]:_p\"\r\n", TOO_MANY),
+        (PROXY, "Forwarded: for=198.51.100.3;x=\", for=198.51.100.1\r\n", BAD),
+        (STRANGER, "Forwarded: for=\"\r\n", SERVED),
+        (STRANGER, "Forwarded: for=198.51.100.4\r\n", TOO_MANY),
+    ] {
+        let (stream, status) = forwarded(&server, from, headers);
+        assert_eq!(status, expected, "{from} {headers:?}");
+        held.push(stream);
+    }
+}

@@ -57,8 +57,7 @@ impl TestServer {
         all.extend(flags.iter().map(|&flag| flag.to_owned()));
         let sources = Sources { file: Some(&file), environment: Vec::new(), flags: all };
         let server =
-            server::start(Settings::new(Config::load(&sources).unwrap(), &[]).unwrap(), None)
-                .unwrap();
+            server::start(Settings::new(Config::load(&sources).unwrap()).unwrap(), None).unwrap();
         let (public, internal) = (server.public, server.internal);
         TestServer { server: Some(server), public, internal }
     }

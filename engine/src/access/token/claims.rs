@@ -1,22 +1,18 @@
 //! What the claims of a token that was verified say about a connection.
 
-use ringfeed_protocol::{ChannelName, Operation, UserId, channel_name};
+use ringfeed_protocol::{ChannelName, UserId};
 use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 use super::error::TokenError;
 use super::issuer::{Issuer, Times};
 use super::parse::Object;
-use crate::access::{Admitted, Grant, Grants, Identity, who};
+use crate::access::{Admitted, Grants, Identity, who};
 
 /// Channels that a token may subscribe to at once.
 const CHANNELS_MAX: usize = 128;
-/// Grants of one token: all are looked at for each publish of its connection.
-const GRANTS_MAX: usize = 256;
 /// Bytes of a token's id.
 const ID_BYTES_MAX: usize = 255;
-/// Bytes of a pattern.
-const PATTERN_BYTES_MAX: usize = 512;
 
 /// Who the bearer is.
 pub(super) fn admitted(
@@ -28,7 +24,7 @@ pub(super) fn admitted(
     let identity = Identity {
         user: Some(user.ok_or_else(|| TokenError::MissingClaim(issuer.user_claim.clone()))?),
         attributes: attributes(issuer, claims)?.into(),
-        grants: grants(claims)?,
+        grants: claims.read::<Grants>("permissions")?.map(Box::new),
         token: token_id(claims)?,
         issued_at: times.issued_at,
         expires_at: Some(times.expires_at),
@@ -99,41 +95,4 @@ fn channels(claims: &Object) -> Result<Vec<ChannelName>, TokenError> {
     }
     let names = names.iter().map(|name| ChannelName::new(name));
     names.collect::<Result<_, _>>().map_err(|_| TokenError::bad("channels"))
-}
-
-/// `{"allow": {"subscribe": ["a.*"], …}, "deny": {…}}`. A word that is not known might be a denial, so that no part of
-/// it is taken then.
-fn grants(claims: &Object) -> Result<Option<Box<Grants>>, TokenError> {
-    let Some(permissions) = claims.read::<Object>("permissions")? else { return Ok(None) };
-    let bad = || TokenError::bad("permissions");
-    let mut grants = Grants::default();
-    for (word, json) in permissions.iter() {
-        let list = match word {
-            "allow" => &mut grants.allow,
-            "deny" => &mut grants.deny,
-            _ => return Err(bad()),
-        };
-        let operations: Object = serde_json::from_str(json).map_err(|_| bad())?;
-        for (operation, json) in operations.iter() {
-            let operation = Operation::from_name(operation).ok_or_else(bad)?;
-            let patterns: Vec<String> = serde_json::from_str(json).map_err(|_| bad())?;
-            if !patterns.iter().all(|pattern| is_pattern(pattern)) {
-                return Err(bad());
-            }
-            list.extend(
-                patterns.iter().map(|pattern| Grant { operation, pattern: pattern.into() }),
-            );
-        }
-    }
-    if grants.allow.len() + grants.deny.len() > GRANTS_MAX {
-        return Err(bad());
-    }
-    Ok(Some(Box::new(grants)))
-}
-
-/// Whether some name can fit.
-fn is_pattern(pattern: &str) -> bool {
-    let least = pattern.replace('*', "");
-    let fits = channel_name::check(&least).is_ok() || (least.is_empty() && !pattern.is_empty());
-    fits && pattern.len() <= PATTERN_BYTES_MAX
 }

@@ -1,8 +1,5 @@
 //! One issuer: its keys, and what its tokens must be like.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt as _;
-
 use smol_str::SmolStr;
 
 use super::error::TokenError;
@@ -11,8 +8,6 @@ use super::parse::{Object, Token};
 use super::remote::RemoteKeys;
 use crate::config::{self, KeyAlgorithm, file};
 
-/// Bytes of a secret that tokens from beyond this machine are checked with (RFC 7518 section 3.2, for HS256).
-const SECRET_BYTES_MIN: usize = 32;
 /// Largest key file.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -44,18 +39,11 @@ pub(super) struct Times {
 }
 
 impl Issuer {
-    /// Reads the keys. Errors name key and path, and never what is in them.
-    pub(super) fn load(
-        entry: &config::Issuer,
-        environment: &[(OsString, OsString)],
-        beyond_loopback: bool,
-    ) -> Result<Issuer, Vec<String>> {
+    /// Reads the public keys. Errors name key and path, and never what is in them.
+    pub(super) fn load(entry: &config::Issuer) -> Result<Issuer, Vec<String>> {
         let (mut keys, mut errors) = (Vec::new(), Vec::new());
-        match secret(entry, environment, beyond_loopback) {
-            Ok(secret) => {
-                keys.extend(secret.map(|secret| Key::secret(&secret, entry.secret_algorithm)));
-            }
-            Err(why) => errors.push(why),
+        if !entry.secret.is_empty() {
+            keys.push(Key::secret(&entry.secret.0, entry.secret_algorithm));
         }
         for path in &entry.public_key_files {
             let key = file::read(path, FILE_BYTES_MAX).map_err(|e| e.to_string());
@@ -143,42 +131,4 @@ impl Issuer {
         }
         Ok(Times { issued_at: issued_at.unwrap_or(now), expires_at })
     }
-}
-
-/// The secret, wherever the configuration says that it is.
-fn secret(
-    entry: &config::Issuer,
-    environment: &[(OsString, OsString)],
-    beyond_loopback: bool,
-) -> Result<Option<Vec<u8>>, String> {
-    let (key, secret) = if !entry.secret.0.is_empty() {
-        (".secret".to_owned(), entry.secret.0.as_bytes().to_vec())
-    } else if !entry.secret_env.is_empty() {
-        let key = format!(".secret_env = {:?}", entry.secret_env);
-        let mut variables = environment.iter();
-        match variables.find(|(name, _)| *name == *entry.secret_env) {
-            Some((_, value)) => (key, value.as_bytes().to_vec()),
-            None => return Err(format!("{key}: it is not set in the environment")),
-        }
-    } else if !entry.secret_file.is_empty() {
-        let key = format!(".secret_file = {:?}", entry.secret_file);
-        let mut secret =
-            file::read(&entry.secret_file, FILE_BYTES_MAX).map_err(|e| format!("{key}: {e}"))?;
-        for end in [b'\n', b'\r'] {
-            secret.pop_if(|last| *last == end);
-        }
-        (key, secret)
-    } else {
-        return Ok(None);
-    };
-    if secret.is_empty() {
-        return Err(format!("{key}: the secret is empty"));
-    }
-    if beyond_loopback && secret.len() < SECRET_BYTES_MIN {
-        return Err(format!(
-            "{key}: beyond loopback (server.listen) a secret must have at least {SECRET_BYTES_MIN} bytes; \
-             `openssl rand -hex 32` makes one"
-        ));
-    }
-    Ok(Some(secret))
 }

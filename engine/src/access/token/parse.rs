@@ -119,10 +119,6 @@ impl Object {
             _ => Err(TokenError::bad(name)),
         }
     }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.get()))
-    }
 }
 
 impl<'de> Deserialize<'de> for Object {

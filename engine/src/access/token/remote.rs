@@ -24,10 +24,9 @@ pub struct RemoteKeys(BTreeMap<Box<str>, BTreeMap<Box<str>, Key>>);
 /// What a document holds.
 #[derive(Debug, Clone, Default)]
 pub struct Jwks {
-    /// Keys that can verify tokens, with their ids; each id stands there once.
+    /// Keys that can verify tokens, with their ids; each id stands there once. Others, for another use, of another kind,
+    /// weak or broken, are left out.
     pub keys: Vec<(Box<str>, Key)>,
-    /// How many others there are: for another use, of another kind, weak, or broken.
-    pub skipped: usize,
 }
 
 /// A document that is no JWK Set.
@@ -65,14 +64,11 @@ impl RemoteKeys {
         }
         let document: Document<'_> = serde_json::from_slice(document).map_err(|_| NotJwks)?;
         let mut found = Jwks::default();
-        for (i, key) in document.keys.iter().enumerate() {
-            let jwk = serde_json::from_str::<Jwk>(key.get()).ok().filter(|_| i < KEYS_MAX);
-            let key = jwk.and_then(|jwk| Some((jwk.key(allowed)?, jwk.kid.into_boxed_str())));
-            match key {
-                Some((key, kid)) if found.keys.iter().all(|(known, _)| *known != kid) => {
-                    found.keys.push((kid, key));
-                }
-                _ => found.skipped += 1,
+        for key in document.keys.iter().take(KEYS_MAX) {
+            let Ok(jwk) = serde_json::from_str::<Jwk>(key.get()) else { continue };
+            let is_new = found.keys.iter().all(|(known, _)| **known != *jwk.kid);
+            if let Some(key) = jwk.key(allowed).filter(|_| is_new) {
+                found.keys.push((jwk.kid.into(), key));
             }
         }
         Ok(found)

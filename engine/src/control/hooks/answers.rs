@@ -5,14 +5,13 @@
 
 use ringfeed_protocol::command::{Payload, present};
 use ringfeed_protocol::printable::{DETAIL_BYTES_MAX, Detail};
-use ringfeed_protocol::{ChannelName, Operation, UserId, channel_name};
+use ringfeed_protocol::{ChannelName, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use smol_str::SmolStr;
 
 use super::client::Reply;
 use super::failure::Failure;
-use crate::access::{Admitted, Grant, Grants, Identity};
+use crate::access::{self, Admitted, Grants, Identity};
 use crate::message::{Denied, StoredPayload, SubscribeAllowed};
 
 /// Entries of each list in an answer.
@@ -53,32 +52,11 @@ enum Common<'a> {
 struct ConnectAnswer<'a> {
     user: Option<String>,
     roles: Vec<String>,
-    #[serde(borrow)]
-    permissions: Option<&'a RawValue>,
+    permissions: Option<Grants>,
     channels: Vec<String>,
     expires_at: Option<u64>,
     #[serde(borrow)]
     info: Option<&'a RawValue>,
-}
-
-// A misspelt operation would take a denial away without a word.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Permissions<'a> {
-    #[serde(borrow)]
-    allow: Option<&'a RawValue>,
-    #[serde(borrow)]
-    deny: Option<&'a RawValue>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Patterns {
-    subscribe: Vec<String>,
-    publish: Vec<String>,
-    history: Vec<String>,
-    presence: Vec<String>,
-    send: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -199,20 +177,18 @@ pub(super) fn connect(
         if role.is_empty() || role.len() > ROLE_BYTES_MAX || role.chars().any(char::is_control) {
             return Err(wrong("a role is no name"));
         }
-        let attribute = SmolStr::from(format!("role:{role}"));
+        let attribute = access::role(role);
         if !attributes.contains(&attribute) {
             attributes.push(attribute);
         }
     }
     identity.attributes = attributes.into();
-    if let Some(permissions) = answer.permissions {
+    if let Some(Grants { allow, deny }) = answer.permissions
+        && !(allow.is_empty() && deny.is_empty())
+    {
         let own = identity.grants.get_or_insert_default();
-        let Permissions { allow, deny } = object(permissions.get())?;
-        own.allow.extend(grants(allow)?);
-        own.deny.extend(grants(deny)?);
-        if **own == Grants::default() {
-            identity.grants = None;
-        }
+        own.allow.extend(allow);
+        own.deny.extend(deny);
     }
     identity.expires_at = match (identity.expires_at, answer.expires_at) {
         (Some(token), Some(own)) => Some(token.min(own)),
@@ -230,33 +206,6 @@ pub(super) fn connect(
     let channels = answer.channels.iter().map(|name| ChannelName::new(name));
     let channels = channels.collect::<Result<_, _>>().map_err(|_| wrong("no channel name"))?;
     Ok(Verdict::once(Ok(Box::new(Admitted { identity, channels }))))
-}
-
-fn grants(side: Option<&RawValue>) -> Result<Vec<Grant>, Failure> {
-    let Some(side) = side else { return Ok(Vec::new()) };
-    let Patterns { subscribe, publish, history, presence, send } = object(side.get())?;
-    let lists = [
-        (Operation::Subscribe, subscribe),
-        (Operation::Publish, publish),
-        (Operation::History, history),
-        (Operation::Presence, presence),
-        (Operation::Send, send),
-    ];
-    let mut grants = Vec::new();
-    for (operation, patterns) in lists {
-        for pattern in patterns {
-            // What is left without the wildcards is part of a name.
-            let least = pattern.replace('*', "");
-            if pattern.is_empty() || (!least.is_empty() && channel_name::check(&least).is_err()) {
-                return Err(wrong("a pattern matches no channel"));
-            }
-            grants.push(Grant { operation, pattern: pattern.into() });
-        }
-    }
-    if grants.len() > ENTRIES_MAX {
-        return Err(wrong("a list has more than 256 entries"));
-    }
-    Ok(grants)
 }
 
 /// Of subscribe.

@@ -25,7 +25,11 @@ pub(super) struct Reply {
 
 /// Speaks HTTP/1.1 and follows nobody's advice: no redirects, proxies, cookies or compression.
 #[derive(Debug, Clone)]
-pub(super) struct Client(reqwest::Client);
+pub(super) struct Client {
+    http: reqwest::Client,
+    allow_private: bool,
+    tls: bool,
+}
 
 impl Client {
     /// With `tls`, the machine's certificates are read.
@@ -48,7 +52,12 @@ impl Client {
             // A machine without certificates can still ask without TLS.
             builder = builder.tls_certs_only([]);
         }
-        builder.build().map(Client)
+        Ok(Client { http: builder.build()?, allow_private, tls })
+    }
+
+    /// Whether it was made so: reading certificates takes time, and another one would have none of its connections.
+    pub(super) fn was_made_for(&self, allow_private: bool, tls: bool) -> bool {
+        (self.allow_private, self.tls) == (allow_private, tls)
     }
 
     /// One request, to the last byte of its answer, which may have so many. `timeout` is for all of it, however
@@ -64,7 +73,7 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request, bytes_max: usize) -> Result<Reply, Failure> {
-        let mut response = self.0.execute(request).await.map_err(|e| failure(&e))?;
+        let mut response = self.http.execute(request).await.map_err(|e| failure(&e))?;
         let bytes_max_u64 = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         if response.content_length().is_some_and(|bytes| bytes > bytes_max_u64) {
             return Err(Failure::TooLarge);

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::client::Client;
 use super::failure::Failure;
 use super::figures::{Figures, Hook, Outcome};
+use crate::access::token::JWKS_BYTES_MAX;
 use crate::control::figures::LogLimit;
 
 /// How long a key that an issuer does not have is not asked for again.
@@ -29,8 +30,6 @@ const REFRESH: Duration = Duration::from_secs(600);
 const REFRESH_AFTER_FAILURE: Duration = Duration::from_secs(30);
 /// Keys of one issuer that are remembered as unknown.
 const UNKNOWN_MAX: usize = 1024;
-/// Largest body of keys.
-const BODY_BYTES_MAX: usize = 1 << 20;
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// What takes an issuer's keys: the URL as the configuration has it, and the body that came from there.
@@ -201,7 +200,7 @@ impl Keys {
         let began = Instant::now();
         let client = self.client.borrow().clone();
         let request = Request::new(Method::GET, source.url.clone());
-        let reply = client.send(request, BODY_BYTES_MAX, self.timeout.get()).await;
+        let reply = client.send(request, JWKS_BYTES_MAX, self.timeout.get()).await;
         let body = reply.and_then(|reply| match reply.status {
             200 => Ok(reply.body),
             status => Err(Failure::Status(status)),

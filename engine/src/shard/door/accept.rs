@@ -20,6 +20,7 @@ use super::route::{Answer, route};
 use crate::counters::RefusalReason;
 use crate::ids::ShardId;
 use crate::seldom::Seldom;
+use crate::settings::Settings;
 use crate::shard::{Local, Promoted, Shared};
 
 /// Pause after an accept failed for want of descriptors or memory, and nobody can be sent away.
@@ -80,7 +81,7 @@ pub async fn accept(listener: TcpListener, shard: ShardId, shared: Arc<Shared>, 
             }
         };
         door.count_handshakes();
-        monoio::spawn(door.clone().serve(stream, client, permit, place, leave));
+        monoio::spawn(door.clone().serve(stream, settings, client, permit, place, leave));
     }
 }
 
@@ -97,13 +98,14 @@ impl Door {
     async fn serve(
         self: Rc<Self>,
         mut stream: TcpStream,
+        settings: Arc<Settings>,
         mut client: Client,
         mut permit: Permit,
         place: Place,
         leave: AbortRegistration,
     ) {
-        let limit = Duration::from_millis(self.shared.config().server.handshake_timeout_ms.into());
-        let reading = self.read_request(&mut stream, &place, &mut client, &mut permit);
+        let limit = Duration::from_millis(settings.config.server.handshake_timeout_ms.into());
+        let reading = self.read_request(&mut stream, &settings, &place, &mut client, &mut permit);
         let read = Abortable::new(timeout(limit, reading), leave).await;
         drop(place);
         self.count_handshakes();
@@ -123,6 +125,7 @@ impl Door {
             Ok(Ok(Ok(None))) => return,
             Ok(Ok(Ok(Some(head)))) => head,
         };
+        // Who has taken long to ask is let in by what holds by now.
         let settings = self.shared.settings.load_full();
         let routed = route(&bytes, &settings, client.address);
         // Who has to wait for somebody does so without it.

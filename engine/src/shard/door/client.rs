@@ -13,6 +13,7 @@ use super::places::Place;
 use crate::config::{ForwardedHeader, ProxyProtocol};
 use crate::counters::RefusalReason;
 use crate::proxies::{Proxies, ProxyHeader, read_proxy_header};
+use crate::settings::Settings;
 
 /// Whom a connection is for, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +45,11 @@ impl Door {
     pub(super) async fn read_request(
         &self,
         stream: &mut TcpStream,
+        settings: &Settings,
         place: &Place,
         client: &mut Client,
         permit: &mut Permit,
     ) -> Result<Option<Head>, NotServed> {
-        let settings = self.shared.settings.load_full();
         let server = &settings.config.server;
         let mut bytes: Vec<u8> = Vec::with_capacity(head::READ_BYTES);
         let mut relayed = client.is_proxy;
@@ -67,37 +68,45 @@ impl Door {
             bytes.drain(..len);
             relayed = behind.is_some();
             if let Some(address) = behind {
-                self.learn(address, place, client, permit)?;
+                learn(&settings.proxies, address, place, client, permit)?;
             }
         }
         let Some(head) = head::read_head(stream, place, bytes).await? else { return Ok(None) };
-        let forwarded = server.forwarded_header == ForwardedHeader::XForwardedFor;
         // A head that is no request is refused by who answers it.
-        if forwarded
+        if server.forwarded_header != ForwardedHeader::Off
             && relayed
             && client.is_proxy
             && let Ok(request) = Request::parse_whole(&head.bytes)
         {
-            let values = request.all("x-forwarded-for");
-            let address = settings.proxies.forwarded_for(client.address, values);
-            self.learn(address, place, client, permit)?;
+            let (proxies, proxy) = (&settings.proxies, client.address);
+            // The other one is never looked at: a proxy that writes one may hand on what a client wrote into the other.
+            let address = match server.forwarded_header {
+                ForwardedHeader::Off => proxy,
+                ForwardedHeader::XForwardedFor => {
+                    proxies.x_forwarded_for(proxy, request.all("x-forwarded-for"))
+                }
+                ForwardedHeader::Forwarded => proxies
+                    .forwarded(proxy, request.all("forwarded"))
+                    .map_err(|refusal| (RefusalReason::ProxyHeader, refusal))?,
+            };
+            learn(&settings.proxies, address, place, client, permit)?;
         }
         Ok(Some(head))
     }
+}
 
-    /// A proxy has said for whom it connects: that is who is counted from here on.
-    fn learn(
-        &self,
-        address: IpAddr,
-        place: &Place,
-        client: &mut Client,
-        permit: &mut Permit,
-    ) -> Result<(), NotServed> {
-        *client = Client::new(address, &self.shared.settings.load().proxies);
-        if client.is_proxy {
-            return Ok(());
-        }
-        place.move_to(client.counted_as(), Instant::now());
-        permit.count(client.address).map_err(|why| (why.reason(), why.refusal()))
+/// A proxy has said for whom it connects: that is who is counted from here on.
+fn learn(
+    proxies: &Proxies,
+    address: IpAddr,
+    place: &Place,
+    client: &mut Client,
+    permit: &mut Permit,
+) -> Result<(), NotServed> {
+    *client = Client::new(address, proxies);
+    if client.is_proxy {
+        return Ok(());
     }
+    place.move_to(client.counted_as(), Instant::now());
+    permit.count(client.address).map_err(|why| (why.reason(), why.refusal()))
 }
