@@ -263,13 +263,13 @@ impl World {
             },
         };
         let number = self.judge.orders.len();
-        let order = match self.dice.below(10) {
-            0..6 => Order::Send(super::judge::direct(number)),
-            6 | 7 => Order::Disconnect(self.dice.pick(&[4502, 4502, 4100, 4700])),
-            _ => {
-                let channel = self.dice.below(self.setup.channels.len());
-                Order::Unsubscribe(self.setup.channels[channel].name.clone())
-            }
+        let order = if self.dice.chance(self.setup.taken_off) {
+            let channel = self.dice.below(self.setup.channels.len());
+            Order::Unsubscribe(self.setup.channels[channel].name.clone())
+        } else if self.dice.chance(750) {
+            Order::Send(super::judge::direct(number))
+        } else {
+            Order::Disconnect(self.dice.pick(&[4502, 4502, 4100, 4700]))
         };
         note!(self.trace, "the API orders {number}: {order:?} for {target:?}");
         self.judge.order(target.clone(), order.clone());
@@ -361,11 +361,13 @@ impl World {
         match answer {
             Answer::There(number, names) => self.judge.orders[number].there = Some(names),
             Answer::Reached(number, count) => {
-                let now = self.judge.ledgers.conns.len();
+                let ledgers = &self.judge.ledgers;
                 let order = &mut self.judge.orders[number];
-                order.taken = Some(now);
+                order.taken = Some(ledgers.conns.len());
                 if let (Target::Connection(name), 1) = (&order.target, count) {
                     order.there = Some(vec![name.clone()]);
+                    let shard = super::control::shard_of(name);
+                    order.done = Some(ledgers.turns[shard]);
                 }
             }
             Answer::Reconfigured(number, shard) => self.judge.ledgers.set_taken(number, shard),

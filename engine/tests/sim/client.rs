@@ -200,7 +200,15 @@ impl Client {
     fn subscribe_to(&mut self, channel: usize, scene: &mut Scene) {
         let seen = self.seen.get(&channel).copied();
         let recover = match (self.speaks, seen) {
-            (Speaks::Ringfeed, Some(seen)) if scene.dice.chance(600) => Some(seen),
+            (Speaks::Ringfeed, Some(seen)) if scene.dice.chance(scene.setup.recovers) => {
+                let (epoch, offset) = seen;
+                let rewinds = scene.dice.chance(scene.setup.rewinds);
+                Some(if rewinds {
+                    (epoch, scene.dice.below(offset as usize + 1) as u64)
+                } else {
+                    seen
+                })
+            }
             (Speaks::Ringfeed, _) if scene.dice.chance(20) => Some((scene.dice.number(), 3)),
             _ => None,
         };

@@ -92,6 +92,11 @@ pub(crate) fn name_of(shard: usize, number: u64) -> String {
     ConnectionId { shard: ShardId(shard as u16), number }.to_string()
 }
 
+/// The shard of a connection by its name.
+pub(crate) fn shard_of(name: &str) -> usize {
+    name.parse::<ConnectionId>().expect("a connection's name").shard.index()
+}
+
 fn user_id(user: usize) -> UserId {
     UserId::new(&format!("u{user}")).expect("users have valid ids")
 }

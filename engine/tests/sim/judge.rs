@@ -116,6 +116,8 @@ pub(crate) struct Ordered {
     pub(crate) taken: Option<usize>,
     /// Turns of the shards when it was sent.
     pub(crate) sent: Vec<u64>,
+    /// Of a connection's: turns of its shard when it was done.
+    pub(crate) done: Option<u64>,
 }
 
 /// Offsets of a channel that a connection was not sent.
@@ -271,7 +273,7 @@ impl Judge {
     /// Something was ordered.
     pub(crate) fn order(&mut self, target: Target, order: Order) -> usize {
         let sent = self.ledgers.turns.clone();
-        self.orders.push(Ordered { target, order, there: None, taken: None, sent });
+        self.orders.push(Ordered { target, order, there: None, taken: None, sent, done: None });
         self.orders.len() - 1
     }
 
@@ -282,6 +284,26 @@ impl Judge {
                 Target::User(user) => self.ledgers.conns[conn].found.person.user == Some(*user),
                 Target::Connection(of) => name.is_none_or(|name| name == of),
             }
+    }
+
+    /// Whether what is written in a turn belongs to a subscription that an order had ended by then; `subscribed` is
+    /// when its client was told of it.
+    pub(crate) fn is_ended(
+        &self,
+        (conn, name): (ConnId, Option<&str>),
+        channel: usize,
+        subscribed: u64,
+        turn: u64,
+    ) -> bool {
+        let shard = self.ledgers.shard(conn);
+        self.orders.iter().any(|ordered| {
+            let by_name = matches!(&ordered.target, Target::Connection(of) if Some(&**of) == name);
+            let of_it =
+                matches!(&ordered.order, Order::Unsubscribe(of) if *of == self.names[channel]);
+            let Some(done) = ordered.done.filter(|_| by_name && of_it) else { return false };
+            // Of `raw.v1` nobody is told.
+            (1..ordered.sent[shard]).contains(&subscribed) && done < turn
+        })
     }
 
     pub(crate) fn payload(&self, number: u64) -> Vec<u8> {

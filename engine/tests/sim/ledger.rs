@@ -78,8 +78,6 @@ pub(crate) enum Revoked {
 pub(crate) struct Written {
     pub(crate) turn: u64,
     pub(crate) ms: u64,
-    /// The turn in which it was handed over first: what a socket takes a part of is finished.
-    pub(crate) offered: u64,
 }
 
 /// A pass that its shard has not taken yet.
@@ -259,29 +257,31 @@ impl Ledgers {
             }
     }
 
+    /// Why a connection may have nothing more in a turn, not even what is sent to it alone.
+    pub(crate) fn is_over(&self, conn: ConnId, turn: u64) -> Option<&'static str> {
+        if self.conns[conn].expired_turn.is_some_and(|expired| expired <= turn) {
+            return Some("what it has shown has expired");
+        }
+        self.is_turned_out(conn, turn).then_some("it was revoked")
+    }
+
     /// Why a connection may not have what was written to it of a channel; `since` is when it was told last that it
-    /// has not subscribed. It is `None` for what is replayed: that waits in the order of replies, also when the
-    /// subscription has ended meanwhile, and what a socket has taken a part of is finished.
+    /// has not subscribed.
     pub(crate) fn objection(
         &self,
         conn: ConnId,
         (channel, group): (usize, usize),
-        Written { turn, offered, .. }: Written,
-        since: Option<u64>,
+        turn: u64,
+        since: u64,
     ) -> Option<&'static str> {
-        let turn = if since.is_some() { turn } else { offered };
         let own = &self.conns[conn];
         let found = &own.found;
         if found.must_authenticate || found.refused {
             return Some("nobody has vouched for it");
         }
-        if own.expired_turn.is_some_and(|expired| expired <= turn) {
-            return Some("what it has shown has expired");
+        if let Some(why) = self.is_over(conn, turn) {
+            return Some(why);
         }
-        if self.is_turned_out(conn, turn) {
-            return Some("it was revoked");
-        }
-        let since = since?;
         let has_pass = || {
             let mut passes = own.passes.get(&channel).into_iter().flatten();
             passes.any(|pass| {

@@ -323,19 +323,26 @@ impl Link {
     }
 
     /// Something of a channel has come: whether it may have it.
-    pub(crate) fn check_allowed(&self, channel: usize, replayed: bool, scene: &Scene) {
-        let Some(written) = self.written.filter(|_| scene.setup.access) else { return };
-        let since = self.channels.get(&channel).map_or(0, |own| own.unsubscribed);
-        let group = scene.setup.channels[channel].group;
-        let of = (channel, group);
-        if let Some(why) =
-            scene.judge.ledgers.objection(self.conn, of, written, (!replayed).then_some(since))
-        {
+    pub(crate) fn check_allowed(&self, channel: usize, scene: &Scene) {
+        let Some(Written { turn, ms }) = self.written.filter(|_| scene.setup.access) else {
+            return;
+        };
+        let own = self.channels.get(&channel);
+        let (since, subscribed) = own.map_or((0, 0), |own| (own.unsubscribed, own.subscribed));
+        let of = (channel, scene.setup.channels[channel].group);
+        let judge = &scene.judge;
+        let ended = || {
+            let of = (self.conn, self.name.as_deref());
+            let ended = judge.is_ended(of, channel, subscribed, turn);
+            ended.then_some("the API has ended its subscription")
+        };
+        let objection = judge.ledgers.objection(self.conn, of, turn, since);
+        if let Some(why) = objection.or_else(ended) {
             let what = format_args!(
-                "{} got something of {} that was written in turn {}, at {} ms: {why}",
-                self.who, scene.judge.names[channel], written.turn, written.ms
+                "{} got something of {} that was written in turn {turn}, at {ms} ms: {why}",
+                self.who, judge.names[channel]
             );
-            scene.judge.broken(Rule::Allowed, what);
+            judge.broken(Rule::Allowed, what);
         }
     }
 
@@ -396,6 +403,13 @@ impl Link {
             scene.judge.broken(Rule::Direct, what);
         }
         self.directs.push(number);
+        let Some(Written { turn, .. }) = self.written.filter(|_| scene.setup.access) else {
+            return;
+        };
+        if let Some(why) = scene.judge.ledgers.is_over(self.conn, turn) {
+            let what = format_args!("{} got what order {number} sends: {why}", self.who);
+            scene.judge.broken(Rule::Direct, what);
+        }
     }
 
     /// Applies a reply; says what is wrong with it.
@@ -585,6 +599,12 @@ impl Link {
         };
         let own = &self.channels[&channel];
         let due = match own.view {
+            // What is recovered is given up with the right to have it, also while its reader is being closed.
+            View::Live { next, seam, .. }
+                if next <= seam && !self.chance(Op::Subscribe, channel, scene.setup).always =>
+            {
+                None
+            }
             View::Live { epoch, next, seam } => {
                 let (conn, who) = (self.conn, self.who.clone());
                 let hole = Hole { channel, epoch, from: next, to: offset, conn, who };

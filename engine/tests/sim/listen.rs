@@ -126,7 +126,7 @@ impl Client {
         };
         own.raw.last = Some(is);
         own.raw.next(channel, is, &link.who, scene.judge);
-        link.check_allowed(channel, false, scene);
+        link.check_allowed(channel, scene);
     }
 
     fn said(&mut self, said: &Said, scene: &mut Scene) {
@@ -237,7 +237,7 @@ impl Client {
                 scene.judge.broken(Rule::NoEcho, what);
             }
         }
-        link.check_allowed(channel, offset <= seam, scene);
+        link.check_allowed(channel, scene);
         link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
         self.seen.insert(channel, (epoch, offset));
     }

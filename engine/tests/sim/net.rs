@@ -88,8 +88,6 @@ pub(crate) struct Conn {
     /// Of what was taken and not looked at by the client: up to which byte of all, and when.
     pub(crate) written: VecDeque<(u64, Written)>,
     taken: u64,
-    /// Up to which byte something was handed over of which a part was taken, and in which turn.
-    offered: (u64, u64),
     /// Sent by the client, not arrived.
     pub(crate) upstream: VecDeque<u8>,
     /// Of these, bytes that arrive although receiving is paused.
@@ -202,7 +200,6 @@ impl Net {
             unread: Vec::new(),
             written: VecDeque::new(),
             taken: 0,
-            offered: (0, 0),
             upstream: VecDeque::new(),
             under_way: 0,
             paused: false,
@@ -426,20 +423,9 @@ impl Wire for SimWire {
                 net.fresh.push(id);
             }
             if taken > 0 {
-                let (until, first) = conn.offered;
-                let (from, ms) = (conn.taken, net.now_ms);
                 conn.taken += taken as u64;
-                if from < until {
-                    let written = Written { turn: net.turn, ms, offered: first };
-                    conn.written.push_back((until.min(conn.taken), written));
-                }
-                if conn.taken > until {
-                    let written = Written { turn: net.turn, ms, offered: net.turn };
-                    conn.written.push_back((conn.taken, written));
-                }
-                if taken < len && conn.taken > until {
-                    conn.offered = (from + len as u64, net.turn);
-                }
+                let written = Written { turn: net.turn, ms: net.now_ms };
+                conn.written.push_back((conn.taken, written));
             }
             let mut left = taken;
             let arrived = conn.unread.len();

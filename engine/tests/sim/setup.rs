@@ -95,10 +95,16 @@ pub(crate) struct Setup {
     pub(crate) floods: u32,
     /// Of 1,000 clients.
     pub(crate) attentive: u32,
+    /// Most bytes that a client reads at once which does not read everything.
+    pub(crate) sip_bytes: usize,
     pub(crate) raw: u32,
     pub(crate) echo: u32,
     /// Of 1,000 things that clients do: leave all channels for another one.
     pub(crate) moves: u32,
+    /// Of 1,000 subscribes to a channel of which something was seen before: those that recover.
+    pub(crate) recovers: u32,
+    /// Of 1,000 of these: from before what was seen.
+    pub(crate) rewinds: u32,
     /// In 1,000 steps that move the clock.
     pub(crate) jumps: u32,
     /// Share of turns among the steps.
@@ -124,6 +130,8 @@ pub(crate) struct Setup {
     pub(crate) orders: u32,
     /// In a thousand publications, those of which one connection is not sent.
     pub(crate) no_echo: u32,
+    /// Of 1,000 orders: those that end a subscription.
+    pub(crate) taken_off: u32,
     pub(crate) revocations: u32,
     pub(crate) reconfigurations: u32,
     /// The clock on the wall is set.
@@ -223,9 +231,12 @@ impl Setup {
             empty: if dice.chance(100) { 50 } else { 0 },
             floods: dice.pick(&[0, 0, 3, 20]),
             attentive: dice.pick(&[1000, 950, 800, 500, 200, 0]),
+            sip_bytes: 65_536,
             raw: dice.pick(&[0, 100, 300, 1000]),
             echo: dice.pick(&[0, 0, 50]),
             moves: dice.pick(&[0, 0, 300, 800]),
+            recovers: 600,
+            rewinds: 50,
             jumps: dice.pick(&[0, 50, 200]),
             turns: dice.magnitude(200, 1500) as u32,
             clocks: dice.pick(&[5, 30, 100]),
@@ -239,6 +250,7 @@ impl Setup {
             says: dice.number(),
             answers: if asks { dice.pick(&[10, 60, 300]) } else { 0 },
             stuffed: if asks && dice.chance(30) { 2 } else { 0 },
+            taken_off: 200,
             orders: on(dice, 500, 15),
             no_echo: dice.pick(&[0, 0, 100, 500]),
             revocations: on(dice, 400, 5),
@@ -261,7 +273,32 @@ impl Setup {
                 group.window_bytes = group.window_bytes.max(32_768);
             }
         }
+        if access && dice.chance(250) {
+            setup.have_replays_wait(dice);
+        }
         setup
+    }
+
+    /// Much is recovered, by clients that do not read it at once, and what they may have changes meanwhile.
+    fn have_replays_wait(&mut self, dice: &mut Dice) {
+        self.steps = dice.range(300, 2000);
+        self.attentive = dice.pick(&[0, 200]);
+        self.raw = dice.pick(&[0, 100]);
+        self.payload_bytes = dice.range(100, 1500);
+        self.outbox_bytes_max = self.outbox_bytes_max.max(16_384);
+        self.recovery_bytes_max = self.recovery_bytes_max.max(1 << 16);
+        self.sip_bytes = dice.pick(&[300, 3000]);
+        self.clients = self.clients.min(6);
+        self.channels.truncate(3);
+        (self.recovers, self.rewinds) = (950, 700);
+        self.turns = dice.magnitude(300, 1500) as u32;
+        self.orders = dice.pick(&[0, 30]);
+        self.reconfigurations = dice.pick(&[0, 10, 30]);
+        self.taken_off = 600;
+        for group in &mut self.groups {
+            group.history_size = group.history_size.max(dice.pick(&[5, 40, 1000]));
+            group.history_age_ms = 300_000;
+        }
     }
 
     /// Whether every client reads: readers who read, but slowly, use up what a channel waits for others.

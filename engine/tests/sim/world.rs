@@ -227,7 +227,7 @@ impl World {
         let Some(conn) = self.any_conn() else { return };
         let client = &self.clients[self.owners[conn]];
         if client.reading && !client.habit.keeps_up() {
-            let most = self.dice.magnitude(1, 65_536);
+            let most = self.dice.magnitude(1, self.setup.sip_bytes);
             self.read(conn, most);
         }
     }

@@ -156,11 +156,11 @@ impl Fanout {
             left_over |= self.stage_lane(cx, slot, lane, index, staged);
         }
         let Some(session) = cx.sessions.get(slot) else { return false };
-        for frame in session.outbox.iter().flat_map(|outbox| outbox.frames()) {
+        for run in session.outbox.iter().flat_map(|outbox| outbox.runs()) {
             if staged.is_full() {
                 return true;
             }
-            staged.push(Source::Outbox, frame, &mut self.joined);
+            staged.push(Source::Outbox, run, &mut self.joined);
         }
         let flags = cx.sessions.hot(slot).flags;
         if flags & CLOSING != 0 {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ringfeed_protocol::frame::{self, Opcode};
-use ringfeed_protocol::{CloseCode, Connection, ProtocolError, Role};
+use ringfeed_protocol::{ChannelName, CloseCode, Connection, ProtocolError, Role};
 use ringfeed_wire::Wire;
 
 use super::{BLOCKED, CLOSING, CURSORS, Holds, MULTI, OUTBOX, QUEUED, Subscription};
@@ -53,7 +53,6 @@ impl<W: Wire> Shard<W> {
         let state = self.feeds.lane(lane);
         let (channel, kind) = (state.name.clone(), state.lane);
         self.feeds.release(lane);
-        self.take_pass(slot, &channel);
         // The home counts out who was answered; to whom it has not answered yet, it will, and is told
         // then.
         if index.is_some() {
@@ -62,6 +61,23 @@ impl<W: Wire> Shard<W> {
         }
         if self.sessions.has(slot, MULTI) && self.sessions.has(slot, CURSORS) {
             self.look_at(slot);
+        }
+    }
+
+    /// Ends one subscription of a session that goes on: nothing of the channel follows, also of what it has missed.
+    pub(super) fn end_one(&mut self, slot: SessionSlot, at: usize) {
+        let own = self.sessions.get(slot).and_then(|session| session.subscriptions.get(at));
+        let Some(channel) = own.map(|own| self.feeds.lane(own.lane).name.clone()) else { return };
+        self.detach(slot, at);
+        self.take_pass(slot, &channel);
+        self.give_up_replay(slot, &channel);
+    }
+
+    /// Gives up what waits of a channel's replay.
+    pub(super) fn give_up_replay(&mut self, slot: SessionSlot, channel: &ChannelName) {
+        if self.sessions.has(slot, OUTBOX) {
+            self.sessions.with_outbox(slot, |outbox| outbox.give_up_replay(channel));
+            self.settle_outbox_hold(slot);
         }
     }
 

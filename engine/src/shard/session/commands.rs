@@ -295,7 +295,7 @@ impl<W: Wire> Shard<W> {
         }
         match self.subscription_to(slot, &channel) {
             Some(at) => {
-                self.detach(slot, at);
+                self.end_one(slot, at);
                 self.reply(slot, &Event::Unsubscribed { id, channel: &channel, reason: None });
             }
             None => self.refuse(slot, id, Refused::NotSubscribed { channel }),

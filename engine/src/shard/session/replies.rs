@@ -126,7 +126,7 @@ impl<W: Wire> Shard<W> {
         let id = origin.id.as_deref();
         let subscribed = Event::Subscribed { id, channel: &channel, position, recovered };
         self.reply(slot, &subscribed);
-        self.push_replay(slot, replay);
+        self.push_replay(slot, &channel, replay);
     }
 
     /// Does with some sessions what was ordered.
@@ -259,16 +259,19 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Queues what a subscriber missed.
-    fn push_replay(&mut self, slot: SessionSlot, Replay { shared, own }: Replay) {
+    fn push_replay(
+        &mut self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+        Replay { shared, own }: Replay,
+    ) {
         let nothing = shared.is_empty() && own.is_empty();
         if nothing || self.sessions.has(slot, CLOSING) {
             return;
         }
         self.queue(slot, |outbox| {
-            shared.into_iter().for_each(|frames| outbox.push_shared(frames));
-            if !own.is_empty() {
-                outbox.push_copied(own);
-            }
+            shared.into_iter().for_each(|frames| outbox.push_shared(channel, frames));
+            outbox.push_copied(channel, own);
         });
         self.bound_outbox(slot);
     }

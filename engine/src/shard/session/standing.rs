@@ -421,6 +421,15 @@ impl<W: Wire> Shard<W> {
                 self.end_subscription(slot, &channel, "it is not allowed any more");
             }
         }
+        // Who is being closed has no subscriptions any more, and what it has missed may wait still.
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        let replayed = outbox.iter().flat_map(|outbox| outbox.replayed());
+        let mut lost: Vec<ChannelName> =
+            replayed.filter(|channel| !self.may_keep(slot, channel)).cloned().collect();
+        lost.dedup();
+        for channel in lost {
+            self.give_up_replay(slot, &channel);
+        }
     }
 
     /// Ends a subscription for a reason that is ours, and says so.
@@ -434,12 +443,12 @@ impl<W: Wire> Shard<W> {
         let own = self.sessions.get(slot).and_then(|session| session.subscriptions.get(at));
         if own.is_some_and(|own| own.index.is_none()) {
             // Its home has not answered: the subscribe is refused when it has.
-            self.detach(slot, at);
+            self.end_one(slot, at);
             return true;
         }
         let in_band = self.sessions.get(slot).is_some_and(|s| s.dialect.answers_in_band());
         if in_band {
-            self.detach(slot, at);
+            self.end_one(slot, at);
             let (id, reason) = (None, Some(reason));
             self.reply(slot, &Event::Unsubscribed { id, channel, reason });
         } else {
