@@ -2,7 +2,7 @@
 """Shows under load that who may do what is kept to: tokens that end, hooks that hang, clients that all come back
 at once, messages to users, configurations that change.
 
-    scripts/access.py --scale small ends hook return send reload
+    scripts/access.py --scale small ends hook return send flood reload
 
 Each scenario has servers of its own (target/release/ringfeed) on free ports and, where there is much to be received,
 target/release/loadgen beside them. Without names, all of them. Each figure stands beside its bar; what misses it is
@@ -775,13 +775,14 @@ def return_(options):
                 break
 
 
-# -- send ---------------------------------------------------------------------------------------
+# -- send, flood --------------------------------------------------------------------------------
+
+MAY_SEND = ISSUER + '[[permissions]]\nwho = ["user:sender"]\nchannels = ["*"]\nallow = ["send"]\n'
 
 @scenario
 def send(options):
     """Messages to one user with many connections, and to many users with one each, over the API and a WebSocket: exactly once; what it costs."""
     many, users, seconds = (1000, 100_000, 10) if options.full else (60, 500, 2)
-    config = ISSUER + '[[permissions]]\nwho = ["user:sender"]\nchannels = ["*"]\nallow = ["send"]\n'
     late = int(time.time()) + 3600
     sender = token("sender", late)
     for conns, channels, what in ((many, 1, f"one user, {many} connections"), (users, users, f"{users} users, one connection each")):
@@ -790,7 +791,7 @@ def send(options):
             with open(path, "w") as file:
                 file.writelines(token(f"u.c{n % channels}", late, jti=f"t{n}") + "\n" for n in range(conns))
             for how in ("api", "ws"):
-                with serving(options, config, [f"server.connections_max={conns + 100}"]) as server, \
+                with serving(options, MAY_SEND, [f"server.connections_max={conns + 100}"]) as server, \
                         Load(options, server, "--conns", conns, "--channels", channels, "--interest", "blocks", "--prefix", "u.",
                              "--dialect", "raw", "--send", "--tokens", path, "--publish", how, "--publisher-token", sender,
                              "--rate", options.rate, "--duration", seconds, "--size", 128, "--threads", 2) as load:
@@ -809,6 +810,34 @@ def send(options):
                           f"(user {cost['cpu_user_seconds']:.2f} s, system {cost['cpu_system_seconds']:.2f} s), {latencies(report)}; "
                           f"connections by shard {shards}; opened in {report['opening_seconds']:.1f} s")
     say("ingest has no lines for users: its lines are publications")
+
+
+@scenario
+def flood(options):
+    """More is sent to one user than its connections can be handed: who sends waits, not the server's memory, and nobody who reads is closed."""
+    conns, rate, seconds = (1000, 20_000, 5) if options.full else (300, 60_000, 3)
+    bound = 64 << 20 if options.full else 1 << 20
+    late = int(time.time()) + 3600
+    sender = token("sender", late)
+    flags = [] if options.full else [f"limits.outboxes_bytes_max={bound}"]
+    with tempfile.TemporaryDirectory(prefix="access-") as directory:
+        path = os.path.join(directory, "tokens")
+        with open(path, "w") as file:
+            file.writelines(token("u.c0", late) + "\n" for _ in range(conns))
+        for how in ("api", "ws"):
+            with serving(options, MAY_SEND, flags) as server, \
+                    Load(options, server, "--conns", conns, "--channels", 1, "--prefix", "u.", "--dialect", "raw", "--send", "--tokens", path,
+                         "--publish", how, "--publisher-token", sender, "--rate", rate, "--duration", seconds, "--threads", 2) as load:
+                time.sleep(1)
+                peak, memory, most = 0, server.rss(), 0
+                while load.process.poll() is None:
+                    peak, most = max(peak, server.totals()["outbox_bytes"]), max(most, server.rss())
+                    time.sleep(0.1)
+                report = load.report()
+                what = f"{rate} messages/s asked for over {how} to one user with {conns} connections"
+                check(peak <= bound * 1.25, f"{what}: {report['published_per_second']:.0f} taken; outboxes at most {peak / 2**20:.0f} MiB "
+                      f"(limits.outboxes_bytes_max {bound >> 20} MiB; bar a quarter more), RSS +{max(0, most - memory) / 2**20:.0f} MiB")
+                check(not report["closes"], f"{what}: nobody who reads is closed {report['closes'] or ''}")
 
 
 # -- reload -------------------------------------------------------------------------------------
