@@ -90,10 +90,14 @@ class Server:
                 pass
             time.sleep(0.05)
 
-    def request(self, method, path, body=None, timeout=60):
+    key = None  # of the API, where it needs one
+
+    def request(self, method, path, body=None, timeout=60, key=None):
+        key = key or self.key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         api = http.client.HTTPConnection("127.0.0.1", self.internal, timeout=timeout)
         try:
-            api.request(method, path, body)
+            api.request(method, path, body, headers)
             answer = api.getresponse()
             return answer.status, answer.read()
         finally:
@@ -219,7 +223,7 @@ def whole_frame(buffer, at):
 
 
 class Client:
-    def __init__(self, server, dialect="ringfeed.v1", receive_buffer=0):
+    def __init__(self, server, dialect="ringfeed.v1", receive_buffer=0, query=""):
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -227,7 +231,7 @@ class Client:
         self.socket.connect(("127.0.0.1", server.public))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         key = base64.b64encode(os.urandom(16)).decode()
-        self.socket.sendall((f"GET /ws?protocol={dialect} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
+        self.socket.sendall((f"GET /ws?protocol={dialect}{query} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
                              f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
                              "Sec-WebSocket-Version: 13\r\n\r\n").encode())
         head = b""

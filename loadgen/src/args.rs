@@ -161,6 +161,11 @@ pub(crate) struct Common {
     /// Channels that each connection subscribes to; 0 is all of them.
     #[arg(long, help_heading = CONNECTIONS, default_value_t = 1)]
     pub(crate) subscriptions: u32,
+    /// What connections show of who they are: line n of the file is for connection n. First the
+    /// token that it connects with, as ?token=; behind spaces what it shows later with the command
+    /// auth, as SECONDS:TOKEN, the seconds counted from when it was open.
+    #[arg(long, help_heading = CONNECTIONS, value_name = "FILE")]
+    pub(crate) tokens: Option<PathBuf>,
     /// What sockets are served with; auto is io_uring where the kernel offers it.
     #[arg(long, help_heading = CONNECTIONS, value_enum, default_value = "auto")]
     pub(crate) io: IoArg,
@@ -184,6 +189,10 @@ pub(crate) struct Common {
     /// Write the report as JSON to this file.
     #[arg(long, help_heading = REPORT, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// The server is to end connections: each is written to this file, as a line of JSON with
+    /// `connection`, `at` (seconds since 1970), `code` and `reason`, and was to get what it got.
+    #[arg(long, help_heading = REPORT, value_name = "FILE")]
+    pub(crate) endings: Option<PathBuf>,
     /// No progress display.
     #[arg(long, short, help_heading = REPORT)]
     pub(crate) quiet: bool,
@@ -203,6 +212,14 @@ pub(crate) struct Traffic {
     /// How to publish: over the HTTP API, or over a WebSocket where the channels allow it.
     #[arg(long, help_heading = TRAFFIC, value_enum, default_value = "api")]
     pub(crate) publish: PublishArg,
+    /// Send to users in the place of publishing to channels: each connection is one of the user that
+    /// is called as its only channel would be (its token in --tokens must say so), and does not
+    /// subscribe. Needs --dialect raw.
+    #[arg(long, help_heading = TRAFFIC, requires = "tokens")]
+    pub(crate) send: bool,
+    /// Token of who publishes over a WebSocket.
+    #[arg(long, help_heading = TRAFFIC, value_name = "TOKEN")]
+    pub(crate) publisher_token: Option<String>,
     /// Connections that stop reading once they are subscribed; they are not waited for.
     #[arg(long, help_heading = TRAFFIC, default_value_t = 0)]
     pub(crate) stalled: u32,
@@ -225,6 +242,8 @@ impl Default for Traffic {
             interest: InterestArg::Random,
             seed: 1,
             publish: PublishArg::Api,
+            send: false,
+            publisher_token: None,
             stalled: 0,
             churn: 0.0,
             no_warm_up: false,

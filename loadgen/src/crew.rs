@@ -71,6 +71,8 @@ impl Crew {
                 pace: common.pace,
                 churn_per_second: traffic.churn * share.len() as f64 / conns as f64,
                 warm_up: !traffic.no_warm_up,
+                send: traffic.send,
+                may_end: common.endings.is_some(),
             };
             let core = common.core.map(|core| usize::from(core) + i);
             let run = move || {
@@ -257,6 +259,7 @@ impl Crew {
                     all.notes.push(note);
                 }
             }
+            all.endings.extend(found.endings);
             all.first_problem = all.first_problem.or(found.first_problem);
             all.latency.add(&found.latency);
             all.cores += found.cores;

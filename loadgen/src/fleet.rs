@@ -6,6 +6,7 @@ mod ending;
 mod opening;
 mod raw;
 mod ringfeed;
+mod showing;
 mod stamped;
 mod verify;
 
@@ -31,9 +32,11 @@ use crate::recorder::Recorder;
 use crate::report::{Close, Tally};
 use crate::signals::{Batch, Control, Phase, Progress};
 use crate::target::Target;
+use crate::tokens::Ending;
 use churn::Churn;
 use ending::Closes;
 use raw::Taken;
+use showing::ToShow;
 use stamped::Wrapping;
 
 /// Longest wait for sockets before the phase is looked at again.
@@ -60,6 +63,8 @@ pub(crate) struct Findings {
     /// What is no failure, and should be known.
     pub(crate) notes: Vec<String>,
     pub(crate) latency: Recorder,
+    /// Connections that ended where that was meant.
+    pub(crate) endings: Vec<Ending>,
     /// Cores that its thread used since publishing began.
     pub(crate) cores: f64,
 }
@@ -179,6 +184,10 @@ pub(crate) struct Manner {
     pub(crate) churn_per_second: f64,
     /// Whether subscriptions that are not acknowledged are shown to stand by warm-up messages.
     pub(crate) warm_up: bool,
+    /// Whether it is sent to users; nobody subscribes then.
+    pub(crate) send: bool,
+    /// Whether the server is to end connections.
+    pub(crate) may_end: bool,
 }
 
 /// The fleet of one thread.
@@ -203,6 +212,8 @@ pub(crate) struct Fleet {
     /// Kept while it runs; what only the end shows is filled in by `findings`.
     tally: Tally,
     closes: Closes,
+    endings: Vec<Ending>,
+    to_show: ToShow,
     first_problem: Option<String>,
     opening: u32,
     /// Messages due to subscriptions that have ended.
@@ -270,6 +281,8 @@ impl Fleet {
             latency: Recorder::default(),
             tally: Tally::default(),
             closes: Closes::default(),
+            endings: Vec::new(),
+            to_show: ToShow::default(),
             first_problem: None,
             opening: 0,
             retired: 0,
@@ -297,6 +310,7 @@ impl Fleet {
                 effort.get_or_insert_with(Effort::begin);
             }
             self.come_and_go()?;
+            self.show();
             let progressed = self.turn(&mut short, &mut bytes)?;
             if self.last_trim.elapsed() > TRIM_EVERY {
                 self.trim();
@@ -488,6 +502,7 @@ impl Fleet {
             closes: self.closes.list(),
             first_problem: self.first_problem.clone(),
             notes: self.wrapping.notes(),
+            endings: std::mem::take(&mut self.endings),
             latency: self.latency.clone(),
             cores: 0.0,
         }

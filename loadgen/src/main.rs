@@ -22,6 +22,7 @@ mod server;
 mod signals;
 mod target;
 mod templates;
+mod tokens;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@ use ringfeed_protocol::{Dialect, Lane};
 
 use crate::args::{Common, DialectArg, InterestArg, Traffic};
 use crate::interest::{Draws, Interest};
+use crate::tokens::Shown;
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub(crate) struct Plan {
     pub(crate) number: u32,
     /// Reads nothing more once its subscriptions stand.
     pub(crate) stalled: bool,
+    pub(crate) shown: Shown,
 }
 
 /// What this run draws channels with.
@@ -78,7 +80,7 @@ pub(crate) fn plans(
                 before = interest.channels(each);
             }
             let stalled = number < traffic.stalled;
-            Plan { speech, channels: before.clone(), number, stalled }
+            Plan { speech, channels: before.clone(), number, stalled, shown: Shown::default() }
         })
         .collect()
 }

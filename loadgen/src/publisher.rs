@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use crate::args::PublishArg;
+use crate::args::{PublishArg, Traffic};
 use crate::feed::Feed;
 use crate::signals::{Batch, Control, Progress};
 use crate::target::Target;
@@ -20,6 +20,9 @@ use sink::Sink;
 /// A server's window for slow readers must be a good deal larger, or the run measures its lag
 /// policy.
 const UNDELIVERED_BYTES_MAX: u64 = 128 * 1024;
+/// The same where it is sent to users. That waits in memory that the server has for each connection
+/// and, less of it, for all; who has up to 16 KiB of it is left alone.
+const UNDELIVERED_SENT_BYTES_MAX: u64 = 12 * 1024;
 
 /// What became of a run's publications.
 #[derive(Debug, Default, Clone)]
@@ -41,6 +44,7 @@ pub(crate) struct Publisher {
     fleet: Vec<Sender<Arc<Batch>>>,
     control: Arc<Control>,
     audience: Audience,
+    undelivered_bytes_max: u64,
 }
 
 /// Who receives what is published.
@@ -83,18 +87,24 @@ impl Audience {
 impl Publisher {
     pub(crate) fn connect(
         target: &Target,
-        how: PublishArg,
+        traffic: &Traffic,
         channels: Vec<String>,
         fleet: Vec<Sender<Arc<Batch>>>,
         control: Arc<Control>,
         audience: Audience,
     ) -> anyhow::Result<Publisher> {
-        let sink = match how {
+        let token = traffic.publisher_token.as_deref().unwrap_or_default();
+        let sink = match traffic.publish {
             _ if target.templates.publish_frame.is_some() => Sink::templates(target)?,
+            PublishArg::Api if traffic.send => Sink::send_api(target)?,
             PublishArg::Api => Sink::api(target)?,
-            PublishArg::Ws => Sink::ws(target)?,
+            PublishArg::Ws => Sink::ws(target, token, traffic.send)?,
         };
-        Ok(Publisher { sink, channels, fleet, control, audience })
+        let undelivered_bytes_max = match traffic.send {
+            true => UNDELIVERED_SENT_BYTES_MAX,
+            false => UNDELIVERED_BYTES_MAX,
+        };
+        Ok(Publisher { sink, channels, fleet, control, audience, undelivered_bytes_max })
     }
 
     /// Publishes one message to each of some channels that does not count, to show where
@@ -196,7 +206,7 @@ impl Publisher {
         message_bytes: u64,
     ) -> bool {
         let audience = &self.audience;
-        let each = (UNDELIVERED_BYTES_MAX / message_bytes.max(1)).max(1);
+        let each = (self.undelivered_bytes_max / message_bytes.max(1)).max(1);
         let behind = |&channel: &u32| {
             let channel = channel as usize;
             let (due, live) = audience.due(channel, published.by_channel[channel]);

@@ -109,6 +109,10 @@ pub(crate) struct Tally {
     pub(crate) gaps_told: u64,
     /// Connections that ended early.
     pub(crate) disconnected: u64,
+    /// Connections that the server ended where that was meant (`--endings`).
+    pub(crate) ended: u64,
+    /// Tokens that were shown while a connection was open, and taken.
+    pub(crate) renewed: u64,
     /// Subscriptions that were asked for anew and did not stand, of connections that stayed.
     pub(crate) unanswered: u64,
     /// Connections replaced on purpose.
@@ -129,6 +133,8 @@ impl Tally {
         self.false_gaps += other.false_gaps;
         self.gaps_told += other.gaps_told;
         self.disconnected += other.disconnected;
+        self.ended += other.ended;
+        self.renewed += other.renewed;
         self.unanswered += other.unanswered;
         self.replaced += other.replaced;
         self.resubscribed += other.resubscribed;

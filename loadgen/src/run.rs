@@ -21,6 +21,7 @@ use crate::report::{LoadgenCost, Report, ServerMemory, rfc3339};
 use crate::server::ServerState;
 use crate::signals::Control;
 use crate::target::Target;
+use crate::tokens;
 
 /// Time without one after which subscriptions that cannot be acknowledged are asked for a sign of
 /// life.
@@ -71,6 +72,9 @@ pub(crate) fn run(plot: Plot) -> anyhow::Result<bool> {
     if let Some(path) = &json {
         check_writable(path).with_context(|| format!("--json {}", path.display()))?;
     }
+    if let Some(path) = &plot.common.endings {
+        check_writable(path).with_context(|| format!("--endings {}", path.display()))?;
+    }
     let report = play(plot)?;
     print!("{}", report.text());
     if let Some(path) = &json {
@@ -110,6 +114,9 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
     let bytes_received = run.crew.total(|p| &p.bytes);
     let crew = std::mem::take(&mut run.crew);
     let findings = crew.dismiss(&run.control)?;
+    if let Some(path) = &run.common.endings {
+        tokens::write(path, &findings.endings)?;
+    }
     seconds.closing = closing.elapsed().as_secs_f64();
 
     let (common, tally) = (&run.common, findings.tally);
@@ -182,12 +189,19 @@ impl Run {
         common.templates.check(&common.url, common.api.is_some())?;
         check_limits(common, &target, io)?;
         let channels = Arc::new(feed.channels().to_vec());
-        let plans = plans(common, traffic, plot.dialect, u32::try_from(channels.len())?);
+        let mut plans = plans(common, traffic, plot.dialect, u32::try_from(channels.len())?);
+        if let Some(path) = &common.tokens {
+            let shown = tokens::read(path, common.conns)?;
+            plans.iter_mut().zip(shown).for_each(|(plan, shown)| plan.shown = shown);
+        }
+        if traffic.send && plans.iter().any(|p| p.speech != Speech::Raw || p.channels.len() != 1) {
+            bail!("--send needs --dialect raw and one subscription a connection");
+        }
         let count = |plan: &Plan| plan.channels.len() as u64;
         let subscriptions: u64 = plans.iter().map(count).sum();
         let told = plans.iter().filter(|plan| plan.speech == Speech::Ringfeed);
         let acknowledged = told.map(count).sum();
-        let needs_warm_up = acknowledged < subscriptions && !traffic.no_warm_up;
+        let needs_warm_up = acknowledged < subscriptions && !traffic.no_warm_up && !traffic.send;
         if traffic.churn > 0.0 && acknowledged < subscriptions {
             bail!(
                 "--churn needs --dialect ringfeed: others are not told from where on they receive"
@@ -239,7 +253,7 @@ impl Run {
             Some(_) if !self.needs_warm_up => None,
             _ => Some(Publisher::connect(
                 &self.target,
-                plot.traffic.publish,
+                &plot.traffic,
                 self.channels.to_vec(),
                 self.crew.fleet_senders(),
                 self.control.clone(),
@@ -277,7 +291,7 @@ impl Run {
         self.crew.wait_until(control, show, grace, |p| &p.standing, goal, meanwhile)?;
         bar.finish_and_clear();
         seconds.subscribing = begun.elapsed().as_secs_f64();
-        if plot.traffic.no_warm_up {
+        if plot.traffic.no_warm_up || plot.traffic.send {
             // Nobody says when they stand: they are given a moment.
             std::thread::sleep(WARM_UP_EVERY);
         }
@@ -349,15 +363,19 @@ fn of_planned(published: &Published, planned: Option<u64>) -> String {
     }
 }
 
-/// The command line as it may be shown: without the API key.
+/// The command line as it may be shown: without the API key and the token.
 fn arguments(all: impl Iterator<Item = String>) -> Vec<String> {
     let mut hidden = false;
-    all.map(|argument| match std::mem::replace(&mut hidden, argument == "--api-key") {
-        true => "***".to_owned(),
-        false if argument.starts_with("--api-key=") => "--api-key=***".to_owned(),
-        false => argument,
-    })
-    .collect()
+    let secrets = ["--api-key", "--publisher-token"];
+    let show = |argument: String| {
+        let is_secret = std::mem::replace(&mut hidden, secrets.contains(&&*argument));
+        match argument.split_once('=') {
+            _ if is_secret => "***".to_owned(),
+            Some((name, _)) if secrets.contains(&name) => format!("{name}=***"),
+            _ => argument,
+        }
+    };
+    all.map(show).collect()
 }
 
 fn server_memory(
@@ -429,9 +447,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_api_key_is_in_no_report() {
-        let all = ["--conns", "5", "--api-key", "secret", "--api-key=secret", "-q"];
+    fn the_api_key_and_the_token_are_in_no_report() {
+        let all = [
+            "--conns",
+            "5",
+            "--api-key",
+            "secret",
+            "--api-key=secret",
+            "--publisher-token",
+            "t",
+            "-q",
+        ];
         let shown = arguments(all.iter().map(|&argument| argument.to_owned()));
-        assert_eq!(shown, ["--conns", "5", "--api-key", "***", "--api-key=***", "-q"]);
+        assert_eq!(
+            shown,
+            ["--conns", "5", "--api-key", "***", "--api-key=***", "--publisher-token", "***", "-q"]
+        );
     }
 }

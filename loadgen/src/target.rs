@@ -72,9 +72,14 @@ impl Target {
 
     /// Path and query with a dialect chosen.
     pub(crate) fn path_for(&self, dialect: &str) -> String {
-        let joint = if self.path.contains('?') { '&' } else { '?' };
-        format!("{}{joint}protocol={dialect}", self.path)
+        with_parameter(self.path.clone(), "protocol", dialect)
     }
+}
+
+/// A path with one more parameter in its query; without one where the value is empty.
+pub(crate) fn with_parameter(path: String, name: &str, value: &str) -> String {
+    let joint = if path.contains('?') { '&' } else { '?' };
+    if value.is_empty() { path } else { format!("{path}{joint}{name}={value}") }
 }
 
 /// Host, path and address of a WebSocket URL.

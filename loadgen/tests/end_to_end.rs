@@ -4,6 +4,7 @@
 mod support;
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Command;
 
 use support::{BENCH, Engine, assert_clean, engine_binary};
@@ -277,4 +278,93 @@ fn limits_of_the_machine_are_named_before_the_start() {
     assert!(files.contains("ulimit -n 2000000064"), "{files}");
     let memory = run(&["--conns", "60000000"]);
     assert!(memory.contains("MiB are available"), "{memory}");
+}
+
+/// A server that takes tokens, and the path of a file with one for each of these users.
+fn engine_with_tokens(dir: &Path, users: &[&str], more: &[(&str, &str)]) -> (Engine, String) {
+    let config = dir.join("config.toml");
+    std::fs::write(&config, TOKENS).unwrap();
+    let config = config.to_str().unwrap();
+    let make = |user: &str, life: &str| {
+        let output = Command::new(engine_binary())
+            .args(["token", "make", "--config", config, "--user", user, "--expires", life])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let mut lines = String::new();
+    for (n, user) in users.iter().enumerate() {
+        let (life, later) = more.get(n).copied().unwrap_or(("1h", ""));
+        let later =
+            if later.is_empty() { String::new() } else { format!(" 0.2:{}", make(user, later)) };
+        lines.push_str(&format!("{}{later}\n", make(user, life)));
+    }
+    let tokens = dir.join("tokens");
+    std::fs::write(&tokens, lines).unwrap();
+    let flags = ["--set", "server.shards=2"];
+    (Engine::start_with(config, &flags), tokens.to_str().unwrap().to_owned())
+}
+
+const TOKENS: &str = r#"
+[api]
+keys = ["bench"]
+[limits]
+messages_per_second_max = 0
+[[issuers]]
+secret = "a secret of the test that is long enough"
+leeway_s = 0
+[[channels]]
+pattern = "*"
+subscribe = "users"
+[[permissions]]
+who = ["user:sender"]
+channels = ["*"]
+allow = ["send"]
+"#;
+
+#[test]
+fn tokens_that_expire_end_their_connections_and_renewed_ones_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let lives = [("1h", ""), ("3s", ""), ("3s", "1h"), ("1h", "3s")];
+    let (engine, tokens) = engine_with_tokens(dir.path(), &["a", "b", "c", "d"], &lives);
+    let endings = dir.path().join("endings");
+    let flags = "--conns 4 --rate 50 --duration 5";
+    let mut flags: Vec<&str> = flags.split(' ').chain(["--tokens", &tokens]).collect();
+    let endings_flag = ["--endings", endings.to_str().unwrap()];
+    let (output, report) = engine.loadgen(&[&flags[..], &endings_flag].concat());
+    assert_clean(&output, &report, report["expected"].as_u64().unwrap());
+    assert_eq!((&report["ended"], &report["renewed"]), (&2.into(), &2.into()), "{report}");
+    let ended = std::fs::read_to_string(&endings).unwrap();
+    let ended: Vec<serde_json::Value> =
+        ended.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut numbers: Vec<_> = ended.iter().map(|ending| ending["connection"].as_u64()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [Some(1), Some(3)]);
+    assert!(ended.iter().all(|ending| ending["code"] == 4005), "{ended:?}");
+    // Where nobody was to be ended, the same is a failure.
+    let (engine, tokens) = engine_with_tokens(dir.path(), &["a", "b"], &[("1h", ""), ("3s", "")]);
+    flags = "--conns 2 --rate 50 --duration 5 --tokens".split(' ').chain([&*tokens]).collect();
+    let (output, report) = engine.loadgen(&flags);
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert_eq!((&report["disconnected"], &report["ended"]), (&1.into(), &0.into()), "{report}");
+}
+
+#[test]
+fn what_is_sent_to_users_is_verified_as_what_is_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = ["bench.c0", "bench.c1", "bench.c2", "bench.c0", "bench.c1", "bench.c2", "sender"];
+    let (engine, tokens) = engine_with_tokens(dir.path(), &users, &[]);
+    let all = std::fs::read_to_string(&tokens).unwrap();
+    let sender = all.lines().last().unwrap();
+    let flags = "--conns 6 --channels 3 --interest blocks --dialect raw --send --rate 300";
+    let flags: Vec<&str> = flags.split(' ').collect();
+    for publish in ["api", "ws"] {
+        let more = ["--duration", "1", "--tokens", &tokens, "--publish", publish];
+        let more = [&more[..], &["--publisher-token", sender]].concat();
+        let (output, report) = engine.loadgen(&[&flags[..], &more].concat());
+        // 300 messages, each to a user with two connections.
+        assert_clean(&output, &report, 600);
+        assert!(!report["arguments"].to_string().contains(sender), "{report}");
+    }
 }

@@ -91,6 +91,13 @@ impl Fleet {
     /// Ends a subscription: what it was to get until now is what it got.
     pub(super) fn retire(&mut self, at: usize, place: usize) {
         self.leave(at, place);
+        self.had_all(at, place);
+        self.progress.standing.fetch_sub(1, Ordering::Relaxed);
+        self.progress.owed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A subscription that stood was to get what it got, and is as it was before it was asked for.
+    pub(super) fn had_all(&mut self, at: usize, place: usize) {
         let conn = &mut self.conns[at];
         let lane = conn.speech.lane();
         let subscription = &mut conn.subscriptions[place];
@@ -98,7 +105,5 @@ impl Fleet {
         let from = subscription.from.max(stream.map_or(0, Stream::counted_from));
         self.retired += subscription.cursor.next().saturating_sub(from);
         *subscription = Subscription::new(subscription.channel);
-        self.progress.standing.fetch_sub(1, Ordering::Relaxed);
-        self.progress.owed.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -10,6 +10,7 @@ use ringfeed_wire::ShortSend;
 
 use super::{Fleet, LOOK_AROUND, OPEN_PATIENCE, Standing, State};
 use crate::report::{Close, shown};
+use crate::tokens::Ending;
 
 /// Reasons that are told apart; all others are counted together.
 const KINDS_MAX: usize = 32;
@@ -98,8 +99,12 @@ impl Fleet {
             bail!("connection {number} was closed while it subscribed: {}", close.why());
         }
         self.progress.owed.fetch_sub(asked as u64, Ordering::Relaxed);
+        let meant = self.manner.may_end;
         for place in 0..conn.subscriptions.len() {
             self.leave(at, place);
+            if meant {
+                self.had_all(at, place);
+            }
         }
         let conn = &mut self.conns[at];
         if matches!(conn.state, State::Open) {
@@ -108,8 +113,13 @@ impl Fleet {
         conn.state = State::Gone;
         conn.stash.clear();
         conn.extra = None;
-        self.tally.disconnected += 1;
         self.closes.count(code, reason);
+        if meant {
+            self.tally.ended += 1;
+            self.endings.push(Ending::now(number, code, reason));
+            return Ok(());
+        }
+        self.tally.disconnected += 1;
         self.problem(|_| format!("connection {number} was closed: {}", close.why()));
         Ok(())
     }

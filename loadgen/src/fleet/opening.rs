@@ -11,6 +11,7 @@ use ringfeed_wire::SocketId;
 use super::{Conn, Fleet, Standing, State, Stream, Subscription};
 use crate::plans::{Plan, Speech};
 use crate::report::shown;
+use crate::target::with_parameter;
 
 pub(super) fn subscribe_command(channel: &str) -> String {
     format!("{{\"type\":\"subscribe\",\"id\":1,\"channel\":\"{channel}\"}}")
@@ -59,6 +60,8 @@ impl Fleet {
                 self.target.path.replace("{channels}", &own.collect::<Vec<_>>().join(","))
             }
         };
+        let token = &self.plans[conn.plan as usize].shown.first;
+        let path = with_parameter(path, "token", token);
         let handshake = ClientHandshake::new(&self.target.host, &path, None, rand::random());
         self.sends.push((conn.socket, Bytes::copy_from_slice(handshake.request())));
         conn.state = State::Shaking(Box::new(handshake));
@@ -84,6 +87,15 @@ impl Fleet {
         conn.state = State::Open;
         self.opening -= 1;
         self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        self.plan_to_show(at);
+        if self.manner.send {
+            // Nothing was sent to its user yet.
+            for place in 0..self.conns[at].subscriptions.len() {
+                self.begins(at, place);
+            }
+            return;
+        }
+        let conn = &self.conns[at];
         let mut frames = Vec::new();
         let mut text = |text: &[u8]| write_client(&mut frames, Opcode::Text, text, rand::random());
         let own = conn.subscriptions.iter().map(|s| &*self.channels[s.channel as usize]);

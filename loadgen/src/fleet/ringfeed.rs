@@ -55,6 +55,9 @@ impl Fleet {
                 bail!("the server refuses: {event}");
             }
             (Some("error"), ..) => self.unexpected(at, "the server refuses", payload),
+            // Who it is: it has shown something.
+            (Some("connected"), ..) if event["id"] == 3 => self.tally.renewed += 1,
+            (Some("connected"), ..) if event["id"].is_null() => {}
             (Some("drain"), ..) => {}
             _ => self.unexpected(at, "this was not expected", payload),
         }

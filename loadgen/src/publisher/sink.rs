@@ -13,19 +13,28 @@ use ringfeed_protocol::handshake::ClientHandshake;
 use ringfeed_protocol::{Connection, Incoming, Role};
 
 use crate::signals::{Batch, Control};
-use crate::target::{Target, parse};
+use crate::target::{Target, parse, with_parameter};
 use crate::templates::{Templates, fill};
 
 /// How long to wait for a server that does not take or acknowledge anything.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Connections to the HTTP API that send to users.
+const SENDERS: usize = 8;
+/// How a server begins to say that it has handed something to a user's connections.
+const SENT: &str = "{\"type\":\"sent\"";
+/// How a server begins to say who a connection is.
+const CONNECTED: &str = "{\"type\":\"connected\"";
 /// How long to wait for what a server that takes no more has said.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) enum Sink {
     /// One long ingest request, acknowledged as it goes.
     Api { stream: TcpStream, acks: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
-    /// Publish commands over a WebSocket.
-    Ws { stream: TcpStream, errors: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
+    /// A request for each message to a user. Those for one user go over one connection, so that they
+    /// stay in order; on each connection requests do not wait for answers.
+    SendApi { streams: Vec<TcpStream>, acks: Arc<Acks> },
+    /// Commands over a WebSocket that publish, or send to users.
+    Ws { stream: TcpStream, send: bool, errors: Arc<Acks>, reader: JoinHandle<anyhow::Result<()>> },
     /// What the command line says, in WebSocket frames or as it is. What the server answers is read
     /// to its end by a thread, and not looked at.
     Templates { stream: TcpStream, framed: bool, templates: Templates },
@@ -36,6 +45,8 @@ pub(super) enum Sink {
 pub(super) struct Acks {
     accepted: AtomicU64,
     refused: AtomicU64,
+    /// Of the API.
+    key: String,
     #[allow(clippy::disallowed_types)] // written once, by a thread that has failed
     first_error: std::sync::Mutex<Option<String>>,
 }
@@ -84,6 +95,22 @@ impl Acks {
     }
 }
 
+impl Acks {
+    /// Waits until so many messages are acknowledged, or the server has said nothing for too long.
+    fn hear_all(&self, published: u64, patience: impl Fn() -> Duration) -> anyhow::Result<()> {
+        let mut heard = (0, Instant::now());
+        while heard.0 < published && heard.1.elapsed() < patience() {
+            self.check()?;
+            std::thread::sleep(Duration::from_millis(1));
+            let accepted = self.accepted.load(Ordering::Relaxed);
+            if accepted != heard.0 {
+                heard = (accepted, Instant::now());
+            }
+        }
+        self.check()
+    }
+}
+
 impl Sink {
     /// Hands over messages to these channels.
     pub(super) fn send(&mut self, channels: &[String], batch: &Batch) -> anyhow::Result<()> {
@@ -105,16 +132,47 @@ impl Sink {
                 let written = stream.write_all(&buffer);
                 acks.explain(written.context("publishing over the HTTP API"), reader)
             }
-            Sink::Ws { stream, errors, reader } => {
+            Sink::SendApi { streams, acks, .. } => {
+                acks.check()?;
+                let mut buffers = vec![Vec::new(); streams.len()];
+                for item in &batch.items {
+                    let user = &channels[item.channel as usize];
+                    let payload = batch.payload(item);
+                    let buffer = &mut buffers[item.channel as usize % streams.len()];
+                    let length = r#"{"user":"","data":}"#.len() + user.len() + payload.len();
+                    write!(
+                        buffer,
+                        "POST /api/send HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
+                         Content-Length: {length}\r\n\r\n{{\"user\":\"{user}\",\"data\":",
+                        acks.key
+                    )?;
+                    buffer.extend_from_slice(payload);
+                    buffer.push(b'}');
+                }
+                for (stream, buffer) in streams.iter_mut().zip(&buffers) {
+                    if let Err(e) = stream.write_all(buffer) {
+                        std::thread::sleep(LAST_WORDS);
+                        acks.check()?;
+                        return Err(e).context("sending over the HTTP API");
+                    }
+                }
+                Ok(())
+            }
+            Sink::Ws { stream, send, errors, reader } => {
                 errors.check()?;
+                let begin: &[u8] = match send {
+                    true => b"{\"type\":\"send\",\"user\":\"",
+                    false => b"{\"type\":\"publish\",\"channel\":\"",
+                };
                 let mut command = Vec::new();
                 for item in &batch.items {
                     command.clear();
-                    command.extend_from_slice(b"{\"type\":\"publish\",\"channel\":\"");
+                    command.extend_from_slice(begin);
                     command.extend_from_slice(channels[item.channel as usize].as_bytes());
                     command.extend_from_slice(b"\",\"data\":");
                     command.extend_from_slice(batch.payload(item));
-                    command.push(b'}');
+                    // What is sent is acknowledged, then.
+                    command.extend_from_slice(if *send { b",\"id\":1}" } else { b"}" });
                     write_client(&mut buffer, Opcode::Text, &command, rand::random());
                 }
                 let written = stream.write_all(&buffer);
@@ -167,11 +225,26 @@ impl Sink {
                 }
                 Ok(None)
             }
-            Sink::Ws { stream, errors, reader } => {
+            Sink::SendApi { streams, acks, .. } => {
+                acks.hear_all(published, patience)?;
+                let answered = acks.accepted.load(Ordering::Relaxed);
+                for stream in streams {
+                    stream.shutdown(Shutdown::Both)?;
+                }
+                Ok((answered < published)
+                    .then(|| format!("the server answered {answered} of {published} requests")))
+            }
+            Sink::Ws { stream, send, errors, reader } => {
+                if send {
+                    // Who hears the end of a connection answers no more.
+                    errors.hear_all(published, patience)?;
+                }
                 stream.shutdown(Shutdown::Write)?;
                 errors.hear_out(&reader, patience);
                 errors.check()?;
-                Ok(None)
+                let accepted = errors.accepted.load(Ordering::Relaxed);
+                Ok((send && accepted < published)
+                    .then(|| format!("the server acknowledged {accepted} of {published} messages")))
             }
             // Nothing that it says is of interest, and not every server ends its half.
             Sink::Templates { stream, .. } => {
@@ -205,6 +278,25 @@ impl Sink {
         Ok(Sink::Api { stream, acks, reader })
     }
 
+    /// Sends to users.
+    pub(super) fn send_api(target: &Target) -> anyhow::Result<Sink> {
+        let api = target.api;
+        let acks = Arc::new(Acks { key: target.api_key.clone(), ..Acks::default() });
+        let mut streams = Vec::new();
+        for _ in 0..SENDERS {
+            let stream = connect(api)
+                .with_context(|| format!("no HTTP API answers at {api}; --api says where it is"))?;
+            let (shared, input) = (acks.clone(), stream.try_clone()?);
+            std::thread::spawn(move || {
+                if let Err(e) = read_answers(input, &shared) {
+                    shared.refuse(1, format!("{e:#}"));
+                }
+            });
+            streams.push(stream);
+        }
+        Ok(Sink::SendApi { streams, acks })
+    }
+
     pub(super) fn templates(target: &Target) -> anyhow::Result<Sink> {
         let templates = target.templates.clone();
         let (mut stream, framed) = match templates.publish_address()? {
@@ -234,8 +326,8 @@ impl Sink {
         Ok(Sink::Templates { stream, framed, templates })
     }
 
-    pub(super) fn ws(target: &Target) -> anyhow::Result<Sink> {
-        let path = target.path_for("ringfeed.v1");
+    pub(super) fn ws(target: &Target, token: &str, send: bool) -> anyhow::Result<Sink> {
+        let path = with_parameter(target.path_for("ringfeed.v1"), "token", token);
         let stream = upgrade(target.address, &target.host, &path)?;
         let errors = Arc::new(Acks::default());
         let (shared, mut input) = (errors.clone(), stream.try_clone()?);
@@ -252,6 +344,11 @@ impl Sink {
                     let (used, incoming) = connection.receive(&mut bytes[at..count])?;
                     at += used;
                     match incoming {
+                        Some(Incoming::Text(text)) if text.starts_with(SENT) => {
+                            shared.accepted.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // Who it is.
+                        Some(Incoming::Text(text)) if text.starts_with(CONNECTED) => {}
                         Some(Incoming::Text(text)) => shared.refuse(1, text.to_owned()),
                         Some(Incoming::Close(code)) => {
                             let code = code.map_or(String::new(), |code| format!(": {}", code.0));
@@ -268,7 +365,7 @@ impl Sink {
                 connection.settle();
             }
         });
-        Ok(Sink::Ws { stream, errors, reader })
+        Ok(Sink::Ws { stream, send, errors, reader })
     }
 }
 
@@ -293,6 +390,38 @@ fn upgrade(address: SocketAddr, host: &str, path: &str) -> anyhow::Result<TcpStr
         head.push(byte[0]);
     }
     Ok(stream)
+}
+
+/// Reads answers of one line of JSON each until the connection ends.
+fn read_answers(stream: TcpStream, acks: &Acks) -> anyhow::Result<()> {
+    let mut input = BufReader::new(stream);
+    let (mut line, mut body) = (String::new(), Vec::new());
+    loop {
+        line.clear();
+        if input.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let is_good = line.starts_with("HTTP/1.1 200");
+        let mut told = line.trim().to_owned();
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            if input.read_line(&mut line)? == 0 {
+                bail!("the HTTP API's answer broke off");
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().context("the HTTP API's answer")?;
+            }
+        }
+        body.resize(length, 0);
+        input.read_exact(&mut body)?;
+        if !is_good {
+            told.push_str(": ");
+            told.push_str(&String::from_utf8_lossy(&body));
+            bail!("the HTTP API answers: {told}");
+        }
+        acks.accepted.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Reads the answer of an ingest request: chunks of JSON lines.

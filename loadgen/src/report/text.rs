@@ -22,6 +22,13 @@ impl Report {
         if self.published > 0 {
             self.write_deliveries(&mut out);
         }
+        if tally.ended + tally.renewed > 0 {
+            let _ = writeln!(
+                out,
+                "tokens     {} connections ended as they were to, {} tokens renewed",
+                tally.ended, tally.renewed
+            );
+        }
         write_closes(&mut out, tally.disconnected, &self.closes);
         if self.stalled > 0 {
             let _ = writeln!(out, "stalled    {} connections read nothing", self.stalled);
