@@ -38,8 +38,10 @@ use crate::access::{Access, Identity};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{CloseReason, Counters, RefusalReason};
-use crate::ids::{LaneId, SessionId, ShardId};
-use crate::message::{Asked, Delivery, Inbox, Links, QUEUE_BYTES_MAX, Questions, Request, Shards};
+use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
+use crate::message::{
+    Asked, Delivery, Inbox, Links, QUEUE_BYTES_MAX, Question, Questions, Request, Shards,
+};
 use crate::settings::Settings;
 pub use check::check_together;
 use door::{Admission, Permit};
@@ -233,6 +235,8 @@ pub struct Shard<W> {
     connection_key: u64,
     /// Connections that had a name before they had a place.
     named: HashMap<u64, SessionId>,
+    /// Ends of connections that the application is told of when it was asked about their publications that are on the way.
+    farewells: HashMap<ConnectionId, Question>,
     revoked: RevokedList,
     review: Review,
     drain: Draining,
@@ -315,6 +319,7 @@ impl<W: Wire> Shard<W> {
             stranger: Arc::default(),
             connection_key: rng.random(),
             named: HashMap::new(),
+            farewells: HashMap::new(),
             revoked: RevokedList::default(),
             review: Review::default(),
             drain: Draining::default(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ringfeed_protocol::Operation;
+use ringfeed_protocol::{ChannelName, Operation};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use smol_str::SmolStr;
@@ -28,6 +28,18 @@ pub struct Grant {
     pub operation: Operation,
     /// A channel name, with `*` for any run of characters.
     pub pattern: SmolStr,
+}
+
+impl Grants {
+    /// Who names channels lets in there.
+    pub fn allow_channels(&mut self, channels: &[ChannelName]) {
+        for channel in channels {
+            let grant = Grant { operation: Operation::Subscribe, pattern: channel.as_str().into() };
+            if !self.allow.contains(&grant) {
+                self.allow.push(grant);
+            }
+        }
+    }
 }
 
 /// `{"allow": {"subscribe": ["a.*"], …}, "deny": {…}}` with up to 256 patterns in all. A word that is not known might be

@@ -13,6 +13,7 @@ mod remote;
 mod sign;
 
 use ringfeed_protocol::{ChannelName, UserId};
+use smol_str::SmolStr;
 
 use self::issuer::{Issuer, Times};
 use self::parse::{Object, Token};
@@ -49,6 +50,17 @@ impl Checked {
         *expires_at = expires_at.map(|at| at.saturating_add(leeway_s));
         admitted
     }
+}
+
+/// A token that lets a connection into one channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelToken {
+    /// Seconds since 1970 after which nobody need believe it any more.
+    pub expires_at: u64,
+    /// Its id (`jti`), where it has one.
+    pub id: Option<SmolStr>,
+    /// Seconds since 1970 in which it was issued.
+    pub issued_at: u64,
 }
 
 /// Where keys are published.
@@ -103,7 +115,7 @@ impl Issuers {
     }
 
     /// Whether a token lets a connection subscribe to a channel: its claim `channel` is the channel's whole name, its
-    /// user the connection's, and it has none where the connection has none. Returns `exp`, in seconds since 1970.
+    /// user the connection's, and it has none where the connection has none.
     pub fn check_channel_token(
         &self,
         token: &str,
@@ -111,14 +123,18 @@ impl Issuers {
         remote: &RemoteKeys,
         user: Option<&UserId>,
         channel: &ChannelName,
-    ) -> Result<u64, TokenError> {
+    ) -> Result<ChannelToken, TokenError> {
         let (issuer, claims, times) = self.current(token, now, remote)?;
         if claims::user(issuer, &claims)?.as_ref() != user {
             return Err(TokenError::BadClaim(issuer.user_claim.clone()));
         }
         match claims.text(CHANNEL)? {
             None => Err(TokenError::missing(CHANNEL)),
-            Some(name) if name == channel.as_str() => Ok(times.expires_at),
+            Some(name) if name == channel.as_str() => Ok(ChannelToken {
+                expires_at: times.expires_at.saturating_add(issuer.leeway_s),
+                id: claims::token_id(&claims)?,
+                issued_at: times.issued_at,
+            }),
             Some(_) => Err(TokenError::bad(CHANNEL)),
         }
     }

@@ -257,6 +257,9 @@ pub enum Delivery {
         /// What.
         order: Order,
     },
+    /// The application was asked about a publication of a connection, or need not be: what is asked about the connection
+    /// next comes behind it.
+    Asked(ConnectionId),
     /// To how many connections something was handed.
     Handed {
         /// Who asked.

@@ -131,6 +131,7 @@ impl<W: Wire> Shard<W> {
             || !self.all_closed()
             || self.links.waiting()
             || !self.inbox.is_empty()
+            || !self.farewells.is_empty()
             || !self.waiting.is_empty();
         self.draining && (!left || over)
     }

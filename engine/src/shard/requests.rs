@@ -10,7 +10,7 @@ use super::asks::Awaiting;
 use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
-use crate::ids::Ticket;
+use crate::ids::{ConnectionId, Ticket};
 use crate::message::{
     Caller, Delivery, Except, Inbox, Order, Origin, Post, Question, Reply, Request, StoredPayload,
     UserRequest,
@@ -83,7 +83,8 @@ impl<W: Wire> Shard<W> {
         self.waiting.is_empty() && self.request_budget > 0
     }
 
-    /// Publishes for a session: where the home is here, as it came, without a copy.
+    /// Publishes for a session: where the home is here, as it came, without a copy. Returns whether this was done at
+    /// once; else, of what is to be asked about, [`Delivery::Asked`] tells when.
     pub(super) fn publish_for(
         &mut self,
         origin: Option<Origin>,
@@ -91,12 +92,13 @@ impl<W: Wire> Shard<W> {
         payload: Payload,
         except: Except,
         ask: Option<Box<Caller>>,
-    ) {
+    ) -> bool {
         let home = self.shared.shards.home(&channel);
         if home == self.id && self.serves_at_once() {
             let asker = origin.map_or(Asker::Nobody, Asker::Session);
             self.publish_here(&channel, payload, Publisher { asker, except }, ask);
-            return self.take_own();
+            self.take_own();
+            return true;
         }
         let request = Request::Publish { origin, channel, payload: payload.into(), except, ask };
         if home == self.id {
@@ -104,6 +106,7 @@ impl<W: Wire> Shard<W> {
         } else {
             self.links.request(home, request);
         }
+        false
     }
 
     /// Publishes to a channel that is homed here.
@@ -145,6 +148,22 @@ impl<W: Wire> Shard<W> {
                 let mut deliver = route(self.id, &mut self.own, &mut self.links);
                 self.homes.refuse(channel, publisher.asker, refused, &mut deliver);
             }
+        }
+    }
+
+    /// The same for a session that waits to hear that it was asked about.
+    fn publish_from_elsewhere(
+        &mut self,
+        channel: &ChannelName,
+        payload: &StoredPayload,
+        publisher: Publisher,
+        ask: Option<Box<Caller>>,
+    ) {
+        let connection = ask.as_ref().map(|caller| caller.connection);
+        self.publish_here(channel, payload.borrowed(), publisher, ask);
+        if let Some(connection) = connection {
+            let mut deliver = route(self.id, &mut self.own, &mut self.links);
+            deliver(connection.shard, Delivery::Asked(connection));
         }
     }
 
@@ -298,8 +317,7 @@ impl<W: Wire> Shard<W> {
             Request::Publish { origin, channel, payload, except, ask } => {
                 drop(deliver);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                let publisher = Publisher { asker, except };
-                self.publish_here(&channel, payload.borrowed(), publisher, ask);
+                self.publish_from_elsewhere(&channel, &payload, Publisher { asker, except }, ask);
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);

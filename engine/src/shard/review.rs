@@ -9,6 +9,7 @@ use smol_str::SmolStr;
 
 use super::{STEP_TIME_MAX, Shard};
 use crate::access::Identity;
+use crate::access::token::ChannelToken;
 use crate::ids::SessionSlot;
 use crate::message::Revoked;
 
@@ -43,10 +44,19 @@ impl RevokedList {
 
     /// Whether somebody is let in no more.
     pub(super) fn has(&self, identity: &Identity) -> bool {
-        let by_token = || identity.token.as_ref().is_some_and(|id| self.tokens.contains_key(id));
+        self.counts_no_more(identity.user.as_ref(), identity.token.as_ref(), identity.issued_at)
+    }
+
+    /// Whether a user's token lets nobody into its channel any more.
+    pub(super) fn has_token(&self, user: Option<&UserId>, token: &ChannelToken) -> bool {
+        self.counts_no_more(user, token.id.as_ref(), token.issued_at)
+    }
+
+    fn counts_no_more(&self, user: Option<&UserId>, id: Option<&SmolStr>, issued_at: u64) -> bool {
+        let by_token = || id.is_some_and(|id| self.tokens.contains_key(id));
         let by_user = || {
-            let before = identity.user.as_ref().and_then(|user| self.users.get(user));
-            before.is_some_and(|&(before, _)| identity.issued_at <= before)
+            let before = user.and_then(|user| self.users.get(user));
+            before.is_some_and(|&(before, _)| issued_at <= before)
         };
         !self.tokens.is_empty() && by_token() || !self.users.is_empty() && by_user()
     }
@@ -102,7 +112,7 @@ impl<W: Wire> Shard<W> {
             }
             if self.revoked.has(self.identity(slot)) {
                 self.close_revoked(slot);
-            } else if self.review.of_subscriptions {
+            } else if self.take_revoked_passes(slot) || self.review.of_subscriptions {
                 self.review(slot);
             }
         }

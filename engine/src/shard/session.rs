@@ -108,6 +108,8 @@ pub(super) struct Session {
     pub(super) holds: Holds,
     /// Questions about it that are under way: it is held until the last of them is answered.
     pub(super) asked: u16,
+    /// One of them is about a publication that is on its way to its home, which asks.
+    pub(super) posted: bool,
     pub(super) held: Vec<u8>,
     /// Answers under way to it from the homes of its channels; a large one counts as many.
     pub(super) owed: u32,
@@ -161,6 +163,7 @@ impl Session {
             used: UsedAt::default(),
             holds: Holds::default(),
             asked: 0,
+            posted: false,
             held: Vec::new(),
             owed: 0,
             deferred: None,

@@ -143,7 +143,7 @@ pub(crate) fn credentials(found: &Found, conn: ConnId, setup: &Setup) -> Credent
     let channels = || channels.iter().map(name).collect::<Result<_, _>>().expect("valid names");
     Credentials {
         admitted: admitted
-            .then(|| Box::new(Admitted { identity: identity(), channels: channels() })),
+            .then(|| Box::new(Admitted { identity: identity(), channels: channels(), word: None })),
         must_authenticate: found.must_authenticate,
         number: found.number,
         refused: found

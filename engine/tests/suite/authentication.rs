@@ -137,6 +137,22 @@ fn who_says_nothing_in_time_is_closed_and_strangers_are_let_in_where_it_says_so(
 }
 
 #[test]
+fn no_token_is_taken_in_a_message_where_messages_are_not_named() {
+    let server = start("", &["auth.token_from=query", "auth.anonymous=true"]);
+    let show = json!({"type": "auth", "id": 1, "token": token("ann", 60, json!({}))});
+    let mut ann = come(&server, &token("ann", 60, json!({})));
+    ann.receive();
+    let mut stranger = server.client();
+    for client in [&mut ann, &mut stranger] {
+        let refused = client.ask(show.clone());
+        assert_eq!(refused["code"], "unauthenticated", "{refused}");
+        assert!(refused["message"].as_str().unwrap().contains("auth.token_from"), "{refused}");
+    }
+    let who = ann.ask(json!({"type": "auth", "id": 2}));
+    assert_eq!(who["user"], "ann", "who she is she is told: {who}");
+}
+
+#[test]
 fn what_expires_ends_and_who_has_shown_something_newer_stays() {
     let server = start("", &[]);
     let short = || token("ann", 2, json!({}));

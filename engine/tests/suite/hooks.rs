@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::{Value, json};
 
+use super::common::tokens::{ISSUER, now, token};
 use super::common::{CHANNELS, Client, PATIENCE, TestServer, http};
 
 /// What the application says to an event: a status and a body. Answered when it returns.
@@ -116,6 +117,99 @@ fn the_application_says_who_a_request_is_by_its_cookie() {
     let (event, _) = app.next();
     assert_eq!((&event["event"], &event["user"]), (&json!("disconnect"), &json!("ann")));
     assert_eq!((&event["connection"], &event["code"]), (&connection, &json!(4999)));
+}
+
+#[test]
+fn what_the_application_has_said_stays_when_a_newer_token_is_shown() {
+    let app = Application::start(|event| match event["user"].as_str() {
+        Some("ann") => (
+            200,
+            json!({"roles": ["guest"], "channels": ["closed.hers"], "expires_at": now() + 100,
+                "permissions": {"deny": {"publish": ["open.*"]}}}),
+        ),
+        Some("bob") => (200, json!({"user": "robert"})),
+        Some("eve") => (403, Value::Null),
+        _ => (200, json!({})),
+    });
+    let more = "[auth]\nanonymous = true\n[[permissions]]\nwho = [\"role:guest\"]\nchannels = [\"rooms.*\"]\ndeny = [\"subscribe\"]\n";
+    let toml = format!("{more}{}{ISSUER}", app.config(&["connect"], ""));
+    let server = TestServer::start(&toml, &["server.shards=1"]);
+    let show = |user: &str| json!({"type": "auth", "id": 1, "token": token(user, 600, json!({}))});
+    let come = |user: &str| {
+        let target = format!("/ws?token={}", token(user, 200, json!({})));
+        let mut client = Client::connect(server.public, &target);
+        assert_eq!(client.receive()["type"], "connected");
+        client
+    };
+    let mut ann = come("ann");
+    assert_eq!(ann.receive()["channel"], "closed.hers");
+    let newer = ann.ask(show("ann"));
+    assert_eq!(newer["type"], "connected", "{newer}");
+    assert!(newer["expires_in_ms"].as_u64().unwrap() <= 100_000, "the earlier end counts: {newer}");
+    let publish = ann.ask(json!({"type": "publish", "id": 2, "channel": "open.a", "data": 1}));
+    assert_eq!(publish["code"], "forbidden", "{publish}");
+    let subscribe = ann.ask(json!({"type": "subscribe", "id": 3, "channel": "rooms.a"}));
+    assert_eq!(subscribe["code"], "forbidden", "she is a guest still: {subscribe}");
+    server.publish("closed.hers", json!("still"));
+    assert_eq!(ann.receive()["data"], "still");
+    assert_eq!(ann.ask(show("bob"))["code"], "unauthenticated");
+    // It calls Bob something else: whose token it is counts.
+    let mut bob = come("bob");
+    assert_eq!(bob.ask(show("bob"))["user"], "robert");
+    assert_eq!(bob.ask(show("robert"))["code"], "unauthenticated");
+    // Whom it was not asked about nobody becomes.
+    let mut stranger = server.client();
+    stranger.receive();
+    let refused = stranger.ask(show("eve"));
+    assert_eq!(refused["code"], "unauthenticated", "{refused}");
+}
+
+#[test]
+fn what_is_asked_about_a_connection_comes_in_order_from_all_shards() {
+    let app = Application::start(|event| match event["event"].as_str() {
+        Some("publish") => (200, json!({"allow": true})),
+        _ => (200, json!({})),
+    });
+    let rule = "[[channels]]\npattern = \"asked.*\"\npublish = \"hook\"\n";
+    let toml = app.config(&["publish", "message", "disconnect"], rule);
+    let server = TestServer::start(&toml, &["server.shards=4"]);
+    for _ in 0..20 {
+        let mut client = server.client();
+        for n in 0..12u32 {
+            let channel = format!("asked.{n}");
+            client.send(match n % 3 {
+                2 => json!({"type": "other", "n": n}),
+                _ => json!({"type": "publish", "channel": channel, "data": {"n": n}}),
+            });
+        }
+        client.socket.close(None).unwrap();
+        let seen: Vec<Value> = (0..13).map(|_| app.next().0).collect();
+        let numbers = seen.iter().map(|event| match event["event"].as_str().unwrap() {
+            "publish" => event["data"]["n"].as_u64(),
+            "message" => event["message"]["n"].as_u64(),
+            _ => None,
+        });
+        let due: Vec<Option<u64>> = (0..12).map(Some).chain([None]).collect();
+        assert_eq!(numbers.collect::<Vec<_>>(), due);
+    }
+}
+
+#[test]
+fn the_application_is_told_of_the_end_of_those_alone_who_were_let_in() {
+    let app = Application::start(|event| match event["query"].as_str() {
+        Some("no") => (403, Value::Null),
+        _ => (200, json!({"user": "ann"})),
+    });
+    let toml = app.config(&["connect", "disconnect"], "[auth]\nrefuse_after_upgrade = true\n");
+    let server = TestServer::start(&toml, &[]);
+    assert_eq!(Client::connect(server.public, "/ws?no").closed().0, 4503);
+    assert_eq!(app.next().0["event"], "connect");
+    let mut ann = Client::connect(server.public, "/ws");
+    ann.receive();
+    assert_eq!(app.next().0["event"], "connect");
+    drop(ann);
+    let (event, _) = app.next();
+    assert_eq!((&event["event"], &event["user"]), (&json!("disconnect"), &json!("ann")));
 }
 
 #[test]

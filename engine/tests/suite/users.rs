@@ -147,6 +147,66 @@ fn what_is_revoked_ends_and_is_not_believed_again() {
 }
 
 #[test]
+fn a_channels_token_is_revoked_like_any_other() {
+    let rule = "[[channels]]\npattern = \"private.*\"\nsubscribe = \"token\"\n";
+    // Whose clock is ahead is believed, and so newer than what is revoked.
+    let issuer = ISSUER.replace("leeway_s = 0", "leeway_s = 30");
+    let server = TestServer::start(&format!("{rule}{CHANNELS}{issuer}"), &["server.shards=2"]);
+    let subscribe = |client: &mut Client, channel: &str, shown: &str| {
+        client.ask(json!({"type": "subscribe", "id": 1, "channel": channel, "token": shown}))
+    };
+    let of = |channel: &str, id: &str, issued_at: u64| {
+        let claims = json!({"channel": channel, "jti": id, "iat": issued_at});
+        token("ann", 600, claims)
+    };
+    let ended = |client: &mut Client, channel: &str| {
+        let ended = client.receive();
+        assert_eq!((&ended["type"], &ended["channel"]), (&json!("unsubscribed"), &json!(channel)));
+    };
+    let refused = |client: &mut Client, channel: &str, shown: &str| {
+        let refused = subscribe(client, channel, shown);
+        assert_eq!(refused["code"], "unauthenticated", "{refused}");
+        assert!(refused["message"].as_str().unwrap().contains("revoked"), "{refused}");
+    };
+    // She comes with something newer than what is revoked, and has channels by what is older.
+    let (older, newer) = (now() - 10, now() + 20);
+    let (mut ann, _) = come(&server, "ann", json!({"iat": newer, "jti": "own"}));
+    let (mut twin, _) = come(&server, "ann", json!({"iat": newer}));
+    let (a, b) = (of("private.a", "ta", older), of("private.b", "tb", older));
+    let c = of("private.c", "tc", newer);
+    for (channel, shown) in [("private.a", &a), ("private.b", &b), ("private.c", &c)] {
+        assert_eq!(subscribe(&mut ann, channel, shown)["type"], "subscribed");
+    }
+    assert_eq!(post(&server, "/api/revoke", json!({"token": "ta"}))["revoked"], 1);
+    ended(&mut ann, "private.a");
+    refused(&mut ann, "private.a", &a);
+    refused(&mut twin, "private.a", &a);
+    assert_eq!(post(&server, "/api/revoke", json!({"user": "ann"}))["revoked"], 2);
+    ended(&mut ann, "private.b");
+    refused(&mut ann, "private.b", &b);
+    server.publish("private.c", json!("hers"));
+    assert_eq!(ann.receive()["data"], "hers");
+}
+
+#[test]
+fn a_token_that_does_not_say_how_old_it_is_stays_revoked() {
+    let server = start(&[]);
+    let timeless = token("ann", 600, json!({}));
+    let target = format!("/ws?token={timeless}");
+    let mut ann = Client::connect(server.public, &target);
+    ann.receive();
+    post(&server, "/api/revoke", json!({"user": "ann"}));
+    assert_eq!(ann.closed().0, 4504);
+    // Time goes on, and what is newer counts; it does not.
+    let newer = || {
+        let target = format!("/ws?token={}", token("ann", 600, json!({"iat": now()})));
+        Client::connect(server.public, &target).message().is_text()
+    };
+    wait_until("a newer token", newer, |&taken| taken);
+    assert_eq!(Client::connect(server.public, &target).closed().0, 4504);
+}
+
+#[test]
 fn a_user_has_so_many_connections_and_no_more() {
     let server = start(&["limits.connections_per_user_max=2"]);
     let (first, _) = come(&server, "ann", json!({}));

@@ -139,6 +139,15 @@ impl<'a> Fields<'a> {
     /// A type that the dialect does not have: somebody else may know it.
     fn other(mut self, message: &'a str) -> Result<Command<'a>, CommandError<'a>> {
         let CommandError { id, refused } = self.unknown("ringfeed.v1", COMMANDS);
+        if has_lone_surrogate(message) {
+            // Whoever knows the type could not read it.
+            return Err(CommandError {
+                id,
+                refused: Refused::bad_json(
+                    "it escapes half a character: \\ud800 to \\udfff stand in pairs only",
+                ),
+            });
+        }
         match self.kind.take() {
             // Longer ones are nobody's.
             Some(kind) if kind.len() <= KIND_BYTES_MAX => {

@@ -30,7 +30,7 @@ pub(super) fn admitted(
         expires_at: Some(times.expires_at),
         info: info(claims)?,
     };
-    Ok(Admitted { identity, channels: channels(claims)? })
+    Ok(Admitted { identity, channels: channels(claims)?, word: None })
 }
 
 /// The user, where the token names one: a text, or a whole number as databases have it.
@@ -73,7 +73,7 @@ fn plain(json: &str) -> Option<String> {
     }
 }
 
-fn token_id(claims: &Object) -> Result<Option<SmolStr>, TokenError> {
+pub(super) fn token_id(claims: &Object) -> Result<Option<SmolStr>, TokenError> {
     match claims.text("jti")? {
         Some(id) if id.len() > ID_BYTES_MAX => Err(TokenError::bad("jti")),
         id => Ok(id.map(SmolStr::from)),

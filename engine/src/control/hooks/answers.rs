@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::client::Reply;
 use super::failure::Failure;
-use crate::access::{self, Admitted, Grants, Identity};
+use crate::access::{self, Admitted, Grants, Identity, Word};
 use crate::message::{Denied, StoredPayload, SubscribeAllowed};
 
 /// Entries of each list in an answer.
@@ -165,47 +165,38 @@ pub(super) fn connect(
         Common::Object(text) => object(text)?,
         Common::No(denied) => return Ok(Verdict::once(Err(denied))),
     };
-    let mut identity = token.clone();
+    let mut word = Word { of: token.user.clone(), ..Word::default() };
     if let Some(user) = &answer.user {
-        identity.user = Some(UserId::new(user).map_err(|_| wrong("user is no user id"))?);
+        word.user = Some(UserId::new(user).map_err(|_| wrong("user is no user id"))?);
     }
     if answer.roles.len() > ENTRIES_MAX || answer.channels.len() > ENTRIES_MAX {
         return Err(wrong("a list has more than 256 entries"));
     }
-    let mut attributes = identity.attributes.into_vec();
-    for role in &answer.roles {
-        if role.is_empty() || role.len() > ROLE_BYTES_MAX || role.chars().any(char::is_control) {
-            return Err(wrong("a role is no name"));
-        }
-        let attribute = access::role(role);
-        if !attributes.contains(&attribute) {
-            attributes.push(attribute);
-        }
-    }
-    identity.attributes = attributes.into();
-    if let Some(Grants { allow, deny }) = answer.permissions
-        && !(allow.is_empty() && deny.is_empty())
-    {
-        let own = identity.grants.get_or_insert_default();
-        own.allow.extend(allow);
-        own.deny.extend(deny);
-    }
-    identity.expires_at = match (identity.expires_at, answer.expires_at) {
-        (Some(token), Some(own)) => Some(token.min(own)),
-        (token, own) => token.or(own),
+    let is_role = |role: &String| {
+        !role.is_empty() && role.len() <= ROLE_BYTES_MAX && !role.chars().any(char::is_control)
     };
-    if identity.token.is_none() && identity.issued_at == 0 {
-        identity.issued_at = now;
+    if !answer.roles.iter().all(is_role) {
+        return Err(wrong("a role is no name"));
     }
+    word.attributes = answer.roles.iter().map(|role| access::role(role)).collect();
+    word.grants = answer.permissions.unwrap_or_default();
+    word.expires_at = answer.expires_at;
     if let Some(info) = answer.info {
         if info.get().len() > INFO_BYTES_MAX {
             return Err(wrong("info has more than 4096 bytes"));
         }
-        identity.info = Some(json(info)?);
+        word.info = Some(json(info)?);
     }
     let channels = answer.channels.iter().map(|name| ChannelName::new(name));
-    let channels = channels.collect::<Result<_, _>>().map_err(|_| wrong("no channel name"))?;
-    Ok(Verdict::once(Ok(Box::new(Admitted { identity, channels }))))
+    let channels: Vec<_> =
+        channels.collect::<Result<_, _>>().map_err(|_| wrong("no channel name"))?;
+    word.grants.allow_channels(&channels);
+    let mut identity = word.onto(token.clone());
+    if token.user.is_none() {
+        // Nobody but the application vouches for it.
+        identity.issued_at = now;
+    }
+    Ok(Verdict::once(Ok(Box::new(Admitted { identity, channels, word: Some(Box::new(word)) }))))
 }
 
 /// Of subscribe.

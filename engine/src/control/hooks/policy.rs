@@ -33,7 +33,7 @@ impl Policy {
                 if caller.identity.user.is_some() || self.anonymous =>
             {
                 let identity = (*caller.identity).clone();
-                Answer::Connect(Ok(Box::new(Admitted { identity, channels: Vec::new() })))
+                Answer::Connect(Ok(Box::new(Admitted { identity, ..Admitted::default() })))
             }
             Question::Subscribe { .. } => Answer::Subscribe(Ok(SubscribeAllowed::default())),
             Question::Publish { .. } => Answer::Publish(Ok(None)),

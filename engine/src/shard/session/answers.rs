@@ -4,7 +4,7 @@ use ringfeed_protocol::{Event, Refused};
 use ringfeed_wire::Wire;
 
 use super::{CLOSING, Holds};
-use crate::ids::{SessionSlot, Ticket};
+use crate::ids::{ConnectionId, SessionSlot, Ticket};
 use crate::message::{Answer, Denied};
 use crate::shard::Shard;
 use crate::shard::asks::{Awaiting, Then};
@@ -64,6 +64,25 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// The home of a publication has asked about it.
+    pub(super) fn handle_asked(&mut self, connection: ConnectionId) {
+        match self.session_named(connection) {
+            Some(slot) => {
+                if let Some(session) = self.sessions.get_mut(slot) {
+                    session.posted = false;
+                }
+                if self.is_last_answer(slot) {
+                    self.lift(slot, Holds::ASKED);
+                }
+            }
+            None => {
+                if let Some(farewell) = self.farewells.remove(&connection) {
+                    self.tell_application(farewell);
+                }
+            }
+        }
+    }
+
     /// Counts an answer to a session. Whether nothing more is asked about it.
     fn is_last_answer(&mut self, slot: SessionSlot) -> bool {
         self.sessions.get_mut(slot).is_none_or(|session| {
@@ -83,7 +102,7 @@ impl<W: Wire> Shard<W> {
                 let id = id.as_deref();
                 match answer {
                     Some(Answer::Subscribe(Ok(allowed))) => {
-                        self.give_pass(slot, &channel, allowed.expires_at);
+                        self.give_pass(slot, &channel, allowed.expires_at, None);
                         self.subscribe_allowed(slot, id, channel, recover);
                     }
                     Some(Answer::Subscribe(Err(denied))) => self.refuse(slot, id, refusal(denied)),

@@ -234,16 +234,28 @@ impl<W: Wire> Shard<W> {
         self.sessions.remove(slot);
     }
 
-    /// Has the application told that a connection has ended, where it wants to know.
+    /// Has the application told that a connection has ended, where it wants to know; not of who has never become
+    /// anybody.
     fn tell_ended(&mut self, slot: SessionSlot, why: CloseReason) {
-        if self.config.hooks.disconnect_url.0.is_empty() {
+        if self.config.hooks.disconnect_url.0.is_empty() || self.must_authenticate(slot) {
             return;
         }
         let closed = self.sessions.get(slot).and_then(|session| session.closed);
         // Without a close frame, as RFC 6455 section 7.1.5 has it.
         let (why, code) = closed.unwrap_or((why, CloseCode(1006)));
         let (caller, code, reason) = (self.caller(slot), code.0, why.label().into());
-        // Where too much is under way nobody is told; it is counted.
-        let _ = self.ask(Question::Disconnect { caller, code, reason }, Awaiting::Nobody);
+        let connection = caller.connection;
+        let farewell = Question::Disconnect { caller, code, reason };
+        if self.sessions.get(slot).is_some_and(|session| session.posted) {
+            // Behind what is still to be asked about it.
+            self.farewells.insert(connection, farewell);
+        } else {
+            self.tell_application(farewell);
+        }
+    }
+
+    /// Where too much is under way the application is not told; it is counted.
+    pub(super) fn tell_application(&mut self, farewell: Question) {
+        let _ = self.ask(farewell, Awaiting::Nobody);
     }
 }

@@ -126,8 +126,12 @@ impl<W: Wire> Shard<W> {
         let user = self.identity(slot).user.clone();
         let issuers = &self.access.issuers;
         match issuers.check_channel_token(token, now, &keys, user.as_ref(), &channel) {
-            Ok(expires_at) => {
-                self.give_pass(slot, &channel, Some(expires_at));
+            Ok(shown) if self.revoked.has_token(user.as_ref(), &shown) => {
+                let detail = Detail::new(format_args!("the token for {channel}: it was revoked"));
+                self.refuse(slot, id, Refused::Unauthenticated { detail });
+            }
+            Ok(shown) => {
+                self.give_pass(slot, &channel, Some(shown.expires_at), Some(shown));
                 if self.subscription_to(slot, &channel).is_some() {
                     // It has shown a newer one.
                     return self.refuse(slot, id, Refused::AlreadySubscribed { channel });
@@ -330,7 +334,14 @@ impl<W: Wire> Shard<W> {
             self.owe(slot, 1);
         }
         let except = (!echo).then(|| Box::new(self.connection_id(slot)));
-        self.publish_for(origin, channel, payload, except, ask);
+        let asks = ask.is_some();
+        if !self.publish_for(origin, channel, payload, except, ask) && asks {
+            // The home is another shard. What the application is asked next about this connection comes behind it.
+            self.hold(slot, Holds::ASKED);
+            if let Some(session) = self.sessions.get_mut(slot) {
+                (session.asked, session.posted) = (session.asked.saturating_add(1), true);
+            }
+        }
         let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));
         if !held && self.is_congested() {
             self.hold(slot, Holds::CONGESTED);

@@ -53,6 +53,7 @@ impl<W: Wire> Shard<W> {
                 }
                 self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
+            Delivery::Asked(connection) => self.handle_asked(connection),
             Delivery::Order { sessions, order } => self.handle_order(&sessions, &order),
             Delivery::Handed { origin, user, connections } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };

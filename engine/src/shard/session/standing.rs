@@ -8,8 +8,9 @@ use ringfeed_protocol::{ChannelName, Event, Operation, Refused, UserId};
 use ringfeed_wire::Wire;
 
 use super::CLOSING;
-use crate::access::token::TokenError;
-use crate::access::{Admitted, Grant, Identity, Verdict};
+use crate::access::token::{ChannelToken, TokenError};
+use crate::access::{Admitted, Identity, Verdict, Word};
+use crate::config::TokenPlace;
 use crate::counters::CloseReason;
 use crate::ids::{ConnectionId, SessionId, SessionSlot};
 use crate::message::{Caller, Question, Request, UserConnection, UserRequest};
@@ -19,6 +20,7 @@ use crate::shard::timers::{Purpose, Timer};
 
 /// Why something is not believed any more.
 const REVOKED: &str = "what you have shown was revoked";
+const OTHER_USER: &str = "the token is another user's; open another connection for it";
 /// Not before the shard ends.
 const NEVER_MS: u64 = u64::MAX;
 
@@ -26,6 +28,8 @@ const NEVER_MS: u64 = u64::MAX;
 #[derive(Debug)]
 pub(in crate::shard) struct Standing {
     identity: Arc<Identity>,
+    /// What of it the application has said.
+    word: Option<Box<Word>>,
     /// It has shown nothing yet, and may do nothing else.
     must_authenticate: bool,
     /// It was told to its user's home.
@@ -45,12 +49,15 @@ pub(in crate::shard) struct Standing {
 struct Pass {
     channel: ChannelName,
     expires_ms: u64,
+    /// The token that it was given for, which may be revoked; the application's own word is not.
+    token: Option<ChannelToken>,
 }
 
 impl Standing {
     fn new(identity: Arc<Identity>) -> Standing {
         Standing {
             identity,
+            word: None,
             must_authenticate: false,
             joined: false,
             expires_ms: NEVER_MS,
@@ -128,9 +135,11 @@ impl<W: Wire> Shard<W> {
         if let Some(number) = number {
             self.named.insert(number, self.sessions.id(slot));
         }
-        if must_authenticate || number.is_some() {
+        if must_authenticate || number.is_some() || refused.is_some() {
             let stranger = self.stranger.clone();
             let Some(session) = self.sessions.get_mut(slot) else { return };
+            // Who is refused has not become anybody.
+            let must_authenticate = must_authenticate || refused.is_some();
             let standing = Standing { must_authenticate, number, ..Standing::new(stranger) };
             session.standing = Some(Box::new(standing));
         }
@@ -168,10 +177,14 @@ impl<W: Wire> Shard<W> {
             }
             return self.tell_connected(slot, id);
         };
+        if !self.config.auth.token_from.contains(&TokenPlace::Message) {
+            let why = "tokens are shown when connecting, not in messages (auth.token_from)";
+            return self.refuse_authentication(slot, id, why.into());
+        }
         let now = self.clock.unix_s();
         let checked = self.access.issuers.check(token, now, &self.shared.remote_keys.load());
         match checked {
-            Ok(checked) => match self.admit(slot, checked.into_admitted()) {
+            Ok(checked) => match self.admit_anew(slot, checked.into_admitted()) {
                 Ok(channels) => {
                     self.tell_connected(slot, id);
                     self.review(slot);
@@ -241,26 +254,45 @@ impl<W: Wire> Shard<W> {
         asked
     }
 
+    /// Gives a session the identity of a token that it has shown. What the application has said of it stays: it cannot
+    /// be asked again, since the request is gone.
+    fn admit_anew(
+        &mut self,
+        slot: SessionSlot,
+        mut admitted: Admitted,
+    ) -> Result<Vec<ChannelName>, Refusal> {
+        if let Some(own) = self.sessions.standing(slot).filter(|own| own.number.is_some()) {
+            let (bearer, now) = (admitted.identity.user.as_ref(), own.identity.user.as_ref());
+            if now.is_none() {
+                let why = "the application was asked about this connection without a token; open another one with it";
+                return Err(Refusal::NotBelieved(why.into()));
+            }
+            if own.word.as_ref().is_some_and(|word| !word.is_about(bearer, now)) {
+                return Err(Refusal::NotBelieved(OTHER_USER.into()));
+            }
+            if let Some(word) = &own.word {
+                admitted.identity = word.onto(admitted.identity);
+                admitted.word.clone_from(&own.word);
+            }
+        }
+        self.admit(slot, admitted)
+    }
+
     /// Gives a session an identity. Returns the channels that it is to be subscribed to.
     fn admit(
         &mut self,
         slot: SessionSlot,
-        Admitted { mut identity, channels }: Admitted,
+        Admitted { mut identity, channels, word }: Admitted,
     ) -> Result<Vec<ChannelName>, Refusal> {
-        // Who names channels lets it in there.
         if !channels.is_empty() {
-            let operation = Operation::Subscribe;
-            let named = channels.iter().map(|channel| channel.as_str().into());
-            let grants = named.map(|pattern| Grant { operation, pattern });
-            identity.grants.get_or_insert_default().allow.extend(grants);
+            identity.grants.get_or_insert_default().allow_channels(&channels);
         }
         if self.revoked.has(&identity) {
             return Err(Refusal::Revoked);
         }
         let before = self.identity(slot).user.clone();
         if before.is_some() && before != identity.user {
-            let why = "the token is another user's; open another connection for it";
-            return Err(Refusal::NotBelieved(why.into()));
+            return Err(Refusal::NotBelieved(OTHER_USER.into()));
         }
         let expires_ms = identity.expires_at.map_or(NEVER_MS, |at| self.at_ms(at));
         if expires_ms <= self.elapsed_ms {
@@ -271,6 +303,7 @@ impl<W: Wire> Shard<W> {
         let standing =
             session.standing.get_or_insert_with(|| Box::new(Standing::new(identity.clone())));
         (standing.identity, standing.expires_ms) = (identity.clone(), expires_ms);
+        standing.word = word;
         standing.must_authenticate = false;
         let joins = identity.user.is_some() && !std::mem::replace(&mut standing.joined, true);
         self.arm_expiry(slot);
@@ -367,21 +400,20 @@ impl<W: Wire> Shard<W> {
         self.arm_expiry(slot);
     }
 
-    /// Notes that a session may have a channel, up to a time in seconds since 1970.
+    /// Notes that a session may have a channel, up to a time in seconds since 1970, perhaps for a token.
     pub(super) fn give_pass(
         &mut self,
         slot: SessionSlot,
         channel: &ChannelName,
         expires_at: Option<u64>,
+        token: Option<ChannelToken>,
     ) {
         let expires_ms = expires_at.map_or(NEVER_MS, |at| self.at_ms(at));
         let stranger = self.stranger.clone();
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let standing = session.standing.get_or_insert_with(|| Box::new(Standing::new(stranger)));
-        match standing.passes.iter_mut().find(|pass| pass.channel == *channel) {
-            Some(pass) => pass.expires_ms = expires_ms,
-            None => standing.passes.push(Pass { channel: channel.clone(), expires_ms }),
-        }
+        standing.passes.retain(|pass| pass.channel != *channel);
+        standing.passes.push(Pass { channel: channel.clone(), expires_ms, token });
         self.arm_expiry(slot);
     }
 
@@ -390,6 +422,22 @@ impl<W: Wire> Shard<W> {
         if let Some(standing) = self.sessions.standing_mut(slot) {
             standing.passes.retain(|pass| pass.channel != *channel);
         }
+    }
+
+    /// Takes back what a session was given for tokens that are revoked. Returns whether there was any.
+    pub(in crate::shard) fn take_revoked_passes(&mut self, slot: SessionSlot) -> bool {
+        let Some(standing) = self.sessions.standing(slot).filter(|own| !own.passes.is_empty())
+        else {
+            return false;
+        };
+        let (user, count) = (standing.identity.user.clone(), standing.passes.len());
+        let revoked = std::mem::take(&mut self.revoked);
+        if let Some(standing) = self.sessions.standing_mut(slot) {
+            let is_revoked = |token: &ChannelToken| revoked.has_token(user.as_ref(), token);
+            standing.passes.retain(|pass| !pass.token.as_ref().is_some_and(is_revoked));
+        }
+        self.revoked = revoked;
+        self.sessions.standing(slot).is_some_and(|standing| standing.passes.len() < count)
     }
 
     /// Whether a session may have a channel now that it was once given.
