@@ -15,8 +15,9 @@ use super::dice::Dice;
 use super::judge::{Judge, Rule};
 use super::ledger::Ledgers;
 use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
-use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting};
+use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting, configuration};
 use super::setup::{Mode, Setup};
+use super::token::Mint;
 use super::trace::{Trace, Tracing, note};
 
 /// What a run was made of.
@@ -72,9 +73,12 @@ pub(crate) struct World {
     /// Newest position of each channel, as the control thread was told last.
     pub(super) newest: Vec<Option<(u64, u64)>>,
     pub(super) application: Application,
+    pub(super) mint: Mint,
     /// Shards whose tick is due.
     ticks: Vec<bool>,
     pub(super) healed: bool,
+    /// When faults ended.
+    pub(super) healed_ms: u64,
     /// Rows are of now: everything is quiet.
     pub(super) listing: bool,
 }
@@ -138,8 +142,10 @@ impl World {
             drained_at: None,
             newest: vec![None; setup.channels.len()],
             application: Application::default(),
+            mint: Mint::new(configuration(&setup), cluster.unix_ms.clone()),
             ticks: vec![false; setup.shards],
             healed: false,
+            healed_ms: 0,
             listing: false,
             setup,
             dice,
@@ -662,6 +668,7 @@ impl World {
             judge: &mut self.judge,
             setup: &self.setup,
             trace: &self.trace,
+            mint: &mut self.mint,
             written: &mut state.written,
             silence_ms: silent_ms.max(state.silence_ms),
             quiet_ms: if is_quiet { silent_ms } else { 0 },
