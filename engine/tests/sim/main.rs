@@ -20,6 +20,7 @@ mod application;
 mod client;
 mod control;
 mod dice;
+mod door;
 mod event;
 mod finale;
 mod judge;
