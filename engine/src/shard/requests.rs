@@ -10,7 +10,7 @@ use super::asks::Awaiting;
 use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
-use crate::ids::{ConnectionId, Ticket};
+use crate::ids::Ticket;
 use crate::message::{
     Caller, Delivery, Except, Inbox, Order, Origin, Post, Question, Reply, Request, StoredPayload,
     UserRequest,

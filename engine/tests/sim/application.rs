@@ -41,14 +41,12 @@ pub(super) struct Application {
     questions: Vec<Taken>,
     /// Not told yet: what, to which shard, and whether only the question behind it is missing.
     to_tell: Vec<(Word, usize, bool)>,
-    tokens: usize,
 }
 
 impl World {
     // Identities.
 
-    /// Who a client turns out to be at the door. Tokens that are shown in band will be signed from this, too: an
-    /// `auth` in `client::OPERATIONS` that hands a new `Found` to the ledger of its connection when it is answered.
+    /// Who a client turns out to be at the door: from a token, from the application, or from both.
     pub(super) fn found(&mut self, at: usize, conn: ConnId) -> Found {
         let setup = &self.setup;
         if !setup.access {
@@ -65,10 +63,6 @@ impl World {
         let roles = (0..2).filter(|_| dice.chance(300)).collect();
         let grants = if dice.chance(150) { vec![line(dice, groups)] } else { Vec::new() };
         let person = Person { user: Some(user), roles, sends: dice.chance(300), grants };
-        let application = &mut self.application;
-        if application.tokens == 0 || dice.chance(700) {
-            application.tokens += 1;
-        }
         let lives = dice.pick(&[None, None, Some(0), Some(1), Some(3), Some(20), Some(100_000)]);
         let channels = match dice.below(4) {
             // A payload of nothing does not say which channel it is of.
@@ -80,7 +74,7 @@ impl World {
         Found {
             person: person.into(),
             admitted: true,
-            token: Some(application.tokens),
+            token: Some(self.mint.number(dice)),
             issued_s: unix_s - dice.below(4) as u64,
             expires_s: lives.map(|lives| unix_s + lives),
             channels,
@@ -163,7 +157,7 @@ impl World {
                 7 => Says::CannotBeAsked,
                 _ => Says::No(""),
             },
-            Matter::Ended => Says::Noted,
+            Matter::Ended | Matter::Keys => Says::Noted,
         }
     }
 
@@ -192,6 +186,12 @@ impl World {
         {
             instead = Some((*kind, bytes.len()));
             *bytes = super::judge::payload(number, *kind, bytes.len());
+        }
+        // They may be there before the answer is, and without one; or the issuer cannot be asked.
+        if matches!(posed.matter, Matter::Keys) && self.dice.chance(700) {
+            note!(self.trace, "the keys are known");
+            self.cluster.publish_keys();
+            self.mint.keys_known = true;
         }
         if !self.cluster.answer(&posed, &says) {
             // It comes too late then.
@@ -295,7 +295,7 @@ impl World {
         let whom = if self.dice.chance(500) {
             Revoked::User(self.any_user(), unix_s - self.dice.below(3) as u64)
         } else {
-            Revoked::Token(self.dice.range(1, self.application.tokens.max(1)))
+            Revoked::Token(self.dice.range(1, self.mint.count.max(1)))
         };
         let number = self.judge.ledgers.revoke(whom);
         note!(self.trace, "revocation {number}: {whom:?}");
@@ -381,6 +381,7 @@ impl World {
         if !self.setup.access || self.judge.draining {
             return;
         }
+        let rested_ms = self.elapsed.get().as_millis() as u64 - self.healed_ms;
         let mut of_user = vec![0; self.setup.users];
         for &conn in &self.open {
             let net = self.net.borrow();
@@ -392,11 +393,11 @@ impl World {
             if !alive || link.close_seen.is_some() || link.close_sent.is_some() {
                 continue;
             }
-            if let Some(why) = self.judge.ledgers.has_to_go(conn) {
+            if let Some(why) = self.judge.ledgers.has_to_go(conn, rested_ms) {
                 let what = format_args!("{} is still there: {why}", link.who);
                 self.judge.broken(Rule::TurnedOut, what);
             }
-            if let Some(user) = self.judge.ledgers.conns[conn].found.person.user {
+            if let Some(user) = self.judge.ledgers.sure_user(conn) {
                 of_user[user] += 1;
             }
         }

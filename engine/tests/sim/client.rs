@@ -17,6 +17,7 @@ use super::link::{Intent, Link, Pending, Want};
 use super::net::ConnId;
 use super::policy::Op;
 use super::setup::{Mode, Setup};
+use super::token::Mint;
 use super::trace::{Trace, note};
 use super::ws;
 
@@ -86,6 +87,7 @@ pub(crate) struct Scene<'a> {
     pub(crate) judge: &'a mut Judge,
     pub(crate) setup: &'a Setup,
     pub(crate) trace: &'a Rc<Trace>,
+    pub(crate) mint: &'a mut Mint,
     /// The longest time in which the server heard nothing of this connection, in ms.
     pub(crate) silence_ms: u64,
     /// When what has arrived was written.
@@ -109,6 +111,7 @@ const OPERATIONS: &[(&str, [u32; 3], Operation)] = &[
     ("ping", [3, 0, 0], |c, s| c.ping(s)),
     ("several commands", [5, 0, 0], |c, s| c.several(s)),
     ("send to a user", [3, 0, 0], |c, s| c.send(s)),
+    ("show a token", [6, 3, 0], |c, s| c.auth(s)),
     ("ask the application", [3, 0, 0], |c, s| c.ask(s)),
     ("bad command", [3, 1, 0], |c, s| c.bad(s)),
     ("ping frame", [2, 2, 5], |c, s| c.ping_frame(s)),
@@ -320,7 +323,9 @@ impl Client {
 
     /// A message that holds several commands.
     fn several(&mut self, scene: &mut Scene) {
-        const SINGLE: [Operation; 7] = [
+        const SINGLE: [Operation; 9] = [
+            |c, s| c.subscribe(s),
+            |c, s| c.auth(s),
             |c, s| c.subscribe(s),
             |c, s| c.unsubscribe(s),
             |c, s| c.publish(s),
@@ -493,7 +498,13 @@ impl Client {
     }
 
     /// Sends a command and notes what is expected.
-    fn command(&mut self, want: Want, channel: Option<usize>, more: &str, scene: &mut Scene) {
+    pub(super) fn command(
+        &mut self,
+        want: Want,
+        channel: Option<usize>,
+        more: &str,
+        scene: &mut Scene,
+    ) {
         let prefix = &scene.setup.endpoints[self.endpoint];
         let Some(link) = &mut self.link else { return };
         let raw = self.speaks == Speaks::Raw;
@@ -504,6 +515,7 @@ impl Client {
             Want::History { .. } => "history",
             Want::Ping | Want::Bad(_) => "ping",
             Want::Send(_) => "send",
+            Want::Auth { .. } => "auth",
             Want::Other => "custom",
         };
         let key = if raw || scene.dice.chance(100) { "action" } else { "type" };

@@ -37,6 +37,8 @@ pub(crate) enum Matter {
     Message {
         message: String,
     },
+    /// An issuer's keys are to be fetched.
+    Keys,
     /// A connection has ended.
     Ended,
 }
@@ -99,6 +101,11 @@ pub(crate) fn shard_of(name: &str) -> usize {
 
 fn user_id(user: usize) -> UserId {
     UserId::new(&format!("u{user}")).expect("users have valid ids")
+}
+
+/// How an operation is called in tokens.
+pub(crate) fn name_of_op(op: Op) -> &'static str {
+    operation(op).name()
 }
 
 fn operation(op: Op) -> Operation {
@@ -214,6 +221,15 @@ impl Cluster {
                     (caller, Matter::Message { message })
                 }
                 Question::Disconnect { caller, .. } => (caller, Matter::Ended),
+                Question::Keys { url, .. } if !url.is_empty() => {
+                    // Whoever needs them.
+                    return Some(Posed {
+                        shard: shard.index(),
+                        ticket,
+                        conn: 0,
+                        matter: Matter::Keys,
+                    });
+                }
                 // What a full queue is full of.
                 Question::Keys { .. } | Question::Connect { .. } => continue,
             };
@@ -255,9 +271,16 @@ impl Cluster {
             (_, Says::Noted) => Answer::Noted,
             (Matter::Subscribe { .. }, _) => Answer::Subscribe(Err(denied)),
             (Matter::Publish { .. }, _) => Answer::Publish(Err(denied)),
-            (Matter::Message { .. } | Matter::Ended, _) => Answer::Message(Err(denied)),
+            (Matter::Message { .. } | Matter::Ended | Matter::Keys, _) => {
+                Answer::Message(Err(denied))
+            }
         };
         self.shared.shards.answer(ShardId(posed.shard as u16), posed.ticket, answer).is_ok()
+    }
+
+    /// The second issuer's keys are known from now on.
+    pub(crate) fn publish_keys(&self) {
+        self.shared.remote_keys.store(Arc::new(super::token::published_keys()));
     }
 
     pub(crate) fn home_of_user(&self, user: usize) -> usize {

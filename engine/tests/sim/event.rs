@@ -30,6 +30,8 @@ pub(crate) struct Said<'a> {
     pub(crate) reconnect_ms: Option<u32>,
     pub(crate) connection: Option<&'a str>,
     pub(crate) reason: Option<&'a str>,
+    pub(crate) user: Option<&'a str>,
+    pub(crate) expires_in_ms: Option<u64>,
 }
 
 #[derive(Deserialize)]

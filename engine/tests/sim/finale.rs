@@ -80,7 +80,8 @@ impl World {
     /// Faults end, stalled readers come back; then nothing may be owed.
     pub(super) fn heal(&mut self) {
         note!(self.trace, "faults end");
-        self.healed = true;
+        self.clear_door();
+        (self.healed, self.healed_ms) = (true, self.elapsed.get().as_millis() as u64);
         {
             let mut net = self.net.borrow_mut();
             net.adopt_faults = 0;

@@ -281,7 +281,7 @@ impl Judge {
     pub(crate) fn is_for(&self, ordered: &Ordered, conn: ConnId, name: Option<&str>) -> bool {
         ordered.taken.is_none_or(|there| conn < there)
             && match &ordered.target {
-                Target::User(user) => self.ledgers.conns[conn].found.person.user == Some(*user),
+                Target::User(user) => self.ledgers.was(conn, *user),
                 Target::Connection(of) => name.is_none_or(|name| name == of),
             }
     }

@@ -8,11 +8,14 @@ use std::rc::Rc;
 
 use super::net::ConnId;
 use super::policy::{Op, Person, Policy, Verdict};
+use super::token::LEEWAY_S;
 
 /// A shard that has taken an order has done it so many turns later.
 const GRACE_TURNS: u64 = 3;
 /// So many turns of all shards later a user's home knows that a connection has ended.
 const LEAVE_TURNS: u64 = 100;
+/// Who is not read from for a moment has so much longer to say who it is.
+const LATE_MS: u64 = 2500;
 /// A tick, by which a shard may see later that something has expired.
 const TICK_MS: u64 = 100;
 
@@ -41,15 +44,64 @@ struct Pass {
     expired_turn: Option<u64>,
 }
 
+/// Stands for what is never to be believed.
+pub(crate) const BAD: usize = usize::MAX;
+
+/// Who a connection has said that it is.
+#[derive(Debug)]
+struct Shown {
+    found: Found,
+    /// Turn in which it was sent, and in which it was surely believed.
+    turn: u64,
+    sure: Option<u64>,
+    /// It was not believed.
+    out: bool,
+    /// Since nobody may tell when it was looked at: whether it was good, or bad, at any time.
+    was_good: bool,
+    was_bad: bool,
+    /// Bounds of when it expires.
+    expires_ms: Option<(u64, u64)>,
+    expired_turn: Option<u64>,
+}
+
+impl Shown {
+    fn new(found: Found, turn: u64) -> Shown {
+        Shown {
+            found,
+            turn,
+            sure: None,
+            out: false,
+            was_good: false,
+            was_bad: false,
+            expires_ms: None,
+            expired_turn: None,
+        }
+    }
+
+    /// It may be looked at now.
+    fn look(&mut self, unix_ms: u64, at: impl Fn(u64) -> u64) {
+        let Some(expires_s) = self.found.expires_s else { return };
+        let (now_s, at_ms) = (unix_ms / 1000, at(expires_s));
+        let good = now_s < expires_s && self.found.issued_s <= now_s + LEEWAY_S;
+        self.was_good |= good;
+        self.was_bad |= !good;
+        let (first, last) = self.expires_ms.unwrap_or((at_ms, at_ms));
+        self.expires_ms = Some((first.min(at_ms), last.max(at_ms)));
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     shard: usize,
+    /// What the door has found out.
     pub(crate) found: Found,
     /// Turn and time in which its shard has taken it.
     adopted: Option<(u64, u64)>,
-    expires_ms: Option<u64>,
-    expired_turn: Option<u64>,
+    /// First what the door has found out, then what was shown in band, where it may be believed.
+    shown: Vec<Shown>,
+    /// Something was shown that may be refused.
+    doubtful: bool,
     passes: BTreeMap<usize, Vec<Pass>>,
     /// Most connections of its user that there were beside it, with it.
     peers_max: usize,
@@ -100,6 +152,8 @@ pub(crate) struct Ledgers {
     /// Policies in the order in which they were set; the first holds from the beginning.
     set: Vec<(usize, Told)>,
     revoked: Vec<(Revoked, Told)>,
+    /// What was shown in band and is not surely believed or refused yet.
+    unsure: Vec<(ConnId, usize)>,
     pub(crate) most_per_user: usize,
     pub(crate) authentication_ms: u64,
 }
@@ -115,6 +169,7 @@ impl Ledgers {
             given: (0..shards).map(|_| Vec::new()).collect(),
             set: vec![(0, told)],
             revoked: Vec::new(),
+            unsure: Vec::new(),
             most_per_user: 0,
             authentication_ms: 0,
         }
@@ -126,14 +181,21 @@ impl Ledgers {
         self.offered.push(self.conns.len());
         self.conns.push(Ledger {
             shard,
+            shown: vec![Shown::new(found.clone(), 0)],
             found,
             adopted: None,
-            expires_ms: None,
-            expired_turn: None,
+            doubtful: false,
             passes: BTreeMap::new(),
             peers_max: 0,
             over: None,
         });
+        if let Some(user) = user {
+            self.count_peers(user);
+        }
+    }
+
+    /// Somebody may be one more connection of a user.
+    fn count_peers(&mut self, user: usize) {
         let turns = &self.turns;
         let is_peer = |own: &&mut Ledger| {
             // Its user's home hears of its end a while later.
@@ -141,12 +203,105 @@ impl Ledgers {
                 .over
                 .as_ref()
                 .is_none_or(|over| over.iter().zip(turns).any(|(at, now)| at + LEAVE_TURNS > *now));
-            user.is_some() && own.found.person.user == user && is_known
+            own.shown.iter().any(|shown| shown.found.person.user == Some(user)) && is_known
         };
         let count = self.conns.iter_mut().filter(is_peer).count();
         for own in self.conns.iter_mut().filter(is_peer) {
             own.peers_max = own.peers_max.max(count);
         }
+    }
+
+    // What is shown in band.
+
+    /// Something is shown that may be believed. Returns its number. `may_fail`: also where nothing is wrong with it.
+    pub(crate) fn show(&mut self, conn: ConnId, found: Found, may_fail: bool) -> usize {
+        let user = found.person.user;
+        let own = &mut self.conns[conn];
+        let mut shown = Shown::new(found, self.turns[own.shard]);
+        shown.was_bad = may_fail;
+        own.shown.push(shown);
+        let number = own.shown.len() - 1;
+        self.unsure.push((conn, number));
+        if let Some(user) = user {
+            self.count_peers(user);
+        }
+        number
+    }
+
+    /// Something is shown that may be refused.
+    pub(crate) fn doubt(&mut self, conn: ConnId) {
+        self.conns[conn].doubtful = true;
+    }
+
+    /// It was told that it is believed, and until when. Returns what is wrong with that; `sent` is the turn in which it
+    /// was shown.
+    pub(crate) fn believe(
+        &mut self,
+        conn: ConnId,
+        number: usize,
+        sent: u64,
+        Written { turn, ms }: Written,
+        (user, expires_in_ms): (Option<&str>, Option<u64>),
+    ) -> Option<&'static str> {
+        if number == BAD {
+            return Some("nobody has to believe it");
+        }
+        let was_revoked = self.is_turned_out(conn, number, sent);
+        let own = &mut self.conns[conn].shown[number];
+        own.sure = Some(turn);
+        let name = own.found.person.user.map(|user| format!("u{user}"));
+        let in_time = own.expires_ms.is_some_and(|(first, last)| {
+            expires_in_ms.is_some_and(|left| left <= last && ms + left >= first)
+        });
+        match () {
+            () if was_revoked => Some("it was revoked"),
+            () if !own.was_good => Some("it had expired"),
+            () if name.as_deref() != user => Some("it is another user"),
+            () if !in_time => Some("it expires at another time"),
+            () => None,
+        }
+    }
+
+    /// Whether it may be said that it is not believed.
+    pub(crate) fn may_refuse(&self, conn: ConnId, number: usize) -> bool {
+        number == BAD || {
+            let own = &self.conns[conn].shown[number];
+            own.was_bad || self.is_revoked(&own.found)
+        }
+    }
+
+    /// It was not believed.
+    pub(crate) fn refuse(&mut self, conn: ConnId, number: usize) {
+        if number != BAD {
+            self.conns[conn].shown[number].out = true;
+        }
+    }
+
+    /// Who a connection may be in a turn.
+    fn candidates(&self, conn: ConnId, turn: u64) -> impl Iterator<Item = (usize, &Shown)> {
+        let all = &self.conns[conn].shown;
+        let is_sure = |shown: &Shown| shown.sure.is_some_and(|sure| sure <= turn);
+        let from = all.iter().rposition(is_sure).unwrap_or(0);
+        let all = all.iter().enumerate().skip(from);
+        all.filter(move |(_, shown)| !shown.out && shown.turn <= turn)
+    }
+
+    /// Names of the users that it may be.
+    pub(crate) fn users(&self, conn: ConnId, turn: u64) -> impl Iterator<Item = Option<String>> {
+        let users = self.candidates(conn, turn).map(|(_, shown)| shown.found.person.user);
+        users.map(|user| user.map(|user| format!("u{user}")))
+    }
+
+    /// Whether a connection is or was a user's, as far as anybody can tell.
+    pub(crate) fn was(&self, conn: ConnId, user: usize) -> bool {
+        self.conns[conn].shown.iter().any(|shown| shown.found.person.user == Some(user))
+    }
+
+    /// Whose it surely is.
+    pub(crate) fn sure_user(&self, conn: ConnId) -> Option<usize> {
+        let own = &self.conns[conn];
+        let sure = own.shown.iter().rfind(|shown| shown.sure.is_some());
+        sure.map_or(&own.found, |shown| &shown.found).person.user
     }
 
     /// It is over on both sides.
@@ -182,13 +337,21 @@ impl Ledgers {
                 return true;
             }
             own.adopted = Some((turn, now_ms));
-            own.expires_ms = own.found.expires_s.map(at);
+            own.shown[0].expires_ms = own.found.expires_s.map(|second| (at(second), at(second)));
             false
         });
         for Given { conn, channel, expires_s } in self.given[shard].drain(..) {
             let pass = Pass { turn, expires_ms: expires_s.map(at), expired_turn: None };
             self.conns[conn].passes.entry(channel).or_default().push(pass);
         }
+        self.unsure.retain(|&(conn, number)| {
+            let own = &mut self.conns[conn];
+            let shown = &mut own.shown[number];
+            if own.shard == shard {
+                shown.look(unix_ms, at);
+            }
+            shown.sure.is_none() && !shown.out && own.over.is_none()
+        });
         if !ticked {
             return;
         }
@@ -197,8 +360,10 @@ impl Ledgers {
         };
         let there = self.conns.iter_mut().filter(|own| own.shard == shard && own.over.is_none());
         for own in there.filter(|own| own.adopted.is_some()) {
-            if own.expired_turn.is_none() && is_over(own.expires_ms) {
-                own.expired_turn = Some(turn);
+            for shown in &mut own.shown {
+                if shown.expired_turn.is_none() && is_over(shown.expires_ms.map(|(_, last)| last)) {
+                    shown.expired_turn = Some(turn);
+                }
             }
             for pass in own.passes.values_mut().flatten() {
                 if pass.expired_turn.is_none() && is_over(pass.expires_ms) {
@@ -259,10 +424,24 @@ impl Ledgers {
 
     /// Why a connection may have nothing more in a turn, not even what is sent to it alone.
     pub(crate) fn is_over(&self, conn: ConnId, turn: u64) -> Option<&'static str> {
-        if self.conns[conn].expired_turn.is_some_and(|expired| expired <= turn) {
+        let mut last = None;
+        for (number, shown) in self.candidates(conn, turn) {
+            last = self.is_shown_over(conn, (number, shown), turn);
+            last?;
+        }
+        last
+    }
+
+    fn is_shown_over(
+        &self,
+        conn: ConnId,
+        (number, shown): (usize, &Shown),
+        turn: u64,
+    ) -> Option<&'static str> {
+        if shown.expired_turn.is_some_and(|expired| expired <= turn) {
             return Some("what it has shown has expired");
         }
-        self.is_turned_out(conn, turn).then_some("it was revoked")
+        self.is_turned_out(conn, number, turn).then_some("it was revoked")
     }
 
     /// Why a connection may not have what was written to it of a channel; `since` is when it was told last that it
@@ -270,16 +449,32 @@ impl Ledgers {
     pub(crate) fn objection(
         &self,
         conn: ConnId,
+        of: (usize, usize),
+        turn: u64,
+        since: u64,
+    ) -> Option<&'static str> {
+        let mut last = None;
+        for (number, shown) in self.candidates(conn, turn) {
+            last = self.objection_to(conn, (number, shown), of, turn, since);
+            last?;
+        }
+        last
+    }
+
+    fn objection_to(
+        &self,
+        conn: ConnId,
+        (number, shown): (usize, &Shown),
         (channel, group): (usize, usize),
         turn: u64,
         since: u64,
     ) -> Option<&'static str> {
         let own = &self.conns[conn];
-        let found = &own.found;
+        let found = &shown.found;
         if found.must_authenticate || found.refused {
             return Some("nobody has vouched for it");
         }
-        if let Some(why) = self.is_over(conn, turn) {
+        if let Some(why) = self.is_shown_over(conn, (number, shown), turn) {
             return Some(why);
         }
         let has_pass = || {
@@ -301,41 +496,54 @@ impl Ledgers {
         (!allowed).then_some("no policy that its shard may go by allows it")
     }
 
-    /// Whether a revocation that its shard has taken a while before this turn is about a connection.
-    pub(crate) fn is_turned_out(&self, conn: ConnId, turn: u64) -> bool {
-        let Ledger { shard, found, adopted, .. } = &self.conns[conn];
+    /// Whether a revocation that its shard has taken a while before this turn is about who it has said that it is.
+    fn is_turned_out(&self, conn: ConnId, number: usize, turn: u64) -> bool {
+        let Ledger { shard, shown, adopted, .. } = &self.conns[conn];
         let there = adopted.is_some_and(|(adopted, _)| adopted + GRACE_TURNS <= turn);
         there
             && self.revoked.iter().any(|(whom, told)| {
                 let taken = told.taken[*shard];
                 taken.is_some_and(|taken| taken + GRACE_TURNS <= turn)
-                    && Ledgers::is_about(*whom, found)
+                    && Ledgers::is_about(*whom, &shown[number].found)
             })
     }
 
-    /// Whether it had to be closed by now: nothing is under way.
-    pub(crate) fn has_to_go(&self, conn: ConnId) -> Option<&'static str> {
+    fn is_revoked(&self, found: &Found) -> bool {
+        self.revoked.iter().any(|(whom, _)| Ledgers::is_about(*whom, found))
+    }
+
+    /// Whether it had to be closed by now: nothing is under way, and has not been for so long.
+    pub(crate) fn has_to_go(&self, conn: ConnId, rested_ms: u64) -> Option<&'static str> {
         let own = &self.conns[conn];
-        if own.expired_turn.is_some() {
-            return Some("what it has shown has expired");
+        if own.found.refused {
+            return Some("it was refused at the door");
         }
-        if self.is_turned_out(conn, u64::MAX) {
-            return Some("it was revoked");
+        let late = self.authentication_ms + LATE_MS < rested_ms;
+        if late && self.candidates(conn, u64::MAX).all(|(_, shown)| shown.found.must_authenticate) {
+            return Some("it has shown nothing in time");
         }
-        own.found.refused.then_some("it was refused at the door")
+        self.is_over(conn, u64::MAX)
     }
 
     /// Whether a connection may be closed with a code that is about access.
-    pub(crate) fn may_close(&self, conn: ConnId, code: u16, Written { ms, .. }: Written) -> bool {
+    pub(crate) fn may_close(&self, conn: ConnId, code: u16, written: Written) -> bool {
         let own = &self.conns[conn];
-        let expired = own.expires_ms.is_some_and(|at| at <= ms);
+        let Written { turn, ms } = written;
+        let any = |fits: &dyn Fn(&Shown) -> bool| {
+            self.candidates(conn, turn).any(|(_, shown)| fits(shown))
+        };
+        let expired = || any(&|shown| shown.expires_ms.is_some_and(|(first, _)| first <= ms));
         match code {
-            4005 => expired,
+            4005 => expired(),
             4503 => {
                 let late = own.adopted.is_some_and(|(_, at)| at + self.authentication_ms <= ms);
-                own.found.refused || own.found.must_authenticate && late || expired
+                let bad = late || own.doubtful;
+                let has_expired = own.shown[0].expires_ms.is_some_and(|(first, _)| first <= ms);
+                own.found.refused
+                    || bad && any(&|shown| shown.found.must_authenticate)
+                    || has_expired && own.shown.iter().all(|shown| shown.sure.is_none())
             }
-            4504 => self.revoked.iter().any(|(whom, _)| Ledgers::is_about(*whom, &own.found)),
+            4504 => any(&|shown| self.is_revoked(&shown.found)),
             4505 => self.most_per_user > 0 && own.peers_max > self.most_per_user,
             _ => false,
         }

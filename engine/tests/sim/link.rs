@@ -37,6 +37,10 @@ pub(crate) enum Want {
     Ping,
     /// To a user: an order by this number.
     Send(usize),
+    /// To be somebody, by what was noted of it; `None` to be told who it is.
+    Auth {
+        shown: Option<usize>,
+    },
     /// Something that the application knows.
     Other,
     /// To be refused with this code.
@@ -120,6 +124,10 @@ pub(crate) struct Link {
     /// The channel it subscribed to last.
     pub(crate) newest_channel: Option<usize>,
     pub(crate) found: Found,
+    /// Who it has said in band that it is, where that may be believed.
+    pub(crate) shown: Vec<Found>,
+    /// Turn in which it was told that it is believed.
+    pub(crate) vouched: Option<u64>,
     /// How it is named outside.
     pub(crate) name: Option<String>,
     /// Orders whose payload has come.
@@ -151,6 +159,8 @@ impl Link {
             newest_channel: None,
             refusable: found.must_authenticate,
             found,
+            shown: Vec::new(),
+            vouched: None,
             name: None,
             directs: Vec::new(),
             several: None,
@@ -167,12 +177,16 @@ impl Link {
     /// What becomes of something that it does with a channel, as far as that is only a matter of what it may.
     pub(crate) fn chance(&self, op: Op, channel: usize, setup: &Setup) -> Chance {
         let group = setup.channels[channel].group;
-        let named = self.found.channels.contains(&channel);
-        let chance = policy::chance(&setup.policies, &self.found.person, op, group, named);
-        if self.found.must_authenticate {
+        if self.found.must_authenticate && self.vouched.is_none() {
             return Chance { always: false, never: false, asked: false };
         }
-        chance
+        let of = |found: &Found| {
+            let named = found.channels.contains(&channel);
+            policy::chance(&setup.policies, &found.person, op, group, named)
+        };
+        // Whoever it is by then.
+        let all = Chance { always: true, never: true, asked: true };
+        self.founds().map(of).fold(all, Chance::and)
     }
 
     /// Whether what comes back can be told from other replies without an id.
@@ -429,13 +443,23 @@ impl Link {
         if said.kind == "error" {
             let code = said.code.unwrap_or_default();
             self.doubt_after(pending, code);
+            if let (Want::Auth { shown: Some(shown) }, "unauthenticated") = (pending.want, code)
+                && judge.ledgers.may_refuse(self.conn, shown)
+            {
+                judge.ledgers.refuse(self.conn, shown);
+                return None;
+            }
             return (!self.error_fits(pending, code, scene)).then_some("no such error is due");
         }
         let channel = pending.channel.filter(|_| pending.channel == named);
         match (pending.want, said.kind) {
             (Want::Ping, "pong") => None,
             (Want::Other, "reply") => None,
-            (Want::Send(_), "sent") => (!self.found.person.sends).then_some("it had to be refused"),
+            (Want::Send(_), "sent") => {
+                let may = self.founds().any(|found| found.person.sends);
+                (!may).then_some("it had to be refused")
+            }
+            (Want::Auth { shown }, "connected") => self.connected(pending, shown, said, scene),
             (Want::Subscribe { recover }, "subscribed") => {
                 let (Some(channel), Some(epoch), Some(offset)) = (channel, epoch, said.offset)
                 else {
@@ -486,6 +510,26 @@ impl Link {
             }
             _ => Some("another reply is due"),
         }
+    }
+
+    /// It is told who it is.
+    fn connected(
+        &mut self,
+        pending: &Pending,
+        shown: Option<usize>,
+        said: &Said,
+        scene: &mut Scene,
+    ) -> Option<&'static str> {
+        let Some(written) = self.written else { return Some("nothing was written") };
+        self.name = said.connection.map(str::to_owned);
+        let ledgers = &mut scene.judge.ledgers;
+        let Some(shown) = shown else {
+            let fits =
+                ledgers.users(self.conn, written.turn).any(|user| user.as_deref() == said.user);
+            return (!fits).then_some("it is another user");
+        };
+        self.vouched.get_or_insert(written.turn);
+        ledgers.believe(self.conn, shown, pending.turn, written, (said.user, said.expires_in_ms))
     }
 
     /// Publications of a history reply: known, dense, behind `after` and not too many.
@@ -548,10 +592,16 @@ impl Link {
             "forbidden" if asking => may_not(Op::History),
             "forbidden" if publishing => may_not(Op::Publish),
             "forbidden" => match pending.want {
-                Want::Send(_) => !self.found.person.sends,
+                Want::Send(_) => self.founds().any(|found| !found.person.sends),
                 want => want == Want::Other,
             },
-            "unauthenticated" => self.found.must_authenticate && pending.want != Want::Ping,
+            "unauthenticated" => match pending.want {
+                Want::Auth { .. } | Want::Ping => false,
+                _ => {
+                    let since = self.vouched.unwrap_or(u64::MAX);
+                    self.found.must_authenticate && pending.turn <= since
+                }
+            },
             "busy" if subscribing => may_not(Op::Subscribe),
             "busy" => setup.access && (publishing || pending.want == Want::Other),
             "bad_channel" if asking => true,

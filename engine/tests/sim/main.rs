@@ -3,7 +3,8 @@
 //! Every seed is a world of its own ([`world`]): a few shards with small limits ([`setup`]), clients of
 //! every dialect and habit ([`client`]), a socket layer that does what networks do ([`net`]), a clock
 //! that stands still until it is moved, and a judge that knows only what clients may rely on
-//! ([`judge`], with what it knows of who may have what in [`ledger`]). The engine is met in [`node`] and
+//! ([`judge`], with what it knows of who may have what in [`ledger`]); tokens that are shown in band are real ones
+//! ([`token`]). The engine is met in [`node`] and
 //! [`control`] alone.
 //!
 //! `cargo test -p ringfeed-engine --test sim` runs fresh seeds for a minute; `-- --help` says more. A
@@ -19,6 +20,7 @@ mod application;
 mod client;
 mod control;
 mod dice;
+mod door;
 mod event;
 mod finale;
 mod judge;
@@ -31,6 +33,7 @@ mod policy;
 mod raw;
 mod run;
 mod setup;
+mod token;
 mod trace;
 mod world;
 mod ws;

@@ -132,6 +132,8 @@ pub(crate) struct Side {
     /// Closed, not to be used again yet.
     closing: Vec<u32>,
     events: VecDeque<Ready>,
+    /// Handed over, in order, and not taken.
+    handed: VecDeque<ConnId>,
     usage: Usage,
 }
 
@@ -217,15 +219,15 @@ impl Net {
         (id, socket)
     }
 
+    /// A connection is its shard's to take.
+    pub(crate) fn hand_over(&mut self, conn: ConnId) {
+        self.sides[self.conns[conn].shard].handed.push_back(conn);
+    }
+
     /// Connections that the shard has dropped without taking them: it takes them in order.
     fn refuse_before(&mut self, shard: usize, conn: ConnId) {
-        for earlier in self.conns.iter_mut().take(conn).rev() {
-            if earlier.shard == shard {
-                if earlier.phase != Phase::Offered {
-                    break;
-                }
-                earlier.phase = Phase::Refused;
-            }
+        while let Some(earlier) = self.sides[shard].handed.pop_front().filter(|own| *own != conn) {
+            self.conns[earlier].phase = Phase::Refused;
         }
     }
 

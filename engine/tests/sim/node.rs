@@ -35,6 +35,7 @@ use super::judge::Kind;
 use super::ledger::Found;
 use super::net::{ConnId, Net, SimWire};
 use super::setup::Setup;
+use super::token;
 
 /// One shard, and what is on its thread besides.
 struct Node {
@@ -444,6 +445,7 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     if setup.access {
         config.hooks.message_url.0 = "http://application/".into();
         config.hooks.disconnect_url.0 = "http://application/".into();
+        token::apply(&mut config);
     }
     config.heartbeat.interval_ms = setup.heartbeat_interval_ms;
     config.heartbeat.timeout_ms = setup.heartbeat_timeout_ms;

@@ -74,6 +74,17 @@ pub(crate) struct Chance {
     pub(crate) asked: bool,
 }
 
+impl Chance {
+    /// Whichever of both it is.
+    pub(crate) fn and(self, other: Chance) -> Chance {
+        Chance {
+            always: self.always && other.always,
+            never: self.never && other.never,
+            asked: self.asked && other.asked,
+        }
+    }
+}
+
 impl Policy {
     /// `named`: the channel is one to which the connection was to be subscribed at once.
     pub(crate) fn verdict(&self, person: &Person, op: Op, group: usize, named: bool) -> Verdict {

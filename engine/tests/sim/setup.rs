@@ -119,6 +119,8 @@ pub(crate) struct Setup {
     pub(crate) strangers: u32,
     /// 0 is no limit.
     pub(crate) connections_per_user_max: usize,
+    /// Of 1,000 connections: those about which the door has to ask.
+    pub(crate) door_waits: u32,
     pub(crate) hooks_timeout_ms: u32,
     pub(crate) authentication_timeout_ms: u32,
     /// Of what the application says.
@@ -244,6 +246,7 @@ impl Setup {
             policies: policy::draw(dice, groups.len(), !access, asks),
             users: if access { dice.range(1, 4) } else { 0 },
             strangers: if access { dice.pick(&[0, 300, 800]) } else { 1000 },
+            door_waits: if access { dice.pick(&[0, 300, 800]) } else { 0 },
             connections_per_user_max: if access { dice.pick(&[0, 0, 1, 2, 4]) } else { 0 },
             hooks_timeout_ms: dice.pick(&[100, 500, 1500]),
             authentication_timeout_ms: dice.pick(&[200, 1000, 5000]),

@@ -12,11 +12,13 @@ use super::application::Application;
 use super::client::{Client, Habit, Scene, Speaks, payload_size};
 use super::control::name_of;
 use super::dice::Dice;
+use super::door::Knock;
 use super::judge::{Ident, Judge, Rule};
 use super::ledger::Ledgers;
 use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
-use super::node::{Answer, Cluster, Item, Outcome, Page, Row, Waiting};
+use super::node::{Answer, Cluster, Item, Outcome, Page, Row, Waiting, configuration};
 use super::setup::{Mode, Setup};
+use super::token::Mint;
 use super::trace::{Trace, Tracing, note};
 
 /// What a run was made of.
@@ -72,9 +74,13 @@ pub(crate) struct World {
     /// Newest position of each channel, as the control thread was told last.
     pub(super) newest: Vec<Option<(u64, u64)>>,
     pub(super) application: Application,
+    pub(super) mint: Mint,
+    pub(super) at_door: Vec<Knock>,
     /// Shards whose tick is due.
     ticks: Vec<bool>,
     pub(super) healed: bool,
+    /// When faults ended.
+    pub(super) healed_ms: u64,
     /// Rows are of now: everything is quiet.
     pub(super) listing: bool,
 }
@@ -103,6 +109,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("slots are free again", |_| 20, World::release_slots),
     ("the application answers", |w| w.setup.answers, World::answer_some),
     ("nothing can be asked", |w| w.setup.stuffed, World::stuff_questions),
+    ("the door has an answer", |w| if w.at_door.is_empty() { 0 } else { 60 }, World::answer_door),
     ("the API orders", |w| w.setup.orders, World::order),
     ("somebody is revoked", |w| w.setup.revocations, World::revoke),
     ("a policy is set", |w| w.setup.reconfigurations, World::set_policy),
@@ -138,8 +145,11 @@ impl World {
             drained_at: None,
             newest: vec![None; setup.channels.len()],
             application: Application::default(),
+            at_door: Vec::new(),
+            mint: Mint::new(configuration(&setup), cluster.unix_ms.clone()),
             ticks: vec![false; setup.shards],
             healed: false,
+            healed_ms: 0,
             listing: false,
             setup,
             dice,
@@ -316,7 +326,13 @@ impl World {
                 rest = self.net.borrow_mut().conns[conn].upstream.drain(..).collect();
             }
         }
-        self.cluster.promote(shard, socket, endpoint, speaks, rest, (&found, conn, &self.setup));
+        let knock = Knock { conn, shard, socket, endpoint, speaks, rest, found };
+        if self.dice.chance(self.setup.door_waits) {
+            note!(self.trace, "somebody is asked about c{conn}");
+            self.at_door.push(knock);
+        } else {
+            self.let_in(knock);
+        }
     }
 
     fn leave(&mut self) {
@@ -654,7 +670,7 @@ impl World {
     }
 
     /// Has the client of a connection do something, and hands what it says to the network.
-    fn with_client(&mut self, conn: ConnId, act: impl FnOnce(&mut Client, &mut Scene)) {
+    pub(super) fn with_client(&mut self, conn: ConnId, act: impl FnOnce(&mut Client, &mut Scene)) {
         let client = &mut self.clients[self.owners[conn]];
         if client.link.as_ref().is_none_or(|link| link.conn != conn) {
             return;
@@ -668,6 +684,7 @@ impl World {
             judge: &mut self.judge,
             setup: &self.setup,
             trace: &self.trace,
+            mint: &mut self.mint,
             written: &mut state.written,
             silence_ms: silent_ms.max(state.silence_ms),
             quiet_ms: if is_quiet { silent_ms } else { 0 },
@@ -681,7 +698,7 @@ impl World {
     }
 
     fn act(&mut self, conn: ConnId) {
-        if self.net.borrow().conns[conn].fate == Fate::Alive {
+        if self.net.borrow().conns[conn].fate == Fate::Alive && !self.is_at_door(conn) {
             self.with_client(conn, |client, scene| client.act(scene));
         }
     }

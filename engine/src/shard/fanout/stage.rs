@@ -296,12 +296,12 @@ impl Fanout {
             let gap = Event::Gap { channel: &lane.name, epoch: lane.epoch, from, to };
             let mut frame = Vec::new();
             session.dialect.write_event(&mut frame, &gap);
-            frames.push(Bytes::from(frame));
+            frames.push((lane.name.clone(), Bytes::from(frame)));
             cx.counters.gaps.add(1);
             cx.counters.gap_publications.add(to.next().since(from));
         }
         cx.sessions.with_outbox(slot, |outbox| {
-            frames.into_iter().for_each(|frame| outbox.push(frame));
+            frames.into_iter().for_each(|(channel, gap)| outbox.push_gap(&channel, gap));
         });
     }
 }

@@ -70,13 +70,13 @@ impl<W: Wire> Shard<W> {
         let Some(channel) = own.map(|own| self.feeds.lane(own.lane).name.clone()) else { return };
         self.detach(slot, at);
         self.take_pass(slot, &channel);
-        self.give_up_replay(slot, &channel);
+        self.give_up_channel(slot, &channel);
     }
 
-    /// Gives up what waits of a channel's replay.
-    pub(super) fn give_up_replay(&mut self, slot: SessionSlot, channel: &ChannelName) {
+    /// Gives up what waits of a channel in an outbox.
+    pub(super) fn give_up_channel(&mut self, slot: SessionSlot, channel: &ChannelName) {
         if self.sessions.has(slot, OUTBOX) {
-            self.sessions.with_outbox(slot, |outbox| outbox.give_up_replay(channel));
+            self.sessions.with_outbox(slot, |outbox| outbox.give_up_channel(channel));
             self.settle_outbox_hold(slot);
         }
     }

@@ -22,7 +22,7 @@ enum Memory {
 struct Run {
     bytes: Bytes,
     memory: Memory,
-    /// Of a replay: the channel that it is of.
+    /// Of a replay or a gap: the channel that it is of.
     of: Option<Box<ChannelName>>,
 }
 
@@ -60,15 +60,20 @@ impl Outbox {
 
     /// Adds frames of a channel's replay that were copied for this connection.
     pub(in crate::shard) fn push_copied(&mut self, channel: &ChannelName, frames: Bytes) {
-        self.push_replayed(channel, frames, Memory::Copied);
+        self.push_of(channel, frames, Memory::Copied);
     }
 
     /// Adds frames of a channel's replay that others share.
     pub(in crate::shard) fn push_shared(&mut self, channel: &ChannelName, frames: Bytes) {
-        self.push_replayed(channel, frames, Memory::Shared);
+        self.push_of(channel, frames, Memory::Shared);
     }
 
-    fn push_replayed(&mut self, channel: &ChannelName, frames: Bytes, memory: Memory) {
+    /// Adds the news of a gap, which means nothing without what comes before it of its channel.
+    pub(in crate::shard) fn push_gap(&mut self, channel: &ChannelName, frame: Bytes) {
+        self.push_of(channel, frame, Memory::Own);
+    }
+
+    fn push_of(&mut self, channel: &ChannelName, frames: Bytes, memory: Memory) {
         if !frames.is_empty() {
             self.add(Run { bytes: frames, memory, of: Some(Box::new(channel.clone())) });
         }
@@ -207,13 +212,13 @@ impl Outbox {
         self.runs.extend(last);
     }
 
-    /// Gives up what is replayed of a channel and has not begun.
-    pub(in crate::shard) fn give_up_replay(&mut self, channel: &ChannelName) {
+    /// Gives up what waits of a channel and has not begun.
+    pub(in crate::shard) fn give_up_channel(&mut self, channel: &ChannelName) {
         self.keep(|run| run.of.as_deref() != Some(channel));
     }
 
-    /// The channels of which something is replayed, in order.
-    pub(in crate::shard) fn replayed(&self) -> impl Iterator<Item = &ChannelName> {
+    /// The channels of which something waits, in order.
+    pub(in crate::shard) fn channels(&self) -> impl Iterator<Item = &ChannelName> {
         self.runs.iter().filter_map(|run| run.of.as_deref())
     }
 
@@ -308,13 +313,14 @@ mod tests {
             let mut outbox = Outbox::default();
             outbox.push_shared(&a, frames(&[10, 10, 200]));
             outbox.push_copied(&a, frames(&[10]));
+            outbox.push_gap(&a, frames(&[10]));
             outbox.push_shared(&b, frames(&[20]));
             // In two parts, the first of them in the middle of a frame.
             outbox.sent(taken.min(1));
             outbox.sent(taken - taken.min(1));
-            outbox.give_up_replay(&a);
+            outbox.give_up_channel(&a);
             assert_eq!(lens(&outbox), left, "{taken} bytes were taken");
-            outbox.give_up_replay(&b);
+            outbox.give_up_channel(&b);
             outbox.sent(outbox.runs().map(Bytes::len).sum());
             assert!(outbox.is_empty() && outbox.own_bytes() == 0);
         }

@@ -471,12 +471,12 @@ impl<W: Wire> Shard<W> {
         }
         // Who is being closed has no subscriptions any more, and what it has missed may wait still.
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
-        let replayed = outbox.iter().flat_map(|outbox| outbox.replayed());
+        let waiting = outbox.iter().flat_map(|outbox| outbox.channels());
         let mut lost: Vec<ChannelName> =
-            replayed.filter(|channel| !self.may_keep(slot, channel)).cloned().collect();
+            waiting.filter(|channel| !self.may_keep(slot, channel)).cloned().collect();
         lost.dedup();
         for channel in lost {
-            self.give_up_replay(slot, &channel);
+            self.give_up_channel(slot, &channel);
         }
     }
 
