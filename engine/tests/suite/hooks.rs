@@ -73,7 +73,9 @@ fn serve(stream: TcpStream, says: &Says, tell: &Sender<(Value, String)>) -> Opti
         let (status, answer) = says(&event);
         let answer = if answer.is_null() { String::new() } else { answer.to_string() };
         let length = answer.len();
-        write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{answer}").ok()?;
+        // In one piece: what is written in several waits for an acknowledgement in between.
+        let reply = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{answer}");
+        stream.write_all(reply.as_bytes()).ok()?;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::reply::denial;
-use crate::access::Admitted;
+use crate::access::{Admitted, Word};
 use crate::config::{Config, OnFailure};
 use crate::message::{Answer, Question, SubscribeAllowed};
 
@@ -33,7 +33,10 @@ impl Policy {
                 if caller.identity.user.is_some() || self.anonymous =>
             {
                 let identity = (*caller.identity).clone();
-                Answer::Connect(Ok(Box::new(Admitted { identity, ..Admitted::default() })))
+                // It has said nothing, of this one.
+                let word = Word { of: identity.user.clone(), ..Word::default() };
+                let (channels, word) = (Vec::new(), Some(word.into()));
+                Answer::Connect(Ok(Box::new(Admitted { identity, channels, word })))
             }
             Question::Subscribe { .. } => Answer::Subscribe(Ok(SubscribeAllowed::default())),
             Question::Publish { .. } => Answer::Publish(Ok(None)),

@@ -20,6 +20,8 @@ use crate::shard::timers::{Purpose, Timer};
 
 /// Why something is not believed any more.
 const REVOKED: &str = "what you have shown was revoked";
+const NOT_ASKED: &str =
+    "the application was asked about this connection without a token; open another one with it";
 const OTHER_USER: &str = "the token is another user's; open another connection for it";
 /// Not before the shard ends.
 const NEVER_MS: u64 = u64::MAX;
@@ -28,7 +30,7 @@ const NEVER_MS: u64 = u64::MAX;
 #[derive(Debug)]
 pub(in crate::shard) struct Standing {
     identity: Arc<Identity>,
-    /// What of it the application has said.
+    /// What of it the application has said, where it was asked.
     word: Option<Box<Word>>,
     /// It has shown nothing yet, and may do nothing else.
     must_authenticate: bool,
@@ -261,19 +263,18 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         mut admitted: Admitted,
     ) -> Result<Vec<ChannelName>, Refusal> {
-        if let Some(own) = self.sessions.standing(slot).filter(|own| own.number.is_some()) {
+        let own = self.sessions.standing(slot);
+        if let Some((own, word)) = own.and_then(|own| Some((own, own.word.as_ref()?))) {
             let (bearer, now) = (admitted.identity.user.as_ref(), own.identity.user.as_ref());
-            if now.is_none() {
-                let why = "the application was asked about this connection without a token; open another one with it";
+            let why = match now {
+                None => Some(NOT_ASKED),
+                now => (!word.is_about(bearer, now)).then_some(OTHER_USER),
+            };
+            if let Some(why) = why {
                 return Err(Refusal::NotBelieved(why.into()));
             }
-            if own.word.as_ref().is_some_and(|word| !word.is_about(bearer, now)) {
-                return Err(Refusal::NotBelieved(OTHER_USER.into()));
-            }
-            if let Some(word) = &own.word {
-                admitted.identity = word.onto(admitted.identity);
-                admitted.word.clone_from(&own.word);
-            }
+            admitted.identity = word.onto(admitted.identity);
+            admitted.word = Some(word.clone());
         }
         self.admit(slot, admitted)
     }
