@@ -11,7 +11,7 @@ pub mod token;
 mod who;
 
 pub use grants::{Grant, Grants};
-pub use identity::{Admitted, Identity, Word};
+pub use identity::{Admitted, Identity, Statement};
 pub use permissions::{Permissions, Verdict};
 pub use who::Nobody;
 pub(crate) use who::{Who, role};

@@ -28,7 +28,7 @@ pub struct Identity {
 /// What the application has said of a connection, beside what its token says. It stays when the connection shows a
 /// newer token.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Word {
+pub struct Statement {
     /// Of whom it was said: the user of the token, where one was shown.
     pub of: Option<UserId>,
     /// The user, where it names one: in the place of the token's.
@@ -43,7 +43,7 @@ pub struct Word {
     pub info: Option<Box<str>>,
 }
 
-impl Word {
+impl Statement {
     /// Who it is by this and by its token, or by this alone.
     pub fn onto(&self, token: Identity) -> Identity {
         let mut identity = token;
@@ -86,5 +86,5 @@ pub struct Admitted {
     /// Channels to subscribe to at once.
     pub channels: Vec<ChannelName>,
     /// What of it the application has said, where it was asked.
-    pub word: Option<Box<Word>>,
+    pub stated: Option<Box<Statement>>,
 }

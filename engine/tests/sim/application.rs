@@ -58,7 +58,17 @@ impl World {
         let Some(user) = self.clients[at].user else {
             let refused = dice.chance(20);
             let must_authenticate = !refused && dice.chance(60);
-            return Found { refused, must_authenticate, number: numbered, ..Found::default() };
+            // Or the application knows them, as nobody.
+            let asked = !refused && !must_authenticate && dice.chance(200);
+            return Found {
+                admitted: asked,
+                asked,
+                issued_s: unix_s,
+                refused,
+                must_authenticate,
+                number: numbered,
+                ..Found::default()
+            };
         };
         let roles = (0..2).filter(|_| dice.chance(300)).collect();
         let grants = if dice.chance(150) { vec![line(dice, groups)] } else { Vec::new() };
@@ -78,6 +88,7 @@ impl World {
             issued_s: unix_s - dice.below(4) as u64,
             expires_s: lives.map(|lives| unix_s + lives),
             channels,
+            asked: dice.chance(300),
             number: numbered.filter(|_| dice.chance(300)),
             ..Found::default()
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringfeed_engine::access::{Admitted, Grant, Grants, Identity};
+use ringfeed_engine::access::{Admitted, Grant, Grants, Identity, Statement};
 use ringfeed_engine::config::{ChannelRule, Config, Permission, Publishers, Subscribers};
 use ringfeed_engine::ids::{ConnectionId, ShardId, Ticket};
 use ringfeed_engine::message::{
@@ -118,7 +118,7 @@ fn operation(op: Op) -> Operation {
 
 /// What the door hands over.
 pub(crate) fn credentials(found: &Found, conn: ConnId, setup: &Setup) -> Credentials {
-    let Found { person, admitted, token, issued_s, expires_s, channels, .. } = found;
+    let Found { person, token, issued_s, expires_s, channels, .. } = found;
     let grant = |line: &&Line| Grant {
         operation: operation(line.op),
         pattern: format!("g{}.*", line.group).into(),
@@ -147,10 +147,24 @@ pub(crate) fn credentials(found: &Found, conn: ConnId, setup: &Setup) -> Credent
         }
     };
     let name = |&channel: &usize| ChannelName::new(&setup.channels[channel].name);
-    let channels = || channels.iter().map(name).collect::<Result<_, _>>().expect("valid names");
+    let channels = || -> Vec<ChannelName> {
+        channels.iter().map(name).collect::<Result<_, _>>().expect("valid names")
+    };
+    let stated = || {
+        let Identity { user, attributes, grants, expires_at, .. } = identity();
+        let mut grants = grants.map_or_else(Grants::default, |grants| *grants);
+        grants.allow_channels(&channels());
+        // Its token has named the user, or the application has.
+        let (of, user) = if conn.is_multiple_of(2) { (user, None) } else { (None, user) };
+        Box::new(Statement { of, user, attributes, grants, expires_at, info: None })
+    };
+    let admitted = || Admitted {
+        identity: identity(),
+        channels: channels(),
+        stated: found.asked.then(stated),
+    };
     Credentials {
-        admitted: admitted
-            .then(|| Box::new(Admitted { identity: identity(), channels: channels(), word: None })),
+        admitted: found.admitted.then(|| Box::new(admitted())),
         must_authenticate: found.must_authenticate,
         number: found.number,
         refused: found

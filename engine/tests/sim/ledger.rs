@@ -32,6 +32,8 @@ pub(crate) struct Found {
     pub(crate) channels: Vec<usize>,
     pub(crate) must_authenticate: bool,
     pub(crate) refused: bool,
+    /// The application was asked and has said all of it, but for whose token it is: that stays.
+    pub(crate) asked: bool,
     /// It has a number outside before it is a session.
     pub(crate) number: Option<u64>,
 }
@@ -78,11 +80,17 @@ impl Shown {
         }
     }
 
-    /// It may be looked at now.
-    fn look(&mut self, unix_ms: u64, at: impl Fn(u64) -> u64) {
+    /// It may be looked at now. What was said of its connection ends at `end_ms`.
+    fn look(
+        &mut self,
+        (now_ms, unix_ms): (u64, u64),
+        at: impl Fn(u64) -> u64,
+        end_ms: Option<u64>,
+    ) {
         let Some(expires_s) = self.found.expires_s else { return };
-        let (now_s, at_ms) = (unix_ms / 1000, at(expires_s));
-        let good = now_s < expires_s && self.found.issued_s <= now_s + LEEWAY_S;
+        let now_s = unix_ms / 1000;
+        let at_ms = end_ms.map_or(at(expires_s), |end_ms| end_ms.min(at(expires_s)));
+        let good = now_s < expires_s && self.found.issued_s <= now_s + LEEWAY_S && now_ms < at_ms;
         self.was_good |= good;
         self.was_bad |= !good;
         let (first, last) = self.expires_ms.unwrap_or((at_ms, at_ms));
@@ -346,9 +354,10 @@ impl Ledgers {
         }
         self.unsure.retain(|&(conn, number)| {
             let own = &mut self.conns[conn];
+            let end_ms = own.shown[0].expires_ms.filter(|_| own.found.asked).map(|(end, _)| end);
             let shown = &mut own.shown[number];
             if own.shard == shard {
-                shown.look(unix_ms, at);
+                shown.look((now_ms, unix_ms), at, end_ms);
             }
             shown.sure.is_none() && !shown.out && own.over.is_none()
         });

@@ -2,6 +2,7 @@
 //! taken. What each says is noted as a [`Found`], as of who comes through the door.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use ringfeed_engine::access::token::{Issuers, RemoteKeys, Signer};
@@ -121,10 +122,12 @@ impl Mint {
         roles.extend(person.sends.then(|| "sender".to_owned()));
         let names = channels.iter().map(|&channel| setup.channels[channel].name.clone()).collect();
         let grants = |allow: bool| {
-            let lines = person.grants.iter().filter(|line| line.allow == allow);
-            let each = lines
-                .map(|Line { op, group, .. }| format!("\"{}\":[\"g{group}.*\"]", name_of_op(*op)));
-            format!("{{{}}}", each.collect::<Vec<_>>().join(","))
+            // Each operation once: what stands there twice is not taken.
+            let mut patterns = BTreeMap::<&str, Vec<String>>::new();
+            for Line { op, group, .. } in person.grants.iter().filter(|line| line.allow == allow) {
+                patterns.entry(name_of_op(*op)).or_default().push(format!("g{group}.*"));
+            }
+            serde_json::to_string(&patterns).expect("texts are JSON")
         };
         let issuer = match fault {
             Fault::OtherIssuer => "nobody",
@@ -222,6 +225,10 @@ impl Client {
             return self.command(Want::Auth { shown: None }, None, "", scene);
         }
         let token = scene.mint.sign(&found, link.conn, fault, by_keys, scene.setup);
+        let at_once = found.channels.clone();
+        let found = link.found.is_said_of(found);
+        // The application was asked about nobody.
+        let unasked = link.found.asked && link.found.person.user.is_none();
         let more = format!(",\"token\":\"{token}\"");
         if scene.setup.message_bytes_max < 4096
             && more.len() + 100 > scene.setup.message_bytes_max as usize
@@ -229,6 +236,8 @@ impl Client {
             return;
         }
         let safe = fault == Good
+            && !unasked
+            && (!link.found.asked || link.found.expires_s.is_none())
             && !by_keys
             && lives == Some(100_000)
             && scene.setup.revocations + scene.setup.wall_clocks == 0;
@@ -239,7 +248,7 @@ impl Client {
         let may_fail = by_keys && !scene.mint.keys_known;
         let want = match fault {
             // Somebody may set the clock on the wall back before it is looked at.
-            Good | Expired => {
+            Good | Expired if !unasked => {
                 let shown = scene.judge.ledgers.show(link.conn, found.clone(), may_fail);
                 link.shown.push(found.clone());
                 Want::Auth { shown: Some(shown) }
@@ -247,11 +256,28 @@ impl Client {
             _ => Want::Auth { shown: Some(BAD) },
         };
         self.command(want, None, &more, scene);
-        if let (Some(link), Good | Expired) = (&mut self.link, fault) {
-            for channel in found.channels {
+        if let (Some(link), Good | Expired, false) = (&mut self.link, fault, unasked) {
+            for channel in at_once {
                 link.expect_at_once(channel, self.speaks);
             }
         }
+    }
+}
+
+impl Found {
+    /// Who it is with another token: what the application has said of it stays.
+    fn is_said_of(&self, token: Found) -> Found {
+        if !self.asked {
+            return token;
+        }
+        let mut person = token.person.as_ref().clone();
+        person.roles.extend(&self.person.roles);
+        person.grants.extend(self.person.grants.iter().cloned());
+        person.sends |= self.person.sends;
+        let mut channels = token.channels.clone();
+        channels.extend(&self.channels);
+        // When that ends its shard knows by its own clock.
+        Found { person: person.into(), channels, ..token }
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn admitted(
         expires_at: Some(times.expires_at),
         info: info(claims)?,
     };
-    Ok(Admitted { identity, channels: channels(claims)?, word: None })
+    Ok(Admitted { identity, channels: channels(claims)?, stated: None })
 }
 
 /// The user, where the token names one: a text, or a whole number as databases have it.

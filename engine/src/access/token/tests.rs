@@ -174,8 +174,8 @@ fn claims_say_who_the_bearer_is() {
     let more = r#","jti":"t1","iat":1799999999.5,"roles":["editor","ops"],"tier":"gold","level":[1,true,"x",null,{"a":1}],
         "other":"no","info":{"name":"Ann"},"channels":["news","box.ann"],
         "permissions":{"allow":{"subscribe":["a.*"],"publish":["b","c"]},"deny":{"history":["*"]}}"#;
-    let Admitted { identity, channels, word } = signed(more).unwrap().admitted;
-    assert_eq!(word, None);
+    let Admitted { identity, channels, stated } = signed(more).unwrap().admitted;
+    assert_eq!(stated, None);
     let expected = [
         "role:editor",
         "role:ops",

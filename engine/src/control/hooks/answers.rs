@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::client::Reply;
 use super::failure::Failure;
-use crate::access::{self, Admitted, Grants, Identity, Word};
+use crate::access::{self, Admitted, Grants, Identity, Statement};
 use crate::message::{Denied, StoredPayload, SubscribeAllowed};
 
 /// Entries of each list in an answer.
@@ -165,9 +165,9 @@ pub(super) fn connect(
         Common::Object(text) => object(text)?,
         Common::No(denied) => return Ok(Verdict::once(Err(denied))),
     };
-    let mut word = Word { of: token.user.clone(), ..Word::default() };
+    let mut stated = Statement { of: token.user.clone(), ..Statement::default() };
     if let Some(user) = &answer.user {
-        word.user = Some(UserId::new(user).map_err(|_| wrong("user is no user id"))?);
+        stated.user = Some(UserId::new(user).map_err(|_| wrong("user is no user id"))?);
     }
     if answer.roles.len() > ENTRIES_MAX || answer.channels.len() > ENTRIES_MAX {
         return Err(wrong("a list has more than 256 entries"));
@@ -178,25 +178,25 @@ pub(super) fn connect(
     if !answer.roles.iter().all(is_role) {
         return Err(wrong("a role is no name"));
     }
-    word.attributes = answer.roles.iter().map(|role| access::role(role)).collect();
-    word.grants = answer.permissions.unwrap_or_default();
-    word.expires_at = answer.expires_at;
+    stated.attributes = answer.roles.iter().map(|role| access::role(role)).collect();
+    stated.grants = answer.permissions.unwrap_or_default();
+    stated.expires_at = answer.expires_at;
     if let Some(info) = answer.info {
         if info.get().len() > INFO_BYTES_MAX {
             return Err(wrong("info has more than 4096 bytes"));
         }
-        word.info = Some(json(info)?);
+        stated.info = Some(json(info)?);
     }
     let channels = answer.channels.iter().map(|name| ChannelName::new(name));
     let channels: Vec<_> =
         channels.collect::<Result<_, _>>().map_err(|_| wrong("no channel name"))?;
-    word.grants.allow_channels(&channels);
-    let mut identity = word.onto(token.clone());
+    stated.grants.allow_channels(&channels);
+    let mut identity = stated.onto(token.clone());
     if token.user.is_none() {
         // Nobody but the application vouches for it.
         identity.issued_at = now;
     }
-    Ok(Verdict::once(Ok(Box::new(Admitted { identity, channels, word: Some(Box::new(word)) }))))
+    Ok(Verdict::once(Ok(Box::new(Admitted { identity, channels, stated: Some(Box::new(stated)) }))))
 }
 
 /// Of subscribe.

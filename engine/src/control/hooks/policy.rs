@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::reply::denial;
-use crate::access::{Admitted, Word};
+use crate::access::{Admitted, Statement};
 use crate::config::{Config, OnFailure};
 use crate::message::{Answer, Question, SubscribeAllowed};
 
@@ -34,9 +34,9 @@ impl Policy {
             {
                 let identity = (*caller.identity).clone();
                 // It has said nothing, of this one.
-                let word = Word { of: identity.user.clone(), ..Word::default() };
-                let (channels, word) = (Vec::new(), Some(word.into()));
-                Answer::Connect(Ok(Box::new(Admitted { identity, channels, word })))
+                let stated = Statement { of: identity.user.clone(), ..Statement::default() };
+                let (channels, stated) = (Vec::new(), Some(stated.into()));
+                Answer::Connect(Ok(Box::new(Admitted { identity, channels, stated })))
             }
             Question::Subscribe { .. } => Answer::Subscribe(Ok(SubscribeAllowed::default())),
             Question::Publish { .. } => Answer::Publish(Ok(None)),

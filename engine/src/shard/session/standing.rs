@@ -9,7 +9,7 @@ use ringfeed_wire::Wire;
 
 use super::CLOSING;
 use crate::access::token::{ChannelToken, TokenError};
-use crate::access::{Admitted, Identity, Verdict, Word};
+use crate::access::{Admitted, Identity, Statement, Verdict};
 use crate::config::TokenPlace;
 use crate::counters::CloseReason;
 use crate::ids::{ConnectionId, SessionId, SessionSlot};
@@ -30,8 +30,10 @@ const NEVER_MS: u64 = u64::MAX;
 #[derive(Debug)]
 pub(in crate::shard) struct Standing {
     identity: Arc<Identity>,
-    /// What of it the application has said, where it was asked.
-    word: Option<Box<Word>>,
+    /// What of it the application has said, where it was asked, but for its end, …
+    stated: Option<Box<Statement>>,
+    /// … which is in milliseconds of the shard's life.
+    stated_until_ms: u64,
     /// It has shown nothing yet, and may do nothing else.
     must_authenticate: bool,
     /// It was told to its user's home.
@@ -59,7 +61,8 @@ impl Standing {
     fn new(identity: Arc<Identity>) -> Standing {
         Standing {
             identity,
-            word: None,
+            stated: None,
+            stated_until_ms: NEVER_MS,
             must_authenticate: false,
             joined: false,
             expires_ms: NEVER_MS,
@@ -264,17 +267,17 @@ impl<W: Wire> Shard<W> {
         mut admitted: Admitted,
     ) -> Result<Vec<ChannelName>, Refusal> {
         let own = self.sessions.standing(slot);
-        if let Some((own, word)) = own.and_then(|own| Some((own, own.word.as_ref()?))) {
+        if let Some((own, stated)) = own.and_then(|own| Some((own, own.stated.as_ref()?))) {
             let (bearer, now) = (admitted.identity.user.as_ref(), own.identity.user.as_ref());
             let why = match now {
                 None => Some(NOT_ASKED),
-                now => (!word.is_about(bearer, now)).then_some(OTHER_USER),
+                now => (!stated.is_about(bearer, now)).then_some(OTHER_USER),
             };
             if let Some(why) = why {
                 return Err(Refusal::NotBelieved(why.into()));
             }
-            admitted.identity = word.onto(admitted.identity);
-            admitted.word = Some(word.clone());
+            admitted.identity = stated.onto(admitted.identity);
+            admitted.stated = Some(stated.clone());
         }
         self.admit(slot, admitted)
     }
@@ -283,7 +286,7 @@ impl<W: Wire> Shard<W> {
     fn admit(
         &mut self,
         slot: SessionSlot,
-        Admitted { mut identity, channels, word }: Admitted,
+        Admitted { mut identity, channels, mut stated }: Admitted,
     ) -> Result<Vec<ChannelName>, Refusal> {
         if !channels.is_empty() {
             identity.grants.get_or_insert_default().allow_channels(&channels);
@@ -295,7 +298,12 @@ impl<W: Wire> Shard<W> {
         if before.is_some() && before != identity.user {
             return Err(Refusal::NotBelieved(OTHER_USER.into()));
         }
-        let expires_ms = identity.expires_at.map_or(NEVER_MS, |at| self.at_ms(at));
+        let until_ms = |at: Option<u64>| at.map_or(NEVER_MS, |at| self.at_ms(at));
+        let until_before_ms =
+            self.sessions.standing(slot).map_or(NEVER_MS, |own| own.stated_until_ms);
+        let stated_until_ms = until_ms(stated.as_mut().and_then(|own| own.expires_at.take()));
+        let stated_until_ms = stated_until_ms.min(until_before_ms);
+        let expires_ms = until_ms(identity.expires_at).min(stated_until_ms);
         if expires_ms <= self.elapsed_ms {
             return Err(Refusal::NotBelieved(TokenError::Expired.to_string()));
         }
@@ -304,7 +312,7 @@ impl<W: Wire> Shard<W> {
         let standing =
             session.standing.get_or_insert_with(|| Box::new(Standing::new(identity.clone())));
         (standing.identity, standing.expires_ms) = (identity.clone(), expires_ms);
-        standing.word = word;
+        (standing.stated, standing.stated_until_ms) = (stated, stated_until_ms);
         standing.must_authenticate = false;
         let joins = identity.user.is_some() && !std::mem::replace(&mut standing.joined, true);
         self.arm_expiry(slot);
