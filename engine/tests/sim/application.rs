@@ -2,6 +2,8 @@
 //!
 //! What it says is a function of user, channel and a number of the run; whether and when it says so is chance.
 
+use std::collections::BTreeMap;
+
 use super::client::payload_size;
 use super::control::{Matter, Order, Posed, Says, Target, name_of, number_of};
 use super::judge::{Asked, Rule};
@@ -39,6 +41,8 @@ pub(super) enum Word {
 #[derive(Debug, Default)]
 pub(super) struct Application {
     questions: Vec<Taken>,
+    /// The newest publication of each connection that it was asked about; the greatest number once that has ended.
+    newest: BTreeMap<ConnId, u64>,
     /// Not told yet: what, to which shard, and whether only the question behind it is missing.
     to_tell: Vec<(Word, usize, bool)>,
 }
@@ -119,6 +123,7 @@ impl World {
                 posed.conn,
                 posed.matter
             );
+            self.is_asked_in_order(&posed);
             let says = self.says(&posed);
             if let Matter::Publish { payload, .. } = &posed.matter {
                 self.judge.say(payload, Asked::Waiting, None);
@@ -131,6 +136,23 @@ impl World {
             };
             let taken = Taken { posed, asked_ms: now_ms, says, waits, never, given_up: false };
             self.application.questions.push(taken);
+        }
+    }
+
+    fn is_asked_in_order(&mut self, posed: &Posed) {
+        let number = match &posed.matter {
+            Matter::Keys => return,
+            // Whose end it is, is not known of everybody.
+            Matter::Ended if posed.conn == 0 => return,
+            Matter::Ended => u64::MAX,
+            Matter::Publish { payload, .. } => self.judge.number_in(payload).unwrap_or(0),
+            Matter::Subscribe { .. } | Matter::Message { .. } => 0,
+        };
+        let newest = self.application.newest.entry(posed.conn).or_default();
+        let before = std::mem::replace(newest, number.max(*newest));
+        if before == u64::MAX || number > 0 && number < before {
+            let what = format_args!("c{}: {number} is asked about behind {before}", posed.conn);
+            self.judge.broken(Rule::AskedInOrder, what);
         }
     }
 

@@ -48,6 +48,7 @@ rules! {
     Settles "settles": "when nothing new happens, everything owed is done in bounded work",
     Baseline "baseline": "when everybody has left nothing is held",
     Allowed "allowed": "nothing of a channel is written to a connection that may not have it",
+    AskedInOrder "asked-in-order": "what is asked about one connection comes in the order in which it came up, its end last",
     AskedFirst "asked-first": "what the application is to be asked about is published only if and as it allows",
     PublishOrder "publish-order": "publications of one publisher stand on a channel in the order in which they were sent",
     Direct "direct": "what is sent to a user or a connection reaches it once, and nobody else",
