@@ -252,7 +252,11 @@ impl Hooks {
             result = self.ask(settings, question, about, stamp, waiting, deadline).await;
         }
         result.unwrap_or_else(|failure| {
-            if matches!(failure, Failure::Late | Failure::BreakerOpen | Failure::NotConfigured) {
+            let unasked = matches!(
+                failure,
+                Failure::Late | Failure::BreakerOpen { .. } | Failure::NotConfigured
+            );
+            if unasked {
                 // No request has been counted for it.
                 self.figures.of(hook).count(failure.outcome());
             }
