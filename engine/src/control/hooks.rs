@@ -203,8 +203,14 @@ impl Hooks {
         let reply = Reply::new(answer.clone(), shard, ticket, &question);
         let own = self.clone();
         if let Question::Keys { url, kid } = question {
+            let time = self.settings().timeout;
+            let mut closing = self.closing.subscribe();
             tasks.spawn_local(async move {
-                own.keys.miss(&url, &kid).await;
+                tokio::select! {
+                    () = own.keys.miss(&url, &kid, time) => {}
+                    // Nobody is there any more whom it would let in.
+                    _ = closing.wait_for(|&closing| closing) => {}
+                }
                 reply.send(Answer::Noted);
             });
             return;
