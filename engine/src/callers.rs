@@ -93,6 +93,11 @@ impl Callers {
         let number = usize::try_from(found).ok()?;
         self.0.get(number).filter(|_| !key.is_empty())
     }
+
+    /// Who has the key with this hash, which was found before and not brought by anybody just now.
+    pub fn holder(&self, key: &KeyHash) -> Option<&Arc<Caller>> {
+        self.0.iter().find(|(own, _)| own == key).map(|(_, caller)| caller)
+    }
 }
 
 #[cfg(test)]

@@ -97,8 +97,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
             let sources = sources(&args);
-            settings(load(&sources)?)?;
-            warn_of_strays(&sources, |warning| eprintln!("ringfeed: {warning}"));
+            let settings = settings(load(&sources)?)?;
+            let warn = |warning| eprintln!("ringfeed: {warning}");
+            warn_of_strays(&sources, warn);
+            settings.config.hazards().into_iter().for_each(warn);
             match &args.config {
                 Some(file) => say(&format!("{}: the configuration is valid", file.display())),
                 None => {
@@ -178,7 +180,9 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let filter = log_filter(args.verbose, config.log.level);
     let (filter, level) = tracing_subscriber::reload::Layer::new(filter);
     tracing_subscriber::registry().with(filter).with(lines).init();
-    warn_of_strays(&sources, |warning| tracing::warn!("{warning}"));
+    let warn = |warning| tracing::warn!("{warning}");
+    warn_of_strays(&sources, warn);
+    config.hazards().into_iter().for_each(warn);
     ringfeed_wire::raise_open_files_limit().context("reading RLIMIT_NOFILE")?;
     let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.path.clone()).collect();
     let (connections, anonymous) = (config.server.connections_max, config.auth.anonymous);

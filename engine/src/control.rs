@@ -198,7 +198,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::{Config, Sources};
+    use crate::callers::{Callers, KeyHash};
+    use crate::config::{Config, Scope, Sources};
     use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Shards, Waker, queues};
     use crate::settings::Settings;
     use crate::shard::door::Admission;
@@ -319,6 +320,55 @@ mod tests {
         }
         drop(stream);
         control.stop();
+    }
+
+    #[test]
+    fn a_stream_goes_by_the_keys_that_hold_by_now() {
+        let key = |scope, channel: &str| {
+            let caller =
+                Caller { name: "k".into(), scopes: vec![scope], channels: vec![channel.into()] };
+            vec![(KeyHash::of(b"a-key"), caller)]
+        };
+        let other = (KeyHash::of(b"other-key"), Caller::of_everything("o".into()));
+        for (given, then, accepted, end, error) in [
+            ("a-key", key(Scope::Publish, "*"), 2, "complete", json!(null)),
+            ("a-key", key(Scope::Publish, "b"), 1, "complete", json!(null)),
+            ("a-key", key(Scope::Stats, "*"), 1, "failed", json!("forbidden")),
+            ("a-key", vec![other.clone()], 1, "failed", json!("unauthorized")),
+            ("a-key", Vec::new(), 1, "failed", json!("unauthorized")),
+            ("", vec![other], 1, "failed", json!("unauthorized")),
+        ] {
+            let flags: &[&str] = if given.is_empty() { &[] } else { &["api.keys=a-key"] };
+            let (control, address, shared, inbox) = start(flags);
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let line = "{\"channel\":\"a\",\"data\":1}\n";
+            let length = 2 * line.len();
+            write!(
+                stream,
+                "POST /api/ingest HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                 X-API-Key: {given}\r\nContent-Length: {length}\r\n\r\n{line}"
+            )
+            .unwrap();
+            accept(next(&inbox));
+            let mut said = Vec::new();
+            while !said.ends_with(b"}\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                said.extend_from_slice(&byte);
+            }
+            let mut config = Config::clone(&shared.config());
+            config.callers = Callers::new(then.clone());
+            shared.settings.store(Arc::new(Settings::new(config).unwrap()));
+            stream.write_all(line.as_bytes()).unwrap();
+            if accepted == 2 {
+                accept(next(&inbox));
+            }
+            let last = last_json(&answer(stream));
+            assert_eq!((&last["end"], &last["error"]), (&json!(end), &error), "{then:?}: {last}");
+            assert_eq!(last["accepted"], accepted, "{then:?}: {last}");
+            control.stop();
+        }
     }
 
     #[test]

@@ -520,8 +520,10 @@ impl<W: Wire> Shard<W> {
         let began = self.clock.now();
         for count in 1..=self.limits.deliveries {
             let Some(delivery) = self.own.pop_front() else { return };
+            // It is for many sessions.
+            let is_order = matches!(delivery, Delivery::Order { .. });
             self.handle_delivery(delivery);
-            if count % 16 == 0 && self.clock.now() - began > STEP_TIME_MAX {
+            if (is_order || count % 16 == 0) && self.clock.now() - began > STEP_TIME_MAX {
                 return;
             }
         }

@@ -311,6 +311,7 @@ fn the_example_configurations_are_valid() {
         command.env_clear().env("JWT_SECRET", secret).args(["check-config", "--config"]);
         let output = command.arg(&file).output().unwrap();
         assert!(output.status.success(), "{name}: {}", self::text(&output.stderr));
+        assert!(output.stderr.is_empty(), "{name}: {}", self::text(&output.stderr));
     }
 }
 

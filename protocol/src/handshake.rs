@@ -62,6 +62,7 @@ mod tests {
         assert_eq!(host("Sec-WebSocket-Version: 13\r\nHost: a\r\n"), 400);
         assert_eq!(host("Host: a\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"), 400);
         assert_eq!(host("Host: a\r\nOrigin: http://a\r\nOrigin: http://b\r\n"), 400);
+        assert_eq!(host("Host: a\r\nAuthorization: Bearer a\r\nauthorization: Bearer b\r\n"), 400);
         assert_eq!(host("Host: a\n"), 400);
         assert_eq!(status(&GOOD.replace("\r\n", "\n")), 400);
         assert_eq!(status("\u{1}\u{2} what\r\n\r\n"), 400);

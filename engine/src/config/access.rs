@@ -92,6 +92,26 @@ impl Permission {
     }
 }
 
+impl Config {
+    /// What is no error and may not be what was meant, in sentences.
+    pub fn hazards(&self) -> Vec<String> {
+        let mut hazards = Vec::new();
+        for (number, permission) in self.permissions.iter().enumerate() {
+            let loose = |pattern: &&String| pattern.contains(USER) && pattern.contains('*');
+            // A denial that fits more denies more.
+            for pattern in permission.channels.iter().filter(loose) {
+                if !permission.allow.is_empty() {
+                    hazards.push(format!(
+                        "permissions[{number}].channels: {pattern:?}: a wildcard beside {USER} also fits channels of users whose \
+                         ids are longer and begin or end alike"
+                    ));
+                }
+            }
+        }
+        hazards
+    }
+}
+
 /// Whether some name can fit.
 fn check_pattern(pattern: &str) -> Result<(), String> {
     // A denial with a slip of the pen in it would deny nothing.
@@ -240,6 +260,25 @@ mod tests {
         assert_eq!(config.permissions[0].allow, [Operation::History]);
         assert!(config.permissions[0].deny.is_empty());
         assert!(!format!("{config:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn wildcards_beside_a_users_id_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let entry = |channels: &str, rest: &str| {
+            format!(
+                "[[permissions]]\nwho = [\"users\"]\nchannels = [{channels}]\n{rest} = [\"publish\"]\n"
+            )
+        };
+        let file = entry("\"a.{user}\", \"b.{user}.inbox\", \"*\"", "allow")
+            + &entry("\"c.{user}.*\"", "deny")
+            + &entry("\"d.{user}\", \"e.{user}.*\", \"*.{user}\"", "allow");
+        std::fs::write(&path, file).unwrap();
+        let config = Config::load(&Sources { file: Some(&path), ..Sources::default() }).unwrap();
+        let hazards = config.hazards();
+        assert_eq!(hazards.len(), 2, "{hazards:?}");
+        assert!(hazards[0].starts_with("permissions[2].channels: \"e.{user}.*\": "), "{hazards:?}");
     }
 
     #[test]

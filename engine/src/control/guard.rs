@@ -50,7 +50,8 @@ pub(super) enum Requester {
     Address(Option<IpAddr>),
 }
 
-/// Finds out once who asks, whether they may and whether not too often; the [`Caller`] travels with the request.
+/// Finds out once who asks, whether they may and whether not too often; the [`Caller`] and the [`Requester`] travel with
+/// the request.
 pub(super) async fn guard(
     FromState(needs): FromState<Needs>,
     mut request: Request,
@@ -64,6 +65,7 @@ pub(super) async fn guard(
         return Err(ApiError::new(Code::RateLimited, message));
     }
     request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(requester);
     Ok(next.run(request).await)
 }
 
@@ -91,9 +93,7 @@ impl Needs {
             }
         }
         if let (Some((_, caller)), Some(scope)) = (found, scope) {
-            let message =
-                format!("the key {} does not have the scope {}", caller.name, scope.name());
-            return Err(ApiError::new(Code::Forbidden, message));
+            return Err(lacks(caller, *scope));
         }
         if let Some(others) = state.refused_log.due(LOG_EVERY) {
             let peer = peer.map_or_else(|| "?".into(), |ip| ip.to_string());
@@ -106,9 +106,37 @@ impl Needs {
             let message = "too many wrong keys come from this address; try again";
             return Err(ApiError::new(Code::RateLimited, message));
         }
-        let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
-        Err(ApiError::new(Code::Unauthorized, message))
+        Err(no_key())
     }
+}
+
+/// Who somebody is by the settings of now, who was let in by those of then; the error that a new request would get, if
+/// they may not any more. Who needed no key then needs one as soon as there are any.
+pub(super) fn still(
+    state: &State,
+    requester: &Requester,
+    scope: Scope,
+) -> Result<Arc<Caller>, ApiError> {
+    let callers = &state.shared.config().callers;
+    match requester {
+        Requester::Address(_) if callers.is_empty() => Ok(state.local.clone()),
+        Requester::Address(_) => Err(no_key()),
+        Requester::Key(key) => match callers.holder(key) {
+            Some(caller) if caller.may(scope) => Ok(caller.clone()),
+            Some(caller) => Err(lacks(caller, scope)),
+            None => Err(no_key()),
+        },
+    }
+}
+
+fn lacks(caller: &Caller, scope: Scope) -> ApiError {
+    let message = format!("the key {} does not have the scope {}", caller.name, scope.name());
+    ApiError::new(Code::Forbidden, message)
+}
+
+fn no_key() -> ApiError {
+    let message = "Authorization: Bearer KEY, or X-API-Key: KEY, is missing or wrong";
+    ApiError::new(Code::Unauthorized, message)
 }
 
 /// Whether a caller may publish to a channel, or read it.

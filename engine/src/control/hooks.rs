@@ -57,6 +57,10 @@ pub use figures::{Figures, Hook, Outcome, Snapshot};
 
 /// Answers of the application that are remembered.
 const CACHED_MAX: usize = 65_536;
+/// Of the questions that may wait at a hook, the part that one user may have at all hooks …
+const SUBJECT_PART: u32 = 16;
+/// … and what one may have in any case.
+const SUBJECT_LEAST: u32 = 16;
 
 /// What keeps questions from being asked at all.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +96,8 @@ struct Settings {
     timeout: Duration,
     waiting_max: u32,
     waiting_bytes_max: u64,
+    /// Questions about one user.
+    subject_max: u32,
     payload_bytes_max: usize,
     /// In the order of [`Hook::ALL`]; `None` where nobody is asked.
     endpoints: [Option<Rc<Endpoint>>; Hook::ALL.len()],
@@ -197,14 +203,21 @@ impl Hooks {
         let reply = Reply::new(answer.clone(), shard, ticket, &question);
         let own = self.clone();
         if let Question::Keys { url, kid } = question {
+            let time = self.settings().timeout;
+            let mut closing = self.closing.subscribe();
             tasks.spawn_local(async move {
-                own.keys.miss(&url, &kid).await;
+                tokio::select! {
+                    () = own.keys.miss(&url, &kid, time) => {}
+                    // Nobody is there any more whom it would let in.
+                    _ = closing.wait_for(|&closing| closing) => {}
+                }
                 reply.send(Answer::Noted);
             });
             return;
         }
         let Some((hook, caller)) = event::subject(&question) else { return };
         let settings = self.settings();
+        let subject = Subject::of(caller);
         let waiting = Waiting::enter(
             &self.figures,
             hook,
@@ -212,7 +225,12 @@ impl Hooks {
             settings.waiting_max,
             settings.waiting_bytes_max,
         );
-        let Some(waiting) = waiting else {
+        let turn = match hook {
+            // A user with many connections has as many ends, and asks nothing by them.
+            Hook::Disconnect => Some(self.order.turn(subject.clone())),
+            _ => self.order.turn_within(subject.clone(), settings.subject_max),
+        };
+        let Some((waiting, turn)) = waiting.zip(turn) else {
             let dropped = hook == Hook::Disconnect;
             self.figures.of(hook).count(if dropped { Outcome::Dropped } else { Outcome::Busy });
             if let (true, Some(endpoint)) = (dropped, settings.endpoint(hook)) {
@@ -220,8 +238,6 @@ impl Hooks {
             }
             return reply.send(settings.policy.failed(&question, &Failure::Busy));
         };
-        let subject = Subject::of(caller);
-        let turn = self.order.turn(subject.clone());
         let stamp = Stamp::new();
         if hook == Hook::Disconnect {
             reply.send(Answer::Noted);
@@ -252,7 +268,11 @@ impl Hooks {
             result = self.ask(settings, question, about, stamp, waiting, deadline).await;
         }
         result.unwrap_or_else(|failure| {
-            if matches!(failure, Failure::Late | Failure::BreakerOpen | Failure::NotConfigured) {
+            let unasked = matches!(
+                failure,
+                Failure::Late | Failure::BreakerOpen { .. } | Failure::NotConfigured
+            );
+            if unasked {
                 // No request has been counted for it.
                 self.figures.of(hook).count(failure.outcome());
             }
@@ -380,6 +400,7 @@ impl Settings {
             forward_headers: hooks.forward_headers.clone(),
             timeout: Duration::from_millis(hooks.timeout_ms.into()),
             waiting_max: hooks.waiting_max,
+            subject_max: (hooks.waiting_max / SUBJECT_PART).max(SUBJECT_LEAST),
             waiting_bytes_max: hooks.waiting_bytes_max,
             payload_bytes_max: usize::try_from(config.limits.message_bytes_max)
                 .unwrap_or(usize::MAX),

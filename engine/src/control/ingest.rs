@@ -22,8 +22,9 @@ use super::State;
 use super::body::{check_encoding, next_part};
 use super::budget::Held;
 use super::error::{ApiError, Code};
+use super::guard::{self, Requester};
 use super::publish;
-use crate::callers::Caller;
+use crate::config::Scope;
 
 /// Most lines published at once, and so between two acknowledgements …
 const RUN_LINES_MAX: usize = 4096;
@@ -75,7 +76,7 @@ struct LineError {
 )]
 pub(super) async fn ingest(
     FromState(state): FromState<Arc<State>>,
-    Extension(caller): Extension<Arc<Caller>>,
+    Extension(requester): Extension<Requester>,
     request: Request,
 ) -> Result<Response, ApiError> {
     check_encoding(request.headers())?;
@@ -92,7 +93,7 @@ pub(super) async fn ingest(
         held: state.bodies.hold(),
         heard: Instant::now(),
         ack: IngestAck::default(),
-        caller,
+        requester,
         state: state.clone(),
     };
     let open = Open { task: tokio::spawn(ingest.run(acks)), state, _permit: permit };
@@ -137,7 +138,8 @@ impl Drop for Open {
 /// The task of a stream.
 struct Ingest {
     state: Arc<State>,
-    caller: Arc<Caller>,
+    /// Who they are by now is looked up for each run of lines.
+    requester: Requester,
     body: BodyDataStream,
     pending: Pending,
     held: Held,
@@ -218,9 +220,11 @@ impl Ingest {
         IngestAck { lines, accepted, refused, errors, end: None, error: None }
     }
 
-    /// Publishes a run of lines. Fails where the shards do not follow, at a line that is too long, and
-    /// where these are the first lines and all of them are refused.
+    /// Publishes a run of lines. Fails where who sends them may not any more, where the shards do not follow, at a line
+    /// that is too long, and where these are the first lines and all of them are refused.
     async fn publish(&mut self, run: &[u8]) -> Result<(), ApiError> {
+        // Each time, as above: else a stream would outlast its key.
+        let caller = guard::still(&self.state, &self.requester, Scope::Publish)?;
         let line_max = self.state.shared.config().api.body_bytes_max as usize;
         let mut too_long = None;
         let mut items = Vec::new();
@@ -235,7 +239,7 @@ impl Ingest {
             number += 1;
             let line = line.trim_ascii();
             if !line.is_empty() {
-                let item = publish::parse_for(&self.caller, line).map(|item| items.push(item));
+                let item = publish::parse_for(&caller, line).map(|item| items.push(item));
                 checked.push((number, item));
             }
         }

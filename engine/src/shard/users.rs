@@ -7,6 +7,9 @@ use crate::ids::{ConnectionId, SessionId, ShardId};
 use crate::message::{Delivery, Order, UserConnection};
 use crate::names::Names;
 
+/// Sessions that one order names: a shard looks at the time behind each, and a session takes some microseconds.
+const SESSIONS_PER_ORDER: usize = 128;
+
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Users {
@@ -55,7 +58,7 @@ impl Users {
         self.by_id.get(user).map_or(&[], |connections| connections)
     }
 
-    /// Hands an order to the shards of all connections of a user, or of one. Returns to how many connections.
+    /// Hands an order to the shards of all connections of a user, or of one, in pieces. Returns to how many connections.
     pub(super) fn order(
         &self,
         user: &UserId,
@@ -68,10 +71,16 @@ impl Users {
         let mut count = 0;
         for own in self.of(user).iter().filter(wanted) {
             count += 1;
-            match by_shard.iter_mut().find(|(shard, _)| *shard == own.shard) {
-                Some((_, sessions)) => sessions.push(own.session),
-                None => by_shard.push((own.shard, vec![own.session])),
+            let Some((_, sessions)) = by_shard.iter_mut().find(|(shard, _)| *shard == own.shard)
+            else {
+                by_shard.push((own.shard, vec![own.session]));
+                continue;
+            };
+            if sessions.len() == SESSIONS_PER_ORDER {
+                let sessions = std::mem::take(sessions);
+                deliver(own.shard, Delivery::Order { sessions, order: order.clone() });
             }
+            sessions.push(own.session);
         }
         for (shard, sessions) in by_shard {
             deliver(shard, Delivery::Order { sessions, order: order.clone() });
@@ -102,6 +111,29 @@ mod tests {
             (ShardId(shard), SessionId { slot: SessionSlot(slot), generation: 1 });
         let connection = ConnectionId { shard, number: slot.into() };
         UserConnection { shard, session, connection, since: 0 }
+    }
+
+    #[test]
+    fn an_order_to_many_goes_in_pieces_that_a_turn_can_bear() {
+        let mut users = Users::new();
+        let ann = UserId::new("ann").unwrap();
+        let count = 3 * SESSIONS_PER_ORDER as u32;
+        (0..2 * count).for_each(|i| {
+            let shard = u16::from(i % 2 == 0);
+            assert!(users.join(ann.clone(), connection(shard, i), 0));
+        });
+        let mut delivered: [Vec<SessionId>; 2] = Default::default();
+        let mut deliver = |shard: ShardId, delivery: Delivery| {
+            let Delivery::Order { sessions, .. } = delivery else { panic!("{delivery:?}") };
+            assert!((1..=SESSIONS_PER_ORDER).contains(&sessions.len()), "{}", sessions.len());
+            delivered[shard.index()].extend(sessions);
+        };
+        assert_eq!(users.order(&ann, None, &Order::TooMany, &mut deliver), 2 * count);
+        for (shard, sessions) in (0u16..).zip(delivered) {
+            let expected = (0..2 * count).filter(|i| u16::from(i % 2 == 0) == shard);
+            let expected = expected.map(|i| connection(shard, i).session);
+            assert_eq!(sessions, expected.collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -275,6 +275,80 @@ fn who_is_let_through_when_nobody_answers() {
     });
 }
 
+/// With on_failure = "allow", and these keys.
+fn allowing(url: &str, keys: &[(&str, &str)]) -> Shard {
+    let own = [("subscribe_url", url), ("publish_url", url), ("on_failure", "allow")];
+    Shard::start(&[&own[..], keys].concat())
+}
+
+#[test]
+fn whatever_an_application_has_said_it_is_no_yes() {
+    let raw = |text: &str| Does::Raw(text.into());
+    let no = "{\"allow\":false}";
+    for does in [
+        Does::Answer(500, no.into()),
+        Does::Answer(503, String::new()),
+        Does::Answer(429, no.into()),
+        Does::Answer(404, String::new()),
+        raw("HTTP/1.1 403 Forbidden\r\ncontent-length: 50\r\n\r\n{\"mess"),
+        raw(&format!("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{no}")),
+        raw(&format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 15\r\n\r\n{no}")),
+        raw(&format!("HTTP/1.1 403 X\r\nx: {}\r\n\r\n", "a".repeat(900_000))),
+        raw("this is no HTTP at all\r\n\r\n"),
+        raw("HTTP/1.1 2"),
+        // Not a word, but the request had been sent: clients may know how to bring that about.
+        raw(""),
+        Does::Drip,
+        Does::Flood,
+    ] {
+        run(async move {
+            let application = Application::start(move |_, _| does.clone()).await;
+            let times = [("attempt_timeout_ms", "300"), ("timeout_ms", "3000")];
+            let keys = [&times[..], &[("breaker_failures", "1"), ("retries", "0")]].concat();
+            let shard = allowing(&application.url("/"), &keys);
+            // The second one of each finds the breaker open, or is asked again.
+            for user in ["ann", "bob"] {
+                shard.unavailable(subscribe(user, "a")).await;
+                shard.unavailable(publish(user, "1")).await;
+            }
+        });
+    }
+}
+
+#[test]
+fn an_application_that_says_nothing_at_all_lets_pass_and_so_does_its_breaker() {
+    run(async {
+        let application = Application::start(|_, _| Does::Hang).await;
+        let keys = [
+            ("attempt_timeout_ms", "100"),
+            ("breaker_failures", "1"),
+            ("breaker_open_ms", "30000"),
+            ("retries", "0"),
+        ];
+        let shard = allowing(&application.url("/"), &keys);
+        for user in ["ann", "bob"] {
+            assert!(matches!(shard.asks(subscribe(user, "a")).await, Answer::Subscribe(Ok(_))));
+            assert!(matches!(shard.asks(publish(user, "1")).await, Answer::Publish(Ok(None))));
+        }
+        assert_eq!(shard.count(Hook::Subscribe, Outcome::Broken), 1);
+    });
+}
+
+#[test]
+fn what_was_said_once_does_not_become_silence_when_it_is_asked_again() {
+    run(async {
+        let application = Application::start(|_, before| match before {
+            0 => Does::Answer(500, String::new()),
+            _ => Does::Hang,
+        })
+        .await;
+        let keys = [("attempt_timeout_ms", "200"), ("retries", "1")];
+        let shard = allowing(&application.url("/"), &keys);
+        shard.unavailable(subscribe("ann", "a")).await;
+        assert_eq!(application.count(), 2);
+    });
+}
+
 #[test]
 fn who_has_used_up_the_time_by_waiting_neither_opens_the_breaker_nor_is_let_through() {
     run(async {

@@ -102,6 +102,38 @@ fn more_than_may_wait_are_answered_at_once() {
 }
 
 #[test]
+fn who_asks_a_lot_leaves_room_for_others() {
+    run(async {
+        let application = Application::start(|heard, _| match heard.json()["user"].as_str() {
+            Some("ann") => Does::Hang,
+            _ => Does::ok("{\"allow\":true}"),
+        })
+        .await;
+        let url = application.url("/");
+        let shard = Shard::start(&[
+            ("subscribe_url", &url),
+            ("publish_url", &url),
+            ("waiting_max", "320"),
+            ("timeout_ms", "600000"),
+            ("attempt_timeout_ms", "600000"),
+        ]);
+        // A sixteenth, whichever hooks they are for.
+        let of_ann = (0..2000).map(|i| match i % 2 {
+            0 => shard.ask(subscribe("ann", &i.to_string())),
+            _ => shard.ask(publish("ann", "1")),
+        });
+        let of_ann: Vec<_> = of_ann.collect();
+        assert!(matches!(shard.asks(subscribe("bob", "a")).await, Answer::Subscribe(Ok(_))));
+        let (bob, refused) = shard.answered().split_last().map(|(l, r)| (*l, r.to_vec())).unwrap();
+        assert_eq!((bob, &refused[..]), (2000, &of_ann[20..]));
+        for number in refused {
+            let answer = shard.answer(number).await;
+            assert_eq!(unavailable(&answer), Some("too many questions wait for the application"));
+        }
+    });
+}
+
+#[test]
 fn ends_are_told_when_what_was_asked_before_is_answered_and_again_until_they_are_heard() {
     run(async {
         let application = Application::start(|heard, _| match heard.json()["event"].as_str() {

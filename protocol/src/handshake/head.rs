@@ -144,6 +144,10 @@ impl<'a> Request<'a> {
         if request.all("origin").count() > 1 {
             return Err(Refusal::new(400, "at most one Origin header is allowed\n"));
         }
+        // One program would go by the first, another one by both, joined.
+        if request.all("authorization").count() > 1 {
+            return Err(Refusal::new(400, "at most one Authorization header is allowed\n"));
+        }
         Ok(request)
     }
 

@@ -9,14 +9,15 @@ use tokio::time::Instant;
 /// Longest that it stays open at once.
 const OPEN_MAX: Duration = Duration::from_secs(30);
 
+/// Wherever something has failed: whether all that failed may allow ([`super::failure::Failure::may_allow`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Everything passes; so many requests failed one after the other.
-    Closed { failures: u32 },
+    Closed { failures: u32, may_allow: bool },
     /// Nothing passes until then.
-    Open { until: Instant, delay: Duration },
+    Open { until: Instant, delay: Duration, may_allow: bool },
     /// One is under way to try it.
-    HalfOpen { delay: Duration },
+    HalfOpen { delay: Duration, may_allow: bool },
 }
 
 /// Of one hook.
@@ -32,6 +33,11 @@ struct Inner {
     state: State,
     /// Counts changes of state: what was let through before one says nothing about what is now.
     generation: u64,
+}
+
+impl State {
+    /// Nothing has failed.
+    const GOOD: State = State::Closed { failures: 0, may_allow: true };
 }
 
 impl Inner {
@@ -51,7 +57,7 @@ pub(super) struct Pass {
 
 impl Breaker {
     pub(super) fn new(failures_max: u32, open: Duration) -> Rc<Breaker> {
-        let inner = Inner { state: State::Closed { failures: 0 }, generation: 0 };
+        let inner = Inner { state: State::GOOD, generation: 0 };
         Rc::new(Breaker { failures_max, open, inner: RefCell::new(inner) })
     }
 
@@ -69,14 +75,23 @@ impl Breaker {
         }
     }
 
+    /// Whether all that keeps it open may allow: where the application was heard, clients may have brought it about, and
+    /// it is no yes for anybody.
+    pub(super) fn may_allow(&self) -> bool {
+        match self.inner.borrow().state {
+            State::Closed { .. } => false,
+            State::Open { may_allow, .. } | State::HalfOpen { may_allow, .. } => may_allow,
+        }
+    }
+
     /// Lets a request through, or not.
     pub(super) fn pass(self: &Rc<Self>, now: Instant) -> Option<Pass> {
         if !self.lets_through(now) {
             return None;
         }
         let mut inner = self.inner.borrow_mut();
-        if let State::Open { delay, .. } = inner.state {
-            inner.become_(State::HalfOpen { delay });
+        if let State::Open { delay, may_allow, .. } = inner.state {
+            inner.become_(State::HalfOpen { delay, may_allow });
         }
         Some(Pass { breaker: self.clone(), generation: inner.generation, told: false })
     }
@@ -90,27 +105,36 @@ impl Breaker {
         }
     }
 
-    fn open(&self, inner: &mut Inner, delay: Duration) {
+    fn open(&self, inner: &mut Inner, delay: Duration, may_allow: bool) {
         // Up to a quarter more, so that the servers of a cluster do not all try at once.
         let until = Instant::now() + delay.mul_f64(1.0 + rand::random::<f64>() / 4.0);
-        inner.become_(State::Open { until, delay });
+        inner.become_(State::Open { until, delay, may_allow });
     }
 }
 
 impl Pass {
-    /// What came of the request.
-    pub(super) fn tell(mut self, success: bool) {
-        self.settle(success);
+    /// The application has answered.
+    pub(super) fn succeeded(mut self) {
+        self.settle(Ok(()));
+    }
+
+    /// It has not, in a way that may allow or not.
+    pub(super) fn failed(mut self, may_allow: bool) {
+        self.settle(Err(may_allow));
     }
 
     /// It came to nothing, which is nobody's fault.
     pub(super) fn withdraw(mut self) {
-        // A try that tells nothing must be followed by another one.
-        let closed = matches!(self.breaker.inner.borrow().state, State::Closed { .. });
-        self.told = closed;
+        let state = self.breaker.inner.borrow().state;
+        match state {
+            // A try that tells nothing must be followed by another one.
+            State::HalfOpen { may_allow, .. } => self.settle(Err(may_allow)),
+            _ => self.told = true,
+        }
     }
 
-    fn settle(&mut self, success: bool) {
+    /// What came of it; an error says whether it may allow.
+    fn settle(&mut self, result: Result<(), bool>) {
         if std::mem::replace(&mut self.told, true) {
             return;
         }
@@ -119,24 +143,29 @@ impl Pass {
         if inner.generation != self.generation {
             return;
         }
-        match inner.state {
-            State::Closed { .. } if success => inner.state = State::Closed { failures: 0 },
-            State::HalfOpen { .. } if success => inner.become_(State::Closed { failures: 0 }),
-            State::Closed { failures } if failures + 1 < failures_max => {
-                inner.state = State::Closed { failures: failures + 1 };
+        match (inner.state, result) {
+            (State::Closed { .. }, Ok(())) => inner.state = State::GOOD,
+            (State::HalfOpen { .. }, Ok(())) => inner.become_(State::GOOD),
+            (State::Closed { failures, may_allow }, Err(this)) => {
+                let (failures, may_allow) = (failures + 1, may_allow && this);
+                if failures < failures_max {
+                    inner.state = State::Closed { failures, may_allow };
+                } else {
+                    self.breaker.open(&mut inner, open, may_allow);
+                }
             }
-            State::Closed { .. } => self.breaker.open(&mut inner, open),
-            State::HalfOpen { delay } => {
-                self.breaker.open(&mut inner, (delay * 2).min(OPEN_MAX));
+            // It is this one alone that keeps it open.
+            (State::HalfOpen { delay, .. }, Err(may_allow)) => {
+                self.breaker.open(&mut inner, (delay * 2).min(OPEN_MAX), may_allow);
             }
-            State::Open { .. } => {}
+            (State::Open { .. }, _) => {}
         }
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.settle(false);
+        self.settle(Err(false));
     }
 }
 
@@ -147,7 +176,7 @@ mod tests {
     const OPEN: Duration = Duration::from_secs(2);
 
     fn fail(breaker: &Rc<Breaker>) {
-        breaker.pass(Instant::now()).unwrap().tell(false);
+        breaker.pass(Instant::now()).unwrap().failed(true);
     }
 
     /// Until it lets one through: how long that was.
@@ -164,14 +193,14 @@ mod tests {
         let breaker = Breaker::new(3, OPEN);
         for _ in 0..2 {
             (0..2).for_each(|_| fail(&breaker));
-            breaker.pass(Instant::now()).unwrap().tell(true);
+            breaker.pass(Instant::now()).unwrap().succeeded();
         }
         (0..3).for_each(|_| fail(&breaker));
         assert_eq!((breaker.level(), breaker.pass(Instant::now()).is_none()), (2, true));
         wait(&breaker).await;
         let trying = breaker.pass(Instant::now()).unwrap();
         assert_eq!((breaker.level(), breaker.pass(Instant::now()).is_none()), (1, true));
-        trying.tell(true);
+        trying.succeeded();
         assert_eq!(breaker.level(), 0);
     }
 
@@ -201,17 +230,54 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_knows_whether_all_that_keeps_it_open_may_allow() {
+        let opened_by = |failures: [bool; 3]| {
+            let breaker = Breaker::new(3, OPEN);
+            for may_allow in failures {
+                assert!(!breaker.may_allow());
+                breaker.pass(Instant::now()).unwrap().failed(may_allow);
+            }
+            assert_eq!(breaker.level(), 2);
+            breaker
+        };
+        assert!(opened_by([true; 3]).may_allow());
+        for failures in [[false, true, true], [true, false, true], [true, true, false]] {
+            assert!(!opened_by(failures).may_allow(), "{failures:?}");
+        }
+        let breaker = opened_by([false, true, true]);
+        // What opened it before is past once a try has failed in another way; and one that tells nothing changes nothing.
+        for (failure, may_allow) in
+            [(None, false), (Some(true), true), (None, true), (Some(false), false)]
+        {
+            wait(&breaker).await;
+            let trying = breaker.pass(Instant::now()).unwrap();
+            match failure {
+                Some(may_allow) => trying.failed(may_allow),
+                None => trying.withdraw(),
+            }
+            assert_eq!((breaker.level(), breaker.may_allow()), (2, may_allow));
+        }
+        // Nor is what failed before a success remembered.
+        wait(&breaker).await;
+        breaker.pass(Instant::now()).unwrap().succeeded();
+        breaker.pass(Instant::now()).unwrap().failed(false);
+        breaker.pass(Instant::now()).unwrap().succeeded();
+        (0..3).for_each(|_| fail(&breaker));
+        assert!(breaker.may_allow());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_was_sent_before_it_opened_says_nothing_afterwards() {
         let breaker = Breaker::new(1, OPEN);
         let [early, late] = [(); 2].map(|()| breaker.pass(Instant::now()).unwrap());
         fail(&breaker);
-        early.tell(true);
+        early.succeeded();
         assert_eq!(breaker.level(), 2);
         wait(&breaker).await;
         let trying = breaker.pass(Instant::now()).unwrap();
-        late.tell(false);
+        late.failed(true);
         assert_eq!(breaker.level(), 1);
-        trying.tell(true);
+        trying.succeeded();
         assert_eq!(breaker.level(), 0);
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::Resolve;
-use reqwest::{Request, redirect, retry};
+use reqwest::{Request, Response, redirect, retry};
+use tokio::time::{Instant, timeout_at};
 
 use super::address::{Guarded, NotPublic};
 use super::failure::Failure;
@@ -68,12 +69,14 @@ impl Client {
         bytes_max: usize,
         timeout: Duration,
     ) -> Result<Reply, Failure> {
-        let sent = tokio::time::timeout(timeout, self.exchange(request, bytes_max)).await;
-        sent.unwrap_or(Err(Failure::Timeout))
+        let deadline = Instant::now() + timeout;
+        let head = timeout_at(deadline, self.http.execute(request)).await;
+        let response = head.map_err(|_| Failure::Timeout)?.map_err(|e| failure(&e))?;
+        let rest = timeout_at(deadline, Client::rest(response, bytes_max)).await;
+        rest.unwrap_or(Err(Failure::Slow))
     }
 
-    async fn exchange(&self, request: Request, bytes_max: usize) -> Result<Reply, Failure> {
-        let mut response = self.http.execute(request).await.map_err(|e| failure(&e))?;
+    async fn rest(mut response: Response, bytes_max: usize) -> Result<Reply, Failure> {
         let bytes_max_u64 = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         if response.content_length().is_some_and(|bytes| bytes > bytes_max_u64) {
             return Err(Failure::TooLarge);

@@ -107,10 +107,12 @@ impl Endpoint {
                 && failure.may_retry(self.is_idempotent())
                 && Instant::now() + pause < deadline
                 && self.breaker.lets_through(Instant::now());
+            // That there was no time for a retry says less than why one was needed; and what was answered once does not
+            // become silence because nothing was heard when it was asked again.
+            let said = |earlier: &Failure| failure == Failure::Late || !earlier.may_allow();
+            let failure = earlier.filter(said).unwrap_or(failure);
             if !again {
-                // That there was no time for a retry says less than why one was needed.
-                let late = failure == Failure::Late;
-                return Err(earlier.filter(|_| late).unwrap_or(failure));
+                return Err(failure);
             }
             earlier = Some(failure);
             sleep(pause).await;
@@ -128,12 +130,12 @@ impl Endpoint {
     ) -> Result<Verdict<T>, Failure> {
         // Also before it waits: there is no use in it.
         if !self.breaker.lets_through(Instant::now()) {
-            return Err(Failure::BreakerOpen);
+            return Err(self.open());
         }
         let permit = timeout_at(deadline, self.permits.acquire()).await;
         let _permit = permit.map_err(|_| Failure::Late)?.map_err(|_| Failure::Late)?;
         let began = Instant::now();
-        let pass = self.breaker.pass(began).ok_or(Failure::BreakerOpen)?;
+        let pass = self.breaker.pass(began).ok_or_else(|| self.open())?;
         self.figures().breaker.set(self.breaker.level());
         waiting.take();
         let timeout = self.attempt_timeout.min(deadline.saturating_duration_since(began));
@@ -141,7 +143,7 @@ impl Endpoint {
         // Somebody who has waited nearly all the time says nothing about the application by it.
         let hurried = timeout < self.attempt_timeout / 2;
         let sent = match sent {
-            Err(Failure::Timeout) if hurried => Err(Failure::Late),
+            Err(Failure::Timeout | Failure::Slow) if hurried => Err(Failure::Late),
             sent => sent,
         };
         let result = sent.and_then(|reply| read(&reply));
@@ -155,7 +157,10 @@ impl Endpoint {
             Err(Failure::Late) => pass.withdraw(),
             result => {
                 self.figures().requested(outcome, began.elapsed());
-                pass.tell(!result.as_ref().is_err_and(Failure::opens_breaker));
+                match result {
+                    Err(failure) if failure.opens_breaker() => pass.failed(failure.may_allow()),
+                    _ => pass.succeeded(),
+                }
             }
         }
         self.figures().breaker.set(self.breaker.level());
@@ -163,6 +168,10 @@ impl Endpoint {
             self.complain(failure);
         }
         result
+    }
+
+    fn open(&self) -> Failure {
+        Failure::BreakerOpen { may_allow: self.breaker.may_allow() }
     }
 
     fn request(&self, event: &Event) -> Request {

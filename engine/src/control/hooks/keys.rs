@@ -24,6 +24,8 @@ use crate::control::figures::LogLimit;
 const UNKNOWN_FOR: Duration = Duration::from_secs(30);
 /// Between two fetches of one URL, whatever is asked.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Who waits for the end of the pause, at each issuer: strangers may be among them.
+const WAITING_MAX: u32 = 1024;
 /// How old keys become, and up to a tenth more.
 const REFRESH: Duration = Duration::from_secs(600);
 /// The same where they could not be fetched.
@@ -58,12 +60,14 @@ struct Source {
 
 #[derive(Debug)]
 struct State {
-    /// When it was asked last.
+    /// When it was asked last, or is to be.
     asked: Option<Instant>,
     /// When it is to be asked without a reason.
     refresh: Instant,
-    /// Becomes true with new keys.
+    /// Becomes true with new keys. It may wait for the end of the pause.
     under_way: Option<watch::Receiver<bool>>,
+    /// So many have waited for it.
+    waiting: u32,
     /// Keys that it did not have, by their hashes.
     unknown: super::cache::Cache<u64, Instant>,
 }
@@ -74,36 +78,41 @@ enum Step {
     Nothing,
     /// Wait for the request that is under way.
     Wait(watch::Receiver<bool>),
-    /// Ask.
-    Fetch(watch::Sender<bool>),
+    /// Ask, not before this.
+    Fetch(watch::Sender<bool>, Instant),
 }
 
 impl Source {
     fn new(url: Url, now: Instant) -> Source {
         let unknown = super::cache::Cache::new(UNKNOWN_MAX);
-        let state = State { asked: None, refresh: now, under_way: None, unknown };
+        let state = State { asked: None, refresh: now, under_way: None, waiting: 0, unknown };
         Source { url, state: RefCell::new(state) }
     }
 
-    fn step(&self, key: u64, now: Instant) -> Step {
+    /// What is to be done for somebody who has so much time.
+    fn step(&self, key: u64, now: Instant, time: Duration) -> Step {
         let mut state = self.state.borrow_mut();
-        if let Some(under_way) = &state.under_way {
-            // Its sender is gone where the request was given up.
-            if under_way.has_changed().is_ok() {
-                return Step::Wait(under_way.clone());
-            }
-            state.under_way = None;
-        }
         if state.unknown.find(&key, |&until| now < until).is_some() {
             return Step::Nothing;
         }
-        if state.asked.is_some_and(|asked| now < asked + PAUSE) {
+        // Its sender is gone where the request was given up.
+        state.under_way = state.under_way.take().filter(|own| own.has_changed().is_ok());
+        if let Some(under_way) = state.under_way.clone() {
+            let pause = state.asked.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+            if pause > time || !pause.is_zero() && state.waiting >= WAITING_MAX {
+                return Step::Nothing;
+            }
+            state.waiting += 1;
+            return Step::Wait(under_way);
+        }
+        let begins = state.asked.map_or(now, |asked| now.max(asked + PAUSE));
+        if begins - now > time {
             return Step::Nothing;
         }
         let (sender, receiver) = watch::channel(false);
-        state.under_way = Some(receiver);
-        state.asked = Some(now);
-        Step::Fetch(sender)
+        (state.under_way, state.waiting) = (Some(receiver), 0);
+        state.asked = Some(begins);
+        Step::Fetch(sender, begins)
     }
 
     /// A request has ended.
@@ -149,18 +158,25 @@ impl Keys {
         self.changed.notify_one();
     }
 
-    /// The key `kid` of the issuer at `url` is missing. Returns when its keys were asked for, or at once.
-    pub(super) async fn miss(&self, url: &str, kid: &str) {
+    /// The key `kid` of the issuer at `url` is missing. Returns when its keys were asked for, or at once where that cannot
+    /// begin within `time`.
+    pub(super) async fn miss(&self, url: &str, kid: &str, time: Duration) {
         let source = self.sources.borrow().get_key_value(url).map(|(n, s)| (n.clone(), s.clone()));
         let Some((name, source)) = source else { return };
         let key = self.hasher.hash_one(kid);
-        let success = match source.step(key, Instant::now()) {
+        let success = match source.step(key, Instant::now(), time) {
             Step::Nothing => {
                 self.figures.of(Hook::Keys).count(Outcome::Cached);
                 return;
             }
             Step::Wait(mut under_way) => under_way.changed().await.is_ok() && *under_way.borrow(),
-            Step::Fetch(sender) => self.fetch(&name, &source, sender).await,
+            Step::Fetch(sender, begins) => {
+                sleep_until(begins).await;
+                // The configuration may have another one by now.
+                let current = self.sources.borrow().get(&name).cloned();
+                let is_current = current.is_some_and(|current| Rc::ptr_eq(&current, &source));
+                is_current && self.fetch(&name, &source, sender).await
+            }
         };
         if success {
             source.remember(key, Instant::now());
@@ -192,6 +208,7 @@ impl Keys {
                 return;
             }
             (state.under_way, state.asked) = (Some(receiver), Some(Instant::now()));
+            state.waiting = 0;
         }
         self.fetch(name, source, sender).await;
     }
@@ -243,8 +260,8 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let source = Source::new("http://127.0.0.1/".parse().unwrap(), start);
-        let asks = |key, now| match source.step(key, now) {
-            Step::Fetch(sender) => {
+        let asks = |key, now| match source.step(key, now, Duration::ZERO) {
+            Step::Fetch(sender, _) => {
                 source.done(true, now);
                 source.remember(key, now);
                 drop(sender);
@@ -265,10 +282,31 @@ mod tests {
     fn one_request_is_under_way_at_a_time_and_one_that_was_given_up_is_none() {
         let now = Instant::now();
         let source = Source::new("http://127.0.0.1/".parse().unwrap(), now);
-        let Step::Fetch(sender) = source.step(1, now) else { panic!("it is not asked") };
-        assert!(matches!(source.step(2, now), Step::Wait(_)));
+        let step = |now| source.step(2, now, Duration::ZERO);
+        let Step::Fetch(sender, _) = step(now) else { panic!("it is not asked") };
+        assert!(matches!(step(now), Step::Wait(_)));
         drop(sender);
-        assert!(matches!(source.step(2, now), Step::Nothing));
-        assert!(matches!(source.step(2, now + PAUSE), Step::Fetch(_)));
+        assert!(matches!(step(now), Step::Nothing));
+        assert!(matches!(step(now + PAUSE), Step::Fetch(..)));
+    }
+
+    #[test]
+    fn who_has_the_time_waits_for_the_end_of_the_pause_and_so_many_do() {
+        let now = Instant::now();
+        let source = Source::new("http://127.0.0.1/".parse().unwrap(), now);
+        let step = |key, time| source.step(key, now, time);
+        let Step::Fetch(sender, begins) = step(0, PAUSE) else { panic!("it is not asked") };
+        assert_eq!(begins, now);
+        source.done(true, now);
+        drop(sender);
+        assert!(matches!(step(1, PAUSE / 2), Step::Nothing));
+        let Step::Fetch(_sender, begins) = step(1, PAUSE) else { panic!("it is not asked") };
+        assert_eq!(begins, now + PAUSE);
+        assert!(matches!(step(2, PAUSE / 2), Step::Nothing));
+        let waits = |key| matches!(step(key, PAUSE), Step::Wait(_));
+        assert!((0..u64::from(WAITING_MAX)).all(|key| waits(2 + key)));
+        assert!(!waits(1 << 20));
+        // Once it is under way, all do.
+        assert!(matches!(source.step(1 << 20, now + PAUSE, PAUSE), Step::Wait(_)));
     }
 }

@@ -43,6 +43,8 @@ struct Queue {
     next: u64,
     /// In the order of their numbers.
     waiting: VecDeque<(u64, oneshot::Sender<()>)>,
+    /// Turns that count against what one subject may have.
+    counted: u32,
 }
 
 /// A place in a queue; it is left when this is dropped.
@@ -52,19 +54,33 @@ pub(super) struct Turn {
     subject: Subject,
     number: u64,
     comes: Option<oneshot::Receiver<()>>,
+    counted: bool,
 }
 
 impl Order {
     /// Takes the next place. What was taken before comes before it.
     pub(super) fn turn(self: &Rc<Self>, subject: Subject) -> Turn {
+        self.take(subject, false)
+    }
+
+    /// The same where its subject has less than so many that were taken like this; else none.
+    pub(super) fn turn_within(self: &Rc<Self>, subject: Subject, most: u32) -> Option<Turn> {
+        let counted = self.queues.borrow().get(&subject).map_or(0, |queue| queue.counted);
+        (counted < most).then(|| self.take(subject, true))
+    }
+
+    fn take(self: &Rc<Self>, subject: Subject, counted: bool) -> Turn {
         let mut queues = self.queues.borrow_mut();
+        let count = u32::from(counted);
         let (number, comes) = match queues.entry(subject.clone()) {
             Entry::Vacant(place) => {
-                place.insert(Queue { current: 0, next: 1, waiting: VecDeque::new() });
+                let waiting = VecDeque::new();
+                place.insert(Queue { current: 0, next: 1, waiting, counted: count });
                 (0, None)
             }
             Entry::Occupied(mut place) => {
                 let queue = place.get_mut();
+                queue.counted += count;
                 let number = queue.next;
                 queue.next += 1;
                 let (sender, comes) = oneshot::channel();
@@ -72,7 +88,7 @@ impl Order {
                 (number, Some(comes))
             }
         };
-        Turn { order: self.clone(), subject, number, comes }
+        Turn { order: self.clone(), subject, number, comes, counted }
     }
 
     /// Subjects about which something is asked.
@@ -97,6 +113,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut queues = self.order.queues.borrow_mut();
         let Some(queue) = queues.get_mut(&self.subject) else { return };
+        queue.counted -= u32::from(self.counted);
         if queue.current != self.number {
             if let Ok(at) = queue.waiting.binary_search_by_key(&self.number, |(n, _)| *n) {
                 queue.waiting.remove(at);
@@ -141,6 +158,23 @@ mod tests {
         drop(b);
         assert!(has_come(&mut c));
         drop(c);
+        assert_eq!(order.len(), 0);
+    }
+
+    #[test]
+    fn one_has_so_many_and_ends_are_not_counted() {
+        let order = Rc::new(Order::default());
+        let within = |subject| order.turn_within(subject, 2);
+        let end = order.turn(subject(1));
+        let [a, b] = [(); 2].map(|()| within(subject(1)).unwrap());
+        assert!(within(subject(1)).is_none() && within(subject(2)).is_some());
+        let later = order.turn(subject(1));
+        drop(end);
+        assert!(within(subject(1)).is_none());
+        drop(b);
+        let c = within(subject(1)).unwrap();
+        assert!(within(subject(1)).is_none());
+        drop((a, c, later));
         assert_eq!(order.len(), 0);
     }
 
