@@ -314,7 +314,7 @@ fn who_does_not_read_does_not_keep_others_from_being_sent_to() {
 }
 
 #[test]
-fn what_is_too_large_for_the_room_there_is_reaches_all_who_have_read() {
+fn what_is_larger_than_all_the_room_there_is_is_sent_all_the_same() {
     let server = start_small(1);
     let mut anns: Vec<Client> = (0..20).map(|_| come_narrow(&server, "ann")).collect();
     wait_connections(&server, "ann", 20);
