@@ -835,7 +835,13 @@ def flood(options):
                     time.sleep(0.1)
                 report = load.report()
                 what = f"{rate} messages/s asked for over {how} to one user with {conns} connections"
-                check(peak <= bound * 1.25, f"{what}: {report['published_per_second']:.0f} taken; outboxes at most {peak / 2**20:.0f} MiB "
+                refused = report["refused"]
+                taken = (report["published"] - refused) / report["publishing_seconds"]
+                check(refused > 0 and report["lost"] == refused * conns, f"{what}: {refused} of {report['published']} were refused, which are all that "
+                      f"{conns} connections miss: {report['lost']}, {report['lost'] / conns:g} each")
+                wrong = {name: report[name] for name in ("duplicated", "reordered", "corrupted", "unexpected") if report[name]}
+                check(not wrong, f"{what}: nothing doubled, changed or out of order {wrong or ''}")
+                check(peak <= bound * 1.25, f"{what}: {taken:.0f} taken; outboxes at most {peak / 2**20:.0f} MiB "
                       f"(limits.outboxes_bytes_max {bound >> 20} MiB; bar a quarter more), RSS +{max(0, most - memory) / 2**20:.0f} MiB")
                 check(not report["closes"], f"{what}: nobody who reads is closed {report['closes'] or ''}")
 

@@ -25,5 +25,6 @@ pub use question::{
     SubscribeAllowed,
 };
 pub use request::{
-    Except, Post, Published, Reply, Request, Revocation, Revoked, UserConnection, UserRequest,
+    Except, Post, Published, Reached, Reply, Request, Revocation, Revoked, UserConnection,
+    UserRequest,
 };

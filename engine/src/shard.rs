@@ -72,6 +72,8 @@ const BYTES_PER_TURN_MAX: usize = 1024 * 1024;
 const BYTES_PER_LOOK: usize = 16 * 1024;
 /// Ticks between two looks at who need not be revoked any more.
 const TICKS_PER_FORGET: u64 = 600;
+/// Ticks between two looks at who does not read, while outboxes are full: the time after which one does not.
+const TICKS_PER_LOOK: u64 = 5;
 /// Bytes of a short command.
 const COMMAND_BYTES: usize = 64;
 
@@ -367,6 +369,7 @@ impl<W: Wire> Shard<W> {
         if self.draining {
             self.drain_some();
         }
+        self.show_outboxes();
         self.links.flush(&self.shared.shards);
         self.count_turn(cpu_began);
         #[cfg(debug_assertions)]
@@ -615,6 +618,12 @@ impl<W: Wire> Shard<W> {
         fanout.begin_ages();
         fanout.retry_stuck(&mut context);
         self.homes.sweep(self.work_ms);
+        if self.are_outboxes_full()
+            && self.counters.ticks.read().is_multiple_of(TICKS_PER_LOOK)
+            && !self.review.is_under_way()
+        {
+            self.review.begin(false);
+        }
         if self.counters.ticks.read().is_multiple_of(TICKS_PER_FORGET) {
             self.revoked.forget(self.elapsed_ms);
         }

@@ -28,6 +28,8 @@ const UNDELIVERED_SENT_BYTES_MAX: u64 = 12 * 1024;
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Published {
     pub(crate) messages: u64,
+    /// Of these, messages to users that the server had no room for.
+    pub(crate) refused: u64,
     /// By place in the list of channels.
     pub(crate) by_channel: Vec<u64>,
     pub(crate) seconds: f64,
@@ -230,8 +232,11 @@ impl Publisher {
     }
 
     /// Ends the request and checks that everything was accepted. Returns why that is not known,
-    /// where the server does not say it.
-    pub(crate) fn finish(self) -> anyhow::Result<Option<String>> {
-        self.sink.finish(self.control.published.load(Ordering::Relaxed), &self.control)
+    /// where the server does not say it, and how many messages to users it had no room for.
+    pub(crate) fn finish(self) -> anyhow::Result<(Option<String>, u64)> {
+        let answers = self.sink.answers();
+        let published = self.control.published.load(Ordering::Relaxed);
+        let unfinished = self.sink.finish(published, &self.control)?;
+        Ok((unfinished, answers.busy()))
     }
 }

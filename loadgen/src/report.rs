@@ -33,6 +33,8 @@ pub(crate) struct Report {
     pub(crate) subscriptions: u64,
     pub(crate) channels: usize,
     pub(crate) published: u64,
+    /// Messages to users that the server had no room for: nobody gets them, so they are lost, too.
+    pub(crate) refused: u64,
     pub(crate) published_per_second: f64,
     #[serde(flatten)]
     pub(crate) tally: Tally,

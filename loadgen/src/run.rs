@@ -144,6 +144,7 @@ fn play(mut plot: Plot) -> anyhow::Result<Report> {
         subscriptions: run.subscriptions,
         channels: run.channels.len(),
         published: published.messages,
+        refused: published.refused,
         published_per_second: per_second(published.messages, published.seconds),
         tally,
         delivered_per_second: per_second(tally.delivered, seconds.delivering),
@@ -337,7 +338,8 @@ impl Run {
             }
             let Some(mut publisher) = publisher else { return Ok(Published::default()) };
             let mut published = publisher.run(&mut *feed, until_ns)?;
-            let unfinished = publisher.finish()?;
+            let (unfinished, refused) = publisher.finish()?;
+            published.refused = refused;
             published.gave_up = published.gave_up.or(unfinished);
             Ok(published)
         };

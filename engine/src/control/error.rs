@@ -146,6 +146,7 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> ApiError {
         let code = match refused {
             Refused::Draining => Code::Draining,
+            Refused::Unavailable { .. } => Code::Busy,
             _ => Code::Command(refused.code()),
         };
         ApiError::new(code, refused.to_string())

@@ -174,7 +174,7 @@ impl RevokedTable {
     responses(
         (status = 200, description = "Handed to so many connections: 0 where nobody is there", body = ReachedReply),
         (status = "4XX", description = "Not sent", body = ApiError),
-        (status = "5XX", description = "A shard does not answer; whether it was sent is not known", body = ApiError),
+        (status = "5XX", description = "Too much waits for connections, and nobody gets it; or a shard does not answer, and whether it was sent is not known", body = ApiError),
     ),
     security(("bearer" = ["users"]), ("key" = ["users"]))
 )]
@@ -356,7 +356,7 @@ async fn hand_over(
     };
     let deadline = publish::deadline(state);
     publish::send(state, to, request, deadline).await?;
-    Ok(Json(ReachedReply { connections: publish::receive(answer, deadline).await? }))
+    Ok(Json(ReachedReply { connections: publish::receive(answer, deadline).await?? }))
 }
 
 #[cfg(test)]

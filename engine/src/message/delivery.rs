@@ -273,6 +273,9 @@ pub enum Delivery {
     Closed,
 }
 
+/// What a frame with something that is sent to a user takes in an outbox, besides what is sent.
+const FRAME_BYTES: usize = 128;
+
 /// What is to be done with a connection.
 #[derive(Debug, Clone)]
 pub enum Order {
@@ -308,6 +311,16 @@ impl Order {
 }
 
 impl Delivery {
+    /// Bytes that it adds to outboxes because somebody sends them: about as many as are written there.
+    pub(crate) fn sent_bytes(&self) -> usize {
+        match self {
+            Delivery::Order { sessions, order: Order::Send { payload, .. } } => {
+                sessions.len().saturating_mul(payload.bytes.len() + FRAME_BYTES)
+            }
+            _ => 0,
+        }
+    }
+
     /// Bytes that it holds while it waits.
     pub(crate) fn cost(&self) -> usize {
         size_of::<Delivery>()

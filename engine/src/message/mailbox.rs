@@ -104,6 +104,44 @@ impl<T> Intake<T> {
     }
 }
 
+/// What waits for connections of one shard alone, as homes of users see it: what is in its outboxes, and what was
+/// handed over and is not in them yet. On a line of its own: it changes often, and what is beside it is read often.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Outboxes {
+    held: AtomicUsize,
+    coming: AtomicUsize,
+}
+
+impl Outboxes {
+    /// Bytes, of both.
+    pub(crate) fn bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed).saturating_add(self.coming.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that were handed over and are not there yet.
+    pub(crate) fn coming(&self) -> usize {
+        self.coming.load(Ordering::Relaxed)
+    }
+
+    /// A home hands so many over.
+    pub(crate) fn come(&self, bytes: usize) {
+        self.coming.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Their shard has taken so many.
+    pub(crate) fn taken(&self, bytes: usize) {
+        self.coming.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Their shard has so many in its outboxes.
+    pub(crate) fn hold(&self, bytes: usize) {
+        if self.held.load(Ordering::Relaxed) != bytes {
+            self.held.store(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
 fn queue<T>(batches: usize) -> (Outlet<T>, Intake<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(batches);
     let bytes = Arc::new(AtomicUsize::new(0));
@@ -120,6 +158,7 @@ pub struct ShardEnd {
     /// Answers of the control thread: there is room for one to each question that may be under way.
     pub(crate) answers: Outlet<(Ticket, Answer)>,
     pub(crate) waker: Waker,
+    pub(crate) outboxes: Outboxes,
 }
 
 /// The receiving ends of one shard.
@@ -157,7 +196,10 @@ pub fn queues(waker: Waker, batches: usize) -> (ShardEnd, Inbox) {
         control: control_intake,
         answers: answer_intake,
     };
-    (ShardEnd { requests, deliveries, control, answers, waker }, inbox)
+    (
+        ShardEnd { requests, deliveries, control, answers, waker, outboxes: Outboxes::default() },
+        inbox,
+    )
 }
 
 /// The sending ends of all shards, and which of them is a channel's home.

@@ -34,6 +34,9 @@ pub struct Post {
 /// What came of a publication.
 pub type Published = Result<Position, Refused>;
 
+/// How many connections an order was handed to.
+pub type Reached = Result<u32, Refused>;
+
 /// Work for the home shard of a channel.
 #[derive(Debug)]
 pub enum Request {
@@ -122,14 +125,14 @@ pub enum Request {
         /// What.
         what: Box<UserRequest>,
     },
-    /// An order for one connection of this shard; answered with how many it reached, 0 or 1.
+    /// An order for one connection of this shard; answered with how many it reached, 0 or 1, or refused.
     Connection {
         /// Which.
         connection: ConnectionId,
         /// What.
         order: Box<Order>,
         /// Where the answer goes.
-        reply: oneshot::Sender<u32>,
+        reply: oneshot::Sender<Reached>,
     },
     /// Whoever is what this says is let in no more, and who is there has to go.
     Revoke(Revocation),
@@ -157,8 +160,8 @@ pub enum UserRequest {
         connection: Option<ConnectionId>,
         /// What.
         order: Order,
-        /// Answered with how many connections it was handed to.
-        reply: Reply<u32>,
+        /// Answered with how many connections it was handed to; `Order::Send` may be refused, as a whole.
+        reply: Reply<Reached>,
     },
     /// Which connections there are.
     List {

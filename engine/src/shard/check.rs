@@ -121,6 +121,9 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
     let (mut counted, mut there) = (Interests::new(), Interests::new());
     let (mut known, mut joined) = (HashSet::new(), HashSet::new());
     for shard in shards {
+        let outboxes = &shard.shared.shards.end(shard.id).outboxes;
+        assert_eq!(outboxes.coming(), 0, "all that was handed over was taken");
+        assert_eq!(outboxes.bytes(), shard.sessions.outbox_bytes(), "homes see what waits");
         known.extend(shard.users.iter().map(|(user, own)| (user, own.shard, own.session)));
         joined.extend(shard.joined().map(|(user, session)| (user, shard.id, session)));
         counted.extend(shard.homes.interests());

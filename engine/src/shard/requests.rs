@@ -240,6 +240,7 @@ impl<W: Wire> Shard<W> {
 
     /// Does what a user's home is asked for.
     fn serve_user(&mut self, user: UserId, what: UserRequest) {
+        let room = self.outboxes_max() / 2;
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         match what {
             UserRequest::Join(connection) => {
@@ -251,13 +252,18 @@ impl<W: Wire> Shard<W> {
             }
             UserRequest::Leave { shard, session } => self.users.leave(&user, shard, session),
             UserRequest::Order { connection, order, reply } => {
-                let connections = self.users.order(&user, connection, &order, &mut deliver);
+                let to = (&self.shared.shards, room);
+                let reached = self.users.order(&user, connection, &order, to, &mut deliver);
                 match reply {
                     Reply::Session(origin) => {
                         let shard = origin.shard;
-                        deliver(shard, Delivery::Handed { origin, user, connections });
+                        let answer = match reached {
+                            Ok(connections) => Delivery::Handed { origin, user, connections },
+                            Err(refused) => Delivery::Refused { origin, attempt: None, refused },
+                        };
+                        deliver(shard, answer);
                     }
-                    Reply::Control(reply) => drop(reply.send(connections)),
+                    Reply::Control(reply) => drop(reply.send(reached)),
                 }
             }
             UserRequest::List { reply } => drop(reply.send(self.users.of(&user).to_vec())),

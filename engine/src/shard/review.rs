@@ -1,5 +1,5 @@
 //! Looking at all sessions, over many turns, because what they may do may have changed: somebody was revoked, or
-//! there are new settings.
+//! there are new settings; or because outboxes are full, and some do not read theirs.
 
 use std::collections::HashMap;
 
@@ -112,8 +112,13 @@ impl<W: Wire> Shard<W> {
             }
             if self.revoked.has(self.identity(slot)) {
                 self.close_revoked(slot);
-            } else if self.take_revoked_passes(slot) || self.review.of_subscriptions {
+                continue;
+            }
+            if self.take_revoked_passes(slot) || self.review.of_subscriptions {
                 self.review(slot);
+            }
+            if self.are_outboxes_full() {
+                self.close_if_it_fills(slot);
             }
         }
         self.review.next = Some(end);

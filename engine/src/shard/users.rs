@@ -1,14 +1,22 @@
 //! The users homed on this shard: which connections each has, on all shards.
 
-use ringfeed_protocol::UserId;
+use ringfeed_protocol::{Refused, UserId};
 use smallvec::{SmallVec, smallvec};
 
 use crate::ids::{ConnectionId, SessionId, ShardId};
-use crate::message::{Delivery, Order, UserConnection};
+use crate::message::{Delivery, Order, Reached, Shards, UserConnection};
 use crate::names::Names;
 
 /// Sessions that one order names: a shard looks at the time behind each, and a session takes some microseconds.
 const SESSIONS_PER_ORDER: usize = 128;
+/// Why something is not sent.
+const BEHIND: &str = "connections are behind with what is sent to them";
+
+/// Whether outboxes of a shard have room for what is sent. One send is never too large for those that have.
+pub(super) fn has_room(shards: &Shards, shard: ShardId, room: usize) -> Result<(), Refused> {
+    let full = shards.end(shard).outboxes.bytes() > room;
+    if full { Err(Refused::Unavailable { detail: BEHIND }) } else { Ok(()) }
+}
 
 /// See the module's description.
 #[derive(Debug)]
@@ -58,34 +66,38 @@ impl Users {
         self.by_id.get(user).map_or(&[], |connections| connections)
     }
 
-    /// Hands an order to the shards of all connections of a user, or of one, in pieces. Returns to how many connections.
+    /// Hands an order to the shards of all connections of a user, or of one, in pieces. Returns to how many connections. What is
+    /// sent is refused as long as more than `room` waits in the outboxes of one of the shards; then nobody gets it.
     pub(super) fn order(
         &self,
         user: &UserId,
         only: Option<ConnectionId>,
         order: &Order,
+        (shards, room): (&Shards, usize),
         deliver: &mut dyn FnMut(ShardId, Delivery),
-    ) -> u32 {
+    ) -> Reached {
         let wanted = |own: &&UserConnection| only.is_none_or(|only| own.connection == only);
         let mut by_shard: SmallVec<[(ShardId, Vec<SessionId>); 4]> = SmallVec::new();
         let mut count = 0;
         for own in self.of(user).iter().filter(wanted) {
             count += 1;
-            let Some((_, sessions)) = by_shard.iter_mut().find(|(shard, _)| *shard == own.shard)
-            else {
-                by_shard.push((own.shard, vec![own.session]));
-                continue;
-            };
-            if sessions.len() == SESSIONS_PER_ORDER {
-                let sessions = std::mem::take(sessions);
-                deliver(own.shard, Delivery::Order { sessions, order: order.clone() });
+            match by_shard.iter_mut().find(|(shard, _)| *shard == own.shard) {
+                Some((_, sessions)) => sessions.push(own.session),
+                None => by_shard.push((own.shard, vec![own.session])),
             }
-            sessions.push(own.session);
+        }
+        if matches!(order, Order::Send { .. }) {
+            by_shard.iter().try_for_each(|&(shard, _)| has_room(shards, shard, room))?;
         }
         for (shard, sessions) in by_shard {
-            deliver(shard, Delivery::Order { sessions, order: order.clone() });
+            for sessions in sessions.chunks(SESSIONS_PER_ORDER) {
+                let delivery =
+                    Delivery::Order { sessions: sessions.to_vec(), order: order.clone() };
+                shards.end(shard).outboxes.come(delivery.sent_bytes());
+                deliver(shard, delivery);
+            }
         }
-        count
+        Ok(count)
     }
 
     /// All connections, with their users.
@@ -103,8 +115,11 @@ impl Users {
 
 #[cfg(test)]
 mod tests {
+    use ringfeed_protocol::command::PayloadKind;
+
     use super::*;
     use crate::ids::SessionSlot;
+    use crate::message::StoredPayload;
 
     fn connection(shard: u16, slot: u32) -> UserConnection {
         let (shard, session) =
@@ -128,7 +143,8 @@ mod tests {
             assert!((1..=SESSIONS_PER_ORDER).contains(&sessions.len()), "{}", sessions.len());
             delivered[shard.index()].extend(sessions);
         };
-        assert_eq!(users.order(&ann, None, &Order::TooMany, &mut deliver), 2 * count);
+        let to = (&shards(), 0);
+        assert_eq!(users.order(&ann, None, &Order::TooMany, to, &mut deliver), Ok(2 * count));
         for (shard, sessions) in (0u16..).zip(delivered) {
             let expected = (0..2 * count).filter(|i| u16::from(i % 2 == 0) == shard);
             let expected = expected.map(|i| connection(shard, i).session);
@@ -136,8 +152,17 @@ mod tests {
         }
     }
 
+    fn shards() -> Shards {
+        let queues = (0..3).map(|_| {
+            let event_fd = tempfile::tempfile().unwrap();
+            crate::message::queues(crate::message::Waker::new(event_fd), 1).0
+        });
+        Shards::new(queues.collect(), [1, 2])
+    }
+
     #[test]
     fn an_order_goes_once_to_each_shard_and_names_the_connections_there() {
+        let shards = shards();
         let mut users = Users::new();
         let ann = UserId::new("ann").unwrap();
         for (shard, slot) in [(0, 1), (1, 1), (0, 2)] {
@@ -149,10 +174,21 @@ mod tests {
             let Delivery::Order { sessions, .. } = delivery else { panic!("{delivery:?}") };
             delivered.push((shard.0, sessions.len()));
         };
-        assert_eq!(users.order(&ann, None, &Order::TooMany, &mut deliver), 3);
+        let room = (&shards, 1000);
+        assert_eq!(users.order(&ann, None, &Order::TooMany, room, &mut deliver), Ok(3));
         let one = connection(1, 1).connection;
-        assert_eq!(users.order(&ann, Some(one), &Order::TooMany, &mut deliver), 1);
-        assert_eq!(delivered, [(0, 2), (1, 1), (1, 1)]);
+        assert_eq!(users.order(&ann, Some(one), &Order::TooMany, room, &mut deliver), Ok(1));
+        // One shard without room: nobody is sent anything, not even on the other; who has to go goes.
+        shards.end(ShardId(0)).outboxes.hold(1001);
+        let payload = StoredPayload { kind: PayloadKind::Text, bytes: "hi".into() };
+        let send = Order::Send { from: None, payload };
+        assert!(users.order(&ann, None, &send, room, &mut deliver).is_err());
+        assert_eq!(shards.end(ShardId(1)).outboxes.coming(), 0);
+        assert_eq!(users.order(&ann, None, &Order::TooMany, room, &mut deliver), Ok(3));
+        // What is under way counts like what is there.
+        assert_eq!(users.order(&ann, Some(one), &send, (&shards, 0), &mut deliver), Ok(1));
+        assert!(users.order(&ann, Some(one), &send, (&shards, 0), &mut deliver).is_err());
+        assert_eq!(delivered, [(0, 2), (1, 1), (1, 1), (0, 2), (1, 1), (1, 1)]);
         for (shard, slot) in [(0, 1), (0, 1), (1, 1), (0, 2), (2, 9)] {
             let UserConnection { shard, session, .. } = connection(shard, slot);
             users.leave(&ann, shard, session);

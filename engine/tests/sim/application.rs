@@ -397,7 +397,13 @@ impl World {
                 let ledgers = &self.judge.ledgers;
                 let order = &mut self.judge.orders[number];
                 order.taken = Some(ledgers.conns.len());
-                if let (Target::Connection(name), 1) = (&order.target, count) {
+                order.refused = count.is_none();
+                if order.refused && !self.setup.may_refuse_sends(&order.order) {
+                    let what = format_args!("the API's order {number} was refused");
+                    self.judge.broken(Rule::Direct, what);
+                }
+                let order = &mut self.judge.orders[number];
+                if let (Target::Connection(name), Some(1)) = (&order.target, count) {
                     order.there = Some(vec![name.clone()]);
                     let shard = super::control::shard_of(name);
                     order.done = Some(ledgers.turns[shard]);

@@ -119,6 +119,8 @@ pub(crate) struct Ordered {
     pub(crate) sent: Vec<u64>,
     /// Of a connection's: turns of its shard when it was done.
     pub(crate) done: Option<u64>,
+    /// Nobody is to get it.
+    pub(crate) refused: bool,
 }
 
 /// Offsets of a channel that a connection was not sent.
@@ -274,7 +276,8 @@ impl Judge {
     /// Something was ordered.
     pub(crate) fn order(&mut self, target: Target, order: Order) -> usize {
         let sent = self.ledgers.turns.clone();
-        self.orders.push(Ordered { target, order, there: None, taken: None, sent, done: None });
+        let (there, taken, done, refused) = (None, None, None, false);
+        self.orders.push(Ordered { target, order, there, taken, sent, done, refused });
         self.orders.len() - 1
     }
 

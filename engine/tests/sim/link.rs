@@ -381,8 +381,12 @@ impl Link {
     pub(crate) fn check_orders(&self, judge: &Judge) {
         let Some(name) = &self.name else { return };
         for (number, ordered) in judge.orders.iter().enumerate() {
+            if ordered.refused && self.directs.contains(&number) {
+                let what = format_args!("{} got what order {number} sends: refused", self.who);
+                judge.broken(Rule::Direct, what);
+            }
             let there = ordered.there.iter().flatten().any(|there| there == name);
-            if !there || ordered.taken.is_none() {
+            if ordered.refused || !there || ordered.taken.is_none() {
                 continue;
             }
             let shard = judge.ledgers.shard(self.conn);
@@ -408,10 +412,9 @@ impl Link {
 
     /// What an order has sent has come.
     pub(crate) fn direct(&mut self, number: usize, scene: &Scene) {
-        let fits =
-            scene.judge.orders.get(number).is_some_and(|ordered| {
-                scene.judge.is_for(ordered, self.conn, self.name.as_deref())
-            });
+        let fits = scene.judge.orders.get(number).is_some_and(|ordered| {
+            !ordered.refused && scene.judge.is_for(ordered, self.conn, self.name.as_deref())
+        });
         if !fits || self.directs.contains(&number) {
             let what = format_args!("{} got what order {number} sends: fits {fits}", self.who);
             scene.judge.broken(Rule::Direct, what);
@@ -443,6 +446,9 @@ impl Link {
         if said.kind == "error" {
             let code = said.code.unwrap_or_default();
             self.doubt_after(pending, code);
+            if let Want::Send(number) = pending.want {
+                judge.orders[number].refused = true;
+            }
             if let (Want::Auth { shown: Some(shown) }, "unauthenticated") = (pending.want, code)
                 && judge.ledgers.may_refuse(self.conn, shown)
             {
@@ -603,7 +609,10 @@ impl Link {
                 }
             },
             "busy" if subscribing => may_not(Op::Subscribe),
-            "busy" => setup.access && (publishing || pending.want == Want::Other),
+            "busy" => match pending.want {
+                Want::Send(number) => setup.may_refuse_sends(&judge.orders[number].order),
+                want => setup.access && (publishing || want == Want::Other),
+            },
             "bad_channel" if asking => true,
             "unknown_command" if pending.want == Want::Other => !setup.access,
             code => matches!(pending.want, Want::Bad(due) if due == code),

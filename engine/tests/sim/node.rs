@@ -16,8 +16,8 @@ use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Post, Published, Reply, Request, Shards, StoredPayload,
-    UserConnection, Waker, queues,
+    Asked, ChannelPage, HistoryPage, Post, Published, Reached, Reply, Request, Shards,
+    StoredPayload, UserConnection, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
@@ -79,7 +79,7 @@ pub(crate) enum Waiting {
     /// Connections of a user, as an order by this number finds them.
     There(usize, oneshot::Receiver<Vec<UserConnection>>),
     /// How many connections the order has reached.
-    Reached(usize, oneshot::Receiver<u32>),
+    Reached(usize, oneshot::Receiver<Reached>),
     /// A shard goes by a policy, or knows of a revocation: its number, and the shard.
     Reconfigured(usize, usize, oneshot::Receiver<ChannelPage>),
     Revoked(usize, usize, oneshot::Receiver<ChannelPage>),
@@ -93,7 +93,8 @@ pub(crate) enum Answer {
     Rows(Vec<Row>),
     /// Names of connections.
     There(usize, Vec<String>),
-    Reached(usize, u32),
+    /// `None`: it was refused.
+    Reached(usize, Option<u32>),
     Reconfigured(usize, usize),
     Revoked(usize, usize),
     /// The shard dropped the request.
@@ -396,7 +397,7 @@ impl Waiting {
                 Answer::There(*number, there.iter().map(|own| own.connection.to_string()).collect())
             }),
             Waiting::Reached(number, reached) => {
-                reached.try_recv().map(|count| Answer::Reached(*number, count))
+                reached.try_recv().map(|count| Answer::Reached(*number, count.ok()))
             }
             Waiting::Reconfigured(number, shard, behind) => {
                 behind.try_recv().map(|_| Answer::Reconfigured(*number, *shard))

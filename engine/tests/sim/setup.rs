@@ -1,6 +1,7 @@
 //! What one seed runs with: sizes, limits and rules far below those of a machine, so that little work
 //! meets every limit.
 
+use super::control::Order;
 use super::dice::Dice;
 use super::policy::{self, Policy};
 
@@ -143,6 +144,11 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// Whether there is so little room in outboxes that what is sent to users may be refused.
+    pub(crate) fn may_refuse_sends(&self, order: &Order) -> bool {
+        matches!(order, Order::Send(_)) && self.outboxes_bytes_max < 1 << 20
+    }
+
     #[allow(clippy::too_many_lines)] // a line for each limit
     pub(crate) fn draw(dice: &mut Dice) -> Setup {
         use Mode::{Crowd, Few, Lists, Mixed, Wander};

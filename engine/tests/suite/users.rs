@@ -1,9 +1,13 @@
 //! What the application does with users and connections.
 
-use serde_json::{Value, json};
+use std::time::Instant;
 
+use serde_json::{Value, json};
+use tungstenite::client::IntoClientRequest;
+
+use super::common::hostile::{SMALL_SOCKETS, narrow_stream};
 use super::common::tokens::{ISSUER, now, token};
-use super::common::{CHANNELS, Client, TestServer, wait_until};
+use super::common::{CHANNELS, Client, PATIENCE, TestServer, wait_until};
 
 fn start(flags: &[&str]) -> TestServer {
     let permissions =
@@ -244,4 +248,146 @@ fn what_the_application_asks_wrongly_is_named() {
     }
     let gone = json!({"connection": "ffff0000000000000001", "data": 1});
     assert_eq!(post(&server, "/api/send", gone)["connections"], 0);
+}
+
+/// What may wait for all connections of a shard in these tests, at half of which no more is sent.
+const ROOM: u64 = 131_072;
+
+/// A server with little room for what is sent, on so many shards.
+fn start_small(shards: u64) -> TestServer {
+    start(&[
+        &format!("server.shards={shards}"),
+        &format!("limits.outboxes_bytes_max={}", shards * ROOM),
+        "limits.outbox_bytes_max=131072",
+        "limits.message_bytes_max=32768",
+        "limits.outbox_timeout_ms=600000",
+        "heartbeat.interval_ms=0",
+        SMALL_SOCKETS,
+    ])
+}
+
+/// A connection of a user whose socket holds little.
+fn come_narrow(server: &TestServer, user: &str) -> Client {
+    let to = server.public;
+    let request = format!("ws://{to}/ws?token={}", token(user, 600, json!({})));
+    let request = request.into_client_request().unwrap();
+    let (socket, _) = tungstenite::client(request, narrow_stream(to)).unwrap();
+    let mut client = Client { socket };
+    assert_eq!(client.receive()["user"], user);
+    client
+}
+
+fn numbered(user: &str, number: u64) -> Value {
+    json!({"user": user, "data": {"n": number, "pad": "x".repeat(500)}})
+}
+
+/// Sends by number until something is refused; which one it is.
+fn send_until_refused(server: &TestServer, user: &str, from: u64) -> u64 {
+    for number in from..from + 10_000 {
+        let body = numbered(user, number).to_string();
+        let (status, answer) = server.http("POST", "/api/send", &body);
+        if status != 200 {
+            assert!(status == 503 && answer.contains("\"busy\""), "{status} {answer}");
+            return number;
+        }
+    }
+    panic!("whoever sends to {user} is never told to wait");
+}
+
+/// Sends it until it is taken, and says so.
+fn send_until_taken(server: &TestServer, body: &Value) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, answer) = server.http("POST", "/api/send", &body.to_string());
+        if status == 200 {
+            return serde_json::from_str(&answer).unwrap();
+        }
+        assert_eq!(status, 503, "{answer}");
+        assert!(Instant::now() < deadline, "it is never taken: {answer}");
+    }
+}
+
+#[test]
+fn who_sends_more_than_is_read_waits_and_all_get_what_was_taken() {
+    let server = start_small(2);
+    let mut anns: Vec<Client> = (0..24).map(|_| come_narrow(&server, "ann")).collect();
+    let (mut bob, _) = come(&server, "bob", json!({"roles": ["support"]}));
+    wait_connections(&server, "ann", 24);
+    // Sockets take a little more now and then, even while nobody reads.
+    let mut refused = 0;
+    let asked = loop {
+        refused = send_until_refused(&server, "ann", refused);
+        assert!(server.total("outbox_bytes") < 2 * ROOM);
+        server.wait_seen_to();
+        let mut send = numbered("ann", refused);
+        (send["type"], send["id"]) = (json!("send"), json!(1));
+        let asked = bob.ask(send);
+        if asked["type"] == "error" {
+            break asked;
+        }
+        assert_eq!(asked["connections"], 24, "all of them or none");
+        refused += 1;
+    };
+    assert_eq!((&asked["id"], &asked["code"]), (&json!(1), &json!("busy")), "{asked}");
+    // What takes no memory is not refused.
+    let ended = json!({"user": "ann", "channel": "open.a"});
+    assert_eq!(post(&server, "/api/unsubscribe", ended)["connections"], 24);
+    // They read; who sends goes on as fast as they do.
+    let count = refused + 500;
+    std::thread::scope(|scope| {
+        for ann in &mut anns {
+            scope.spawn(|| {
+                for number in 0..count {
+                    assert_eq!(ann.receive()["data"]["n"], number);
+                }
+            });
+        }
+        for number in refused..count {
+            let sent = send_until_taken(&server, &numbered("ann", number));
+            assert_eq!(sent["connections"], 24, "all of them or none");
+            assert!(server.total("outbox_bytes") < 2 * ROOM);
+        }
+    });
+    for ann in &mut anns {
+        assert_eq!(ann.ask(json!({"type": "ping", "id": 1}))["id"], 1, "and nothing else");
+    }
+    assert_eq!(server.total("closes"), 0);
+}
+
+#[test]
+fn who_does_not_read_does_not_keep_others_from_being_sent_to() {
+    let server = start_small(1);
+    let (mut bob, _) = come(&server, "bob", json!({}));
+    let mut eve = come_narrow(&server, "eve");
+    wait_connections(&server, "eve", 1);
+    // Her socket takes nothing, and what waits for her is what there is room for.
+    let closed = || {
+        let body = numbered("eve", 0).to_string();
+        let sent = || server.http("POST", "/api/send", &body).0;
+        let _ = (0..100).take_while(|_| sent() == 200).count();
+        server.total("closes")
+    };
+    wait_until("closes", closed, |&closes| closes == 1);
+    assert_eq!(send_until_taken(&server, &numbered("bob", 7))["connections"], 1);
+    assert_eq!(bob.receive()["data"]["n"], 7);
+    assert_eq!(eve.closed().0, 4002);
+}
+
+#[test]
+fn what_is_larger_than_all_the_room_there_is_is_sent_all_the_same() {
+    let server = start_small(1);
+    let mut anns: Vec<Client> = (0..20).map(|_| come_narrow(&server, "ann")).collect();
+    wait_connections(&server, "ann", 20);
+    let large = json!({"user": "ann", "text": "x".repeat(30_000)});
+    for _ in 0..3 {
+        let taken = std::thread::scope(|scope| {
+            let taken = scope.spawn(|| send_until_taken(&server, &large));
+            for ann in &mut anns {
+                assert_eq!(ann.receive()["data"].as_str().map(str::len), Some(30_000));
+            }
+            taken.join().unwrap()
+        });
+        assert_eq!(taken["connections"], 20);
+    }
+    assert_eq!(server.total("closes"), 0);
 }

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SENDERS: usize = 8;
 /// How a server begins to say that it has handed something to a user's connections.
 const SENT: &str = "{\"type\":\"sent\"";
+/// What is in the refusal of a message for which there is no room at present; nobody gets it.
+const BUSY: &str = "\"busy\"";
 /// How a server begins to say who a connection is.
 const CONNECTED: &str = "{\"type\":\"connected\"";
 /// How long to wait for what a server that takes no more has said.
@@ -45,6 +47,8 @@ pub(super) enum Sink {
 pub(super) struct Acks {
     accepted: AtomicU64,
     refused: AtomicU64,
+    /// Messages to users for which there was no room.
+    busy: AtomicU64,
     /// Of the API.
     key: String,
     #[allow(clippy::disallowed_types)] // written once, by a thread that has failed
@@ -96,18 +100,28 @@ impl Acks {
 }
 
 impl Acks {
-    /// Waits until so many messages are acknowledged, or the server has said nothing for too long.
+    /// Waits until so many messages are answered, or the server has said nothing for too long.
     fn hear_all(&self, published: u64, patience: impl Fn() -> Duration) -> anyhow::Result<()> {
         let mut heard = (0, Instant::now());
         while heard.0 < published && heard.1.elapsed() < patience() {
             self.check()?;
             std::thread::sleep(Duration::from_millis(1));
-            let accepted = self.accepted.load(Ordering::Relaxed);
-            if accepted != heard.0 {
-                heard = (accepted, Instant::now());
+            let answered = self.answered();
+            if answered != heard.0 {
+                heard = (answered, Instant::now());
             }
         }
         self.check()
+    }
+
+    /// Messages to users that were refused because there was no room for them.
+    pub(super) fn busy(&self) -> u64 {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Messages of which the server has said what became of them.
+    fn answered(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed) + self.busy.load(Ordering::Relaxed)
     }
 }
 
@@ -193,6 +207,14 @@ impl Sink {
         }
     }
 
+    /// What the server says of messages to users.
+    pub(super) fn answers(&self) -> Arc<Acks> {
+        match self {
+            Sink::SendApi { acks, .. } | Sink::Ws { errors: acks, .. } => acks.clone(),
+            _ => Arc::default(),
+        }
+    }
+
     /// Ends the request and checks that everything was accepted. Returns why that is not known,
     /// where the server does not say it.
     ///
@@ -227,7 +249,7 @@ impl Sink {
             }
             Sink::SendApi { streams, acks, .. } => {
                 acks.hear_all(published, patience)?;
-                let answered = acks.accepted.load(Ordering::Relaxed);
+                let answered = acks.answered();
                 for stream in streams {
                     stream.shutdown(Shutdown::Both)?;
                 }
@@ -242,9 +264,9 @@ impl Sink {
                 stream.shutdown(Shutdown::Write)?;
                 errors.hear_out(&reader, patience);
                 errors.check()?;
-                let accepted = errors.accepted.load(Ordering::Relaxed);
-                Ok((send && accepted < published)
-                    .then(|| format!("the server acknowledged {accepted} of {published} messages")))
+                let answered = errors.answered();
+                Ok((send && answered < published)
+                    .then(|| format!("the server answered {answered} of {published} messages")))
             }
             // Nothing that it says is of interest, and not every server ends its half.
             Sink::Templates { stream, .. } => {
@@ -349,6 +371,9 @@ impl Sink {
                         }
                         // Who it is.
                         Some(Incoming::Text(text)) if text.starts_with(CONNECTED) => {}
+                        Some(Incoming::Text(text)) if send && text.contains(BUSY) => {
+                            shared.busy.fetch_add(1, Ordering::Relaxed);
+                        }
                         Some(Incoming::Text(text)) => shared.refuse(1, text.to_owned()),
                         Some(Incoming::Close(code)) => {
                             let code = code.map_or(String::new(), |code| format!(": {}", code.0));
@@ -415,6 +440,10 @@ fn read_answers(stream: TcpStream, acks: &Acks) -> anyhow::Result<()> {
         }
         body.resize(length, 0);
         input.read_exact(&mut body)?;
+        if told.contains(" 503 ") && String::from_utf8_lossy(&body).contains(BUSY) {
+            acks.busy.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
         if !is_good {
             told.push_str(": ");
             told.push_str(&String::from_utf8_lossy(&body));

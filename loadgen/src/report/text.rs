@@ -81,6 +81,9 @@ impl Report {
             "published  {:>12}   {:>12.0} a second   {:.2} s",
             self.published, self.published_per_second, self.publishing_seconds
         );
+        if self.refused > 0 {
+            let _ = writeln!(out, "refused    {:>12}   for want of room", self.refused);
+        }
         let _ = writeln!(
             out,
             "delivered  {:>12}   {:>12.0} a second   of {} expected",

@@ -12,10 +12,13 @@ use super::{BLOCKED, CLOSING, CURSORS, Deferred, Holds, MULTI, Outbox};
 use crate::counters::CloseReason;
 use crate::ids::SessionId;
 use crate::ids::{ConnectionId, LaneId, SessionSlot};
-use crate::message::{Chunk, Delivery, HistoryPage, Order, Origin, Replay, Request, Skip, Start};
+use crate::message::{
+    Chunk, Delivery, HistoryPage, Order, Origin, Reached, Replay, Request, Skip, Start,
+};
 use crate::shard::Shard;
 use crate::shard::feed::{FOLLOWS, LaneState};
 use crate::shard::timers::{Purpose, Timer};
+use crate::shard::users::has_room;
 
 /// Pongs may wait in an outbox of so many frames; beyond it only the newest does.
 const PONGS_BEHIND_MAX: usize = 16;
@@ -54,7 +57,7 @@ impl<W: Wire> Shard<W> {
                 self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
             Delivery::Asked(connection) => self.handle_asked(connection),
-            Delivery::Order { sessions, order } => self.handle_order(&sessions, &order),
+            Delivery::Order { .. } => self.handle_handed(&delivery),
             Delivery::Handed { origin, user, connections } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
@@ -130,6 +133,20 @@ impl<W: Wire> Shard<W> {
         self.push_replay(slot, &channel, replay);
     }
 
+    /// Does what a home has handed over.
+    fn handle_handed(&mut self, delivery: &Delivery) {
+        let Delivery::Order { sessions, order } = delivery else { return };
+        self.handle_order(sessions, order);
+        // First what is there now: nobody is to see less than there is.
+        self.show_outboxes();
+        self.shared.shards.end(self.id).outboxes.taken(delivery.sent_bytes());
+    }
+
+    /// Shows homes of users what waits in the outboxes here.
+    pub(in crate::shard) fn show_outboxes(&self) {
+        self.shared.shards.end(self.id).outboxes.hold(self.sessions.outbox_bytes());
+    }
+
     /// Does with some sessions what was ordered.
     fn handle_order(&mut self, sessions: &[SessionId], order: &Order) {
         // One frame for all who speak the same.
@@ -152,7 +169,7 @@ impl<W: Wire> Shard<W> {
                         frame
                     });
                     if !frame.is_empty() {
-                        self.push_outbox(slot, frame);
+                        self.push_sent(slot, frame);
                     }
                 }
                 Order::Disconnect { code, reason } => {
@@ -170,12 +187,20 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Does with one connection what was ordered; returns how many there are, 0 or 1.
-    pub(in crate::shard) fn order_one(&mut self, connection: ConnectionId, order: &Order) -> u32 {
+    /// Does with one connection what was ordered; returns how many there are, 0 or 1. What is sent may be refused.
+    pub(in crate::shard) fn order_one(
+        &mut self,
+        connection: ConnectionId,
+        order: &Order,
+    ) -> Reached {
         let slot = self.session_named(connection).filter(|slot| !self.sessions.has(*slot, CLOSING));
-        let Some(slot) = slot else { return 0 };
+        let Some(slot) = slot else { return Ok(0) };
+        if matches!(order, Order::Send { .. }) {
+            self.show_outboxes();
+            has_room(&self.shared.shards, self.id, self.outboxes_max() / 2)?;
+        }
         self.handle_order(&[self.sessions.id(slot)], order);
-        1
+        Ok(1)
     }
 
     fn forget_attempt(&mut self, slot: SessionSlot, attempt: u32) {
@@ -250,7 +275,15 @@ impl<W: Wire> Shard<W> {
     pub(in crate::shard) fn push_outbox(&mut self, slot: SessionSlot, frame: Bytes) {
         if !self.sessions.has(slot, CLOSING) {
             self.queue(slot, |outbox| outbox.push(frame));
-            self.bound_outbox(slot);
+            self.bound_outbox(slot, true);
+        }
+    }
+
+    /// The same of what somebody sends. There was room for it, and it is not the session's doing if there is none left.
+    fn push_sent(&mut self, slot: SessionSlot, frame: Bytes) {
+        if !self.sessions.has(slot, CLOSING) {
+            self.queue(slot, |outbox| outbox.push(frame));
+            self.bound_outbox(slot, false);
         }
     }
 
@@ -274,7 +307,7 @@ impl<W: Wire> Shard<W> {
             shared.into_iter().for_each(|frames| outbox.push_shared(channel, frames));
             outbox.push_copied(channel, own);
         });
-        self.bound_outbox(slot);
+        self.bound_outbox(slot, true);
     }
 
     /// Adds to what waits for one session, and has the session looked at.
@@ -285,8 +318,8 @@ impl<W: Wire> Shard<W> {
     }
 
     /// A session is not read from while much waits for it. Where its socket takes nothing and too much
-    /// waits, it is closed.
-    fn bound_outbox(&mut self, slot: SessionSlot) {
+    /// waits, it is closed; for the memory of all only where it has asked for what was added.
+    fn bound_outbox(&mut self, slot: SessionSlot, asked_for: bool) {
         let most = self.config.limits.outbox_bytes_max as usize;
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
         let Some(outbox) = outbox else { return };
@@ -299,7 +332,7 @@ impl<W: Wire> Shard<W> {
         let blocked = self.sessions.has(slot, BLOCKED);
         if blocked && (many || fills && !self.sessions.is_reading(slot, self.now_ms)) {
             self.close_slow(slot);
-        } else if blocked && fills && all > all_max {
+        } else if asked_for && blocked && fills && all > all_max {
             let reason = "answers take too much memory; come back later";
             self.give_up_and_close(slot, CloseReason::Overload, reason);
         } else if waiting > most / 4 || fills {
@@ -307,14 +340,34 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Closes a session that keeps others from being sent to: it has its part of the memory of all, and takes
+    /// nothing of it, or little.
+    pub(in crate::shard) fn close_if_it_fills(&mut self, slot: SessionSlot) {
+        let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
+        let Some(outbox) = outbox.filter(|outbox| outbox.owed_bytes() > OUTBOX_BYTES_FAIR) else {
+            return;
+        };
+        let timeout = u64::from(self.config.limits.outbox_timeout_ms);
+        let slow = !self.sessions.is_reading(slot, self.now_ms)
+            || outbox.is_too_slow(self.now_ms, timeout, 1);
+        if slow && self.sessions.has(slot, BLOCKED) && !self.sessions.has(slot, CLOSING) {
+            self.close_slow(slot);
+        }
+    }
+
+    /// Whether so much waits in the outboxes of this shard that who adds to it has to wait.
+    pub(in crate::shard) fn are_outboxes_full(&self) -> bool {
+        self.sessions.outbox_bytes() > self.outboxes_max() / 2
+    }
+
     /// What the outboxes of this shard may take.
-    fn outboxes_max(&self) -> usize {
+    pub(in crate::shard) fn outboxes_max(&self) -> usize {
         self.share_of(self.config.limits.outboxes_bytes_max)
     }
 
     /// Lifts the hold of an outbox that has become short.
     pub(in crate::shard) fn settle_outbox_hold(&mut self, slot: SessionSlot) {
-        let full = self.sessions.outbox_bytes() > self.outboxes_max() / 2;
+        let full = self.are_outboxes_full();
         let low = self.config.limits.outbox_bytes_max as usize / 8;
         let low = if full { low.min(OUTBOX_BYTES_FAIR / 2) } else { low };
         let outbox = self.sessions.get(slot).and_then(|session| session.outbox.as_ref());
