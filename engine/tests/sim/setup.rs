@@ -215,7 +215,7 @@ impl Setup {
             channels_max: if dice.chance(100) { dice.range(1, 12) as u32 } else { 1_000_000 },
             outbox_bytes_max: dice.pick(&[1 << 20, 1 << 16, 16_384, 4096, 1024]),
             outbox_timeout_ms: dice.pick(&[10_000, 10_000, 1000]),
-            outboxes_bytes_max: dice.pick(&[64 << 20, 64 << 20, 200_000]),
+            outboxes_bytes_max: dice.pick(&[64 << 20, 64 << 20, 64 << 20, 200_000, 200_000, 1500]),
             message_timeout_ms: dice.pick(&[10_000, 10_000, 1000]),
             partial_bytes_max: dice.pick(&[64 << 20, 64 << 20, 100_000]),
             history_bytes_max: dice.pick(&[1 << 30, 1 << 30, 40_000]),
