@@ -23,6 +23,7 @@ mod policy;
 mod reply;
 mod sign;
 mod tell;
+mod usual;
 mod waiting;
 
 use std::cell::RefCell;

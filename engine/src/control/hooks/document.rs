@@ -82,7 +82,7 @@ fn answers_mean_what_the_document_says() {
     assert_eq!((identity.user.as_deref(), identity.issued_at), (Some("ann"), 5));
     assert_eq!(*identity.attributes, ["role:editor"]);
     let grants = identity.grants.unwrap();
-    assert_eq!((grants.allow.len(), grants.deny.len()), (2, 1));
+    assert_eq!((grants.allow.len(), grants.deny.len()), (3, 1));
     assert_eq!(grants.deny[0].operation, Operation::Subscribe);
     assert_eq!(&*admitted.channels[0], "rooms.1");
     let subscribe = answers::subscribe(&answer("subscribe answer")).unwrap();

@@ -15,6 +15,7 @@ use super::event::Event;
 use super::failure::Failure;
 use super::figures::{Figures, Hook, HookFigures, Outcome};
 use super::sign::{SIGNATURE, Signer, TIMESTAMP};
+use super::usual::Usual;
 use super::waiting::Waiting;
 use crate::clock::Clock;
 use crate::config;
@@ -37,6 +38,7 @@ pub(super) struct Endpoint {
     permits: Rc<Semaphore>,
     concurrency_max: u32,
     breaker: Rc<Breaker>,
+    usual: Usual,
     log: Rc<LogLimit>,
     figures: std::sync::Arc<Figures>,
 }
@@ -71,6 +73,7 @@ impl Endpoint {
             concurrency_max: config.concurrency_max,
             breaker: breaker
                 .map_or_else(|| Breaker::new(failures, open), |before| before.breaker.clone()),
+            usual: Usual::default(),
             log: before.map_or_else(|| Rc::new(LogLimit::new()), |before| before.log.clone()),
             figures: figures.clone(),
         }
@@ -135,6 +138,10 @@ impl Endpoint {
         let permit = timeout_at(deadline, self.permits.acquire()).await;
         let _permit = permit.map_err(|_| Failure::Late)?.map_err(|_| Failure::Late)?;
         let began = Instant::now();
+        // What would be dropped before it is answered is work for nothing, and there are others who could be asked about.
+        if !self.usual.fits(deadline.saturating_duration_since(began)) {
+            return Err(Failure::Late);
+        }
         let pass = self.breaker.pass(began).ok_or_else(|| self.open())?;
         self.figures().breaker.set(self.breaker.level());
         waiting.take();
@@ -157,6 +164,9 @@ impl Endpoint {
             Err(Failure::Late) => pass.withdraw(),
             result => {
                 self.figures().requested(outcome, began.elapsed());
+                if result.is_ok() {
+                    self.usual.learn(began.elapsed());
+                }
                 match result {
                     Err(failure) if failure.opens_breaker() => pass.failed(failure.may_allow()),
                     _ => pass.succeeded(),
