@@ -42,6 +42,8 @@ pub(super) enum Then {
     },
     /// The keys for its token were asked for: it tries again, once.
     Auth { id: Option<Box<str>>, token: Box<str> },
+    /// Its subscription was ended before it began: it is refused.
+    Ended { id: Option<Box<str>>, channel: ChannelName },
     /// It is told what the application says.
     Message { id: Option<Box<str>> },
 }
@@ -81,6 +83,28 @@ impl Asks {
         Ok(ticket)
     }
 
+    /// Whatever is asked about a session's subscription to a channel, it comes to nothing.
+    pub(super) fn end_subscription(&self, session: SessionId, channel: &ChannelName) {
+        let mut table = self.0.borrow_mut();
+        let is_meant = |waiting: &Awaiting| match waiting {
+            Awaiting::Session(
+                own,
+                Then::Subscribe { channel: asked, .. } | Then::ChannelToken { channel: asked, .. },
+            ) => *own == session && asked == channel,
+            _ => false,
+        };
+        // One, as a session's input is held; more where its token names the channel, too.
+        loop {
+            let found = table.waiting.iter().find(|(_, waiting)| is_meant(waiting));
+            let Some(slot) = found.map(|(slot, _)| slot) else { return };
+            if let Some(Awaiting::Session(_, then)) = table.waiting.get_mut(slot)
+                && let Then::Subscribe { id, .. } | Then::ChannelToken { id, .. } = then
+            {
+                *then = Then::Ended { id: id.take(), channel: channel.clone() };
+            }
+        }
+    }
+
     /// Who waits for this answer; nobody any more where it comes late, or a second time.
     pub(super) fn take(&self, ticket: Ticket) -> Option<Awaiting> {
         let mut table = self.0.borrow_mut();
@@ -113,6 +137,7 @@ impl Asks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::SessionSlot;
 
     #[test]
     fn an_answer_that_comes_late_or_twice_is_nobodys() {
@@ -134,6 +159,35 @@ mod tests {
         assert_eq!(asks.take_overdue(late).map(|(ticket, _)| ticket), Some(second));
         assert_eq!(asks.take_overdue(late).map(|(ticket, _)| ticket), Some(third));
         assert!(asks.take(third).is_none() && asks.count() == 0);
+    }
+
+    #[test]
+    fn a_subscription_that_is_ended_comes_to_nothing_and_no_other() {
+        let (questions, _control) = Questions::new(1);
+        let asks = Asks::default();
+        let session = |slot| SessionId { slot: SessionSlot(slot), generation: 1 };
+        let name = |name| ChannelName::new(name).unwrap();
+        let ask = |slot, channel| {
+            let question = Question::Keys { url: "u".into(), kid: "k".into() };
+            let then =
+                Then::Subscribe { id: Some("7".into()), channel: name(channel), recover: None };
+            let (at, waiting) =
+                ((ShardId(0), Instant::now()), Awaiting::Session(session(slot), then));
+            asks.ask(&questions, at, Duration::ZERO, question, waiting).unwrap()
+        };
+        let [ended, again, channel, other] = [ask(1, "a"), ask(1, "a"), ask(1, "b"), ask(2, "a")];
+        asks.end_subscription(session(1), &name("a"));
+        for ticket in [ended, again] {
+            let waiting = asks.take(ticket);
+            let Some(Awaiting::Session(_, Then::Ended { id, channel })) = waiting else {
+                panic!("{waiting:?}")
+            };
+            assert_eq!((id.as_deref(), channel), (Some("7"), name("a")));
+        }
+        for ticket in [channel, other] {
+            let waiting = asks.take(ticket);
+            assert!(matches!(waiting, Some(Awaiting::Session(_, Then::Subscribe { .. }))));
+        }
     }
 
     #[test]

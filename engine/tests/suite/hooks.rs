@@ -287,3 +287,32 @@ fn channels_are_asked_about_and_publications_keep_their_order() {
     let reply = one.ask(json!({"type": "greet", "id": "m", "n": 7}));
     assert_eq!(reply, json!({"type": "reply", "id": "m", "data": {"you": "said", "it": 7}}));
 }
+
+#[test]
+fn an_order_to_unsubscribe_also_ends_a_subscribe_that_is_being_asked_about() {
+    let (go, wait) = bounded::<()>(1);
+    let app = Application::start(move |_| {
+        wait.recv_timeout(PATIENCE).unwrap();
+        (200, json!({"allow": true}))
+    });
+    let rule = "[[channels]]\npattern = \"asked.*\"\nsubscribe = \"hook\"\n";
+    let server = TestServer::start(&app.config(&["subscribe"], rule), &[]);
+    let mut client = Client::connect(server.public, "/ws");
+    let id = client.ask(json!({"type": "auth", "id": 0}))["connection"].clone();
+    client.send(json!({"type": "subscribe", "id": 1, "channel": "asked.a"}));
+    app.next();
+    for (channel, of) in [("asked.b", 1), ("asked.a", 1)] {
+        let order = json!({"connection": id, "channel": channel}).to_string();
+        let (status, body) = server.http("POST", "/api/unsubscribe", &order);
+        assert_eq!((status, body), (200, json!({"connections": of}).to_string()));
+    }
+    go.send(()).unwrap();
+    let refused = client.receive();
+    assert_eq!((&refused["id"], &refused["code"]), (&json!(1), &json!("forbidden")), "{refused}");
+    // Nor is it there behind its back; and it may try again.
+    server.publish("asked.a", json!("unheard"));
+    go.send(()).unwrap();
+    client.subscribe("asked.a");
+    server.publish("asked.a", json!("heard"));
+    assert_eq!(client.receive()["data"], "heard");
+}

@@ -1,6 +1,6 @@
 //! What comes back of questions that were asked outside.
 
-use ringfeed_protocol::{Event, Refused};
+use ringfeed_protocol::{Event, Operation, Refused};
 use ringfeed_wire::Wire;
 
 use super::{CLOSING, Holds};
@@ -108,6 +108,10 @@ impl<W: Wire> Shard<W> {
                     Some(Answer::Subscribe(Err(denied))) => self.refuse(slot, id, refusal(denied)),
                     _ => self.refuse(slot, id, refusal(NO_ANSWER)),
                 }
+            }
+            Then::Ended { id, channel } => {
+                let (operation, hint) = (Operation::Subscribe, "no more");
+                self.refuse(slot, id.as_deref(), Refused::Forbidden { operation, channel, hint });
             }
             Then::Message { id } => {
                 let id = id.as_deref();

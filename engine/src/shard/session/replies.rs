@@ -178,6 +178,9 @@ impl<W: Wire> Shard<W> {
                 }
                 Order::Unsubscribe(channel) => {
                     self.end_subscription(slot, channel, "the application has ended it");
+                    if self.sessions.get(slot).is_some_and(|session| session.asked > 0) {
+                        self.local.asks.end_subscription(session, channel);
+                    }
                 }
                 Order::TooMany => {
                     let reason = "this user has as many connections as one may have";
