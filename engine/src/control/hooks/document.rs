@@ -82,6 +82,7 @@ fn answers_mean_what_the_document_says() {
     assert_eq!((identity.user.as_deref(), identity.issued_at), (Some("ann"), 5));
     assert_eq!(*identity.attributes, ["role:editor"]);
     let grants = identity.grants.unwrap();
+    // Those that it gives, and the channel that it names.
     assert_eq!((grants.allow.len(), grants.deny.len()), (3, 1));
     assert_eq!(grants.deny[0].operation, Operation::Subscribe);
     assert_eq!(&*admitted.channels[0], "rooms.1");
