@@ -790,11 +790,13 @@ def send(options):
             path = os.path.join(directory, "tokens")
             with open(path, "w") as file:
                 file.writelines(token(f"u.c{n % channels}", late, jti=f"t{n}") + "\n" for n in range(conns))
-            for how in ("api", "ws"):
+            for how, rate in (("api", 1000 if channels == 1 else 30_000), ("ws", 3500 if channels == 1 else 90_000)):
+                # Below what a small machine takes: more is refused for want of room, which `flood` looks at.
+                rate = options.rate or (rate if options.full else rate // 10)
                 with serving(options, MAY_SEND, [f"server.connections_max={conns + 100}"]) as server, \
                         Load(options, server, "--conns", conns, "--channels", channels, "--interest", "blocks", "--prefix", "u.",
                              "--dialect", "raw", "--send", "--tokens", path, "--publish", how, "--publisher-token", sender,
-                             "--rate", options.rate, "--duration", seconds, "--size", 128, "--threads", 2) as load:
+                             "--rate", rate, "--duration", seconds, "--size", 128, "--threads", 2) as load:
                     shards = []
                     while load.process.poll() is None:
                         now = [shard["connections"] for shard in server.stats()["by_shard"]]
@@ -962,7 +964,7 @@ def main():
     parser.add_argument("--binary", default="target/release/ringfeed")
     parser.add_argument("--loadgen", default="target/release/loadgen")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every server, as `ringfeed serve --set`; may be repeated")
-    parser.add_argument("--rate", type=int, default=0, help="for `send`: messages a second; 0 is as fast as they are taken")
+    parser.add_argument("--rate", type=int, default=0, help="for `send`: messages a second; 0 is what a small machine takes")
     parser.add_argument("--ratio", type=float, default=1.5, help="p99 of fan-out beside what is wrong, as a multiple of that without")
     parser.add_argument("--slack-ms", type=float, default=3.0, help="so much more p99 is no failure whatever the ratio")
     parser.add_argument("--limit", type=int, default=900, help="seconds after which a scenario is ended, and has failed")

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use ringfeed_protocol::{ChannelName, Position};
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::ids::{SessionId, ShardId, Ticket};
@@ -94,9 +95,9 @@ impl Asks {
             _ => false,
         };
         // One, as a session's input is held; more where its token names the channel, too.
-        loop {
-            let found = table.waiting.iter().find(|(_, waiting)| is_meant(waiting));
-            let Some(slot) = found.map(|(slot, _)| slot) else { return };
+        let meant = table.waiting.iter().filter(|(_, waiting)| is_meant(waiting));
+        let meant: SmallVec<[u32; 2]> = meant.map(|(slot, _)| slot).collect();
+        for slot in meant {
             if let Some(Awaiting::Session(_, then)) = table.waiting.get_mut(slot)
                 && let Then::Subscribe { id, .. } | Then::ChannelToken { id, .. } = then
             {

@@ -230,16 +230,15 @@ impl Fanout {
         chunk: Chunk,
         skips: &[(SessionSlot, Skip)],
     ) {
-        // A list of chunks has each as a whole.
-        skips.iter().for_each(|&(slot, _)| self.give_cursors(cx, slot));
+        let left_out = self.leave_out(cx, id, chunk.bytes.len(), skips);
         let followed = !cx.feeds.lane(id).served.is_empty();
         let copy = followed.then(|| (chunk.bytes.clone(), chunk.count, chunk.at));
         let start = cx.feeds.append(id, chunk, cx.now_ms);
         for &(slot, Skip { from, to, .. }) in skips {
             let index = cx.sessions.get(slot).and_then(|session| session.index_in(id));
             if let Some(index) = index {
-                let (place, list) = ((cx.sessions.list(slot), index), start);
-                cx.feeds.skip(id, place, list + from as usize, list + to as usize);
+                let place = (cx.sessions.list(slot), index);
+                cx.feeds.skip(id, place, start + from as usize, start + to as usize);
             }
         }
         let lane = cx.feeds.lane_mut(id);
@@ -253,7 +252,7 @@ impl Fanout {
         }
         if let Some((bytes, count, at)) = copy {
             let followed = Followed { lane: id, start, bytes, count, at, waiting: 0 };
-            self.mark_served(cx, followed);
+            self.mark_served(cx, followed, &left_out);
         }
     }
 

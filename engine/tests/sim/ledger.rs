@@ -274,7 +274,11 @@ impl Ledgers {
     pub(crate) fn may_refuse(&self, conn: ConnId, number: usize) -> bool {
         number == BAD || {
             let own = &self.conns[conn].shown[number];
-            own.was_bad || self.is_revoked(&own.found)
+            // What the application has said of somebody is revoked with them.
+            let all = &self.conns[conn];
+            let gone =
+                || all.found.asked && all.shown.iter().any(|own| self.is_revoked(&own.found));
+            own.was_bad || self.is_revoked(&own.found) || gone()
         }
     }
 

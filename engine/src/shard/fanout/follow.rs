@@ -6,9 +6,11 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::{Context, Fanout, list_once};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
+use crate::message::Skip;
 use crate::shard::feed::{FOLLOWS, Feeds};
 use crate::shard::session::{BLOCKED, CURSORS, MULTI};
 
@@ -90,14 +92,52 @@ impl Recent {
 }
 
 impl Fanout {
+    /// Sees to sessions that follow and are not sent some of a chunk. Their lists have each chunk as a whole: who is sent
+    /// nothing of it goes on following without it, and is returned; the others are given cursors.
+    pub(super) fn leave_out<W>(
+        &mut self,
+        cx: &mut Context<W>,
+        id: LaneId,
+        bytes: usize,
+        skips: &[(SessionSlot, Skip)],
+    ) -> SmallVec<[SessionSlot; 1]> {
+        let mut left_out = SmallVec::new();
+        for &(slot, _) in skips {
+            let is_on_lane = cx.sessions.get(slot).is_some_and(|own| own.index_in(id).is_some());
+            let flags = cx.sessions.hot(slot).flags;
+            let follows = flags & MULTI != 0 && flags & CURSORS == 0;
+            if !is_on_lane || !follows || left_out.contains(&slot) {
+                continue;
+            }
+            let own = skips.iter().filter(|(of, _)| *of == slot);
+            let all = own.map(|(_, skip)| (skip.to - skip.from) as usize).sum::<usize>() == bytes;
+            // Something that waits would bring its cursor back to before this chunk.
+            let list = cx.sessions.waiting_mut(slot);
+            if all && !list.iter().any(|&number| self.recent.get(number).lane == id) {
+                left_out.push(slot);
+            } else {
+                self.give_cursors(cx, slot);
+            }
+        }
+        left_out
+    }
+
     /// Notes a chunk in the list of each session that follows, and queues those that may be sent it.
-    pub(super) fn mark_served<W>(&mut self, cx: &mut Context<W>, followed: Followed) {
+    pub(super) fn mark_served<W>(
+        &mut self,
+        cx: &mut Context<W>,
+        followed: Followed,
+        left_out: &[SessionSlot],
+    ) {
         let (id, start) = (followed.lane, followed.start);
         let number = self.recent.next();
         let lane = cx.feeds.lane_mut(id);
         let (mut waiting, mut lags) = (0, false);
         let mut overflowed = Vec::new();
         for subscriber in &lane.served {
+            if left_out.contains(&subscriber.session) {
+                continue;
+            }
             let (hot, list) = cx.sessions.follower(subscriber.session);
             let flags = hot.flags;
             if flags & CURSORS != 0 {

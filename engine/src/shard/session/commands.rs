@@ -210,6 +210,9 @@ impl<W: Wire> Shard<W> {
         recover: Option<Position>,
     ) {
         if let Err(refused) = self.has_room_to_subscribe(slot, &channel) {
+            if !matches!(refused, Refused::AlreadySubscribed { .. }) {
+                self.take_pass(slot, &channel);
+            }
             return self.refuse(slot, id, refused);
         }
         let Some(lane) = self.sessions.get(slot).and_then(|session| session.dialect.lane()) else {

@@ -212,7 +212,9 @@ impl<W: Wire> Shard<W> {
         if let Some(at) = at {
             let own = session.subscriptions.swap_remove(at);
             self.subscription_count -= 1;
+            let channel = self.feeds.lane(own.lane).name.clone();
             self.feeds.release(own.lane);
+            self.take_pass(slot, &channel);
         }
     }
 

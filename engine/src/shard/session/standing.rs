@@ -162,9 +162,20 @@ impl<W: Wire> Shard<W> {
                     self.tell_connected(slot, None);
                     self.subscribe_at_once(slot, channels);
                 }
-                Err(Refusal::Revoked) => self.close_revoked(slot),
-                Err(Refusal::NotBelieved(why)) => self.close_unauthenticated(slot, &why),
+                Err(why) => self.let_nobody_in(slot, &why),
             }
+        }
+    }
+
+    /// Closes a session of which the door did not know yet that what it has shown counts no more.
+    fn let_nobody_in(&mut self, slot: SessionSlot, why: &Refusal) {
+        let stranger = self.stranger.clone();
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let standing = session.standing.get_or_insert_with(|| Box::new(Standing::new(stranger)));
+        standing.must_authenticate = true;
+        match why {
+            Refusal::Revoked => self.close_revoked(slot),
+            Refusal::NotBelieved(why) => self.close_unauthenticated(slot, why),
         }
     }
 
@@ -269,6 +280,10 @@ impl<W: Wire> Shard<W> {
         let own = self.sessions.standing(slot);
         if let Some((own, stated)) = own.and_then(|own| Some((own, own.stated.as_ref()?))) {
             let (bearer, now) = (admitted.identity.user.as_ref(), own.identity.user.as_ref());
+            // What was said of somebody is revoked with them.
+            if self.revoked.has(&own.identity) {
+                return Err(Refusal::Revoked);
+            }
             let why = match now {
                 None => Some(NOT_ASKED),
                 now => (!stated.is_about(bearer, now)).then_some(OTHER_USER),
