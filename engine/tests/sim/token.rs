@@ -12,7 +12,7 @@ use super::client::{Client, Scene};
 use super::control::name_of_op;
 use super::dice::Dice;
 use super::ledger::{BAD, Found};
-use super::link::{Link, Want};
+use super::link::{Intent, Link, Pending, Want};
 use super::policy::{Line, Person, line};
 use super::setup::Setup;
 
@@ -245,6 +245,7 @@ impl Client {
         if !safe {
             scene.judge.ledgers.doubt(link.conn);
         }
+        link.doubt_nameless();
         let may_fail = by_keys && !scene.mint.keys_known;
         let want = match fault {
             // Somebody may set the clock on the wall back before it is looked at.
@@ -282,6 +283,19 @@ impl Found {
 }
 
 impl Link {
+    /// What it may is about to change: a subscribe without an id that has no answer yet may be refused after all, which
+    /// nobody could tell from other refusals.
+    fn doubt_nameless(&mut self) {
+        let nameless = |pending: &&Pending| {
+            pending.id.is_none() && matches!(pending.want, Want::Subscribe { .. })
+        };
+        for channel in self.pending.iter().filter(nameless).filter_map(|pending| pending.channel) {
+            if let Some(own) = self.channels.get_mut(&channel) {
+                own.intent = Intent::Maybe;
+            }
+        }
+    }
+
     /// Everybody that it may be, or may have been.
     pub(super) fn founds(&self) -> impl Iterator<Item = &Found> {
         std::iter::once(&self.found).chain(&self.shown)
