@@ -103,6 +103,8 @@ pub(crate) struct Conn {
     pub(crate) broke: bool,
     /// When the shard last took bytes from it, in ms.
     pub(crate) heard_ms: u64,
+    /// And in which of its turns.
+    pub(crate) heard_turn: u64,
     /// The longest time in which it took none, in ms.
     pub(crate) silence_ms: u64,
     /// Events with input that the shard has not taken.
@@ -211,6 +213,7 @@ impl Net {
             told_closed: false,
             broke: false,
             heard_ms: self.now_ms,
+            heard_turn: 0,
             silence_ms: 0,
             arriving: 0,
             submission: 0,
@@ -475,7 +478,7 @@ impl Wire for SimWire {
                     let Some(conn) = current(side, id) else { continue };
                     let state = &mut net.conns[conn];
                     state.silence_ms = state.silence_ms.max(net.now_ms - state.heard_ms);
-                    state.heard_ms = net.now_ms;
+                    (state.heard_ms, state.heard_turn) = (net.now_ms, net.turn);
                     state.arriving -= 1;
                     net.activity += 1;
                     side.usage.bytes_in += bytes.len() as u64;

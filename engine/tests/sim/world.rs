@@ -49,6 +49,9 @@ impl Tally {
     }
 }
 
+/// A close that was decided is said within so many turns of its shard.
+const QUIET_TURNS: u64 = 20;
+
 /// See the module's description.
 pub(crate) struct World {
     pub(super) setup: Setup,
@@ -678,7 +681,9 @@ impl World {
         let mut net = self.net.borrow_mut();
         let state = &mut net.conns[conn];
         let silent_ms = self.elapsed.get().as_millis() as u64 - state.heard_ms;
-        let is_quiet = state.upstream.is_empty() && state.arriving == 0;
+        // A clock that jumps leaves a shard no time to say what it had decided before.
+        let turns = self.judge.ledgers.turns[state.shard].saturating_sub(state.heard_turn);
+        let is_quiet = state.upstream.is_empty() && state.arriving == 0 && turns >= QUIET_TURNS;
         let mut scene = Scene {
             dice: &mut self.dice,
             judge: &mut self.judge,
