@@ -805,7 +805,11 @@ def send(options):
                     report = load.report()
                     cost = report["server"]
                     cpu = cost["cpu_user_seconds"] + cost["cpu_system_seconds"]
-                    lossless(report, f"{what}, over {how}")
+                    # Where this machine was slower for a moment some is refused for want of room, and nobody gets that.
+                    refused, each = report["refused"], conns // channels
+                    wrong = {name: report[name] for name in ("duplicated", "reordered", "corrupted", "unexpected", "closes") if report[name]}
+                    check(report["lost"] == refused * each and not wrong, f"{what}, over {how}: {report['delivered']} of {report['expected']} delivered, "
+                          f"{refused} messages refused; all that was taken came once {wrong or ''}")
                     check(all(shards) and report["published"] > 0,
                           f"{what}, over {how}: {report['published_per_second']:.0f} messages/s, {report['delivered_per_second']:.0f} deliveries/s, "
                           f"CPU {cpu / max(1, report['published']) * 1e6:.1f} us a message, {cpu / max(1, report['delivered']) * 1e6:.2f} us a delivery "
