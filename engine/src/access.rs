@@ -8,6 +8,7 @@ mod grants;
 mod identity;
 mod permissions;
 pub mod token;
+mod unique;
 mod who;
 
 pub use grants::{Grant, Grants};

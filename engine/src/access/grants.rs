@@ -1,12 +1,11 @@
 //! Permissions that travel with an identity, as a token's claim `permissions` or the application's answer has them.
 
-use std::fmt;
-
 use ringfeed_protocol::{ChannelName, Operation};
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use smol_str::SmolStr;
 
+use super::unique::Unique;
 use crate::config::rules::check_pattern;
 
 /// Grants of one identity: all are looked at for each publish of its connection.
@@ -46,69 +45,28 @@ impl Grants {
 /// a denial, and of a word that stands there twice one would count for nothing, so that no part of it is taken then.
 impl<'de> Deserialize<'de> for Grants {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Grants, D::Error> {
-        struct Sides;
-        impl<'de> Visitor<'de> for Sides {
-            type Value = Grants;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with allow and deny")
+        let sides = Unique::<Unique<Vec<String>>>::deserialize(from)?;
+        let mut grants = Grants::default();
+        for (word, Unique(mut named)) in sides.0 {
+            let side = match &*word {
+                "allow" => &mut grants.allow,
+                "deny" => &mut grants.deny,
+                _ => return Err(D::Error::custom("allowed are allow and deny")),
+            };
+            for operation in Operation::ALL {
+                for pattern in named.remove(operation.name()).into_iter().flatten() {
+                    check_pattern(&pattern).map_err(D::Error::custom)?;
+                    side.push(Grant { operation, pattern: pattern.into() });
+                }
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Grants, A::Error> {
-                let (mut allow, mut deny) = (None, None);
-                while let Some((word, Side(grants))) = map.next_entry::<String, Side>()? {
-                    let side = match &*word {
-                        "allow" => &mut allow,
-                        "deny" => &mut deny,
-                        _ => return Err(A::Error::custom("allowed are allow and deny")),
-                    };
-                    if side.replace(grants).is_some() {
-                        return Err(A::Error::custom("a word stands there twice"));
-                    }
-                }
-                let (allow, deny) = (allow.unwrap_or_default(), deny.unwrap_or_default());
-                if allow.len() + deny.len() > GRANTS_MAX {
-                    return Err(A::Error::custom("it has more than 256 patterns"));
-                }
-                Ok(Grants { allow, deny })
+            if !named.is_empty() {
+                return Err(D::Error::custom("there is no such operation"));
             }
         }
-        from.deserialize_map(Sides)
-    }
-}
-
-/// What is allowed, or what is denied.
-struct Side(Vec<Grant>);
-
-impl<'de> Deserialize<'de> for Side {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Side, D::Error> {
-        struct Operations;
-        impl<'de> Visitor<'de> for Operations {
-            type Value = Side;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with operations")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Side, A::Error> {
-                let mut named: Vec<Operation> = Vec::new();
-                let mut grants = Vec::new();
-                while let Some((word, patterns)) = map.next_entry::<String, Vec<String>>()? {
-                    let operation = Operation::from_name(&word)
-                        .ok_or_else(|| A::Error::custom("there is no such operation"))?;
-                    if named.contains(&operation) {
-                        return Err(A::Error::custom("an operation stands there twice"));
-                    }
-                    named.push(operation);
-                    for pattern in patterns {
-                        check_pattern(&pattern).map_err(A::Error::custom)?;
-                        grants.push(Grant { operation, pattern: pattern.into() });
-                    }
-                }
-                Ok(Side(grants))
-            }
+        if grants.allow.len() + grants.deny.len() > GRANTS_MAX {
+            return Err(D::Error::custom("it has more than 256 patterns"));
         }
-        from.deserialize_map(Operations)
+        Ok(grants)
     }
 }
 

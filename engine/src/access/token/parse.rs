@@ -1,15 +1,14 @@
 //! A token taken apart: RFC 7515 section 7.1, as strictly as it is written. Nothing here is verified.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::TokenError;
+use crate::access::unique::Unique;
 
 /// Longest token that is looked at.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -49,7 +48,7 @@ impl<'a> Token<'a> {
             .ok_or(TokenError::Malformed("its payload is no JSON object of different names"))?;
         // What is critical there must be understood (RFC 7515 section 4.1.11), and here nothing is: not an unencoded
         // payload either (RFC 7797).
-        if header.0.contains_key("crit") || header.0.contains_key("b64") {
+        if header.get("crit").is_some() || header.get("b64").is_some() {
             return Err(TokenError::Malformed("extensions (crit, b64) are not supported"));
         }
         let text = |name| header.text(name).map_err(|_| TokenError::Malformed(BAD_HEADER));
@@ -75,8 +74,9 @@ pub fn unverified(token: &str) -> Option<(serde_json::Value, serde_json::Value)>
 }
 
 /// A JSON object whose names are all different (RFC 7519 section 4 lets a parser refuse others), values as they came.
-#[derive(Default)]
-pub(super) struct Object(BTreeMap<String, Box<RawValue>>);
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Object(Unique<Box<RawValue>>);
 
 impl Object {
     fn decode(part: &str) -> Option<Object> {
@@ -84,7 +84,7 @@ impl Object {
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|value| value.get())
+        self.0.0.get(name).map(|value| value.get())
     }
 
     /// A value of one type. One that is there and is of another, `null` too, is not one that is missing.
@@ -118,29 +118,5 @@ impl Object {
             Some(seconds) if seconds <= TIME_S_MAX => Ok(Some(seconds)),
             _ => Err(TokenError::bad(name)),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Object, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = Object;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-                let mut object = Object::default();
-                while let Some((name, value)) = map.next_entry()? {
-                    if object.0.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a name stands there twice"));
-                    }
-                }
-                Ok(object)
-            }
-        }
-        from.deserialize_map(Names)
     }
 }
