@@ -215,14 +215,7 @@ impl Fanout {
         let Some(subscriber) = subscribers.get_mut(index as usize) else { return false };
         let Some(mut from) = subscriber.cursor().filter(|&from| from < end) else { return false };
         while !staged.is_full() {
-            let part;
-            let run = match lane.skips.ahead(slot, from) {
-                (_, None) => lane.log.run(from, SEND_BYTES_MAX),
-                (_, Some(until)) => {
-                    part = lane.log.run_until(from, until);
-                    part.as_ref()
-                }
-            };
+            let run = lane.skips.run(&mut lane.log, slot, from, SEND_BYTES_MAX);
             let Some(run) = run else { break };
             staged.push(Source::Lane(id, from), &run.bytes, &mut self.joined);
             cx.counters.deliveries.add(run.publications);

@@ -55,20 +55,13 @@ impl Fanout {
                 break;
             }
             let from = subscriber.sent;
-            let part;
-            let run = match lane.skips.ahead(subscriber.session, from) {
-                (_, None) => lane.log.run(from, SEND_BYTES_MAX),
-                (_, Some(until)) => {
-                    part = lane.log.run_until(from, until);
-                    part.as_ref()
-                }
-            };
+            let session = subscriber.session;
+            let run = lane.skips.run(&mut lane.log, session, from, SEND_BYTES_MAX);
             let Some(run) = run else { break };
             // Fewer than the turn's budget of them.
             let place = self.direct.len() as u32;
             let tag = u32::from(self.stamp) << PLACE_BITS | place;
             wire.send(hot.socket, tag, &run.bytes);
-            let session = subscriber.session;
             self.direct.push(Direct { lane: id, index, session, from, to: run.to });
             *left = left.saturating_sub(COST_OF_SEND + run.bytes.len() / BYTES_PER_COST);
             (subscriber.sent, _) = lane.skips.ahead(session, run.to);

@@ -1,7 +1,9 @@
 //! What single readers of a lane are not sent, because they published it and want no echo.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 
+use super::log::{Log, Run};
 use crate::ids::{LogPosition, SessionSlot};
 
 /// Parts of the log, each from one position to another.
@@ -45,6 +47,20 @@ impl Skips {
             Some(table) => {
                 table.of.get(&session).map_or((position, None), |parts| next(parts, position))
             }
+        }
+    }
+
+    /// What a session at `from` is to be sent next, up to `bytes_max`; `None` when it has everything.
+    pub(in crate::shard) fn run<'a>(
+        &self,
+        log: &'a mut Log,
+        session: SessionSlot,
+        from: LogPosition,
+        bytes_max: usize,
+    ) -> Option<Cow<'a, Run>> {
+        match self.ahead(session, from) {
+            (_, None) => log.run(from, bytes_max).map(Cow::Borrowed),
+            (_, Some(until)) => log.run_until(from, until).map(Cow::Owned),
         }
     }
 
