@@ -56,9 +56,7 @@ impl<W: Wire> Shard<W> {
                 if self.sessions.has(slot, CLOSING) {
                     return;
                 }
-                if self.is_last_answer(slot) {
-                    self.lift(slot, Holds::ASKED);
-                }
+                self.waited_for(slot);
                 self.go_on(slot, then, answer);
             }
         }
@@ -71,9 +69,7 @@ impl<W: Wire> Shard<W> {
                 if let Some(session) = self.sessions.get_mut(slot) {
                     session.posted = false;
                 }
-                if self.is_last_answer(slot) {
-                    self.lift(slot, Holds::ASKED);
-                }
+                self.waited_for(slot);
             }
             None => {
                 if let Some(farewell) = self.farewells.remove(&connection) {
@@ -83,12 +79,22 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Counts an answer to a session. Whether nothing more is asked about it.
-    fn is_last_answer(&mut self, slot: SessionSlot) -> bool {
-        self.sessions.get_mut(slot).is_none_or(|session| {
-            session.asked = session.asked.saturating_sub(1);
-            session.asked == 0
-        })
+    /// Holds a session's input until one thing more that is asked about it is there.
+    pub(super) fn wait_for_answer(&mut self, slot: SessionSlot) {
+        self.hold(slot, Holds::ASKED);
+        if let Some(session) = self.sessions.get_mut(slot) {
+            // One for each channel of its token, and one for its command: no more than a message holds.
+            session.asked = session.asked.saturating_add(1);
+        }
+    }
+
+    /// One of the things that a session waits for is there.
+    fn waited_for(&mut self, slot: SessionSlot) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        session.asked = session.asked.saturating_sub(1);
+        if session.asked == 0 {
+            self.lift(slot, Holds::ASKED);
+        }
     }
 
     /// Goes on with what a session has asked for.

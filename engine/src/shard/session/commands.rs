@@ -340,9 +340,9 @@ impl<W: Wire> Shard<W> {
         let asks = ask.is_some();
         if !self.publish_for(origin, channel, payload, except, ask) && asks {
             // The home is another shard. What the application is asked next about this connection comes behind it.
-            self.hold(slot, Holds::ASKED);
+            self.wait_for_answer(slot);
             if let Some(session) = self.sessions.get_mut(slot) {
-                (session.asked, session.posted) = (session.asked.saturating_add(1), true);
+                session.posted = true;
             }
         }
         let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));

@@ -243,11 +243,7 @@ impl<W: Wire> Shard<W> {
         let session = self.sessions.id(slot);
         match self.ask(question, Awaiting::Session(session, then)) {
             Ok(_) => {
-                self.hold(slot, super::Holds::ASKED);
-                if let Some(session) = self.sessions.get_mut(slot) {
-                    // One for each channel of its token, and one for its command: no more than a message holds.
-                    session.asked = session.asked.saturating_add(1);
-                }
+                self.wait_for_answer(slot);
                 Ok(())
             }
             Err(Awaiting::Session(_, then)) => Err(then),
