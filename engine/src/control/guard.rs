@@ -24,9 +24,9 @@ use crate::shard::door::counted_as;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// Wrong keys a second of one address, and how many at once, that are answered with 401. Above it
-/// they are answered with 429, so that whoever tries many is seen in figures and told to wait; a right key is served all the same, so that nobody is locked out by others behind the
-/// same address.
+/// Wrong keys a second of one address, and how many at once, that are answered with 401. Above it they are answered with
+/// 429, so that whoever tries many is seen in figures and told to wait; a right key is served all the same, so that nobody
+/// is locked out by others behind the same address.
 pub(super) const WRONG_KEYS: (u32, u32) = (5, 20);
 /// Refused keys are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
