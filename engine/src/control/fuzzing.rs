@@ -3,11 +3,12 @@
 use ringfeed_protocol::command::PayloadKind;
 
 use super::{api, ingest, publish};
+use crate::message::Post;
 
 /// A body of `/api/publish`. Whether it would be published.
 pub fn publication(body: &[u8]) -> bool {
     let checked = publish::parse(body);
-    if let Ok((_, payload)) = &checked {
+    if let Ok(Post { payload, .. }) = &checked {
         assert!(payload.bytes.len() <= body.len());
         if payload.kind == PayloadKind::Json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&payload.bytes).expect("valid JSON");
