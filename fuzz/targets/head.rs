@@ -33,8 +33,11 @@ fuzz_target!(|input: (usize, &[u8])| {
     }
     let proxies = Proxies::parse(&["10.0.0.0/8".to_owned()]).expect("a network");
     let proxy = std::net::IpAddr::from([10, 0, 0, 1]);
-    let client = proxies.forwarded_for(proxy, request.all("x-forwarded-for"));
+    let client = proxies.x_forwarded_for(proxy, request.all("x-forwarded-for"));
     assert!(client == client.to_canonical());
+    if let Ok(client) = proxies.forwarded(proxy, request.all("forwarded")) {
+        assert!(client == client.to_canonical());
+    }
     let Ok(upgrade) = request.upgrade() else { return };
     let mut answer = Vec::new();
     upgrade.write_response(&mut answer, upgrade.protocols.first().copied());
