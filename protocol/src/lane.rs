@@ -9,6 +9,8 @@ use crate::event::Publication;
 pub struct Lane {
     /// What stands around a payload.
     pub form: Form,
+    /// So many bytes of the channel's name, its first ones, are the server's own: they are not shown.
+    pub hidden: u8,
 }
 
 /// What stands around a payload.
@@ -22,10 +24,10 @@ pub enum Form {
 
 impl Lane {
     /// Of `ringfeed.v1`.
-    pub const RINGFEED: Lane = Lane { form: Form::Ringfeed };
+    pub const RINGFEED: Lane = Lane { form: Form::Ringfeed, hidden: 0 };
     /// Of `raw.v1`.
-    pub const RAW: Lane = Lane { form: Form::Raw };
-    /// Every lane there can be.
+    pub const RAW: Lane = Lane { form: Form::Raw, hidden: 0 };
+    /// Those of our own dialects.
     pub const ALL: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
 
     /// Appends one publication as a whole frame.

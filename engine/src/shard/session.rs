@@ -12,9 +12,10 @@ pub(super) mod outbox;
 mod rate;
 mod replies;
 mod standing;
+mod talking;
 
 use bytes::Bytes;
-use ringfeed_protocol::{ChannelName, CloseCode, Connection, Dialect, Refused, Role};
+use ringfeed_protocol::{ChannelName, CloseCode, Connection, Dialect, Lane, Refused, Role};
 use ringfeed_wire::{SocketId, SocketOwners};
 use smallvec::SmallVec;
 
@@ -30,6 +31,7 @@ use outbox::Outbox;
 use rate::{CommandRates, Rate};
 pub use standing::Credentials;
 use standing::Standing;
+pub(super) use talking::Conversation;
 
 /// What fan-out needs of a session.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +89,10 @@ pub(super) enum Deferred {
 pub(super) struct Session {
     pub(super) connection: Connection,
     pub(super) dialect: Dialect,
+    /// Where its subscriptions are; `None` where the dialect has none.
+    pub(super) lane: Option<Lane>,
+    /// What its dialect remembers of it; most remember nothing.
+    pub(super) talk: Option<Box<Conversation>>,
     /// Number in the configuration's list.
     pub(super) endpoint: u8,
     /// How its end began, and with which code.
@@ -152,6 +158,8 @@ impl Session {
         Session {
             connection: Connection::new(Role::Server, message_bytes_max),
             dialect,
+            lane: None,
+            talk: None,
             endpoint,
             closed: None,
             peer_closed: false,

@@ -7,10 +7,14 @@
 mod echo;
 pub(crate) mod raw;
 pub(crate) mod ringfeed;
+mod talk;
+
+pub use talk::{Deed, Opening, Step, Talk};
 
 use crate::command::{Command, CommandError};
 use crate::connection::Incoming;
 use crate::event::Event;
+use crate::handshake::Request;
 use crate::lane::Lane;
 use crate::refused::Refused;
 
@@ -43,8 +47,9 @@ impl Dialect {
         Dialect::ALL.into_iter().find(|d| d.name() == name)
     }
 
-    /// The lane on which this dialect's subscribers sit; `None` where it has no subscriptions.
-    pub fn lane(self) -> Option<Lane> {
+    /// The lane on which this dialect's subscribers sit; `None` where it has no subscriptions. `hidden` is for dialects that
+    /// know nothing of what an endpoint puts in front of names.
+    pub fn lane(self, _hidden: u8) -> Option<Lane> {
         match self {
             Dialect::Ringfeed => Some(Lane::RINGFEED),
             Dialect::Raw => Some(Lane::RAW),
@@ -52,10 +57,23 @@ impl Dialect {
         }
     }
 
-    /// Whether replies, errors and gaps can be told inside the dialect. Where not, an error and a
-    /// gap close the connection with a code and a reason.
+    /// Whether replies and errors can be told inside the dialect. Where not, an error closes the connection with a code
+    /// and a reason.
     pub fn answers_in_band(self) -> bool {
         matches!(self, Dialect::Ringfeed)
+    }
+
+    /// Whether gaps can be told inside the dialect. Where not, a gap closes the connection.
+    pub fn tells_gaps(self) -> bool {
+        matches!(self, Dialect::Ringfeed)
+    }
+
+    /// What this dialect remembers of a connection that was asked for by `request`; `None` where it remembers nothing, and
+    /// [`Dialect::parse`] and [`Dialect::write_event`] are all of it.
+    pub fn talk(self, _request: &Request) -> Option<Box<dyn Talk>> {
+        match self {
+            Dialect::Ringfeed | Dialect::Raw | Dialect::Echo => None,
+        }
     }
 
     /// Whether a client can show a token inside the dialect.

@@ -143,7 +143,7 @@ impl Door {
                 drop(permit);
                 self.answer(stream, address, answer).await;
             }
-            Ok(Answer::Upgrade { endpoint, dialect, answer, shown }) => {
+            Ok(Answer::Upgrade { endpoint, dialect, talk, answer, shown }) => {
                 let credentials = match self.identify(&settings, shown, dialect).await {
                     Ok(credentials) => credentials,
                     Err((reason, refusal)) => {
@@ -155,6 +155,7 @@ impl Door {
                     socket,
                     endpoint,
                     dialect,
+                    talk,
                     answer,
                     rest,
                     permit,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ringfeed_protocol::Dialect;
+use ringfeed_protocol::dialect::Talk;
 use ringfeed_protocol::handshake::{Refusal, Request, Upgrade, write_response};
 
 use super::credentials::{Shown, is_token};
@@ -25,6 +26,8 @@ pub(super) enum Answer {
         endpoint: u8,
         /// What it speaks.
         dialect: Dialect,
+        /// What the dialect remembers of it, where it does.
+        talk: Option<Box<dyn Talk>>,
         /// The answer that opens it.
         answer: Vec<u8>,
         /// What it shows of who asks.
@@ -48,7 +51,8 @@ pub(super) fn route(head: &[u8], settings: &Settings, address: IpAddr) -> Result
         let shown = Shown::of(&request, &upgrade.protocols, settings, address);
         upgrade.protocols.retain(|protocol| !is_token(protocol, config));
         let dialect = choose(&request, &upgrade, endpoint, &mut answer)?;
-        return Ok(Answer::Upgrade { endpoint: number, dialect, answer, shown });
+        let talk = dialect.talk(&request);
+        return Ok(Answer::Upgrade { endpoint: number, dialect, talk, answer, shown });
     }
     match request.path {
         "/health" => page(&request, JSON, "{\"status\":\"ok\"}\n"),

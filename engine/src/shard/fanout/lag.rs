@@ -197,7 +197,7 @@ impl Fanout {
             return false;
         }
         session.half_sent = session.half_sent.filter(|&half| half != id);
-        let tells = lane.window.policy == LagPolicy::Gap && session.dialect.answers_in_band();
+        let tells = lane.window.policy == LagPolicy::Gap && session.dialect.tells_gaps();
         if let Some(subscriber) = lane.subscriber_mut(list, index) {
             subscriber.sent = GAPPED;
         }

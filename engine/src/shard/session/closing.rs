@@ -126,6 +126,9 @@ impl<W: Wire> Shard<W> {
         if let Some(session) = self.sessions.get_mut(slot) {
             session.closed = Some((why, code));
             session.commands = None;
+            if let Some(talk) = &mut session.talk {
+                talk.give_up();
+            }
             session.deferred = None;
             // The peer's answer is waited for, whatever it had to wait for before.
             if !session.holds.is_empty() {

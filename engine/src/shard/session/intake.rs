@@ -34,7 +34,7 @@ impl<W: Wire> Shard<W> {
             return;
         }
         let waits =
-            !session.held.is_empty() || session.deferred.is_some() || session.commands.is_some();
+            !session.held.is_empty() || session.deferred.is_some() || session.has_more_to_do();
         if session.holds.is_empty() && !waits {
             self.read(slot, bytes);
         } else {
@@ -153,6 +153,9 @@ impl<W: Wire> Shard<W> {
             }
             Incoming::Text(_) | Incoming::Binary(_) => {
                 self.counters.messages_in.add(1);
+                if session.talk.is_some() {
+                    return self.handle_talk(slot, incoming);
+                }
                 match session.dialect.split(incoming) {
                     None => self.handle_message(slot, incoming),
                     Some(Ok(commands)) => self.handle_several(slot, commands.into_iter()),
@@ -174,13 +177,7 @@ impl<W: Wire> Shard<W> {
         }
         let often = Refused::RateLimited { what: Rated::Messages, per_second: rate };
         match (allowance, command) {
-            (Allowance::Within, Ok(command)) => {
-                let rates = &mut session.command_rates;
-                match check_command(rates, &command.action, limits, self.work_ms) {
-                    Ok(()) => self.handle_command(slot, command),
-                    Err(refused) => self.refuse(slot, command.id, refused),
-                }
-            }
+            (Allowance::Within, Ok(command)) => self.handle_rated(slot, command),
             (Allowance::Within, Err(CommandError { id, refused })) => {
                 self.refuse(slot, id, refused);
             }
@@ -189,6 +186,33 @@ impl<W: Wire> Shard<W> {
                 self.refuse(slot, id, often);
             }
             (Allowance::FarAbove, _) => {
+                self.close_session(slot, CloseReason::RateLimited, &often.to_string());
+            }
+        }
+    }
+
+    /// Handles a command, if it is not one of too many of its kind.
+    pub(super) fn handle_rated(&mut self, slot: SessionSlot, command: Command) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let (rates, limits) = (&mut session.command_rates, &self.config.limits);
+        match check_command(rates, &command.action, limits, self.work_ms) {
+            Ok(()) => self.handle_command(slot, command),
+            Err(refused) => self.refuse(slot, command.id, refused),
+        }
+    }
+
+    /// Hands a message to a dialect that decides itself what is to be done.
+    fn handle_talk(&mut self, slot: SessionSlot, message: &Incoming) {
+        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let limits = &self.config.limits;
+        let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
+        let allowance = session.rate.take(self.work_ms, rate, burst);
+        session.used.set(self.now_ms, limits.idle_timeout_ms);
+        let often = Refused::RateLimited { what: Rated::Messages, per_second: rate };
+        match allowance {
+            Allowance::Within => self.talk(slot, |talk, now_ms| talk.message(message, now_ms)),
+            Allowance::Above => self.refuse(slot, None, often),
+            Allowance::FarAbove => {
                 self.close_session(slot, CloseReason::RateLimited, &often.to_string());
             }
         }
@@ -219,5 +243,6 @@ impl<W: Wire> Shard<W> {
         if let Some(rest) = rest {
             self.handle_several(slot, rest.iter().map(|command| &**command));
         }
+        self.go_on_talking(slot);
     }
 }

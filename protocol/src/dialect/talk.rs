@@ -1,0 +1,70 @@
+//! Dialects that remember something of their connection, or say more than one thing at a time.
+//!
+//! Such a dialect has a [`Talk`] for each connection. It is told what comes from the client and what the engine
+//! has to tell, and says for each what is to be done, step by step: frames for the client, and commands, whose answers
+//! come back to it as events. Sans-IO like everything here: it is told the time.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::close::CloseCode;
+use crate::command::Action;
+use crate::connection::Incoming;
+use crate::event::Event;
+use crate::frame::{self, Opcode};
+use crate::user_id::UserId;
+
+/// A connection that is open.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    /// A number above 0 that no other connection of this server has meanwhile.
+    pub number: u32,
+    /// Its name in the HTTP API.
+    pub connection: &'a str,
+    /// Who the client is, where that is known by now.
+    pub user: Option<&'a UserId>,
+}
+
+/// One thing to do, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Send this: whole frames.
+    Say(Vec<u8>),
+    /// Do what a client could ask for.
+    Do(Deed),
+    /// Close the connection with this code and reason.
+    Close(CloseCode, &'static str),
+}
+
+impl Step {
+    /// Says a JSON object in a text frame. Its own maps have texts as keys, so that it can be written.
+    pub fn say(said: &impl Serialize) -> Step {
+        let mut out = Vec::new();
+        // Cannot fail: see above.
+        let body = serde_json::to_vec(said).unwrap_or_default();
+        frame::write_server(&mut out, Opcode::Text, &body);
+        Step::Say(out)
+    }
+}
+
+/// A [`crate::Command`] that borrows from nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deed {
+    /// Comes back with its answer. It is the dialect's own, and need not be what a client gave.
+    pub id: Option<Box<str>>,
+    /// What.
+    pub action: Action<'static>,
+}
+
+/// See the module's description.
+pub trait Talk: fmt::Debug {
+    /// The connection is open. `now_ms` is in milliseconds since 1970, here and below.
+    fn open(&mut self, opening: &Opening, now_ms: u64) -> Vec<Step>;
+
+    /// A data message has come.
+    fn message(&mut self, message: &Incoming, now_ms: u64) -> Vec<Step>;
+
+    /// Something is to be told: answers carry the id of their [`Deed`].
+    fn event(&mut self, event: &Event, now_ms: u64) -> Vec<Step>;
+}
