@@ -23,6 +23,7 @@ fn framing(c: &mut Criterion) {
                         offset: Offset(black_box(123_456)),
                         kind: PayloadKind::Json,
                         bytes: payload.as_bytes(),
+                        meta: None,
                     };
                     lane.write_publication(&mut out, "btcusdt@trade", &publication);
                     black_box(out.len())

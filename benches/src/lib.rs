@@ -160,6 +160,7 @@ impl Stage {
                 socket,
                 endpoint: 0,
                 dialect,
+                talk: None,
                 answer,
                 rest,
                 permit,
@@ -178,8 +179,8 @@ impl Stage {
         for i in first..first + count {
             let payload = StoredPayload { kind: PayloadKind::Json, bytes: payload.clone() };
             let channel = self.channels[i % self.channels.len()].clone();
-            let (origin, except, ask) = (None, None, None);
-            let request = Request::Publish { origin, channel, payload, except, ask };
+            let (origin, by, ask) = (None, None, None);
+            let request = Request::Publish { origin, channel, payload, by, ask };
             assert!(self.shared.shards.request(ShardId(0), request).is_ok(), "the queue has room");
         }
     }

@@ -25,6 +25,6 @@ pub use question::{
     SubscribeAllowed,
 };
 pub use request::{
-    Except, Post, Published, Reached, Reply, Request, Revocation, Revoked, UserConnection,
+    By, Post, Published, Reached, Reply, Request, Revocation, Revoked, Sender, UserConnection,
     UserRequest,
 };

@@ -30,6 +30,7 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use ringfeed_protocol::Dialect;
+use ringfeed_protocol::dialect::Talk;
 use ringfeed_wire::{Event as WireEvent, SocketId, Wire};
 use tokio::sync::mpsc;
 
@@ -53,7 +54,7 @@ pub use local::Local;
 use requests::Waiting;
 use review::{Review, RevokedList};
 pub use session::Credentials;
-use session::{BLOCKED, Session, Sessions, WOKEN};
+use session::{BLOCKED, Conversation, Session, Sessions, WOKEN};
 use timers::{Purpose, Timer, Wheel};
 use users::Users;
 
@@ -96,6 +97,8 @@ pub struct Promoted {
     pub endpoint: u8,
     /// What it speaks.
     pub dialect: Dialect,
+    /// What the dialect remembers of it, where it does.
+    pub talk: Option<Box<dyn Talk>>,
     /// The HTTP answer that opens it, to be sent before anything else.
     pub answer: Vec<u8>,
     /// Bytes that came behind the request head.
@@ -203,6 +206,8 @@ pub struct Shard<W> {
     wire: W,
     shared: Arc<Shared>,
     config: Arc<Config>,
+    /// Subscribers of some channels are told who has published something.
+    some_tell: bool,
     access: Arc<Access>,
     counters: Arc<Counters>,
     inbox: Inbox,
@@ -300,6 +305,7 @@ impl<W: Wire> Shard<W> {
             ),
             flush_limits: flush_limits(&config, shards),
             shared,
+            some_tell: config.channels.iter().any(|rule| rule.sender),
             config,
             access,
             inbox,
@@ -474,7 +480,7 @@ impl<W: Wire> Shard<W> {
 
     /// Moves a connection from the executor to the wire.
     fn promote(&mut self, promoted: Promoted) {
-        let Promoted { socket, endpoint, dialect, answer, mut rest, permit, credentials } =
+        let Promoted { socket, endpoint, dialect, talk, answer, mut rest, permit, credentials } =
             promoted;
         if self.draining {
             return;
@@ -488,7 +494,12 @@ impl<W: Wire> Shard<W> {
             }
         };
         let limit = self.config.limits.message_bytes_max;
-        let session = Session::new(dialect, endpoint, limit, self.now_ms, permit);
+        let config = self.config.endpoints.get(usize::from(endpoint));
+        // Shorter than a channel's name may be.
+        let hidden = config.map_or(0, |e| u8::try_from(e.channel_prefix.len()).unwrap_or(u8::MAX));
+        let lane = dialect.lane(hidden);
+        let mut session = Session::new(dialect, endpoint, limit, self.now_ms, permit);
+        (session.lane, session.talk) = (lane, talk.map(Conversation::new).map(Box::new));
         let id = self.sessions.add(socket, session);
         self.counters.opened.add(1);
         tracing::trace!(shard = %self.id, session = id.slot.0, dialect = dialect.name(), "opened");
@@ -498,6 +509,7 @@ impl<W: Wire> Shard<W> {
             self.queue_answer(id.slot, Bytes::from(answer));
         }
         self.take_credentials(id.slot, credentials);
+        self.open_talk(id.slot);
         if !rest.is_empty() && self.sessions.current(id).is_some() {
             self.handle_received(id.slot, &mut rest);
         }

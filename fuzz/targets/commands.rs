@@ -34,7 +34,7 @@ fn accepted(command: &Command) {
     };
     let Ok(channel) = ChannelName::new(channel) else { return };
     let mut frame = Vec::new();
-    let publication = Publication { offset: Offset(7), kind: *kind, bytes };
+    let publication = Publication { offset: Offset(7), kind: *kind, bytes, meta: None };
     Lane::RINGFEED.write_publication(&mut frame, &channel, &publication);
     json(&frame);
     frame.clear();

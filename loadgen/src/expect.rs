@@ -137,7 +137,8 @@ impl Stream {
         let number = self.first + self.messages.len() as u64;
         let offset = *self.first_offset.get_or_insert(1) + number;
         let offset = Offset(offset);
-        let publication = Publication { offset, kind: PayloadKind::Json, bytes: payload };
+        let publication =
+            Publication { offset, kind: PayloadKind::Json, bytes: payload, meta: None };
         self.lane.write_publication(&mut self.bytes, &self.channel, &publication);
         let end = self.base + self.bytes.len() as u64;
         self.messages.push_back(Message { end, intended_ns });

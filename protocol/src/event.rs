@@ -14,6 +14,19 @@ pub struct Publication<'a> {
     pub kind: PayloadKind,
     /// The payload.
     pub bytes: &'a [u8],
+    /// Who published it and when, in channels that tell.
+    pub meta: Option<&'a Meta>,
+}
+
+/// Who published something, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Milliseconds since 1970.
+    pub time_ms: u64,
+    /// The user; `None` for the application, and for who has not said who they are.
+    pub user: Option<UserId>,
+    /// The publisher's connection, as [`crate::dialect::Opening::number`]; 0 for the application.
+    pub number: u32,
 }
 
 /// An event for one client. `id` is the JSON text of the command's id.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use ringfeed_protocol::command::{Action, Command, PayloadKind};
-use ringfeed_protocol::event::{Epoch, Publication};
+use ringfeed_protocol::event::{Epoch, Meta, Publication};
 use ringfeed_protocol::frame::Header;
 use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Offset, Position, UserId};
 
@@ -59,7 +59,8 @@ fn every_event_is_shown_as_it_is_written() {
     let at = |offset| Position { epoch: EPOCH, offset: Offset(offset) };
     let id = Some;
     let trade = "btcusdt@trade";
-    let kept = |offset, kind, bytes| Publication { offset: Offset(offset), kind, bytes };
+    let kept =
+        |offset, kind, bytes| Publication { offset: Offset(offset), kind, bytes, meta: None };
     let publications = vec![
         kept(11, PayloadKind::Json, &b"{\"a\":1}"[..]),
         kept(12, PayloadKind::Text, b"not JSON"),
@@ -110,10 +111,14 @@ fn every_kind_of_message_is_shown_as_it_is_written() {
         (7, PayloadKind::Json, &b"{\"hello\":\"world\"}"[..]),
         (8, PayloadKind::Text, b"not JSON"),
         (9, PayloadKind::Binary, &[0, 1, 2]),
+        (10, PayloadKind::Json, b"{\"hello\":\"world\"}"),
     ];
+    let (time_ms, user) = (1_700_000_000_000, UserId::new("ann").ok());
+    let meta = Meta { time_ms, user, number: 7 };
     for ((offset, kind, bytes), line) in publications.into_iter().zip(shown) {
         let mut frame = Vec::new();
-        let publication = Publication { offset: Offset(offset), kind, bytes };
+        let meta = (offset == 10).then_some(&meta);
+        let publication = Publication { offset: Offset(offset), kind, bytes, meta };
         Lane::RINGFEED.write_publication(&mut frame, "chat", &publication);
         assert_eq!(body(&frame), line);
     }

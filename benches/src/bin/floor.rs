@@ -165,8 +165,12 @@ fn pin(core: Option<usize>) -> anyhow::Result<()> {
 /// One message as a subscriber of the engine gets it.
 fn frame(lane: Lane, size: usize) -> Vec<u8> {
     let payload = format!("{{\"pad\":\"{}\"}}", "x".repeat(size.saturating_sub(10)));
-    let publication =
-        Publication { offset: Offset(1000), kind: PayloadKind::Json, bytes: payload.as_bytes() };
+    let publication = Publication {
+        offset: Offset(1000),
+        kind: PayloadKind::Json,
+        bytes: payload.as_bytes(),
+        meta: None,
+    };
     let mut frame = Vec::new();
     lane.write_publication(&mut frame, "bench.c0", &publication);
     frame

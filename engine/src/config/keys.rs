@@ -152,6 +152,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("channels.lag_policy", Words(&["gap", "disconnect"])),
     ("channels.window_bytes", Numbers(1 << 12, 1 << 30)),
     ("channels.window_age_ms", Numbers(100, 3_600_000)),
+    ("channels.sender", Switch),
     ("permissions.who", Texts("anyone, anonymous, users, user:ID, role:NAME and claim:NAME=VALUE")),
     ("permissions.channels", Texts("channel names, with * for any run of characters and {user}")),
     ("permissions.allow", OPERATIONS),

@@ -197,6 +197,7 @@ pub struct ChannelRule {
     pub lag_policy: LagPolicy,
     pub window_bytes: u32,
     pub window_age_ms: u32,
+    pub sender: bool,
 }
 
 /// `[[permissions]]`

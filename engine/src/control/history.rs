@@ -48,10 +48,16 @@ struct PublicationReply {
     /// `base64` where `data` is that.
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<&'static str>,
+    /// The user who published it, where the channel tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    /// Milliseconds since 1970 when it was published, where the channel tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<u64>,
 }
 
 impl PublicationReply {
-    fn new(StoredPublication { offset, payload }: StoredPublication) -> PublicationReply {
+    fn new(StoredPublication { offset, payload, meta }: StoredPublication) -> PublicationReply {
         let text = String::from_utf8_lossy(&payload.bytes);
         let mut encoding = None;
         let data = match payload.kind {
@@ -63,7 +69,9 @@ impl PublicationReply {
                 to_raw_value(&base64::engine::general_purpose::STANDARD.encode(&payload.bytes))
             }
         };
-        PublicationReply { offset: offset.0, data: data.unwrap_or_default(), encoding }
+        let time = meta.as_ref().map(|meta| meta.time_ms);
+        let from = meta.and_then(|meta| meta.user).map(|user| user.to_string());
+        PublicationReply { offset: offset.0, data: data.unwrap_or_default(), encoding, from, time }
     }
 }
 

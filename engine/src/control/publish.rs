@@ -19,7 +19,7 @@ use super::guard::check_channel;
 use super::{FULL_PAUSE, State};
 use crate::callers::Caller;
 use crate::ids::{ConnectionId, ShardId};
-use crate::message::{NotTaken, Post, Published, Request};
+use crate::message::{NotTaken, Post, Published, Request, Sender};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
@@ -79,7 +79,8 @@ pub(super) fn parse(text: &[u8]) -> Result<Post, ApiError> {
     let payload = Payload::from_fields(body.data, body.text, body.base64)?.into();
     let except = body.except.map(|id| id.parse::<ConnectionId>()).transpose();
     let except = except.map_err(|e| Refused::bad_command(format_args!("'except': {e}")))?;
-    Ok(Post { channel, payload, except: except.map(Box::new) })
+    let by = except.map(|except| Box::new(Sender { except: Some(except), meta: None }));
+    Ok(Post { channel, payload, by })
 }
 
 /// The same, from who may publish to that channel.
@@ -275,7 +276,7 @@ mod tests {
         let item = |(place, &size): (u32, &usize)| {
             let payload = Payload { kind: PayloadKind::Text, bytes: vec![b'x'; size].into() };
             let channel = ChannelName::new("a").unwrap();
-            (place, Post { channel, payload: payload.into(), except: None })
+            (place, Post { channel, payload: payload.into(), by: None })
         };
         (0..).zip(sizes).map(item).collect()
     }

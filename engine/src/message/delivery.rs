@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use ringfeed_protocol::command::{Payload, PayloadKind};
+use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
@@ -50,6 +51,8 @@ pub struct StoredPublication {
     pub offset: Offset,
     /// What was published.
     pub payload: StoredPayload,
+    /// Who published it and when, in channels that tell.
+    pub meta: Option<Box<Meta>>,
 }
 
 /// What a channel's history holds behind some offset.

@@ -1,5 +1,6 @@
 //! Work for the home shard of a channel, and where its answer goes.
 
+use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
@@ -17,8 +18,17 @@ pub enum Reply<T> {
     Control(oneshot::Sender<T>),
 }
 
-/// The connection that is not sent a publication; in a box, since most have none.
-pub type Except = Option<Box<ConnectionId>>;
+/// Who has published something, where that matters; in a box, since mostly it does not.
+pub type By = Option<Box<Sender>>;
+
+/// See [`By`].
+#[derive(Debug, Clone, Default)]
+pub struct Sender {
+    /// The connection that is not sent it.
+    pub except: Option<ConnectionId>,
+    /// What subscribers are told of it.
+    pub meta: Option<Box<Meta>>,
+}
 
 /// A publication that comes from the control thread.
 #[derive(Debug, Clone)]
@@ -27,8 +37,8 @@ pub struct Post {
     pub channel: ChannelName,
     /// What.
     pub payload: StoredPayload,
-    /// Who is not to get it.
-    pub except: Except,
+    /// Who publishes it.
+    pub by: By,
 }
 
 /// What came of a publication.
@@ -75,8 +85,8 @@ pub enum Request {
         channel: ChannelName,
         /// What.
         payload: StoredPayload,
-        /// Who is not to get it.
-        except: Except,
+        /// Who publishes it.
+        by: By,
         /// Whom the application is to be asked about before it is published; `None` where it need not be.
         ask: Option<Box<Caller>>,
     },

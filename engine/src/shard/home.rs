@@ -16,7 +16,7 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
 use smallvec::SmallVec;
 
 use crate::ids::{ConnectionId, LaneId, ShardId};
-use crate::message::{Chunk, Delivery, Except, FrameEnd, FrameIndex, Skip};
+use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
 pub(super) use answer::{Asker, Batch, Publisher};
 use kept::Kept;
 use parked::{Parked, Parking};
@@ -142,7 +142,7 @@ impl Home {
     fn append(
         &mut self,
         payload: &Payload,
-        except: Except,
+        by: Option<&Sender>,
         now: Instant,
         now_ms: u64,
         deliver: Deliver,
@@ -151,9 +151,11 @@ impl Home {
         self.quiet_ms = now_ms;
         self.turn_bytes += payload.bytes.len() + ENVELOPE_BYTES;
         let offset = self.last_offset;
-        let publication = Publication { offset, kind: payload.kind, bytes: &payload.bytes };
-        if let Some(connection) = except.filter(|_| !self.lanes.is_empty()) {
-            self.excepted.get_or_insert_default().push((offset, *connection));
+        let meta = by.and_then(|by| by.meta.as_deref());
+        let publication = Publication { offset, kind: payload.kind, bytes: &payload.bytes, meta };
+        let except = by.and_then(|by| by.except).filter(|_| !self.lanes.is_empty());
+        if let Some(connection) = except {
+            self.excepted.get_or_insert_default().push((offset, connection));
         }
         let mut longest = 0;
         for HomeLane { lane, pending, .. } in &mut self.lanes {

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 
 use ringfeed_protocol::command::Payload;
+use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, Refused, UserId};
 use ringfeed_wire::Wire;
+use tokio::sync::oneshot;
 
 use super::asks::Awaiting;
 use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
@@ -12,8 +14,8 @@ use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::ids::Ticket;
 use crate::message::{
-    Caller, Delivery, Except, Inbox, Order, Origin, Post, Question, Reply, Request, StoredPayload,
-    UserRequest,
+    By, Caller, Delivery, Inbox, Order, Origin, Post, Published, Question, Reply, Request,
+    StoredPayload, UserRequest,
 };
 use crate::settings::Settings;
 
@@ -90,23 +92,28 @@ impl<W: Wire> Shard<W> {
         origin: Option<Origin>,
         channel: ChannelName,
         payload: Payload,
-        except: Except,
+        by: By,
         ask: Option<Box<Caller>>,
     ) -> bool {
         let home = self.shared.shards.home(&channel);
         if home == self.id && self.serves_at_once() {
             let asker = origin.map_or(Asker::Nobody, Asker::Session);
-            self.publish_here(&channel, payload, Publisher { asker, except }, ask);
+            self.publish_here(&channel, payload, Publisher { asker, by }, ask);
             self.take_own();
             return true;
         }
-        let request = Request::Publish { origin, channel, payload: payload.into(), except, ask };
+        let request = Request::Publish { origin, channel, payload: payload.into(), by, ask };
         if home == self.id {
             self.waiting.push_back(request);
         } else {
             self.links.request(home, request);
         }
         false
+    }
+
+    /// Whether subscribers of a channel are told who has published something, and when.
+    pub(super) fn tells_sender(&self, channel: &ChannelName) -> bool {
+        self.some_tell && self.config.rule(channel).is_some_and(|rule| rule.sender)
     }
 
     /// Publishes to a channel that is homed here.
@@ -238,6 +245,24 @@ impl<W: Wire> Shard<W> {
         self.serve(request)
     }
 
+    /// Publishes what the control thread has.
+    fn serve_batch(
+        &mut self,
+        items: Vec<(u32, Post)>,
+        reply: oneshot::Sender<Vec<(u32, Published)>>,
+    ) {
+        let batch = Batch::new(items.len(), reply);
+        for (place, Post { channel, payload, mut by }) in items {
+            self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
+            if self.tells_sender(&channel) {
+                let meta = Meta { time_ms: self.clock.unix_ms(), user: None, number: 0 };
+                by.get_or_insert_default().meta = Some(meta.into());
+            }
+            let publisher = Publisher { asker: Asker::Batch(place, batch.clone()), by };
+            self.publish_here(&channel, payload.borrowed(), publisher, None);
+        }
+    }
+
     /// Does what a user's home is asked for.
     fn serve_user(&mut self, user: UserId, what: UserRequest) {
         let room = self.outboxes_max() / 2;
@@ -276,6 +301,7 @@ impl<W: Wire> Shard<W> {
         let shards = self.shared.shards.count();
         self.homes.reconfigure(config.clone(), home_limits(&config, shards));
         self.flush_limits = flush_limits(&config, shards);
+        self.some_tell = config.channels.iter().any(|rule| rule.sender);
         (self.config, self.access) = (config, access);
         self.review.begin(true);
     }
@@ -320,20 +346,14 @@ impl<W: Wire> Shard<W> {
                 tracing::debug!(%shard, %channel, on, "readers who read are behind");
                 homes.press(&channel, shard, lane, on);
             }
-            Request::Publish { origin, channel, payload, except, ask } => {
+            Request::Publish { origin, channel, payload, by, ask } => {
                 drop(deliver);
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
-                self.publish_from_elsewhere(&channel, &payload, Publisher { asker, except }, ask);
+                self.publish_from_elsewhere(&channel, &payload, Publisher { asker, by }, ask);
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);
-                let batch = Batch::new(items.len(), reply);
-                for (place, Post { channel, payload, except }) in items {
-                    self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
-                    let asker = Asker::Batch(place, batch.clone());
-                    let publisher = Publisher { asker, except };
-                    self.publish_here(&channel, payload.borrowed(), publisher, None);
-                }
+                self.serve_batch(items, reply);
             }
             Request::History { channel, after, limit, reply } => match reply {
                 Reply::Session(origin) => {

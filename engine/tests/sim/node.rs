@@ -16,7 +16,7 @@ use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Post, Published, Reached, Reply, Request, Shards,
+    Asked, ChannelPage, HistoryPage, Post, Published, Reached, Reply, Request, Sender, Shards,
     StoredPayload, UserConnection, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
@@ -261,6 +261,7 @@ impl Cluster {
             socket,
             endpoint,
             dialect,
+            talk: None,
             answer,
             rest,
             permit,
@@ -288,8 +289,9 @@ impl Cluster {
                     Kind::Binary => PayloadKind::Binary,
                 };
                 let payload = StoredPayload { kind, bytes: Bytes::from(payload) };
-                let except = except.map(|id| Box::new(id.parse().expect("names of connections")));
-                (place, Post { channel, payload, except })
+                let except = except.map(|id| Some(id.parse().expect("names of connections")));
+                let by = except.map(|except| Box::new(Sender { except, meta: None }));
+                (place, Post { channel, payload, by })
             })
             .collect();
         self.request(home, Request::PublishBatch { items, reply })
@@ -472,6 +474,7 @@ pub(super) fn configuration(setup: &Setup) -> Config {
             lag_policy: if group.disconnect { LagPolicy::Disconnect } else { LagPolicy::Gap },
             window_bytes: group.window_bytes,
             window_age_ms: group.window_age_ms,
+            sender: group.sender,
         })
         .chain([rule])
         .collect();

@@ -31,6 +31,7 @@ pub(crate) struct Group {
     pub(crate) disconnect: bool,
     pub(crate) window_bytes: u32,
     pub(crate) window_age_ms: u32,
+    pub(crate) sender: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -329,6 +330,7 @@ impl Group {
             disconnect: dice.chance(300),
             window_bytes: dice.magnitude(256, 256 * 1024) as u32,
             window_age_ms: dice.pick(&[10_000, 10_000, 1000, 100]),
+            sender: dice.chance(200),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The common path, in both dialects, over WebSocket and HTTP.
 
 use super::common::TestServer;
+use super::common::tokens::{ISSUER, token};
 use serde_json::json;
 use tungstenite::Message;
 
@@ -198,4 +199,36 @@ fn without_keys_browsers_are_refused() {
     let body = r#"{"channel":"a","data":1}"#;
     let (status, _) = super::common::http(server.internal, "POST", "/api/publish", origin, body);
     assert_eq!(status, 403);
+}
+
+#[test]
+fn a_channel_that_tells_says_who_has_published_and_when_live_and_kept() {
+    let channels =
+        "[[channels]]\npattern = \"*\"\npublish = \"anyone\"\nhistory_size = 10\nsender = true";
+    let server = TestServer::start(&format!("{ISSUER}{channels}"), &["auth.anonymous=true"]);
+    let mut reader = server.client();
+    reader.subscribe("room");
+    let mut ann = server.client();
+    let token = token("ann", 60, json!({}));
+    assert_eq!(ann.ask(json!({"type":"auth","id":1,"token":token}))["user"], "ann");
+    let published = ann.ask(json!({"type":"publish","id":2,"channel":"room","data":1}));
+    assert_eq!(published["offset"], 1);
+    let seen = reader.receive();
+    assert_eq!((&seen["from"], &seen["data"]), (&json!("ann"), &json!(1)));
+    let time = seen["time"].as_u64().unwrap();
+    assert!(time > 1_600_000_000_000);
+    let body = json!({"channel":"room","data":2}).to_string();
+    assert_eq!(server.http("POST", "/api/publish", &body).0, 200);
+    let seen = reader.receive();
+    assert!(seen.get("from").is_none() && seen["time"].as_u64().unwrap() >= time, "{seen}");
+    let kept = reader.ask(json!({"type":"history","id":3,"channel":"room"}));
+    let kept = kept["publications"].as_array().unwrap();
+    assert_eq!((&kept[0]["from"], &kept[0]["time"]), (&json!("ann"), &json!(time)));
+    assert_eq!((kept[1].get("from"), &kept[1]["time"]), (None, &seen["time"]));
+    let recover = json!({"epoch":published["epoch"],"offset":0});
+    let mut late = server.client();
+    let back = late.ask(json!({"type":"subscribe","id":1,"channel":"room","recover":recover}));
+    assert_eq!(back["recovered"], true);
+    assert_eq!(late.receive()["from"], "ann");
+    assert_eq!(late.receive()["time"], seen["time"]);
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
-use crate::event::{Epoch, Event, Offset, Position, Publication};
+use crate::event::{Epoch, Event, Meta, Offset, Position, Publication};
 use crate::frame::{self, Opcode};
 use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
@@ -235,7 +235,7 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &
     const HEAD: &str = "{\"type\":\"message\",\"channel\":\"";
     const OFFSET: &str = "\",\"offset\":";
     const DATA: &str = ",\"data\":";
-    if publication.kind == PayloadKind::Json {
+    if publication.kind == PayloadKind::Json && publication.meta.is_none() {
         // The hot path: the length is known beforehand, so the payload is copied once.
         let mut digits = Decimal::default();
         let offset = digits.format(publication.offset.0);
@@ -258,9 +258,33 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &
         return;
     }
     let mut body = format!("{HEAD}{channel}{OFFSET}{}", publication.offset).into_bytes();
+    write_meta(&mut body, publication.meta);
     write_data(&mut body, publication.kind, publication.bytes);
     body.push(b'}');
     frame::write_server(out, Opcode::Text, &body);
+}
+
+/// What stands between the brackets of a list of publications.
+fn write_publications(body: &mut Vec<u8>, publications: &[Publication]) {
+    for (i, publication) in publications.iter().enumerate() {
+        let comma = if i > 0 { "," } else { "" };
+        // Writing to a `Vec` cannot fail.
+        let _ = write!(body, "{comma}{{\"offset\":{}", publication.offset);
+        write_meta(body, publication.meta);
+        write_data(body, publication.kind, publication.bytes);
+        body.push(b'}');
+    }
+}
+
+/// Appends `,"from":…` and `,"time":…` where they are known.
+fn write_meta(body: &mut Vec<u8>, meta: Option<&Meta>) {
+    let Some(Meta { time_ms, user, .. }) = meta else { return };
+    if let Some(user) = user {
+        body.extend_from_slice(b",\"from\":");
+        write_string(body, user);
+    }
+    // Writing to a `Vec` cannot fail.
+    let _ = write!(body, ",\"time\":{time_ms}");
 }
 
 /// Appends `,"data":…` and, for bytes, `,"encoding":"base64"`.
@@ -384,12 +408,7 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
                 ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset},\
                  \"publications\":["
             );
-            for (i, publication) in publications.iter().enumerate() {
-                let comma = if i > 0 { "," } else { "" };
-                let _ = write!(body, "{comma}{{\"offset\":{}", publication.offset);
-                write_data(body, publication.kind, publication.bytes);
-                body.push(b'}');
-            }
+            write_publications(body, publications);
             write!(body, "]}}")
         }
         Event::Pong { id } => {
@@ -546,7 +565,7 @@ mod tests {
                 (PayloadKind::Binary, &bytes),
             ] {
                 let mut out = Vec::new();
-                let publication = Publication { offset: Offset(offset), kind, bytes: payload };
+                let publication = Publication { offset: Offset(offset), kind, bytes: payload, meta: None };
                 write_publication(&mut out, "ch", &publication);
                 let (header, len) = frame::Header::parse(&out).unwrap().unwrap();
                 prop_assert_eq!(header.len as usize, out.len() - len);

@@ -7,15 +7,15 @@ use ringfeed_protocol::ChannelName;
 use tokio::sync::oneshot;
 
 use super::Deliver;
-use crate::message::{Delivery, Except, Origin, Published};
+use crate::message::{By, Delivery, Origin, Published};
 
 /// Who published something.
 #[derive(Debug)]
 pub(in crate::shard) struct Publisher {
     /// Who is answered.
     pub(in crate::shard) asker: Asker,
-    /// Who is not sent it, mostly the publisher.
-    pub(in crate::shard) except: Except,
+    /// Who it is.
+    pub(in crate::shard) by: By,
 }
 
 /// Who wants an answer to a publication.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use ringfeed_protocol::command::{Payload, PayloadKind};
-use ringfeed_protocol::event::Publication;
+use ringfeed_protocol::event::{Meta, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Offset};
 use smallvec::SmallVec;
 
@@ -91,6 +91,8 @@ struct Block {
     first_offset: Offset,
     entries: Vec<Entry>,
     payloads: Vec<u8>,
+    /// Who published the entries, up to the last of which that is told.
+    metas: Vec<Option<Box<Meta>>>,
     /// Nothing is added any more.
     closed: bool,
     encoded: SmallVec<[Encoded; 1]>,
@@ -139,6 +141,7 @@ impl Block {
             first_offset,
             entries: Vec::new(),
             payloads: Vec::new(),
+            metas: Vec::new(),
             closed: false,
             encoded: SmallVec::new(),
         }
@@ -146,7 +149,17 @@ impl Block {
 
     /// Without what is encoded.
     fn bytes(&self) -> usize {
-        size_of::<Block>() + self.payloads.capacity() + self.entries.capacity() * size_of::<Entry>()
+        // Of those that there are some are told; most channels tell none.
+        let metas = self.metas.capacity() * size_of::<Option<Box<Meta>>>()
+            + self.metas.len() * size_of::<Meta>();
+        size_of::<Block>()
+            + self.payloads.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + metas
+    }
+
+    fn meta_of(&self, at: usize) -> Option<&Meta> {
+        self.metas.get(at)?.as_deref()
     }
 
     fn encoded_bytes(&self) -> usize {
@@ -163,13 +176,14 @@ impl Block {
         let mut frames = Vec::with_capacity(self.payloads.len() - start + 64 * self.entries.len());
         let mut ends = Vec::with_capacity(self.entries.len() - from);
         let mut begins = start;
-        for (offset, entry) in self.first_offset.onwards().zip(&self.entries).skip(from) {
+        let entries = self.first_offset.onwards().zip(&self.entries).enumerate();
+        for (at, (offset, entry)) in entries.skip(from) {
             let end = entry.end as usize;
             let bytes = self.payloads.get(begins..end).unwrap_or_default();
             lane.write_publication(
                 &mut frames,
                 channel,
-                &Publication { offset, kind: entry.kind, bytes },
+                &Publication { offset, kind: entry.kind, bytes, meta: self.meta_of(at) },
             );
             ends.push(u32::try_from(frames.len()).unwrap_or(u32::MAX));
             begins = end;
@@ -201,7 +215,13 @@ impl Kept {
     }
 
     /// Keeps a publication, and forgets others for it where that is needed.
-    pub(super) fn push(&mut self, offset: Offset, payload: &Payload, now_ms: u64) {
+    pub(super) fn push(
+        &mut self,
+        offset: Offset,
+        payload: &Payload,
+        meta: Option<Box<Meta>>,
+        now_ms: u64,
+    ) {
         let open = self.blocks.back().is_some_and(|block| {
             !block.closed && block.payloads.len() + payload.bytes.len() <= u32::MAX as usize
         });
@@ -213,6 +233,10 @@ impl Kept {
         let before = block.bytes();
         block.payloads.extend_from_slice(&payload.bytes);
         let end = u32::try_from(block.payloads.len()).unwrap_or(u32::MAX);
+        if meta.is_some() {
+            block.metas.resize_with(block.entries.len(), || None);
+            block.metas.push(meta);
+        }
         block.entries.push(Entry { end, kind: payload.kind, at_ms: now_ms });
         // Several blocks even where little may be kept: what is forgotten for want of room is a block.
         let full = BLOCK_BYTES.min(self.limits.bytes / 8);
@@ -220,6 +244,7 @@ impl Kept {
             block.closed = true;
             block.payloads.shrink_to_fit();
             block.entries.shrink_to_fit();
+            block.metas.shrink_to_fit();
         }
         self.bytes = self.bytes + block.bytes() - before;
         self.count += 1;
@@ -316,9 +341,15 @@ impl Kept {
             let Some(&(_, end)) = ends.last() else { break };
             let bytes = Bytes::copy_from_slice(block.payloads.get(begin..end).unwrap_or_default());
             let mut start = begin;
-            for (offset, (kind, end)) in (block.first_offset + skip as u64).onwards().zip(ends) {
+            let offsets = (block.first_offset + skip as u64).onwards();
+            for ((at, (kind, end)), offset) in (skip..).zip(ends).zip(offsets) {
                 let bytes = bytes.slice(start - begin..end - begin);
-                page.push(StoredPublication { offset, payload: StoredPayload { kind, bytes } });
+                let meta = block.meta_of(at).cloned().map(Box::new);
+                page.push(StoredPublication {
+                    offset,
+                    payload: StoredPayload { kind, bytes },
+                    meta,
+                });
                 start = end;
             }
             if page.len() >= limit || room == 0 {
@@ -415,7 +446,7 @@ mod tests {
         let mut last = 0;
         for size in sizes {
             last += 1;
-            kept.push(Offset(last), &payload(size), last);
+            kept.push(Offset(last), &payload(size), None, last);
         }
         let bytes: usize = kept.blocks.iter().map(Block::bytes).sum();
         assert_eq!(kept.bytes(), bytes, "the count agrees with what is there");

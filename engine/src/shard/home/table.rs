@@ -381,7 +381,7 @@ impl Homes {
         &mut self,
         index: u32,
         payload: &Payload,
-        Publisher { asker, except }: Publisher,
+        Publisher { asker, by }: Publisher,
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) {
@@ -390,12 +390,13 @@ impl Homes {
         if home.turn != turn {
             (home.turn, home.turn_bytes) = (turn, 0);
         }
-        let position = home.append(payload, except, now, now_ms, deliver);
+        let position = home.append(payload, by.as_deref(), now, now_ms, deliver);
         if !home.dirty {
             home.dirty = true;
             self.dirty.push(index);
         }
-        self.with_kept(index, |kept| kept.push(position.offset, payload, now_ms));
+        let meta = by.and_then(|by| by.meta);
+        self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
         // Who adds makes room: other channels' history is not theirs to take.
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)

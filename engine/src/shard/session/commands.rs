@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use ringfeed_protocol::command::{Action, Command, Payload};
+use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::refused::{Limit, Operation};
@@ -12,7 +13,7 @@ use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
 use crate::access::Verdict;
 use crate::access::token::TokenError;
 use crate::ids::{LaneId, SessionSlot};
-use crate::message::{Order, Origin, Question, Reply, Request, UserRequest};
+use crate::message::{By, Order, Origin, Question, Reply, Request, Sender, UserRequest};
 use crate::shard::Shard;
 use crate::shard::asks::Then;
 use crate::shard::feed::{Subscriber, Window};
@@ -176,7 +177,7 @@ impl<W: Wire> Shard<W> {
         channel: &ChannelName,
     ) -> Option<usize> {
         let session = self.sessions.get(slot)?;
-        let known = self.feeds.find(channel, session.dialect.lane()?)?;
+        let known = self.feeds.find(channel, session.lane?)?;
         session.subscriptions.iter().position(|own| own.lane == known)
     }
 
@@ -215,7 +216,7 @@ impl<W: Wire> Shard<W> {
             }
             return self.refuse(slot, id, refused);
         }
-        let Some(lane) = self.sessions.get(slot).and_then(|session| session.dialect.lane()) else {
+        let Some(lane) = self.sessions.get(slot).and_then(|session| session.lane) else {
             return;
         };
         let Some(rule) = self.config.rule(&channel) else { return };
@@ -336,9 +337,9 @@ impl<W: Wire> Shard<W> {
         if origin.is_some() {
             self.owe(slot, 1);
         }
-        let except = (!echo).then(|| Box::new(self.connection_id(slot)));
+        let by = self.sender(slot, &channel, echo);
         let asks = ask.is_some();
-        if !self.publish_for(origin, channel, payload, except, ask) && asks {
+        if !self.publish_for(origin, channel, payload, by, ask) && asks {
             // The home is another shard. What the application is asked next about this connection comes behind it.
             self.wait_for_answer(slot);
             if let Some(session) = self.sessions.get_mut(slot) {
@@ -351,6 +352,20 @@ impl<W: Wire> Shard<W> {
             self.congested.push(self.sessions.id(slot));
             self.counters.publishers_paused.add(1);
         }
+    }
+
+    /// Who a publication is by, where that matters.
+    fn sender(&self, slot: SessionSlot, channel: &ChannelName, echo: bool) -> By {
+        let tells = self.tells_sender(channel);
+        if echo && !tells {
+            return None;
+        }
+        let meta = tells.then(|| {
+            let user = self.identity(slot).user.clone();
+            Box::new(Meta { time_ms: self.clock.unix_ms(), user, number: self.number(slot) })
+        });
+        let except = (!echo).then(|| self.connection_id(slot));
+        Some(Box::new(Sender { except, meta }))
     }
 
     fn history(

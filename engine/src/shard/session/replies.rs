@@ -155,9 +155,12 @@ impl<W: Wire> Shard<W> {
             let Some(slot) = self.sessions.current(session) else { continue };
             match order {
                 Order::Send { from, payload } => {
-                    let Some(dialect) = self.sessions.get(slot).map(|s| s.dialect) else {
+                    let Some(session) = self.sessions.get(slot) else { continue };
+                    let dialect = session.dialect;
+                    if session.talk.is_some() {
+                        self.tell_direct(slot, from.as_ref(), payload);
                         continue;
-                    };
+                    }
                     let known = frames.iter().find(|(of, _)| *of == dialect);
                     let frame = known.map(|(_, frame)| frame.clone()).unwrap_or_else(|| {
                         let mut frame = Vec::new();
@@ -232,6 +235,7 @@ impl<W: Wire> Shard<W> {
                 offset: p.offset,
                 kind: p.payload.kind,
                 bytes: &p.payload.bytes,
+                meta: p.meta.as_deref(),
             })
             .collect();
         let (channel, position) = (&channel, page.position);
@@ -241,6 +245,9 @@ impl<W: Wire> Shard<W> {
     /// Sends an event to one session, where its dialect has a form for it.
     pub(in crate::shard) fn reply(&mut self, slot: SessionSlot, event: &Event) {
         let Some(session) = self.sessions.get(slot) else { return };
+        if session.talk.is_some() {
+            return self.talk(slot, |talk, now_ms| talk.event(event, now_ms));
+        }
         let mut frame = Vec::new();
         session.dialect.write_event(&mut frame, event);
         if !frame.is_empty() {

@@ -102,6 +102,12 @@ impl<W: Wire> Shard<W> {
         ConnectionId { shard: self.id, number: number.unwrap_or(own ^ self.connection_key) }
     }
 
+    /// A small number above 0 that no other connection of this server has meanwhile.
+    pub(in crate::shard) fn number(&self, slot: SessionSlot) -> u32 {
+        let shards = u32::from(self.shared.shards.count());
+        slot.0.wrapping_mul(shards).wrapping_add(u32::from(self.id.0)).wrapping_add(1)
+    }
+
     /// The session that has a name, if it is there.
     pub(in crate::shard) fn session_named(&self, connection: ConnectionId) -> Option<SessionSlot> {
         if let Some(&id) = self.named.get(&connection.number) {

@@ -61,7 +61,7 @@ impl Bench {
         self.homes.publish(
             &ChannelName::new(name).unwrap(),
             payload,
-            Publisher { asker, except: None },
+            Publisher { asker, by: None },
             (self.now, now_ms),
             &mut |shard, delivery| delivered.push((shard, delivery)),
         );
@@ -265,7 +265,7 @@ fn ask(bench: &mut Bench, channel: &ChannelName, id: u32, bytes: usize) {
         channel,
         ticket,
         payload,
-        Publisher { asker: Asker::Session(origin), except: None },
+        Publisher { asker: Asker::Session(origin), by: None },
     );
 }
 
