@@ -658,6 +658,7 @@ impl<W: Wire> Shard<W> {
                 Purpose::Authentication => self.check_authentication(slot, timer),
                 Purpose::Expiry => self.check_expiry(slot, timer),
                 Purpose::Idle => self.check_idle(slot, timer),
+                Purpose::Talk => self.remind(slot),
             }
         }
     }

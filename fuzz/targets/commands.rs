@@ -4,8 +4,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringfeed_protocol::command::{Action, Command, CommandError, Payload, PayloadKind};
+use ringfeed_protocol::dialect::{Deed, Opening, Step, Talk};
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Header;
+use ringfeed_protocol::handshake::Request;
 use ringfeed_protocol::{ChannelName, Dialect, Event, Incoming, Lane, Offset};
 use serde_json::value::RawValue;
 
@@ -14,6 +16,11 @@ fuzz_target!(|bytes: &[u8]| {
         [std::str::from_utf8(bytes).ok().map(Incoming::Text), Some(Incoming::Binary(bytes))];
     for message in messages.iter().flatten() {
         for dialect in Dialect::ALL {
+            if let Some(mut talk) = talk(dialect) {
+                // What it publishes is valid in any dialect, and what it says whole frames.
+                talk.message(message, 7).iter().chain(&talk.tick(8)).for_each(stepped);
+                continue;
+            }
             match dialect.parse(message) {
                 Ok(command) => accepted(&command),
                 Err(CommandError { id, refused }) => {
@@ -26,6 +33,27 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
 });
+
+/// A connection that shows a session.
+fn talk(dialect: Dialect) -> Option<Box<dyn Talk>> {
+    let head = b"GET / HTTP/1.1\r\nHost: a\r\nCookie: PHPSESSID=s\r\n\r\n";
+    let mut talk = dialect.talk(&Request::parse_whole(head).expect("a request"), 0)?;
+    talk.open(&Opening { number: 1, connection: "c", user: None }, 0).iter().for_each(stepped);
+    Some(talk)
+}
+
+fn stepped(step: &Step) {
+    match step {
+        Step::Do(Deed { id, action }) => {
+            accepted(&Command { id: id.as_deref().map(|_| "1"), action: action.clone() });
+        }
+        Step::Say(frames) => {
+            let (header, len) = Header::parse(frames).expect("valid").expect("whole");
+            assert!(header.len as usize <= frames.len() - len);
+        }
+        Step::Remind(_) | Step::Close(..) => {}
+    }
+}
 
 fn accepted(command: &Command) {
     replied(&Event::Pong { id: command.id });

@@ -42,6 +42,8 @@ pub enum Event<'a> {
         position: Position,
         /// For a subscribe with `recover`: whether everything since then follows.
         recovered: Option<bool>,
+        /// Subscribers of the channel, on all connections, this one among them.
+        subscribers: u64,
     },
     /// The reply to `unsubscribe`, or word that the subscription was ended here.
     Unsubscribed {

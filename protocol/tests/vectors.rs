@@ -69,12 +69,19 @@ fn every_event_is_shown_as_it_is_written() {
     let (connection, ann) = ("00020123456789abcdef", UserId::new("ann").unwrap());
     let user = Some(&ann);
     let events = [
-        Event::Subscribed { id: id("1"), channel: trade, position: at(41), recovered: None },
+        Event::Subscribed {
+            id: id("1"),
+            channel: trade,
+            position: at(41),
+            recovered: None,
+            subscribers: 1,
+        },
         Event::Subscribed {
             id: id("\"a\""),
             channel: trade,
             position: at(44),
             recovered: Some(true),
+            subscribers: 1,
         },
         Event::Unsubscribed { id: id("2"), channel: trade, reason: None },
         Event::Published { id: id("3"), channel, position: at(7) },

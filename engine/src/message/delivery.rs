@@ -199,6 +199,8 @@ pub struct Start {
     pub recovered: Option<bool>,
     /// What was missed, up to `position`.
     pub replay: Replay,
+    /// Subscribers of the channel, on all shards.
+    pub subscribers: u64,
 }
 
 /// Work for the shard of a subscriber or of a command's sender.

@@ -24,6 +24,8 @@ pub(super) enum Purpose {
     Expiry,
     /// See whether anything but pings has come.
     Idle,
+    /// Its dialect wants to be told.
+    Talk,
 }
 
 /// A timer of a session that may be gone by then: the session's generation tells.

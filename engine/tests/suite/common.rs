@@ -202,10 +202,18 @@ pub struct Client {
 
 impl Client {
     pub fn connect(to: SocketAddr, target: &str) -> Client {
+        Client::connect_with(to, target, &[])
+    }
+
+    /// With further header fields.
+    pub fn connect_with(to: SocketAddr, target: &str, headers: &[(&'static str, &str)]) -> Client {
         let stream = TcpStream::connect(to).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let request = format!("ws://{to}{target}").into_client_request().unwrap();
+        let mut request = format!("ws://{to}{target}").into_client_request().unwrap();
+        for &(name, value) in headers {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
         let (socket, _) = tungstenite::client(request, stream).unwrap();
         Client { socket }
     }

@@ -17,6 +17,7 @@ mod cross_shard;
 mod hooks;
 mod hostile_names;
 mod hostile_readers;
+mod portico;
 mod publish_subscribe;
 mod recovering;
 mod recovery;

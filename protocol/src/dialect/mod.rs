@@ -4,7 +4,10 @@
 //! a file here, a variant of [`Dialect`], and a [`crate::lane::Form`] if its publications look different from
 //! those of every other dialect.
 
+mod date;
 mod echo;
+mod object;
+mod portico;
 pub(crate) mod raw;
 pub(crate) mod ringfeed;
 mod talk;
@@ -27,11 +30,14 @@ pub enum Dialect {
     Raw,
     /// Sends every message back. For conformance tests.
     Echo,
+    /// `portico`: notifications and rooms of PorticoEstate's WebSocket clients.
+    Portico,
 }
 
 impl Dialect {
     /// Every dialect.
-    pub const ALL: [Dialect; 3] = [Dialect::Ringfeed, Dialect::Raw, Dialect::Echo];
+    pub const ALL: [Dialect; 4] =
+        [Dialect::Ringfeed, Dialect::Raw, Dialect::Echo, Dialect::Portico];
 
     /// The name in configuration, in `?protocol=` and as a WebSocket subprotocol.
     pub fn name(self) -> &'static str {
@@ -39,6 +45,7 @@ impl Dialect {
             Dialect::Ringfeed => "ringfeed.v1",
             Dialect::Raw => "raw.v1",
             Dialect::Echo => "echo",
+            Dialect::Portico => "portico",
         }
     }
 
@@ -49,10 +56,12 @@ impl Dialect {
 
     /// The lane on which this dialect's subscribers sit; `None` where it has no subscriptions. `hidden` is for dialects that
     /// know nothing of what an endpoint puts in front of names.
-    pub fn lane(self, _hidden: u8) -> Option<Lane> {
+    pub fn lane(self, hidden: u8) -> Option<Lane> {
         match self {
             Dialect::Ringfeed => Some(Lane::RINGFEED),
             Dialect::Raw => Some(Lane::RAW),
+            // What is published there is what is sent.
+            Dialect::Portico => Some(Lane { hidden, ..Lane::RAW }),
             Dialect::Echo => None,
         }
     }
@@ -60,7 +69,13 @@ impl Dialect {
     /// Whether replies and errors can be told inside the dialect. Where not, an error closes the connection with a code
     /// and a reason.
     pub fn answers_in_band(self) -> bool {
-        matches!(self, Dialect::Ringfeed)
+        !matches!(self, Dialect::Raw | Dialect::Echo)
+    }
+
+    /// Whether a client may choose it where another one is spoken by default: those of existing systems are for the clients
+    /// of these alone.
+    pub fn is_chosen(self) -> bool {
+        matches!(self, Dialect::Ringfeed | Dialect::Raw)
     }
 
     /// Whether gaps can be told inside the dialect. Where not, a gap closes the connection.
@@ -68,10 +83,12 @@ impl Dialect {
         matches!(self, Dialect::Ringfeed)
     }
 
-    /// What this dialect remembers of a connection that was asked for by `request`; `None` where it remembers nothing, and
+    /// What this dialect remembers of a connection that was asked for by `request`, where `hidden` bytes of channels' names are the
+    /// server's own; `None` where it remembers nothing, and
     /// [`Dialect::parse`] and [`Dialect::write_event`] are all of it.
-    pub fn talk(self, _request: &Request) -> Option<Box<dyn Talk>> {
+    pub fn talk(self, request: &Request, hidden: u8) -> Option<Box<dyn Talk>> {
         match self {
+            Dialect::Portico => Some(Box::new(portico::Portico::new(request, hidden))),
             Dialect::Ringfeed | Dialect::Raw | Dialect::Echo => None,
         }
     }
@@ -114,7 +131,7 @@ impl Dialect {
         match (self, event) {
             (Dialect::Ringfeed, event) => ringfeed::write_event(out, event),
             (Dialect::Raw, Event::Direct { kind, bytes, .. }) => raw::write(out, *kind, bytes),
-            (Dialect::Raw | Dialect::Echo, _) => {}
+            (Dialect::Raw | Dialect::Echo | Dialect::Portico, _) => {}
         }
     }
 }

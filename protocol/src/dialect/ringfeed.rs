@@ -342,7 +342,9 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
         }
     };
     let _ = match event {
-        Event::Subscribed { id, channel, position: Position { epoch, offset }, recovered } => {
+        Event::Subscribed {
+            id, channel, position: Position { epoch, offset }, recovered, ..
+        } => {
             head(body, "subscribed", id);
             let _ = write!(
                 body,

@@ -6,8 +6,6 @@
 
 use std::fmt;
 
-use serde::Serialize;
-
 use crate::close::CloseCode;
 use crate::command::Action;
 use crate::connection::Incoming;
@@ -33,18 +31,28 @@ pub enum Step {
     Say(Vec<u8>),
     /// Do what a client could ask for.
     Do(Deed),
+    /// Call [`Talk::tick`] in so many milliseconds.
+    Remind(u32),
     /// Close the connection with this code and reason.
     Close(CloseCode, &'static str),
 }
 
 impl Step {
-    /// Says a JSON object in a text frame. Its own maps have texts as keys, so that it can be written.
-    pub fn say(said: &impl Serialize) -> Step {
-        let mut out = Vec::new();
-        // Cannot fail: see above.
-        let body = serde_json::to_vec(said).unwrap_or_default();
-        frame::write_server(&mut out, Opcode::Text, &body);
+    /// Says this in a text frame.
+    pub fn say(text: &str) -> Step {
+        let mut out = Vec::with_capacity(text.len() + frame::HEADER_BYTES_MAX);
+        frame::write_server(&mut out, Opcode::Text, text.as_bytes());
         Step::Say(out)
+    }
+
+    /// Asks for this, without an answer unless it is refused.
+    pub fn ask(action: Action<'static>) -> Step {
+        Step::Do(Deed { id: None, action })
+    }
+
+    /// Asks for this. `id` comes back with the answer.
+    pub fn ask_as(id: impl Into<Box<str>>, action: Action<'static>) -> Step {
+        Step::Do(Deed { id: Some(id.into()), action })
     }
 }
 
@@ -67,4 +75,9 @@ pub trait Talk: fmt::Debug {
 
     /// Something is to be told: answers carry the id of their [`Deed`].
     fn event(&mut self, event: &Event, now_ms: u64) -> Vec<Step>;
+
+    /// The time is over of a [`Step::Remind`].
+    fn tick(&mut self, _now_ms: u64) -> Vec<Step> {
+        Vec::new()
+    }
 }

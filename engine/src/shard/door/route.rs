@@ -51,7 +51,9 @@ pub(super) fn route(head: &[u8], settings: &Settings, address: IpAddr) -> Result
         let shown = Shown::of(&request, &upgrade.protocols, settings, address);
         upgrade.protocols.retain(|protocol| !is_token(protocol, config));
         let dialect = choose(&request, &upgrade, endpoint, &mut answer)?;
-        let talk = dialect.talk(&request);
+        // Shorter than a channel's name may be.
+        let hidden = u8::try_from(endpoint.channel_prefix.len()).unwrap_or(u8::MAX);
+        let talk = dialect.talk(&request, hidden);
         return Ok(Answer::Upgrade { endpoint: number, dialect, talk, answer, shown });
     }
     match request.path {
@@ -89,9 +91,8 @@ fn choose(
     endpoint: &Endpoint,
     answer: &mut Vec<u8>,
 ) -> Result<Dialect, Refusal> {
-    let allowed = |dialect: Dialect| {
-        dialect == endpoint.dialect || (endpoint.choose && dialect != Dialect::Echo)
-    };
+    let allowed =
+        |dialect: Dialect| dialect == endpoint.dialect || (endpoint.choose && dialect.is_chosen());
     let find = |name: &str| Dialect::from_name(name).filter(|&dialect| allowed(dialect));
     let refusal = |what: &str| {
         let names = Dialect::ALL.into_iter().filter(|&d| allowed(d)).map(Dialect::name);

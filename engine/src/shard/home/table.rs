@@ -515,6 +515,7 @@ impl Homes {
             position: home.position(),
             recovered: replay.as_ref().map(Option::is_some),
             replay: replay.flatten().unwrap_or_default(),
+            subscribers: home.subscribers(),
         }))
     }
 

@@ -87,7 +87,7 @@ impl<W: Wire> Shard<W> {
         attempt: u32,
         channel: ChannelName,
         lane: Lane,
-        Start { position, recovered, replay }: Start,
+        Start { position, recovered, replay, subscribers }: Start,
     ) {
         let slot = self.sessions.current(origin.session);
         let known = slot.and_then(|slot| {
@@ -128,7 +128,8 @@ impl<W: Wire> Shard<W> {
             None => {}
         }
         let id = origin.id.as_deref();
-        let subscribed = Event::Subscribed { id, channel: &channel, position, recovered };
+        let subscribed =
+            Event::Subscribed { id, channel: &channel, position, recovered, subscribers };
         self.reply(slot, &subscribed);
         self.push_replay(slot, &channel, replay);
     }

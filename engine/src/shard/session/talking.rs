@@ -12,6 +12,7 @@ use crate::counters::CloseReason;
 use crate::ids::SessionSlot;
 use crate::message::StoredPayload;
 use crate::shard::Shard;
+use crate::shard::timers::{Purpose, Timer};
 
 /// A dialect's side of a session.
 #[derive(Debug)]
@@ -72,6 +73,11 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// A session's dialect wanted to be told that some time is over.
+    pub(in crate::shard) fn remind(&mut self, slot: SessionSlot) {
+        self.talk(slot, |talk, now_ms| talk.tick(now_ms));
+    }
+
     /// Goes on where a session was held.
     pub(super) fn go_on_talking(&mut self, slot: SessionSlot) {
         let talk = self.sessions.get_mut(slot).and_then(|session| session.talk.as_deref_mut());
@@ -101,6 +107,10 @@ impl<W: Wire> Shard<W> {
                 }
                 Step::Do(Deed { id, action }) => {
                     self.handle_rated(slot, Command { id: id.as_deref(), action });
+                }
+                Step::Remind(in_ms) => {
+                    let due_ms = self.now_ms + u64::from(in_ms);
+                    self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Talk });
                 }
                 Step::Close(code, reason) => {
                     self.close_with(slot, CloseReason::Refused, code, reason);

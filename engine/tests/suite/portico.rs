@@ -1,0 +1,165 @@
+//! The deployment of `config/examples/portico.toml`, with clients that do what its published ones do.
+
+use super::common::{Client, TestServer};
+use serde_json::{Value, json};
+use tungstenite::Message;
+
+fn start() -> TestServer {
+    let toml = include_str!("../../../config/examples/portico.toml");
+    // The example is for a machine that has the key; the API is on loopback here.
+    let (before, after) = toml.split_once("[[api_keys]]").unwrap();
+    let after = after.split_once("[heartbeat]").unwrap().1;
+    let toml = format!("{before}[heartbeat]{after}");
+    TestServer::start(&toml, &[])
+}
+
+impl TestServer {
+    /// A client with these cookies, behind its greeting.
+    fn portico(&self, cookies: Option<&str>) -> Client {
+        let origin = ("Origin", "https://portico.example.org");
+        let headers: Vec<_> = cookies.map(|cookies| ("Cookie", cookies)).into_iter().collect();
+        Client::connect_with(self.public, "/wss", &[&[origin], &headers[..]].concat())
+    }
+
+    /// The same, once its answer to a ping shows that it is there.
+    fn portico_there(&self, cookies: Option<&str>, greeting: usize) -> Client {
+        let mut client = self.portico(cookies);
+        (0..greeting).for_each(|_| drop(client.receive()));
+        assert_eq!(client.ask(json!({"type":"ping","id":"p1"}))["reply_to"], "p1");
+        client
+    }
+}
+
+/// Without what depends on the time.
+fn receive(client: &mut Client) -> Value {
+    let mut said = client.receive();
+    let time = said.as_object_mut().unwrap().remove("timestamp");
+    assert!(time.is_some_and(|time| time.as_str().unwrap().contains('T')), "{said}");
+    said
+}
+
+#[test]
+fn a_cookie_is_a_session_and_its_room() {
+    let server = start();
+    let mut client = server.portico(Some("PHPSESSID=abcdefghij"));
+    let joined = receive(&mut client);
+    let expected = json!({"type":"room_joined","roomId":"session_abcdefghij","roomType":"session",
+        "message":"Joined room","roomSize":1});
+    assert_eq!(joined, expected);
+    let success = receive(&mut client);
+    assert_eq!(success["message"], "Successfully connected to WebSocket server");
+    let room = json!([{"id":"session_abcdefghij","size":1,"type":"session"}]);
+    assert_eq!((&success["type"], &success["rooms"]), (&json!("connection_success"), &room));
+    // A second window of the same session.
+    let mut second = server.portico(Some("PHPSESSID=abcdefghij"));
+    assert_eq!(receive(&mut second)["roomSize"], 2);
+    receive(&mut second);
+    second.send(json!({"type":"session_message","note":1}));
+    let relayed = receive(&mut client);
+    let context = json!({"hasSession":true,"sessionType":"standard"});
+    let expected = json!({"type":"room_message","roomId":"session_abcdefghij","note":1,"sessionContext":context});
+    assert_eq!(relayed, expected);
+    server.publish(
+        "portico.session_abcdefghij",
+        json!({"type":"server_message","action":"deleted","message_ids":[1]}),
+    );
+    for window in [&mut client, &mut second] {
+        assert_eq!(window.receive()["action"], "deleted");
+    }
+    // Other cookies, and none.
+    let mut stranger = server.portico(Some("theme=dark"));
+    assert_eq!(receive(&mut stranger)["code"], "NO_SESSION");
+    let mut silent = server.portico(None);
+    assert_eq!(silent.ask(json!({"type":"ping"}))["type"], "pong");
+}
+
+#[test]
+fn a_session_may_change() {
+    let server = start();
+    let mut client = server.portico_there(None, 0);
+    for wrong in [json!({"type":"update_session","sessionId":""}), json!({"type":"update_session"})]
+    {
+        assert_eq!(client.ask(wrong)["code"], "INVALID_SESSION_ID");
+    }
+    let mut update = |id: &str, action: &str, text: &str| {
+        client.send(json!({"type":"update_session","sessionId":id}));
+        if action != "none" {
+            assert_eq!(receive(&mut client)["roomId"], format!("session_{id}"));
+        }
+        let confirmed = receive(&mut client);
+        let seen = ["action", "message", "sessionId"].map(|name| confirmed[name].clone());
+        assert_eq!(seen, [json!(action), json!(text), json!("12345678...")]);
+        assert_eq!(confirmed["wasRequired"], false);
+    };
+    update("12345678a", "set", "Session ID set");
+    update("12345678a", "none", "Session ID is unchanged");
+    update("12345678b", "updated", "Session ID updated");
+    server.publish("portico.session_12345678a", json!({"type":"server_message","n":1}));
+    server.publish("portico.session_12345678b", json!({"type":"server_message","n":2}));
+    assert_eq!(client.receive()["n"], 2, "the old room was left");
+}
+
+#[test]
+fn an_entity_has_a_room_for_its_members() {
+    let server = start();
+    let mut ann = server.portico_there(Some("bookingfrontendsession=ann"), 2);
+    let mut bob = server.portico_there(None, 0);
+    let subscribe = json!({"type":"subscribe","entityType":"resource","entityId":42});
+    let room = "entity_resource_42";
+    let say = |n: u64| json!({"type":"room_message","roomId":room,"action":"presence","n":n,"timestamp":"t"});
+    assert_eq!(ann.ask(say(0))["code"], "ROOM_ACCESS_DENIED");
+    for (size, client) in [(1, &mut ann), (2, &mut bob)] {
+        // What follows a subscribe need not wait for its answer.
+        client.send(subscribe.clone());
+        client.send(say(size));
+        let joined = receive(client);
+        assert_eq!((&joined["roomId"], &joined["roomSize"]), (&json!(room), &json!(size)));
+        let confirmed = receive(client);
+        let expected = json!({"type":"subscription_confirmation","entityType":"resource","entityId":42,"status":"subscribed"});
+        assert_eq!(confirmed, expected);
+    }
+    let expected =
+        json!({"type":"room_message","roomId":room,"action":"presence","n":2,"timestamp":"t"});
+    assert_eq!(ann.receive(), expected, "as it came, and not to its sender");
+    // An event may come from who is no member.
+    let mut out = server.portico_there(None, 0);
+    out.send(json!({"type":"entity_event","entityType":"resource","entityId":42,"eventType":"changed","data":{}}));
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(client.receive()["eventType"], "changed");
+    }
+    ann.send(json!({"type":"unsubscribe","entityType":"resource","entityId":42}));
+    assert_eq!(receive(&mut ann)["status"], "unsubscribed");
+    assert_eq!(ann.ask(say(3))["code"], "ROOM_ACCESS_DENIED");
+    // All of everybody, a session's, an entity's.
+    server.wait_total("subscriptions", |count| count == 3 + 1 + 1);
+}
+
+#[test]
+fn a_chat_goes_to_all_others_and_a_notification_to_everybody() {
+    let server = start();
+    let mut ann = server.portico_there(Some("sessionphpgwsessid=ann"), 2);
+    let mut bob = server.portico_there(None, 0);
+    server.wait_total("subscriptions", |count| count == 2 + 1);
+    ann.send(json!({"type":"chat","message":"hi","extra":[1]}));
+    let chat = receive(&mut bob);
+    let context = json!({"hasSession":true,"sessionType":"admin"});
+    assert_eq!(chat, json!({"type":"chat","message":"hi","extra":[1],"sessionContext":context}));
+    bob.send(json!({"type":"notification","message":"Alert!","priority":"high"}));
+    for client in [&mut ann, &mut bob] {
+        let seen = receive(client);
+        assert_eq!(seen, json!({"type":"notification","message":"Alert!","priority":"high"}));
+    }
+    // A type that nobody knows goes to all others; what is none goes to nobody.
+    ann.send(json!({"type":"area_update","x":1}));
+    assert_eq!(bob.receive()["type"], "area_update");
+    for wrong in ["nonsense", "[1]", r#"{"type":"reconnect_required"}"#] {
+        ann.send_text(wrong);
+        assert_eq!(ann.receive()["type"], "error", "{wrong}");
+    }
+    ann.socket.send(Message::binary(vec![1, 2, 3])).unwrap();
+    assert_eq!(ann.receive()["code"], "INVALID_MESSAGE");
+    bob.send_text("ping");
+    assert_eq!(bob.message(), Message::text("pong"), "and nothing came between");
+    bob.send(json!({"type":"update_user_info","userId":"77"}));
+    assert_eq!(receive(&mut bob)["userId"], 77);
+}
