@@ -297,12 +297,12 @@ fn a_kernel_that_refuses_io_uring_is_named_as_the_reason() {
 fn the_example_configurations_are_valid() {
     let dir = tempfile::tempdir().unwrap();
     let secret = "0123456789abcdef0123456789abcdef";
-    for name in ["token", "login-hook", "public-feed", "portico"] {
+    for name in ["token", "login-hook", "public-feed", "portico", "rooms"] {
         let example = format!("{}/../config/examples/{name}.toml", env!("CARGO_MANIFEST_DIR"));
         // Their secrets are elsewhere here.
         let text = std::fs::read_to_string(example).unwrap();
         let text = text.replace("/etc/ringfeed", dir.path().to_str().unwrap());
-        for key in ["hook-secret", "ticker-key", "portico-key"] {
+        for key in ["hook-secret", "ticker-key", "portico-key", "backend-key"] {
             std::fs::write(dir.path().join(key), secret).unwrap();
         }
         let file = dir.path().join(format!("{name}.toml"));

@@ -148,7 +148,7 @@ pub enum Action<'a> {
         /// Its type.
         kind: Cow<'a, str>,
         /// All of it, a JSON object.
-        message: &'a str,
+        message: Cow<'a, str>,
         /// What is wrong where the application is not asked.
         refused: Refused,
     },

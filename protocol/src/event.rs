@@ -4,6 +4,7 @@ use crate::command::PayloadKind;
 use crate::error::ErrorCode;
 pub use crate::position::{Epoch, Offset, Position};
 use crate::user_id::UserId;
+use smol_str::SmolStr;
 
 /// One publication as a dialect needs it.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,8 @@ pub enum Event<'a> {
         connection: &'a str,
         /// The user, unless nobody has said who that is.
         user: Option<&'a UserId>,
+        /// What else is known of it: `role:NAME` and `claim:NAME=VALUE`.
+        attributes: &'a [SmolStr],
         /// Milliseconds after which the connection is closed unless a newer token was shown.
         expires_in_ms: Option<u64>,
     },

@@ -1,6 +1,6 @@
 //! Lanes: what makes the bytes of a publication.
 
-use crate::dialect::{raw, ringfeed};
+use crate::dialect::{raw, ringfeed, rooms};
 use crate::event::Publication;
 
 /// An encoding of publications, as a record of everything that decides the bytes. Subscribers on
@@ -20,6 +20,8 @@ pub enum Form {
     Ringfeed,
     /// Nothing: `raw.v1`.
     Raw,
+    /// The `room_message` of `rooms`.
+    Rooms,
 }
 
 impl Lane {
@@ -30,11 +32,17 @@ impl Lane {
     /// Those of our own dialects.
     pub const ALL: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
 
+    /// A channel's name as clients know it.
+    fn shown(self, channel: &str) -> &str {
+        channel.get(usize::from(self.hidden)..).unwrap_or_default()
+    }
+
     /// Appends one publication as a whole frame.
     pub fn write_publication(self, out: &mut Vec<u8>, channel: &str, publication: &Publication) {
         match self.form {
             Form::Ringfeed => ringfeed::write_publication(out, channel, publication),
             Form::Raw => raw::write_publication(out, publication),
+            Form::Rooms => rooms::write_publication(out, self.shown(channel), publication),
         }
     }
 }

@@ -140,7 +140,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.retained_bytes_max", BUDGET_BYTES),
     ("log.level", Words(&["error", "warn", "info", "debug", "trace"])),
     ("endpoints.path", Text("a path such as /ws")),
-    ("endpoints.dialect", Words(&["ringfeed.v1", "raw.v1", "echo", "portico"])),
+    ("endpoints.dialect", Words(&["ringfeed.v1", "raw.v1", "echo", "portico", "rooms"])),
     ("endpoints.choose", Switch),
     ("endpoints.channel_prefix", Text("the beginning of a channel name")),
     ("channels.pattern", Text("a channel name, with * for any run of characters")),

@@ -21,6 +21,7 @@ mod portico;
 mod publish_subscribe;
 mod recovering;
 mod recovery;
+mod rooms;
 mod shutdown;
 mod slow_handshakes;
 mod slow_subscriber;

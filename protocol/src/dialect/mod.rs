@@ -10,6 +10,7 @@ mod object;
 mod portico;
 pub(crate) mod raw;
 pub(crate) mod ringfeed;
+pub(crate) mod rooms;
 mod talk;
 
 pub use talk::{Deed, Opening, Step, Talk};
@@ -18,7 +19,7 @@ use crate::command::{Command, CommandError};
 use crate::connection::Incoming;
 use crate::event::Event;
 use crate::handshake::Request;
-use crate::lane::Lane;
+use crate::lane::{Form, Lane};
 use crate::refused::Refused;
 
 /// The languages spoken inside WebSocket messages.
@@ -32,12 +33,14 @@ pub enum Dialect {
     Echo,
     /// `portico`: notifications and rooms of PorticoEstate's WebSocket clients.
     Portico,
+    /// `rooms`: rooms and private messages of the TuskLang WebSocket module's clients.
+    Rooms,
 }
 
 impl Dialect {
     /// Every dialect.
-    pub const ALL: [Dialect; 4] =
-        [Dialect::Ringfeed, Dialect::Raw, Dialect::Echo, Dialect::Portico];
+    pub const ALL: [Dialect; 5] =
+        [Dialect::Ringfeed, Dialect::Raw, Dialect::Echo, Dialect::Portico, Dialect::Rooms];
 
     /// The name in configuration, in `?protocol=` and as a WebSocket subprotocol.
     pub fn name(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Dialect {
             Dialect::Raw => "raw.v1",
             Dialect::Echo => "echo",
             Dialect::Portico => "portico",
+            Dialect::Rooms => "rooms",
         }
     }
 
@@ -62,6 +66,7 @@ impl Dialect {
             Dialect::Raw => Some(Lane::RAW),
             // What is published there is what is sent.
             Dialect::Portico => Some(Lane { hidden, ..Lane::RAW }),
+            Dialect::Rooms => Some(Lane { form: Form::Rooms, hidden }),
             Dialect::Echo => None,
         }
     }
@@ -89,13 +94,14 @@ impl Dialect {
     pub fn talk(self, request: &Request, hidden: u8) -> Option<Box<dyn Talk>> {
         match self {
             Dialect::Portico => Some(Box::new(portico::Portico::new(request, hidden))),
+            Dialect::Rooms => Some(Box::new(rooms::Rooms::new(hidden))),
             Dialect::Ringfeed | Dialect::Raw | Dialect::Echo => None,
         }
     }
 
     /// Whether a client can show a token inside the dialect.
     pub fn has_auth(self) -> bool {
-        matches!(self, Dialect::Ringfeed | Dialect::Raw)
+        matches!(self, Dialect::Ringfeed | Dialect::Raw | Dialect::Rooms)
     }
 
     /// Reads one data message.
@@ -131,7 +137,8 @@ impl Dialect {
         match (self, event) {
             (Dialect::Ringfeed, event) => ringfeed::write_event(out, event),
             (Dialect::Raw, Event::Direct { kind, bytes, .. }) => raw::write(out, *kind, bytes),
-            (Dialect::Raw | Dialect::Echo | Dialect::Portico, _) => {}
+            // The others have a Talk.
+            _ => {}
         }
     }
 }

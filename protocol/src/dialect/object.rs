@@ -45,6 +45,11 @@ impl<'a> Object<'a> {
         serde_json::from_str(text).ok().filter(|_| !has_lone_surrogate(text))
     }
 
+    /// Whether it has no fields.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// A value as it came.
     pub(super) fn raw(&self, name: &str) -> Option<&'a str> {
         self.0.iter().rev().find(|(own, _)| own == name).map(|(_, value)| value.get())

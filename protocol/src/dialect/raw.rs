@@ -1,6 +1,9 @@
 //! `raw.v1`: `{"action":"subscribe","channel":"…"}`, `unsubscribe` and `auth`; what is delivered is the
 //! published payload itself, nothing around it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use crate::command::{Command, CommandError, PayloadKind};
 use crate::event::Publication;
 use crate::frame::{self, Opcode};
@@ -30,6 +33,25 @@ pub(super) fn write(out: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
         PayloadKind::Binary => Opcode::Binary,
     };
     frame::write_server(out, opcode, bytes);
+}
+
+/// A payload as a JSON value: text as a string, bytes as one in base64.
+pub(super) fn write_json(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
+    match kind {
+        PayloadKind::Json => body.extend_from_slice(bytes),
+        PayloadKind::Text => write_string(body, &String::from_utf8_lossy(bytes)),
+        PayloadKind::Binary => {
+            body.push(b'"');
+            body.extend_from_slice(BASE64.encode(bytes).as_bytes());
+            body.push(b'"');
+        }
+    }
+}
+
+/// A JSON string, escaped.
+pub(super) fn write_string(body: &mut Vec<u8>, text: &str) {
+    // Writing to a Vec cannot fail, and a str is always serializable.
+    let _ = serde_json::to_writer(body, text);
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@
 use std::borrow::Cow;
 use std::io::Write as _;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -15,6 +13,8 @@ use crate::frame::{self, Opcode};
 use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
 use crate::refused::Refused;
+
+use super::raw::{write_json, write_string};
 
 /// Longest JSON text of an id.
 const ID_BYTES_MAX: usize = 64;
@@ -151,6 +151,7 @@ impl<'a> Fields<'a> {
         match self.kind.take() {
             // Longer ones are nobody's.
             Some(kind) if kind.len() <= KIND_BYTES_MAX => {
+                let message = Cow::Borrowed(message);
                 Ok(Command { id, action: Action::Other { kind, message, refused } })
             }
             _ => Err(CommandError { id, refused }),
@@ -290,21 +291,10 @@ fn write_meta(body: &mut Vec<u8>, meta: Option<&Meta>) {
 /// Appends `,"data":…` and, for bytes, `,"encoding":"base64"`.
 fn write_data(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
     body.extend_from_slice(b",\"data\":");
-    match kind {
-        PayloadKind::Json => body.extend_from_slice(bytes),
-        PayloadKind::Text => write_string(body, &String::from_utf8_lossy(bytes)),
-        PayloadKind::Binary => {
-            body.push(b'"');
-            body.extend_from_slice(BASE64.encode(bytes).as_bytes());
-            body.extend_from_slice(b"\",\"encoding\":\"base64\"");
-        }
+    write_json(body, kind, bytes);
+    if kind == PayloadKind::Binary {
+        body.extend_from_slice(b",\"encoding\":\"base64\"");
     }
-}
-
-/// A JSON string, escaped.
-fn write_string(body: &mut Vec<u8>, text: &str) {
-    // Writing to a Vec cannot fail, and a str is always serializable.
-    let _ = serde_json::to_writer(body, text);
 }
 
 /// A number in decimal without an allocation.
@@ -364,7 +354,7 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
             }
             write!(body, "}}")
         }
-        Event::Connected { id, connection, user, expires_in_ms } => {
+        Event::Connected { id, connection, user, expires_in_ms, .. } => {
             head(body, "connected", id);
             let _ = write!(body, ",\"connection\":\"{connection}\"");
             if let Some(user) = user {
@@ -438,6 +428,8 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
 mod tests {
     use super::*;
     use crate::error::ErrorCode;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD as BASE64;
     use proptest::prelude::*;
 
     fn refused(text: &str) -> (ErrorCode, Option<&str>) {

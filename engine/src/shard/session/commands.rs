@@ -34,7 +34,7 @@ impl<W: Wire> Shard<W> {
                 Err(e) => self.refuse(slot, id, Refused::BadUser(e)),
             },
             Action::Other { kind, message, refused } => {
-                self.ask_about_message(slot, id, &kind, message, refused);
+                self.ask_about_message(slot, id, &kind, &message, refused);
             }
             Action::Ping => self.reply(slot, &Event::Pong { id }),
             Action::Echo { text, bytes } => {

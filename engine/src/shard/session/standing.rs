@@ -360,8 +360,14 @@ impl<W: Wire> Shard<W> {
         let expires_ms = self.sessions.standing(slot).map_or(NEVER_MS, |own| own.expires_ms);
         let expires_ms =
             (expires_ms != NEVER_MS).then(|| expires_ms.saturating_sub(self.elapsed_ms));
-        let (connection, user) = (connection.as_str(), identity.user.as_ref());
-        self.reply(slot, &Event::Connected { id, connection, user, expires_in_ms: expires_ms });
+        let connected = Event::Connected {
+            id,
+            connection: &connection,
+            user: identity.user.as_ref(),
+            attributes: &identity.attributes,
+            expires_in_ms: expires_ms,
+        };
+        self.reply(slot, &connected);
     }
 
     /// A token is not believed. Who has shown none before is nobody whom we serve.

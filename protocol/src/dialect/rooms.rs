@@ -1,0 +1,339 @@
+//! `rooms`: what the clients of the TuskLang WebSocket module speak: rooms, private messages, presence states.
+//!
+//! A room is a channel. Everybody has the channel [`LOBBY`], in which it is told who is online.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+
+use super::object::{Object, quoted};
+use super::raw;
+use super::talk::{Opening, Step, Talk};
+use crate::command::{Action, Payload, PayloadKind};
+use crate::connection::Incoming;
+use crate::error::ErrorCode;
+use crate::event::{Event, Publication};
+use crate::frame::{self, Opcode};
+use crate::printable::{Detail, Printable};
+use crate::refused::Refused;
+use crate::user_id::UserId;
+
+/// Everybody's channel, whose name no room has.
+pub(crate) const LOBBY: &str = "@all";
+/// Messages of one connection that are taken in [`RATE_MS`].
+const RATE_MESSAGES: usize = 100;
+const RATE_MS: u64 = 60_000;
+/// A ping is answered if the last one that was is this old: the published client sets up one ping more for each answer.
+const PONG_MS: u64 = 25_000;
+/// Longest type of a message that somebody else may know.
+const KIND_BYTES_MAX: usize = 64;
+const STATES: [&str; 4] = ["online", "away", "busy", "offline"];
+
+/// What an answer is to, with the room or the user behind it.
+mod asked {
+    pub(super) const LOBBY: &str = "lobby";
+    pub(super) const AUTH: &str = "auth";
+    pub(super) const JOIN: &str = "join:";
+    pub(super) const LEAVE: &str = "leave:";
+    pub(super) const PRIVATE: &str = "to:";
+    pub(super) const OTHER: &str = "other:";
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    hidden: usize,
+    user: Option<UserId>,
+    in_lobby: bool,
+    /// When the messages of the last minute were taken.
+    taken_ms: VecDeque<u64>,
+    ponged_ms: Option<u64>,
+}
+
+impl Rooms {
+    pub(super) fn new(hidden: u8) -> Rooms {
+        Rooms {
+            hidden: hidden.into(),
+            user: None,
+            in_lobby: false,
+            taken_ms: VecDeque::new(),
+            ponged_ms: None,
+        }
+    }
+
+    /// The user as JSON.
+    fn user(&self) -> String {
+        self.user.as_ref().map_or_else(|| "null".into(), |user| quoted(user))
+    }
+
+    fn enter_lobby(&mut self) -> Option<Step> {
+        let channel = Cow::Borrowed(LOBBY);
+        let subscribe = Action::Subscribe { channel, recover: None, token: None };
+        let enters = !std::mem::replace(&mut self.in_lobby, true);
+        enters.then(|| Step::ask_as(asked::LOBBY, subscribe))
+    }
+
+    /// Whether one message more may come now; if so, it is counted.
+    fn is_within_rate(&mut self, now_ms: u64) -> bool {
+        while self.taken_ms.front().is_some_and(|&taken| taken + RATE_MS <= now_ms) {
+            self.taken_ms.pop_front();
+        }
+        let within = self.taken_ms.len() < RATE_MESSAGES;
+        if within {
+            self.taken_ms.push_back(now_ms);
+        }
+        within
+    }
+
+    /// Tells everybody, the sender first, that its user is online, away, …
+    fn announce(&self, status: &str, now_ms: u64) -> Vec<Step> {
+        let frame = presence_update(&self.user(), status, now_ms);
+        let bytes = Cow::Owned(frame.clone().into_bytes());
+        let payload = Payload { kind: PayloadKind::Json, bytes };
+        let channel = Cow::Borrowed(LOBBY);
+        vec![Step::say(&frame), Step::ask(Action::Publish { channel, payload, echo: false })]
+    }
+
+    fn ping(&mut self, now_ms: u64) -> Vec<Step> {
+        if self.ponged_ms.is_some_and(|last| now_ms.saturating_sub(last) < PONG_MS) {
+            return Vec::new();
+        }
+        self.ponged_ms = Some(now_ms);
+        vec![Step::say(&format!("{{\"type\":\"pong\",\"timestamp\":{}}}", now_ms / 1000))]
+    }
+
+    fn presence(&self, message: &Object, now_ms: u64) -> Vec<Step> {
+        if self.user.is_none() {
+            return Vec::new();
+        }
+        let status = message.text("status").unwrap_or_default();
+        match STATES.iter().find(|state| **state == status) {
+            Some(status) => self.announce(status, now_ms),
+            None => vec![error("Invalid status")],
+        }
+    }
+
+    fn command(&mut self, message: &Object, text: &str, now_ms: u64) -> Vec<Step> {
+        let kind = message.text("type").unwrap_or_default();
+        match &*kind {
+            "auth" => {
+                let token = message.text("token").map(|token| Cow::Owned(token.into_owned()));
+                // None would ask who it is.
+                let token = Some(token.unwrap_or_default());
+                vec![Step::ask_as(asked::AUTH, Action::Auth { token })]
+            }
+            "join_room" | "leave_room" => {
+                let Some(room) = room(message, "room") else {
+                    return vec![error("Room name required")];
+                };
+                let channel = Cow::Owned(room.clone());
+                if kind == "leave_room" {
+                    let id = format!("{}{room}", asked::LEAVE);
+                    return vec![Step::ask_as(id, Action::Unsubscribe { channel })];
+                }
+                let id = format!("{}{room}", asked::JOIN);
+                vec![Step::ask_as(id, Action::Subscribe { channel, recover: None, token: None })]
+            }
+            "broadcast" => {
+                let payload = payload(message);
+                let Some((room, payload)) = room(message, "room").zip(payload) else {
+                    return vec![error("Room and message required")];
+                };
+                let echo = message.raw("exclude_sender") != Some("true");
+                let channel = Cow::Owned(room);
+                vec![Step::ask(Action::Publish { channel, payload, echo })]
+            }
+            "private_message" => {
+                let payload = payload(message);
+                let Some((to, payload)) = message.name("to").zip(payload) else {
+                    return vec![error("Target user ID and message required")];
+                };
+                let user = Cow::Owned(to.into_owned());
+                let id = format!("{}{}", asked::PRIVATE, message.raw("to").unwrap_or_default());
+                vec![Step::ask_as(id, Action::Send { user, payload })]
+            }
+            "presence" => self.presence(message, now_ms),
+            other if other.is_empty() || other.len() > KIND_BYTES_MAX => vec![unknown(other)],
+            other => {
+                let (given, allowed) = (Detail::new(Printable::name(other)), "");
+                let refused = Refused::UnknownCommand { given, allowed, dialect: "rooms" };
+                let id = format!("{}{other}", asked::OTHER);
+                let (kind, message) = (Cow::Owned(other.to_owned()), Cow::Owned(text.to_owned()));
+                vec![Step::ask_as(id, Action::Other { kind, message, refused })]
+            }
+        }
+    }
+
+    /// What is refused is told in the words that clients know, where there are any.
+    fn refused(&mut self, asked: &str, code: ErrorCode, why: &str) -> Vec<Step> {
+        match (asked, code) {
+            (asked::LOBBY, _) => {
+                self.in_lobby = false;
+                Vec::new()
+            }
+            (asked::AUTH, ErrorCode::Unauthenticated) => {
+                vec![Step::say("{\"type\":\"auth_failed\",\"message\":\"Invalid token\"}")]
+            }
+            (asked, ErrorCode::AlreadySubscribed) => {
+                asked.strip_prefix(asked::JOIN).map(room_joined).into_iter().collect()
+            }
+            (_, ErrorCode::NotSubscribed) => Vec::new(),
+            (_, ErrorCode::RateLimited) => vec![error("Rate limit exceeded")],
+            (asked, ErrorCode::UnknownCommand) => {
+                vec![unknown(asked.strip_prefix(asked::OTHER).unwrap_or_default())]
+            }
+            _ => vec![error(why)],
+        }
+    }
+
+    /// It was found out who the client is.
+    fn authenticated(
+        &mut self,
+        user: &UserId,
+        attributes: &[smol_str::SmolStr],
+        now_ms: u64,
+    ) -> Vec<Step> {
+        self.user = Some(user.clone());
+        let roles = attributes.iter().filter_map(|own| own.strip_prefix("role:")).map(quoted);
+        let roles = roles.collect::<Vec<_>>().join(",");
+        let name = attributes.iter().find_map(|own| own.strip_prefix("claim:username="));
+        let (id, name) = (self.user(), name.map_or_else(|| self.user(), quoted));
+        let mut steps: Vec<_> = self.enter_lobby().into_iter().collect();
+        steps.extend(self.announce("online", now_ms));
+        steps.push(Step::say(&format!(
+            "{{\"type\":\"auth_success\",\"user\":{{\"id\":{id},\"username\":{name},\"roles\":[{roles}]}}}}"
+        )));
+        steps
+    }
+}
+
+/// A room that may be asked for.
+fn room(message: &Object, name: &str) -> Option<String> {
+    let room = message.name(name)?;
+    (!room.is_empty() && !room.starts_with('@')).then(|| room.into_owned())
+}
+
+/// What is to be told; nothing where it is what the original takes for nothing.
+fn payload(message: &Object) -> Option<Payload<'static>> {
+    let raw = message.raw("message")?;
+    let is_something = !matches!(raw, "null" | "false" | "0" | "\"\"" | "\"0\"" | "[]");
+    let bytes = Cow::Owned(raw.as_bytes().to_vec());
+    is_something.then_some(Payload { kind: PayloadKind::Json, bytes })
+}
+
+fn error(message: &str) -> Step {
+    Step::say(&format!("{{\"type\":\"error\",\"message\":{}}}", quoted(message)))
+}
+
+fn unknown(kind: &str) -> Step {
+    error(&format!("Unknown message type: {}", Printable::name(kind)))
+}
+
+fn room_joined(room: &str) -> Step {
+    Step::say(&format!("{{\"type\":\"room_joined\",\"room\":{}}}", quoted(room)))
+}
+
+/// `user` is JSON.
+fn presence_update(user: &str, status: &str, now_ms: u64) -> String {
+    let now = now_ms / 1000;
+    format!(
+        "{{\"type\":\"presence_update\",\"userId\":{user},\"status\":\"{status}\",\"timestamp\":{now}}}"
+    )
+}
+
+/// `room_message`, of a room whose name is `shown`. What is published to the lobby is what is sent.
+pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Publication) {
+    if shown == LOBBY {
+        return raw::write_publication(out, publication);
+    }
+    let meta = publication.meta;
+    let from = match meta {
+        // As the documentation of the original has it.
+        None => "\"admin\"".into(),
+        Some(meta) if meta.number == 0 => "\"admin\"".into(),
+        Some(meta) => meta.user.as_ref().map_or_else(|| "null".into(), |user| quoted(user)),
+    };
+    let time = meta.map_or(0, |meta| meta.time_ms / 1000);
+    let mut body =
+        format!("{{\"type\":\"room_message\",\"room\":\"{shown}\",\"message\":").into_bytes();
+    raw::write_json(&mut body, publication.kind, publication.bytes);
+    body.extend_from_slice(format!(",\"from\":{from},\"timestamp\":{time}}}").as_bytes());
+    frame::write_server(out, Opcode::Text, &body);
+}
+
+impl Talk for Rooms {
+    fn open(&mut self, opening: &Opening, now_ms: u64) -> Vec<Step> {
+        self.user = opening.user.cloned();
+        let (number, now) = (opening.number, now_ms / 1000);
+        let welcome =
+            format!("{{\"type\":\"welcome\",\"connectionId\":{number},\"timestamp\":{now}}}");
+        let lobby = self.enter_lobby();
+        [Step::say(&welcome)].into_iter().chain(lobby).collect()
+    }
+
+    fn message(&mut self, message: &Incoming, now_ms: u64) -> Vec<Step> {
+        let bad = || vec![error("Invalid message format")];
+        let text = match *message {
+            Incoming::Text(text) => text,
+            _ => return bad(),
+        };
+        let parsed = Object::parse(text).filter(|message| !message.is_empty());
+        if parsed.as_ref().and_then(|message| message.text("type")).as_deref() == Some("ping") {
+            return self.ping(now_ms);
+        }
+        if !self.is_within_rate(now_ms) {
+            return vec![error("Rate limit exceeded")];
+        }
+        match parsed {
+            Some(message) => self.command(&message, text, now_ms),
+            None => bad(),
+        }
+    }
+
+    fn event(&mut self, event: &Event, now_ms: u64) -> Vec<Step> {
+        match event {
+            Event::Connected { id, user: Some(user), attributes, .. } => match id {
+                Some(_) => self.authenticated(user, attributes, now_ms),
+                None => {
+                    self.user = Some((*user).clone());
+                    Vec::new()
+                }
+            },
+            Event::Subscribed { id: Some(asked), .. } => {
+                asked.strip_prefix(asked::JOIN).map(room_joined).into_iter().collect()
+            }
+            Event::Unsubscribed { id, channel, .. } => {
+                let room = id.and_then(|asked| asked.strip_prefix(asked::LEAVE));
+                let room = room.or_else(|| channel.get(self.hidden..)).unwrap_or_default();
+                vec![Step::say(&format!("{{\"type\":\"room_left\",\"room\":{}}}", quoted(room)))]
+            }
+            Event::Sent { id, connections: 0, .. } if id.is_some() => {
+                vec![error("User not online")]
+            }
+            Event::Sent { id: Some(asked), .. } => {
+                let to = asked.strip_prefix(asked::PRIVATE).unwrap_or("null");
+                vec![Step::say(&format!("{{\"type\":\"message_sent\",\"to\":{to}}}"))]
+            }
+            Event::Direct { from, kind, bytes } => {
+                let mut body = b"{\"type\":\"private_message\",\"message\":".to_vec();
+                raw::write_json(&mut body, *kind, bytes);
+                let from = from.map_or_else(|| "null".into(), |from| quoted(from));
+                let now = now_ms / 1000;
+                body.extend_from_slice(
+                    format!(",\"from\":{from},\"timestamp\":{now}}}").as_bytes(),
+                );
+                let mut out = Vec::new();
+                frame::write_server(&mut out, Opcode::Text, &body);
+                vec![Step::Say(out)]
+            }
+            // What the application says to a type of its own is what is sent.
+            Event::Reply { data, .. } => vec![Step::say(data)],
+            Event::Error { id, code, message } => {
+                self.refused(id.unwrap_or_default(), *code, message)
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
