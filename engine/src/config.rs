@@ -26,7 +26,7 @@ use toml::{Table, Value};
 pub use reference::reference;
 pub use schema::{
     Api, ApiKey, Auth, ChannelRule, Config, Endpoint, ForwardedHeader, Heartbeat, HookUrl, Hooks,
-    IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission,
+    IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence,
     ProxyProtocol, Publishers, Scope, Secret, SecretAlgorithm, Server, Subscribers, TokenPlace,
 };
 

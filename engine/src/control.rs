@@ -15,6 +15,7 @@ pub mod hooks;
 mod ingest;
 mod metrics;
 mod port;
+mod presence;
 mod publish;
 mod questions;
 mod reload;

@@ -32,7 +32,7 @@ impl SessionSlot {
 }
 
 /// A connection of one shard; stale after it is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId {
     /// Place in the shard's table.
     pub slot: SessionSlot,

@@ -10,16 +10,18 @@
 mod delivery;
 mod link;
 mod mailbox;
+mod presence;
 mod question;
 mod request;
 
 pub use delivery::{
-    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Order, Origin,
-    Replay, Skip, Start, StoredPayload, StoredPublication,
+    ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Naming, Order,
+    Origin, Replay, Skip, Start, StoredPayload, StoredPublication,
 };
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
+pub use presence::{PresencePage, Present, Someone};
 pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,

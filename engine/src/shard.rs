@@ -366,7 +366,11 @@ impl<W: Wire> Shard<W> {
         } else if !self.due.is_empty() {
             self.see_to_due();
         }
-        self.homes.seal_all(&mut route(self.id, &mut self.own, &mut self.links));
+        let (now, mut deliver) =
+            ((self.now, self.work_ms), route(self.id, &mut self.own, &mut self.links));
+        self.homes.tell_notices(now, &mut deliver);
+        self.homes.seal_all(&mut deliver);
+        drop(deliver);
         self.take_own();
         let (fanout, mut context) = self.fanout_context();
         fanout.check_ages(&mut context);

@@ -131,6 +131,15 @@ pub enum Action<'a> {
         /// Return at most so many.
         limit: Option<u32>,
     },
+    /// See who is on a channel.
+    Presence {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+        /// Name those behind this one, as an answer before has said it; from the first where absent.
+        after: Option<Cow<'a, str>>,
+        /// Name at most so many.
+        limit: Option<u32>,
+    },
     /// Show a token: the first one, or a newer one before the last one expires.
     Auth {
         /// The token; without one the reply says who the client is.

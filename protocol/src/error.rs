@@ -77,6 +77,8 @@ pub enum ErrorCode {
     NotSubscribed,
     /// A limit on channels, names or sizes is reached.
     LimitReached,
+    /// The channel has as many members as it may.
+    ChannelFull,
     /// Too many messages a second.
     RateLimited,
     /// The client has not said who it is, or not so that it was believed.
@@ -99,6 +101,7 @@ impl ErrorCode {
             ErrorCode::AlreadySubscribed => "already_subscribed",
             ErrorCode::NotSubscribed => "not_subscribed",
             ErrorCode::LimitReached => "limit_reached",
+            ErrorCode::ChannelFull => "channel_full",
             ErrorCode::RateLimited => "rate_limited",
             ErrorCode::Unauthenticated => "unauthenticated",
             ErrorCode::Draining => "draining",

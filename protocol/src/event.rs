@@ -30,6 +30,24 @@ pub struct Meta {
     pub number: u32,
 }
 
+/// Somebody who may be on a channel: a user, or a connection that is nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Someone<'a> {
+    /// With any number of connections.
+    User(&'a UserId),
+    /// As the HTTP API names it.
+    Connection(&'a str),
+}
+
+/// Somebody who is on a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present<'a> {
+    /// Who.
+    pub who: Someone<'a>,
+    /// JSON that others are shown of them.
+    pub info: Option<&'a str>,
+}
+
 /// An event for one client. `id` is the JSON text of the command's id.
 #[derive(Debug, Clone)]
 pub enum Event<'a> {
@@ -112,6 +130,52 @@ pub enum Event<'a> {
         position: Position,
         /// In order of offset.
         publications: Vec<Publication<'a>>,
+    },
+    /// The reply to `presence`.
+    Presence {
+        /// Of the command.
+        id: Option<&'a str>,
+        /// The channel.
+        channel: &'a str,
+        /// The life of the channel, in which versions count.
+        epoch: Epoch,
+        /// How often who is there has changed in it.
+        version: u64,
+        /// How many users and connections without a user are there.
+        count: u64,
+        /// How many connections they have.
+        connections: u64,
+        /// In order; `None` where only numbers are told.
+        users: Option<Vec<Present<'a>>>,
+        /// From where to ask on, where there are more.
+        next: Option<&'a str>,
+    },
+    /// Somebody has left a channel.
+    Leave {
+        /// The channel.
+        channel: &'a str,
+        /// How often who is there had changed by then.
+        version: u64,
+        /// Who; nothing is shown of them.
+        users: Vec<Present<'a>>,
+    },
+    /// Somebody has come to a channel, or is shown otherwise from now on.
+    Join {
+        /// The channel.
+        channel: &'a str,
+        /// As for those who left.
+        version: u64,
+        /// Who.
+        users: Vec<Present<'a>>,
+    },
+    /// So many are on a channel after changes that are not told one by one.
+    Count {
+        /// The channel.
+        channel: &'a str,
+        /// As for those who left.
+        version: u64,
+        /// How many.
+        count: u64,
     },
     /// The reply to `ping`.
     Pong {

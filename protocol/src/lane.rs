@@ -1,7 +1,7 @@
 //! Lanes: what makes the bytes of a publication.
 
 use crate::dialect::{raw, ringfeed, rooms};
-use crate::event::Publication;
+use crate::event::{Event, Publication};
 
 /// An encoding of publications, as a record of everything that decides the bytes. Subscribers on
 /// one lane of a channel receive identical bytes; a lane is encoded only while somebody is on it.
@@ -43,6 +43,15 @@ impl Lane {
             Form::Ringfeed => ringfeed::write_publication(out, channel, publication),
             Form::Raw => raw::write_publication(out, publication),
             Form::Rooms => rooms::write_publication(out, self.shown(channel), publication),
+        }
+    }
+
+    /// Appends a notice, something of the channel that is no publication, as a whole frame; nothing where the form has
+    /// none.
+    pub fn write_notice(self, out: &mut Vec<u8>, notice: &Event) {
+        match self.form {
+            Form::Ringfeed => ringfeed::write_event(out, notice),
+            Form::Raw | Form::Rooms => {}
         }
     }
 }

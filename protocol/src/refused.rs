@@ -74,6 +74,14 @@ pub enum Refused {
         /// How many may be.
         most: u64,
     },
+    /// The channel has as many members as it may.
+    #[error("{} has {most} members, as many as it may have", Printable::name(channel))]
+    ChannelFull {
+        /// The full name.
+        channel: ChannelName,
+        /// How many may be.
+        most: u32,
+    },
     /// More a second than this connection may send.
     #[error("at most {per_second} {what} a second are allowed")]
     RateLimited {
@@ -174,7 +182,7 @@ pub enum Rated {
     Subscribes,
     /// Commands that publish.
     Publications,
-    /// Commands that ask for history.
+    /// Commands that ask for history, or for who is there.
     Histories,
 }
 
@@ -195,6 +203,7 @@ impl Refused {
             Refused::AlreadySubscribed { .. } => ErrorCode::AlreadySubscribed,
             Refused::NotSubscribed { .. } => ErrorCode::NotSubscribed,
             Refused::LimitReached { .. } => ErrorCode::LimitReached,
+            Refused::ChannelFull { .. } => ErrorCode::ChannelFull,
             Refused::RateLimited { .. } => ErrorCode::RateLimited,
             Refused::Draining => ErrorCode::Draining,
         }
@@ -235,7 +244,7 @@ impl fmt::Display for Rated {
             Rated::Messages => "messages",
             Rated::Subscribes => "subscribes",
             Rated::Publications => "publications",
-            Rated::Histories => "requests for history",
+            Rated::Histories => "requests for history and presence",
         })
     }
 }
@@ -276,7 +285,10 @@ mod tests {
         let limited = Refused::LimitReached { limit, most: 128 };
         assert_eq!(limited.to_string(), "at most 128 channels for each connection are allowed");
         let often = Refused::RateLimited { what: Rated::Histories, per_second: 2 };
-        assert_eq!(often.to_string(), "at most 2 requests for history a second are allowed");
+        assert_eq!(
+            often.to_string(),
+            "at most 2 requests for history and presence a second are allowed"
+        );
         for refused in [
             Refused::bad_json("\u{7f}".repeat(64_000)),
             Refused::NotSubscribed { channel: longest() },

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use ringfeed_protocol::command::{Action, Command, PayloadKind};
-use ringfeed_protocol::event::{Epoch, Meta, Publication};
+use ringfeed_protocol::event::{Epoch, Meta, Present, Publication, Someone};
 use ringfeed_protocol::frame::Header;
 use ringfeed_protocol::{Dialect, ErrorCode, Event, Incoming, Lane, Offset, Position, UserId};
 
@@ -54,6 +54,10 @@ fn every_refusal_shown_is_refused_with_its_code() {
 
 const EPOCH: Epoch = Epoch(0x00c0_ffee_00c0_ffee);
 
+fn there<'a>(user: &'a UserId, info: Option<&'a str>) -> Present<'a> {
+    Present { who: Someone::User(user), info }
+}
+
 #[test]
 fn every_event_is_shown_as_it_is_written() {
     let at = |offset| Position { epoch: EPOCH, offset: Offset(offset) };
@@ -68,6 +72,7 @@ fn every_event_is_shown_as_it_is_written() {
     let channel = "chat";
     let (connection, ann) = ("00020123456789abcdef", UserId::new("ann").unwrap());
     let user = Some(&ann);
+    let (bob, cleo) = (UserId::new("bob").unwrap(), UserId::new("cleo").unwrap());
     let events = [
         Event::Subscribed {
             id: id("1"),
@@ -107,6 +112,36 @@ fn every_event_is_shown_as_it_is_written() {
         Event::Direct { from: user, kind: PayloadKind::Json, bytes: b"{\"hello\":1}" },
         Event::Direct { from: None, kind: PayloadKind::Text, bytes: b"not JSON" },
         Event::Reply { id: id("11"), data: "[1,2]" },
+        Event::Presence {
+            id: id("12"),
+            channel,
+            epoch: EPOCH,
+            version: 7,
+            count: 3,
+            connections: 5,
+            users: Some(vec![there(&ann, Some("{\"name\":\"Ann\"}")), there(&bob, None)]),
+            next: Some("user:bob"),
+        },
+        Event::Presence {
+            id: id("13"),
+            channel: "news",
+            epoch: EPOCH,
+            version: 0,
+            count: 9,
+            connections: 9,
+            users: None,
+            next: None,
+        },
+        Event::Join {
+            channel,
+            version: 8,
+            users: vec![
+                there(&cleo, Some("1")),
+                Present { who: Someone::Connection(connection), info: None },
+            ],
+        },
+        Event::Leave { channel, version: 9, users: vec![there(&ann, None)] },
+        Event::Count { channel, version: 250, count: 201 },
     ];
     let shown = lines("json event");
     assert_eq!(shown.len(), events.len());

@@ -159,6 +159,7 @@ pub struct Limits {
     pub outbox_timeout_ms: u32,
     pub outboxes_bytes_max: u64,
     pub history_reply_max: u32,
+    pub presence_reply_max: u32,
     pub recovery_bytes_max: u32,
     pub cross_shard_bytes_max: u32,
     pub history_bytes_max: u64,
@@ -198,6 +199,10 @@ pub struct ChannelRule {
     pub window_bytes: u32,
     pub window_age_ms: u32,
     pub sender: bool,
+    pub presence: Presence,
+    pub join_leave: bool,
+    pub presence_interval_ms: u32,
+    pub members_max: u32,
 }
 
 /// `[[permissions]]`
@@ -274,6 +279,7 @@ pub enum Scope {
     Publish,
     History,
     Channels,
+    Presence,
     Stats,
     Metrics,
     Users,
@@ -289,6 +295,7 @@ impl Scope {
             Scope::Publish => "publish",
             Scope::History => "history",
             Scope::Channels => "channels",
+            Scope::Presence => "presence",
             Scope::Stats => "stats",
             Scope::Metrics => "metrics",
             Scope::Users => "users",
@@ -349,6 +356,16 @@ pub enum Publishers {
     Users,
     Hook,
     Api,
+}
+
+/// Who is told who is on a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Presence {
+    Off,
+    Count,
+    Full,
 }
 
 /// What a reader meets that fell out of the window.

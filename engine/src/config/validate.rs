@@ -9,7 +9,9 @@ use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::ConfigErrors;
 use super::rules::{check_pattern, matches};
-use super::schema::{ChannelRule, Config, Endpoint, ForwardedHeader, ProxyProtocol, Server};
+use super::schema::{
+    ChannelRule, Config, Endpoint, ForwardedHeader, Presence, ProxyProtocol, Server,
+};
 use crate::origins::Origins;
 use crate::proxies::Proxies;
 
@@ -204,7 +206,14 @@ impl Config {
                 "channels: there are {count} rules; allowed are at most {RULES_MAX}"
             ));
         }
-        for (i, ChannelRule { pattern, .. }) in self.channels.iter().enumerate() {
+        for (i, ChannelRule { pattern, presence, join_leave, .. }) in
+            self.channels.iter().enumerate()
+        {
+            if *join_leave && *presence != Presence::Full {
+                errors.push(format!(
+                    "channels[{i}].join_leave = true: who comes and goes is known only with presence = \"full\""
+                ));
+            }
             if let Err(e) = check_pattern(pattern) {
                 errors.push(format!("channels[{i}].pattern = {pattern:?}: {e}"));
                 continue;

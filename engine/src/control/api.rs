@@ -20,7 +20,7 @@ use super::error::{ApiError, Code};
 use super::guard::{Needs, guard};
 use super::port::{Reserved, UNCOUNTED_BYTES_MAX};
 use super::publish::{self, PublishBody, PublishResult};
-use super::{State, channels, history, ingest, metrics, stats, users};
+use super::{State, channels, history, ingest, metrics, presence, stats, users};
 use crate::callers::Caller;
 use crate::config::Scope;
 
@@ -47,6 +47,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/api/ingest", post(ingest::ingest).layer(scoped(Scope::Publish)))
         .route("/api/channels", get(channels::channels).layer(scoped(Scope::Channels)))
         .route("/api/history", get(history::history).layer(scoped(Scope::History)))
+        .route("/api/presence", get(presence::presence).layer(scoped(Scope::Presence)))
         .route("/api/stats", get(stats::stats).layer(scoped(Scope::Stats)))
         .route("/api/send", post(users::send).layer(scoped(Scope::Users)))
         .route("/api/disconnect", post(users::disconnect).layer(scoped(Scope::Connections)))
@@ -83,6 +84,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
             ingest::ingest,
             channels::channels,
             history::history,
+            presence::presence,
             stats::stats,
             users::send,
             users::disconnect,

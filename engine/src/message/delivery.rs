@@ -9,6 +9,7 @@ use ringfeed_protocol::command::{Payload, PayloadKind};
 use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 
+use super::presence::PresencePage;
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
 /// A command of a session, to which an answer is owed.
@@ -190,6 +191,17 @@ pub struct Replay {
     pub own: Bytes,
 }
 
+/// Whether the home of a channel keeps who has subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// It does not.
+    Off,
+    /// It does, and knows who this is.
+    Known,
+    /// It does, and was not told: by its shard's settings it does not.
+    Wanted,
+}
+
 /// Where a subscription starts.
 #[derive(Debug)]
 pub struct Start {
@@ -201,6 +213,8 @@ pub struct Start {
     pub replay: Replay,
     /// Subscribers of the channel, on all shards.
     pub subscribers: u64,
+    /// Whether the home is to know who this is.
+    pub naming: Naming,
 }
 
 /// Work for the shard of a subscriber or of a command's sender.
@@ -245,6 +259,15 @@ pub enum Delivery {
         channel: ChannelName,
         /// The answer; `None` where there is no such channel.
         page: Option<HistoryPage>,
+    },
+    /// Who is on a channel.
+    Presence {
+        /// Who asked.
+        origin: Origin,
+        /// The channel.
+        channel: ChannelName,
+        /// The answer; `None` where there is no such channel.
+        page: Option<Box<PresencePage>>,
     },
     /// A command was refused by the home.
     Refused {
@@ -340,6 +363,7 @@ impl Delivery {
                 Delivery::History { page, .. } => {
                     page.iter().flat_map(|p| &p.publications).map(|p| p.payload.bytes.len()).sum()
                 }
+                Delivery::Presence { page, .. } => page.as_ref().map_or(0, |page| page.cost()),
                 Delivery::Order { sessions, order } => size_of_val(&sessions[..]) + order.cost(),
                 _ => 0,
             }

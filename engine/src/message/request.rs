@@ -6,6 +6,7 @@ use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
 use super::delivery::{ChannelPage, HistoryPage, Order, Origin, StoredPayload};
+use super::presence::{PresencePage, Someone};
 use super::question::Caller;
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
@@ -64,6 +65,8 @@ pub enum Request {
         to: LaneId,
         /// The last position seen.
         recover: Option<Position>,
+        /// Who it is, where the channel's rule wants that known.
+        who: Option<Box<Caller>>,
     },
     /// A subscriber that was answered with `Delivery::Subscribed` is one no more. Not answered.
     Unsubscribe {
@@ -75,6 +78,17 @@ pub enum Request {
         channel: ChannelName,
         /// On this lane.
         lane: Lane,
+    },
+    /// A subscriber of a channel whose home knows who is there is, or has become, somebody. Not answered.
+    Member {
+        /// Its shard.
+        shard: ShardId,
+        /// The subscriber.
+        session: SessionId,
+        /// The channel.
+        channel: ChannelName,
+        /// Who it is.
+        who: Box<Caller>,
     },
     /// A publication by a session; answered with `Delivery::Published` or `Delivery::Refused` if there
     /// is an origin.
@@ -108,6 +122,17 @@ pub enum Request {
         limit: u32,
         /// Who asks.
         reply: Reply<Option<HistoryPage>>,
+    },
+    /// See who is on a channel; a session is answered with `Delivery::Presence`. `None` if the channel does not exist.
+    Presence {
+        /// The channel.
+        channel: ChannelName,
+        /// Name those behind this one.
+        after: Option<Box<Someone>>,
+        /// Name at most so many.
+        limit: u32,
+        /// Who asks.
+        reply: Reply<Option<PresencePage>>,
     },
     /// A page of the channels homed here, for the control thread.
     ListChannels {
@@ -225,6 +250,8 @@ impl Request {
         match self {
             Request::Subscribe { channel, .. }
             | Request::Unsubscribe { channel, .. }
+            | Request::Member { channel, .. }
+            | Request::Presence { channel, .. }
             | Request::Publish { channel, .. }
             | Request::Pressure { channel, .. }
             | Request::History { channel, .. } => Some(channel),
@@ -238,11 +265,16 @@ impl Request {
         }
     }
 
-    /// The command of a session that it is, of those that have an answer but do not publish.
-    pub(crate) fn origin(&self) -> Option<&Origin> {
+    /// The session that it comes from, where it stays behind what that has asked before: commands that have an answer
+    /// but do not publish, and who the session is.
+    pub(crate) fn session(&self) -> Option<(ShardId, SessionId)> {
         match self {
             Request::Subscribe { origin, .. }
-            | Request::History { reply: Reply::Session(origin), .. } => Some(origin),
+            | Request::History { reply: Reply::Session(origin), .. }
+            | Request::Presence { reply: Reply::Session(origin), .. } => {
+                Some((origin.shard, origin.session))
+            }
+            Request::Member { shard, session, .. } => Some((*shard, *session)),
             _ => None,
         }
     }
@@ -251,6 +283,9 @@ impl Request {
     pub(crate) fn cost(&self) -> usize {
         let payloads = match self {
             Request::Publish { payload, .. } => payload.bytes.len(),
+            // Who it is is the session's.
+            Request::Subscribe { who: Some(_), .. } | Request::Member { .. } => size_of::<Caller>(),
+            Request::Presence { after: Some(_), .. } => size_of::<Someone>(),
             Request::PublishBatch { items, .. } => {
                 items.iter().map(|(_, post)| post.payload.bytes.len() + 64).sum()
             }

@@ -8,7 +8,8 @@ use ringfeed_wire::Wire;
 use super::Shard;
 use super::feed::{FOLLOWS, GAPPED, LaneState, List, Subscriber};
 use super::session::{BLOCKED, CURSORS, GAPS, MULTI, QUEUED};
-use crate::ids::{LaneId, ShardId};
+use crate::ids::{LaneId, SessionId, ShardId};
+use crate::message::Someone;
 
 /// A shard with more subscriptions than this is not checked in each turn.
 #[cfg(debug_assertions)]
@@ -113,6 +114,23 @@ impl<W: Wire> Shard<W> {
 /// Where a shard has a lane, how many subscribers are on it, and whether they hold its publications back.
 type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (LaneId, usize, bool)>;
 
+/// Who is on which channel, of those whose homes know.
+type Names<'a> = HashMap<(&'a ChannelName, ShardId, SessionId), Option<Someone>>;
+
+impl<W: Wire> Shard<W> {
+    /// Who is on which channel, of those whose homes are to know.
+    fn named(&self) -> impl Iterator<Item = ((&ChannelName, ShardId, SessionId), Option<Someone>)> {
+        let lanes = self.feeds.lanes().filter(|(_, lane)| lane.named);
+        lanes.flat_map(move |(_, lane)| {
+            lane.subscribers().map(move |subscriber| {
+                let slot = subscriber.session;
+                let who = Someone::of(&self.caller(slot));
+                ((&lane.name, self.id, self.sessions.id(slot)), Some(who))
+            })
+        })
+    }
+}
+
 /// Looks at what shards take for granted of each other once nothing is under way between them.
 ///
 /// # Panics
@@ -120,6 +138,7 @@ type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (LaneId, usize, b
 pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W>>) {
     let (mut counted, mut there) = (Interests::new(), Interests::new());
     let (mut known, mut joined) = (HashSet::new(), HashSet::new());
+    let (mut members, mut named) = (Names::new(), Names::new());
     for shard in shards {
         let outboxes = &shard.shared.shards.end(shard.id).outboxes;
         assert_eq!(outboxes.coming(), 0, "all that was handed over was taken");
@@ -127,6 +146,9 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
         known.extend(shard.users.iter().map(|(user, own)| (user, own.shard, own.session)));
         joined.extend(shard.joined().map(|(user, session)| (user, shard.id, session)));
         counted.extend(shard.homes.interests());
+        let all = shard.homes.members();
+        members.extend(all.map(|(name, at, session, who)| ((name, at, session), who.cloned())));
+        named.extend(shard.named());
         let lanes = shard.feeds.lanes().filter(|(_, lane)| lane.has_subscribers());
         there.extend(lanes.map(|(id, lane)| {
             let count = lane.subscribers().count();
@@ -135,4 +157,5 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
     }
     assert_eq!(known, joined, "homes of users know who is there");
     assert_eq!(counted, there, "homes count who is there, and know who is behind");
+    assert_eq!(members, named, "homes know who is on their channels");
 }

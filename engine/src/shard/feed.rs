@@ -101,6 +101,8 @@ pub(super) struct LaneState {
     pub(super) lane: Lane,
     pub(super) name: ChannelName,
     pub(super) epoch: Epoch,
+    /// Its home knows who is there.
+    pub(super) named: bool,
     pub(super) window: Window,
     pub(super) log: Log,
     pub(super) walked: Vec<Subscriber>,
@@ -218,6 +220,7 @@ impl Feeds {
             lane,
             name: name.clone(),
             epoch: Epoch(0),
+            named: false,
             window,
             log: Log::new(Offset::NONE),
             walked: Vec::new(),

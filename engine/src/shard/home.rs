@@ -4,6 +4,8 @@
 
 mod answer;
 mod kept;
+mod members;
+mod notices;
 mod parked;
 mod table;
 
@@ -12,13 +14,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::event::{Epoch, Publication};
-use ringfeed_protocol::{ChannelName, Lane, Offset, Position};
+use ringfeed_protocol::{ChannelName, Event, Lane, Offset, Position};
 use smallvec::SmallVec;
 
 use crate::ids::{ConnectionId, LaneId, ShardId};
 use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
 pub(super) use answer::{Asker, Batch, Publisher};
 use kept::Kept;
+use members::Members;
 use parked::{Parked, Parking};
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
 
@@ -52,6 +55,19 @@ struct Pending {
 }
 
 impl Pending {
+    /// A frame was written, with so many publications that end with it; the first that is in it or comes behind it is
+    /// `first`. Returns the bytes so far.
+    fn end_frame(&mut self, first: Offset, publications: u32, now: Instant) -> usize {
+        if self.ends.is_empty() {
+            self.first_offset = first;
+            self.at = Some(now);
+        }
+        let before = self.ends.last().map_or(0, |last| last.publications);
+        let end = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.ends.push(FrameEnd { end, publications: before + publications });
+        self.bytes.len()
+    }
+
     /// Which of its frames connections of a shard are not sent.
     fn skips(&self, excepted: &[(Offset, ConnectionId)], shard: ShardId) -> Vec<Skip> {
         let here = |&&(offset, connection): &&(Offset, ConnectionId)| {
@@ -59,8 +75,9 @@ impl Pending {
             connection.shard == shard && offset >= self.first_offset
         };
         let skips = excepted.iter().filter(here).filter_map(|&(offset, connection)| {
-            // One frame each.
-            let place = offset.since(self.first_offset) as usize;
+            // One frame each, but for those that are no publication.
+            let before = offset.since(self.first_offset);
+            let place = self.ends.partition_point(|frame| u64::from(frame.publications) <= before);
             let to = self.ends.get(place)?.end;
             let from = place.checked_sub(1).and_then(|before| self.ends.get(before));
             Some(Skip { connection, from: from.map_or(0, |before| before.end), to })
@@ -89,6 +106,10 @@ struct Home {
     lanes: SmallVec<[HomeLane; 1]>,
     /// Of what is pending: what somebody is not sent, in order. Most channels never have any.
     excepted: Option<Box<Excepted>>,
+    /// Who is there, where the rule wants that known.
+    members: Option<Box<Members>>,
+    /// Subscriptions that there may be; 0 is no limit.
+    members_max: u32,
     /// Something is pending.
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.
@@ -159,20 +180,29 @@ impl Home {
         }
         let mut longest = 0;
         for HomeLane { lane, pending, .. } in &mut self.lanes {
-            if pending.ends.is_empty() {
-                pending.first_offset = offset;
-                pending.at = Some(now);
-            }
             lane.write_publication(&mut pending.bytes, &self.name, &publication);
-            let end = u32::try_from(pending.bytes.len()).unwrap_or(u32::MAX);
-            let publications = u32::try_from(pending.ends.len() + 1).unwrap_or(u32::MAX);
-            pending.ends.push(FrameEnd { end, publications });
-            longest = longest.max(pending.bytes.len());
+            longest = longest.max(pending.end_frame(offset, 1, now));
         }
         if longest >= CHUNK_BYTES_MAX {
             self.seal(deliver);
         }
         self.position()
+    }
+
+    /// Tells everybody who is there something that is no publication, behind what was published before.
+    fn tell(&mut self, notice: &Event, now: Instant, deliver: Deliver) {
+        let next = self.last_offset.next();
+        let mut longest = 0;
+        for HomeLane { lane, pending, .. } in &mut self.lanes {
+            let before = pending.bytes.len();
+            lane.write_notice(&mut pending.bytes, notice);
+            if pending.bytes.len() > before {
+                longest = longest.max(pending.end_frame(next, 0, now));
+            }
+        }
+        if longest >= CHUNK_BYTES_MAX {
+            self.seal(deliver);
+        }
     }
 
     /// Hands out everything pending.

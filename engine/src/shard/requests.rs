@@ -14,8 +14,8 @@ use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::ids::Ticket;
 use crate::message::{
-    By, Caller, Delivery, Inbox, Order, Origin, Post, Published, Question, Reply, Request,
-    StoredPayload, UserRequest,
+    By, Caller, Delivery, Inbox, Order, Origin, Post, PresencePage, Published, Question, Reply,
+    Request, Someone, StoredPayload, UserRequest,
 };
 use crate::settings::Settings;
 
@@ -69,7 +69,10 @@ impl<W: Wire> Shard<W> {
         }
         let asks = !matches!(
             request,
-            Request::Unsubscribe { .. } | Request::Pressure { .. } | Request::User { .. }
+            Request::Unsubscribe { .. }
+                | Request::Member { .. }
+                | Request::Pressure { .. }
+                | Request::User { .. }
         );
         if let Some(later) = self.serve_request(request) {
             self.waiting.push_back(later);
@@ -295,6 +298,32 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Says who is on a channel that is homed here.
+    fn serve_presence(
+        &mut self,
+        channel: ChannelName,
+        after: Option<&Someone>,
+        limit: u32,
+        reply: Reply<Option<PresencePage>>,
+    ) {
+        let bytes_max = match reply {
+            Reply::Session(_) => self.config.limits.outbox_bytes_max / HISTORY_PARTS,
+            Reply::Control(_) => self.config.api.body_bytes_max,
+        };
+        let most = (limit, bytes_max as usize);
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        let page = self.homes.presence(&channel, after, most, &mut deliver);
+        let cost = page.as_ref().map_or(0, PresencePage::cost);
+        self.request_budget = self.request_budget.saturating_sub(cost);
+        match reply {
+            Reply::Session(origin) => {
+                let (shard, page) = (origin.shard, page.map(Box::new));
+                deliver(shard, Delivery::Presence { origin, channel, page });
+            }
+            Reply::Control(reply) => drop(reply.send(page)),
+        }
+    }
+
     /// Goes by new settings from now on.
     fn reconfigure(&mut self) {
         let Settings { config, access, .. } = Settings::clone(&self.shared.settings.load());
@@ -310,11 +339,13 @@ impl<W: Wire> Shard<W> {
         let Shard { id, own, links, homes, config, request_budget: budget, .. } = self;
         let mut deliver = route(*id, own, links);
         match request {
-            Request::Subscribe { origin, attempt, channel, lane, to, recover } => {
+            Request::Subscribe { origin, attempt, channel, lane, to, recover, who } => {
                 let shard = origin.shard;
                 let subscribe = Subscribe {
                     name: &channel,
                     shard,
+                    session: origin.session,
+                    who: who.as_deref(),
                     lane,
                     to,
                     recover,
@@ -329,6 +360,7 @@ impl<W: Wire> Shard<W> {
                             lane,
                             to,
                             recover,
+                            who,
                         });
                     }
                     Ok(Subscribed::Start(start)) => {
@@ -340,7 +372,10 @@ impl<W: Wire> Shard<W> {
             }
             Request::Unsubscribe { shard, channel, lane, session } => {
                 tracing::trace!(%shard, session = session.slot.0, %channel, "unsubscribed");
-                homes.unsubscribe(&channel, shard, lane, self.work_ms);
+                homes.unsubscribe(&channel, (shard, session), lane, self.work_ms);
+            }
+            Request::Member { shard, session, channel, who } => {
+                homes.name_member(&channel, shard, session, &who, self.work_ms);
             }
             Request::Pressure { shard, channel, lane, on } => {
                 tracing::debug!(%shard, %channel, on, "readers who read are behind");
@@ -370,6 +405,10 @@ impl<W: Wire> Shard<W> {
                     let _ = reply.send(page);
                 }
             },
+            Request::Presence { channel, after, limit, reply } => {
+                drop(deliver);
+                self.serve_presence(channel, after.as_deref(), limit, reply);
+            }
             Request::ListChannels { from, reply } => {
                 let _ = reply.send(homes.page(from));
                 *budget = budget.saturating_sub(self.limits.request_bytes / 4);

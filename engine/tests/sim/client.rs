@@ -108,6 +108,7 @@ const OPERATIONS: &[(&str, [u32; 3], Operation)] = &[
     ("publish", [25, 0, 0], |c, s| c.publish(s)),
     ("publish a burst", [5, 0, 0], |c, s| c.publish_burst(s)),
     ("history", [4, 0, 0], |c, s| c.history(s)),
+    ("presence", [6, 0, 0], |c, s| c.presence(s)),
     ("ping", [3, 0, 0], |c, s| c.ping(s)),
     ("several commands", [5, 0, 0], |c, s| c.several(s)),
     ("send to a user", [3, 0, 0], |c, s| c.send(s)),
@@ -183,6 +184,9 @@ impl Client {
         if self.speaks != Speaks::Echo && scene.dice.chance(scene.setup.moves) {
             return self.move_on(scene);
         }
+        if self.speaks == Speaks::Ringfeed && scene.dice.chance(scene.setup.looks) {
+            return self.presence(scene);
+        }
         let column = self.speaks as usize;
         let weights = OPERATIONS.iter().map(|(_, weights, _)| weights[column]);
         let (_, _, operation) = OPERATIONS[scene.dice.weighted(weights)];
@@ -195,7 +199,7 @@ impl Client {
         }
     }
 
-    fn any_channel(&self, scene: &mut Scene) -> Option<usize> {
+    pub(super) fn any_channel(&self, scene: &mut Scene) -> Option<usize> {
         let count = self.channels.len();
         (count > 0).then(|| self.channels[scene.dice.below(count)])
     }
@@ -323,7 +327,7 @@ impl Client {
 
     /// A message that holds several commands.
     fn several(&mut self, scene: &mut Scene) {
-        const SINGLE: [Operation; 9] = [
+        const SINGLE: [Operation; 10] = [
             |c, s| c.subscribe(s),
             |c, s| c.auth(s),
             |c, s| c.subscribe(s),
@@ -331,6 +335,7 @@ impl Client {
             |c, s| c.publish(s),
             |c, s| c.publish(s),
             |c, s| c.history(s),
+            |c, s| c.presence(s),
             |c, s| c.ask(s),
             |c, s| c.send(s),
         ];
@@ -513,6 +518,7 @@ impl Client {
             Want::Unsubscribe => "unsubscribe",
             Want::Publish(_) => "publish",
             Want::History { .. } => "history",
+            Want::Presence { .. } => "presence",
             Want::Ping | Want::Bad(_) => "ping",
             Want::Send(_) => "send",
             Want::Auth { .. } => "auth",

@@ -113,6 +113,7 @@ fn operation(op: Op) -> Operation {
         Op::Subscribe => Operation::Subscribe,
         Op::Publish => Operation::Publish,
         Op::History => Operation::History,
+        Op::Presence => Operation::Presence,
     }
 }
 

@@ -32,6 +32,31 @@ pub(crate) struct Said<'a> {
     pub(crate) reason: Option<&'a str>,
     pub(crate) user: Option<&'a str>,
     pub(crate) expires_in_ms: Option<u64>,
+    pub(crate) version: Option<u64>,
+    pub(crate) count: Option<u64>,
+    pub(crate) connections: Option<u64>,
+    #[serde(borrow)]
+    users: Option<Vec<Person<'a>>>,
+    pub(crate) next: Option<&'a str>,
+}
+
+/// A user, or a connection without one.
+#[derive(Deserialize)]
+struct Person<'a> {
+    user: Option<&'a str>,
+    connection: Option<&'a str>,
+}
+
+impl Said<'_> {
+    /// Who is named, where anybody may be.
+    pub(crate) fn names(&self) -> Option<Vec<String>> {
+        let name = |own: &Person| match (own.user, own.connection) {
+            (Some(user), None) => format!("user:{user}"),
+            (None, Some(connection)) => format!("connection:{connection}"),
+            _ => "nobody".into(),
+        };
+        Some(self.users.as_ref()?.iter().map(name).collect())
+    }
 }
 
 #[derive(Deserialize)]

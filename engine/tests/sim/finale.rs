@@ -16,7 +16,7 @@ const PATIENCE_MS: u64 = 3000;
 
 impl World {
     /// Lets everything under way arrive, with no more faults, until shards sleep.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let (mut idle_rounds, mut activity) = (0, 0);
         for round in 0.. {
             let mut moved = false;
@@ -68,7 +68,7 @@ impl World {
     }
 
     /// Time passes and nothing new happens.
-    fn rest(&mut self, ms: u64) {
+    pub(super) fn rest(&mut self, ms: u64) {
         // As often as a shard's time goes on.
         let steps = (ms / 180).max(1);
         for _ in 0..steps {
@@ -102,6 +102,7 @@ impl World {
         if !self.judge.draining {
             let bells = self.ring();
             self.settled(&bells);
+            self.check_presence();
             let setup = &self.setup;
             let ages = setup.groups.iter().map(|group| group.window_age_ms).max().unwrap_or(0);
             let heartbeat = setup.heartbeat_interval_ms + setup.heartbeat_timeout_ms;
@@ -122,6 +123,7 @@ impl World {
             if has_heartbeat {
                 self.unread_are_gone();
             }
+            self.check_presence();
         }
     }
 

@@ -55,6 +55,9 @@ rules! {
     Ordered "ordered": "what is ordered for a connection is done once things are quiet",
     TurnedOut "turned-out": "who has expired or was revoked is closed",
     UserLimit "user-limit": "no user has more connections than one may have",
+    PresentAsTold "present-as-told": "who is said to be on a channel is there, and so says a list that was followed by the rules",
+    MembersAtMost "members-at-most": "no channel has more members than it may",
+    VersionsGrow "versions-grow": "what is told of who comes and goes has versions that grow",
     Api "api": "requests of the control thread are answered, and the answers agree with what clients see",
 }
 

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::client::{Scene, Speaks};
+use super::client::{Client, Scene, Speaks};
 use super::control::Order;
 use super::event::{Said, payload_of};
 use super::judge::{Hole, Judge, Rule};
 use super::ledger::{Found, Written};
 use super::net::ConnId;
 use super::policy::{self, Chance, Op};
+use super::presence::List;
 use super::raw::RawRun;
-use super::setup::Setup;
+use super::setup::{Setup, Shows};
 use super::trace::{note, shown};
 use super::ws::{self, Parser};
 
@@ -32,6 +33,11 @@ pub(crate) enum Want {
     Publish(u64),
     History {
         after: Option<u64>,
+        limit: Option<u32>,
+    },
+    /// Who is on a channel: from the first on, and how many at most.
+    Presence {
+        all: bool,
         limit: Option<u32>,
     },
     Ping,
@@ -81,6 +87,7 @@ pub(crate) struct Own {
     /// Turn in which it was told last that it has subscribed, and before which it has not unsubscribed.
     pub(crate) subscribed: u64,
     pub(crate) unsubscribed: u64,
+    pub(crate) list: List,
 }
 
 impl Own {
@@ -91,6 +98,7 @@ impl Own {
             raw: RawRun::default(),
             subscribed: 0,
             unsubscribed: 0,
+            list: List::default(),
         }
     }
 }
@@ -206,7 +214,8 @@ impl Link {
             Want::Subscribe { recover: None } => {
                 let allowed = channel
                     .is_some_and(|channel| self.chance(Op::Subscribe, channel, setup).always);
-                let room = self.channels.len() < setup.subscriptions_max as usize;
+                let room = self.channels.len() < setup.subscriptions_max as usize
+                    && channel.is_some_and(|channel| setup.group(channel).members_max == 0);
                 // An order may end it before it begins.
                 let sure = sure && setup.orders == 0;
                 sure && intent == Intent::No && allowed && room && setup.channels_max >= 1000
@@ -261,7 +270,9 @@ impl Link {
                 .channels
                 .iter()
                 .filter(|(other, own)| **other != channel && own.intent != Intent::No);
-            let full = others.count() >= most || scene.setup.channels_max < 1000;
+            let full = others.count() >= most
+                || scene.setup.channels_max < 1000
+                || scene.setup.group(channel).members_max > 0;
             let (forbidden, sure) = (chance.never, chance.always);
             if raw && matches!(want, Want::Subscribe { .. }) {
                 self.refusable |= !sure || full || scene.judge.draining;
@@ -486,6 +497,9 @@ impl Link {
                 let next = from.map_or(offset, |(_, from)| from) + 1;
                 let seam = from.map_or(0, |_| offset);
                 self.set_view(channel, View::Live { epoch, next, seam });
+                if let Some(own) = self.channels.get_mut(&channel) {
+                    own.list = List::default();
+                }
                 seen.insert(channel, (epoch, next - 1));
                 if pending.before == Intent::Yes || no_subscribe {
                     return Some("it had to be refused");
@@ -513,6 +527,12 @@ impl Link {
                 };
                 let most = limit.unwrap_or(u32::MAX).min(setup.history_reply_max);
                 self.history(said, (channel, epoch), after, most as usize, scene)
+            }
+            (Want::Presence { all, limit }, "presence") => {
+                let Some(channel) = channel else { return Some("another channel is named") };
+                let own = self.channels.get_mut(&channel).filter(|own| own.view != View::Off);
+                let list = own.map(|own| &mut own.list);
+                Client::told_who_is_there(said, channel, (all, limit), list, scene)
             }
             _ => Some("another reply is due"),
         }
@@ -574,7 +594,8 @@ impl Link {
         let Scene { setup, judge, .. } = scene;
         let subscribing = matches!(pending.want, Want::Subscribe { .. });
         let publishing = matches!(pending.want, Want::Publish(_));
-        let asking = matches!(pending.want, Want::History { .. });
+        let seeing = matches!(pending.want, Want::Presence { .. });
+        let asking = seeing || matches!(pending.want, Want::History { .. });
         let of = |op| pending.channel.map(|channel| self.chance(op, channel, setup));
         let may_not = |op| of(op).is_some_and(|chance| !chance.always);
         match code {
@@ -595,7 +616,15 @@ impl Link {
                 let off = |channel| self.is_ordered_off(channel, judge);
                 may_not(Op::Subscribe) || pending.channel.is_some_and(off)
             }
+            "forbidden" if seeing => {
+                let shows = |channel| setup.group(channel).presence != Shows::Off;
+                may_not(Op::Presence) || !pending.channel.is_some_and(shows)
+            }
             "forbidden" if asking => may_not(Op::History),
+            "channel_full" => {
+                let limited = |channel| setup.group(channel).members_max > 0;
+                subscribing && pending.channel.is_some_and(limited)
+            }
             "forbidden" if publishing => may_not(Op::Publish),
             "forbidden" => match pending.want {
                 Want::Send(_) => self.founds().any(|found| !found.person.sends),

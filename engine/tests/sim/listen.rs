@@ -152,13 +152,15 @@ impl Client {
                 let conn = link.conn;
                 let hole = Hole { channel, epoch, from: next, to: from, conn, who: who.clone() };
                 let goes_on = from == next || next > seam && scene.judge.passes_over(hole);
-                if !goes_on || to < from || epoch != own_epoch {
+                // Of notices alone it is empty.
+                let least = from - u64::from(scene.setup.group(channel).join_leave);
+                if !goes_on || to < least || epoch != own_epoch {
                     let what = format_args!(
                         "{who} got a gap {from}..={to} of {name} where {next} was due"
                     );
                     scene.judge.broken(Rule::Gap, what);
                 }
-                if from <= seam {
+                if from <= seam && to >= from {
                     let what =
                         format_args!("{who} got a gap from {from} of {name}, recovered to {seam}");
                     scene.judge.broken(Rule::RecoveryWhole, what);
@@ -170,8 +172,11 @@ impl Client {
                 }
                 scene.judge.claim(channel, epoch, to, &who);
                 link.set_view(channel, View::Live { epoch, next: to + 1, seam });
+                link.channels.entry(channel).and_modify(|own| own.list.forget());
                 self.seen.insert(channel, (epoch, to));
             }
+            "join" | "leave" => self.noticed(said, named, scene),
+            "presence" if said.id.is_none() => self.noticed(said, named, scene),
             "drain" => {
                 if !scene.judge.draining || said.reconnect_ms.is_none() || link.drain_told {
                     let what = format_args!("{who} was told of a drain that is none, or twice");

@@ -30,6 +30,7 @@ mod listen;
 mod net;
 mod node;
 mod policy;
+mod presence;
 mod raw;
 mod run;
 mod setup;

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringfeed_engine::clock::Clock;
-use ringfeed_engine::config::{ChannelRule, Config, LagPolicy, Publishers, Sources, Subscribers};
+use ringfeed_engine::config::{
+    ChannelRule, Config, LagPolicy, Presence, Publishers, Sources, Subscribers,
+};
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Post, Published, Reached, Reply, Request, Sender, Shards,
-    StoredPayload, UserConnection, Waker, queues,
+    Asked, ChannelPage, HistoryPage, Post, PresencePage, Published, Reached, Reply, Request,
+    Sender, Shards, StoredPayload, UserConnection, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
@@ -34,7 +36,8 @@ use super::dice::Dice;
 use super::judge::Kind;
 use super::ledger::Found;
 use super::net::{ConnId, Net, SimWire};
-use super::setup::Setup;
+use super::presence::Present;
+use super::setup::{Setup, Shows};
 use super::token;
 
 /// One shard, and what is on its thread besides.
@@ -76,6 +79,7 @@ pub(crate) enum Waiting {
     Published(Vec<(u64, usize)>, oneshot::Receiver<Vec<(u32, Published)>>),
     History(usize, oneshot::Receiver<Option<HistoryPage>>),
     Rows(oneshot::Receiver<ChannelPage>),
+    Presence(usize, oneshot::Receiver<Option<PresencePage>>),
     /// Connections of a user, as an order by this number finds them.
     There(usize, oneshot::Receiver<Vec<UserConnection>>),
     /// How many connections the order has reached.
@@ -91,6 +95,8 @@ pub(crate) enum Answer {
     /// The channel's page, if there is such a channel.
     History(usize, Option<Page>),
     Rows(Vec<Row>),
+    /// Of a channel, if there is such a one.
+    Presence(usize, Option<Present>),
     /// Names of connections.
     There(usize, Vec<String>),
     /// `None`: it was refused.
@@ -121,6 +127,7 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) epoch: u64,
     pub(crate) newest: u64,
+    pub(crate) subscribers: u64,
 }
 
 /// What a shard holds; all zero when nobody is there.
@@ -318,6 +325,16 @@ impl Cluster {
         self.request(home, request).then_some(Waiting::History(channel, answer))
     }
 
+    /// `GET /api/presence`.
+    pub(crate) fn presence(&self, channel: usize, name: &str, limit: u32) -> Option<Waiting> {
+        let (reply, answer) = oneshot::channel();
+        let home = self.home(name);
+        let name = ChannelName::new(name).expect("channels have valid names");
+        let reply = Reply::Control(reply);
+        let request = Request::Presence { channel: name, after: None, limit, reply };
+        self.request(home, request).then_some(Waiting::Presence(channel, answer))
+    }
+
     /// One shard's part of `GET /api/channels`.
     pub(crate) fn list(&self, home: usize) -> Option<Waiting> {
         let (reply, answer) = oneshot::channel();
@@ -387,11 +404,25 @@ impl Waiting {
                 });
                 Answer::History(*channel, page)
             }),
+            Waiting::Presence(channel, answer) => answer.try_recv().map(|page| {
+                let page = page.map(|page| Present {
+                    epoch: page.position.epoch.0,
+                    version: page.version,
+                    count: page.count,
+                    connections: page.connections,
+                    more: page.more,
+                    names: page
+                        .present
+                        .map(|all| all.iter().map(|own| own.who.to_string()).collect()),
+                });
+                Answer::Presence(*channel, page)
+            }),
             Waiting::Rows(answer) => answer.try_recv().map(|page| {
                 let rows = page.rows.into_iter().map(|row| Row {
                     name: row.name.to_string(),
                     epoch: row.position.epoch.0,
                     newest: row.position.offset.0,
+                    subscribers: row.subscribers,
                 });
                 Answer::Rows(rows.collect())
             }),
@@ -436,6 +467,7 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     limits.parked_bytes_max = setup.parked_bytes_max;
     limits.retained_bytes_max = setup.retained_bytes_max;
     limits.history_reply_max = setup.history_reply_max;
+    limits.presence_reply_max = setup.presence_reply_max;
     limits.recovery_bytes_max = setup.recovery_bytes_max;
     limits.cross_shard_bytes_max = setup.cross_shard_bytes_max;
     limits.connections_per_user_max = setup.connections_per_user_max as u32;
@@ -475,6 +507,14 @@ pub(super) fn configuration(setup: &Setup) -> Config {
             window_bytes: group.window_bytes,
             window_age_ms: group.window_age_ms,
             sender: group.sender,
+            presence: match group.presence {
+                Shows::Off => Presence::Off,
+                Shows::Count => Presence::Count,
+                Shows::Full => Presence::Full,
+            },
+            join_leave: group.join_leave,
+            presence_interval_ms: group.presence_interval_ms,
+            members_max: group.members_max,
         })
         .chain([rule])
         .collect();

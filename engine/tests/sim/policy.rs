@@ -8,6 +8,7 @@ pub(crate) enum Op {
     Subscribe,
     Publish,
     History,
+    Presence,
 }
 
 /// The word of a channel's rule.
@@ -107,7 +108,7 @@ impl Policy {
             (Word::Anyone, _) => Verdict::Yes,
             (Word::Users, _) if person.user.is_some() => Verdict::Yes,
             (Word::Users | Word::Nobody, _) => Verdict::No,
-            (Word::Hook, Op::History) => Verdict::WhileSubscribed,
+            (Word::Hook, Op::History | Op::Presence) => Verdict::WhileSubscribed,
             (Word::Hook, _) => Verdict::Ask,
         }
     }
@@ -156,7 +157,7 @@ pub(crate) fn line(dice: &mut Dice, groups: usize) -> Line {
     Line {
         whom: dice.pick(&[Whom::Anonymous, user, user, role, role]),
         group: dice.below(groups),
-        op: dice.pick(&[Op::Subscribe, Op::Subscribe, Op::Publish, Op::History]),
+        op: dice.pick(&[Op::Subscribe, Op::Subscribe, Op::Publish, Op::History, Op::Presence]),
         allow: dice.chance(600),
     }
 }

@@ -21,6 +21,14 @@ pub(crate) enum Mode {
     Wander,
 }
 
+/// What is told of who is on a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shows {
+    Off,
+    Count,
+    Full,
+}
+
 /// Channels under one rule of the configuration: those named `g<number>.*`.
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
@@ -32,6 +40,11 @@ pub(crate) struct Group {
     pub(crate) window_bytes: u32,
     pub(crate) window_age_ms: u32,
     pub(crate) sender: bool,
+    pub(crate) presence: Shows,
+    pub(crate) join_leave: bool,
+    pub(crate) presence_interval_ms: u32,
+    /// 0 is no limit.
+    pub(crate) members_max: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -75,6 +88,7 @@ pub(crate) struct Setup {
     pub(crate) parked_bytes_max: u64,
     pub(crate) retained_bytes_max: u64,
     pub(crate) history_reply_max: u32,
+    pub(crate) presence_reply_max: u32,
     pub(crate) recovery_bytes_max: u32,
     pub(crate) cross_shard_bytes_max: u32,
     pub(crate) body_bytes_max: u32,
@@ -90,6 +104,8 @@ pub(crate) struct Setup {
     /// Most bytes of an ordinary payload, and of a rare large one.
     pub(crate) payload_bytes: usize,
     pub(crate) large_bytes: usize,
+    /// Of 1,000 things that clients do: ask who is on a channel.
+    pub(crate) looks: u32,
     /// In 1,000 publications.
     pub(crate) large: u32,
     pub(crate) empty: u32,
@@ -223,6 +239,7 @@ impl Setup {
             parked_bytes_max: dice.pick(&[32 << 20, 32 << 20, 100_000, 2000]),
             retained_bytes_max: dice.pick(&[32 << 20, 32 << 20, 4000]),
             history_reply_max: dice.pick(&[1000, 10, 2]),
+            presence_reply_max: dice.pick(&[1000, 1000, 2]),
             recovery_bytes_max: dice.pick(&[1 << 24, 1 << 16, 2000]),
             cross_shard_bytes_max: dice.pick(&[8 << 20, 1 << 16, 4096, 500]),
             body_bytes_max: dice.pick(&[4 << 20, 10_000, 1024]),
@@ -236,6 +253,7 @@ impl Setup {
             adopt_faults: if dice.chance(200) { 30 } else { 0 },
             payload_bytes: dice.magnitude(8, 1500),
             large_bytes: dice.magnitude(2000, 300_000),
+            looks: 0,
             large: dice.pick(&[0, 0, 5, 20, 60]),
             empty: if dice.chance(100) { 50 } else { 0 },
             floods: dice.pick(&[0, 0, 3, 20]),
@@ -285,8 +303,27 @@ impl Setup {
         }
         if access && dice.chance(250) {
             setup.have_replays_wait(dice);
+        } else if dice.chance(150) {
+            setup.have_them_come_and_go(dice);
         }
         setup
+    }
+
+    /// Clients come to few channels and leave them, are told so, and ask who is there meanwhile.
+    fn have_them_come_and_go(&mut self, dice: &mut Dice) {
+        self.steps = dice.range(300, 1500);
+        self.channels.truncate(2);
+        self.attentive = dice.pick(&[1000, 900, 500]);
+        self.raw = dice.pick(&[0, 100]);
+        (self.looks, self.moves) = (dice.pick(&[150, 400]), dice.pick(&[0, 300]));
+        self.subscriptions_max = 128;
+        self.presence_reply_max = 1000;
+        self.turns = dice.magnitude(500, 1500) as u32;
+        self.clocks = dice.pick(&[30, 100]);
+        for group in &mut self.groups {
+            (group.presence, group.join_leave) = (Shows::Full, true);
+            group.presence_interval_ms = dice.pick(&[0, 100, 500, 500]);
+        }
     }
 
     /// Much is recovered, by clients that do not read it at once, and what they may have changes meanwhile.
@@ -323,6 +360,7 @@ impl Setup {
 
 impl Group {
     fn draw(dice: &mut Dice) -> Group {
+        let presence = dice.pick(&[Shows::Off, Shows::Off, Shows::Count, Shows::Full, Shows::Full]);
         Group {
             history_size: dice.pick(&[0, 0, 1, 5, 40, 1000]),
             history_bytes: dice.pick(&[16 << 20, 16 << 20, 10_000]),
@@ -331,6 +369,10 @@ impl Group {
             window_bytes: dice.magnitude(256, 256 * 1024) as u32,
             window_age_ms: dice.pick(&[10_000, 10_000, 1000, 100]),
             sender: dice.chance(200),
+            presence,
+            join_leave: presence == Shows::Full && dice.chance(600),
+            presence_interval_ms: dice.pick(&[0, 0, 100, 500]),
+            members_max: dice.pick(&[0, 0, 0, 0, 0, 1, 2, 5]),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::judge::{Ident, Judge, Rule};
 use super::ledger::Ledgers;
 use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
 use super::node::{Answer, Cluster, Item, Outcome, Page, Row, Waiting, configuration};
+use super::presence::Present;
 use super::setup::{Mode, Setup};
 use super::token::Mint;
 use super::trace::{Trace, Tracing, note};
@@ -84,6 +85,8 @@ pub(crate) struct World {
     pub(super) healed: bool,
     /// When faults ended.
     pub(super) healed_ms: u64,
+    /// Who is on each channel, as the control thread was told last.
+    pub(super) present: Vec<Option<Present>>,
     /// Rows are of now: everything is quiet.
     pub(super) listing: bool,
 }
@@ -153,6 +156,7 @@ impl World {
             ticks: vec![false; setup.shards],
             healed: false,
             healed_ms: 0,
+            present: Vec::new(),
             listing: false,
             setup,
             dice,
@@ -474,7 +478,12 @@ impl World {
             let channel = self.dice.below(self.setup.channels.len());
             let after = self.dice.chance(500).then(|| self.dice.below(20) as u64);
             let limit = self.dice.range(1, 50) as u32;
-            self.cluster.history(channel, &self.setup.channels[channel].name, after, limit)
+            let name = &self.setup.channels[channel].name;
+            if self.dice.chance(500) {
+                self.cluster.presence(channel, name, limit)
+            } else {
+                self.cluster.history(channel, name, after, limit)
+            }
         };
         self.waiting.extend(waiting);
     }
@@ -645,9 +654,19 @@ impl World {
                 }
             }
             Answer::History(_, None) => {}
+            Answer::Presence(channel, present) => {
+                if let Some(place) = self.present.get_mut(channel) {
+                    *place = present;
+                }
+            }
             Answer::Rows(rows) => {
-                for Row { name, epoch, newest: offset } in rows {
+                for Row { name, epoch, newest: offset, subscribers } in rows {
                     let at = self.setup.channels.iter().position(|channel| channel.name == name);
+                    let most = at.map_or(0, |at| self.setup.group(at).members_max);
+                    if most > 0 && subscribers > most.into() {
+                        let what = format_args!("{name} has {subscribers} members of {most}");
+                        judge.broken(Rule::MembersAtMost, what);
+                    }
                     match at {
                         // Later answers may have been read by now.
                         Some(at) if !self.listing => judge.claim(at, epoch, offset, WHO),

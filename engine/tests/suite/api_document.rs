@@ -87,7 +87,8 @@ fn the_openapi_document_is_valid() {
             needed.map(|p| format!("{path} {}", p["name"].as_str().unwrap())).collect::<Vec<_>>()
         })
         .collect();
-    let needed = ["/api/connections user", "/api/history channel"].map(str::to_owned);
+    let needed = ["/api/connections user", "/api/history channel", "/api/presence channel"]
+        .map(str::to_owned);
     assert_eq!(required, BTreeSet::from(needed));
 }
 
@@ -155,7 +156,7 @@ fn same_shape(shown: &Value, got: &Value) -> bool {
 #[test]
 fn the_examples_of_the_page_are_answered_as_it_says() {
     let server = TestServer::start(
-        "[[channels]]\npattern = \"news\"\nhistory_size = 100\n[[channels]]\npattern = \"*\"\n",
+        "[[channels]]\npattern = \"news\"\nhistory_size = 100\npresence = \"full\"\n[[channels]]\npattern = \"*\"\n",
         &["server.shards=1", "api.keys=KEY"],
     );
     let examples = examples();

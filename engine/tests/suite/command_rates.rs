@@ -45,7 +45,7 @@ fn commands_have_rates_by_kind() {
     assert!(told.contains("at most 1 publications a second"), "{told}");
     let (count, told) = refused(&mut client, 1000, history);
     assert!(count > 0 && count <= 500, "{count}");
-    assert!(told.contains("at most 1 requests for history a second"), "{told}");
+    assert!(told.contains("at most 1 requests for history and presence a second"), "{told}");
     let (count, told) = refused(&mut client, 3000, subscribe);
     assert!(count > 0 && count <= 500, "unsubscribes have no rate: {count}");
     assert!(told.contains("at most 1 subscribes a second"), "{told}");

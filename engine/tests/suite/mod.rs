@@ -18,6 +18,7 @@ mod hooks;
 mod hostile_names;
 mod hostile_readers;
 mod portico;
+mod presence;
 mod publish_subscribe;
 mod recovering;
 mod recovery;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
-use crate::event::{Epoch, Event, Meta, Offset, Position, Publication};
+use crate::event::{Epoch, Event, Meta, Offset, Position, Present, Publication, Someone};
 use crate::frame::{self, Opcode};
 use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
@@ -22,7 +22,7 @@ const ID_BYTES_MAX: usize = 64;
 /// Longest type of a message that somebody else may know.
 const KIND_BYTES_MAX: usize = 64;
 
-const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, ping";
+const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, presence, ping";
 
 /// Every field that any command has. `data` is validated but kept as it came. Unknown fields are
 /// ignored, so that a newer client can speak to an older server.
@@ -48,8 +48,8 @@ pub(super) struct Fields<'a> {
     user: Option<Cow<'a, str>>,
     #[serde(default)]
     echo: Option<bool>,
-    #[serde(default)]
-    after: Option<u64>,
+    #[serde(borrow, default)]
+    after: Option<&'a RawValue>,
     #[serde(default)]
     limit: Option<u32>,
 }
@@ -159,8 +159,22 @@ impl<'a> Fields<'a> {
     }
 
     fn history(self) -> Result<Command<'a>, CommandError<'a>> {
-        let (after, limit) = (self.after.map(Offset), self.limit);
+        let (after, limit) = (self.after::<u64>()?.map(Offset), self.limit);
         self.with_channel(|channel| Action::History { channel, after, limit })
+    }
+
+    fn presence(self) -> Result<Command<'a>, CommandError<'a>> {
+        // Whatever is escaped in it: what it holds is copied, as serde borrows no more than a plain text.
+        let (after, limit) = (self.after::<String>()?.map(Cow::Owned), self.limit);
+        self.with_channel(|channel| Action::Presence { channel, after, limit })
+    }
+
+    /// From where to go on: an offset, or somebody.
+    fn after<T: Deserialize<'a>>(&self) -> Result<Option<T>, CommandError<'a>> {
+        let read = |raw: &'a RawValue| {
+            serde_json::from_str(raw.get()).map_err(|e| self.bad(format_args!("'after': {e}")))
+        };
+        self.after.map(read).transpose()
     }
 
     pub(super) fn unknown(&self, dialect: &'static str, allowed: &'static str) -> CommandError<'a> {
@@ -223,6 +237,7 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
         Some("unsubscribe") => fields.unsubscribe(),
         Some("publish") => fields.publish(),
         Some("history") => fields.history(),
+        Some("presence") => fields.presence(),
         Some("ping") => Ok(Command { id: fields.id(), action: Action::Ping }),
         Some("send") => fields.send(),
         Some("auth") => Ok(fields.auth()),
@@ -297,6 +312,30 @@ fn write_data(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
     }
 }
 
+/// Appends `,"users":[…]`.
+fn write_users(body: &mut Vec<u8>, users: &[Present]) {
+    body.extend_from_slice(b",\"users\":[");
+    for (i, Present { who, info }) in users.iter().enumerate() {
+        body.extend_from_slice(if i > 0 { b",{" } else { b"{" });
+        match who {
+            Someone::User(user) => {
+                body.extend_from_slice(b"\"user\":");
+                write_string(body, user);
+            }
+            Someone::Connection(connection) => {
+                body.extend_from_slice(b"\"connection\":");
+                write_string(body, connection);
+            }
+        }
+        if let Some(info) = info {
+            body.extend_from_slice(b",\"info\":");
+            body.extend_from_slice(info.as_bytes());
+        }
+        body.push(b'}');
+    }
+    body.push(b']');
+}
+
 /// A number in decimal without an allocation.
 #[derive(Default)]
 struct Decimal([u8; 20]);
@@ -317,7 +356,7 @@ impl Decimal {
     }
 }
 
-pub(super) fn write_event(out: &mut Vec<u8>, event: &Event) {
+pub(crate) fn write_event(out: &mut Vec<u8>, event: &Event) {
     let mut body = Vec::with_capacity(128);
     write_body(&mut body, event);
     frame::write_server(out, Opcode::Text, &body);
@@ -403,6 +442,40 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
             write_publications(body, publications);
             write!(body, "]}}")
         }
+        Event::Presence { id, channel, epoch, version, count, connections, users, next } => {
+            head(body, "presence", id);
+            let _ = write!(
+                body,
+                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"version\":{version},\"count\":{count},\
+                 \"connections\":{connections}"
+            );
+            if let Some(users) = users {
+                write_users(body, users);
+            }
+            if let Some(next) = next {
+                body.extend_from_slice(b",\"next\":");
+                write_string(body, next);
+            }
+            write!(body, "}}")
+        }
+        Event::Leave { channel, version, users } => {
+            let _ = write!(
+                body,
+                "{{\"type\":\"leave\",\"channel\":\"{channel}\",\"version\":{version}"
+            );
+            write_users(body, users);
+            write!(body, "}}")
+        }
+        Event::Join { channel, version, users } => {
+            let _ =
+                write!(body, "{{\"type\":\"join\",\"channel\":\"{channel}\",\"version\":{version}");
+            write_users(body, users);
+            write!(body, "}}")
+        }
+        Event::Count { channel, version, count } => write!(
+            body,
+            "{{\"type\":\"presence\",\"channel\":\"{channel}\",\"version\":{version},\"count\":{count}}}"
+        ),
         Event::Pong { id } => {
             head(body, "pong", id);
             write!(body, "}}")
@@ -513,7 +586,8 @@ mod tests {
             format!(
                 r#"{{"type":"subscribe","id":7,"channel":"a","recover":{{"offset":"{long}"}}}}"#
             ),
-            format!(r#"{{"type":"subscribe","id":7,"channel":"a","after":"{long}"}}"#),
+            format!(r#"{{"type":"history","id":7,"channel":"a","after":"{long}"}}"#),
+            format!(r#"{{"type":"presence","id":7,"channel":"a","after":["{long}"]}}"#),
             format!(r#"{{"type":"{long}","id":7}}"#),
             format!(r#"{{"type":"publish","id":7,"channel":"a","base64":"{long}"}}"#),
             format!(r#"{{"type":"history","id":7,"channel":"a","limit":"{long}"}}"#),

@@ -192,10 +192,12 @@ impl Fanout {
         let rest_end =
             session.half_sent.filter(|&half| half == id).and(lane.log.end_of_frame(position));
         // What is missed begins behind the frame that is half sent: it is always completed.
-        let missed = lane.log.next_offset(rest_end.unwrap_or(position));
-        if missed > lane.log.last_offset() {
+        let from = rest_end.unwrap_or(position);
+        if from >= lane.log.end() {
             return false;
         }
+        // Where only notices are, it is the offset that comes next.
+        let missed = lane.log.next_offset(from);
         session.half_sent = session.half_sent.filter(|&half| half != id);
         let tells = lane.window.policy == LagPolicy::Gap && session.dialect.tells_gaps();
         if let Some(subscriber) = lane.subscriber_mut(list, index) {

@@ -166,7 +166,9 @@ impl Log {
         let placed = Placed { start, first_offset, count, at_ms: now_ms, bytes, frames };
         self.index_bytes += placed.index_bytes();
         self.end = placed.end();
-        self.last_offset = first_offset + u64::from(count.saturating_sub(1));
+        if let Some(behind_first) = count.checked_sub(1) {
+            self.last_offset = first_offset + u64::from(behind_first);
+        }
         self.chunks.push_back(placed);
         start
     }

@@ -41,9 +41,7 @@ impl Parked {
         let asker = match self {
             Parked::Publication(_, publisher) | Parked::Asked(_, _, publisher) => &publisher.asker,
             Parked::Refused(_, asker) => asker,
-            Parked::Request(request) => {
-                return request.origin().map(|origin| (origin.shard, origin.session));
-            }
+            Parked::Request(request) => return request.session(),
         };
         let Asker::Session(origin) = asker else { return None };
         Some((origin.shard, origin.session))

@@ -1,6 +1,8 @@
 //! The table of homes.
 
-use std::collections::{HashSet, VecDeque};
+mod presence;
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,10 +15,13 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
+use super::members::Members;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
-use crate::config::Config;
-use crate::ids::{LaneId, ShardId, Ticket};
-use crate::message::{ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload};
+use crate::config::{Config, Presence};
+use crate::ids::{LaneId, SessionId, ShardId, Ticket};
+use crate::message::{
+    Caller, ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload,
+};
 use crate::names::Names;
 use crate::slab::Slab;
 
@@ -65,6 +70,8 @@ pub(in crate::shard) struct Homes {
     homes: Slab<Home>,
     /// With something pending.
     dirty: Vec<u32>,
+    /// Where subscribers are to be told of who comes and goes, and when; some of them gone.
+    due: BTreeSet<(u64, u32)>,
     /// With something parked.
     waiting: VecDeque<u32>,
     parked_bytes: usize,
@@ -91,6 +98,8 @@ pub(in crate::shard) struct Homes {
 pub(in crate::shard) struct Subscribe<'a> {
     pub(in crate::shard) name: &'a ChannelName,
     pub(in crate::shard) shard: ShardId,
+    pub(in crate::shard) session: SessionId,
+    pub(in crate::shard) who: Option<&'a Caller>,
     pub(in crate::shard) lane: Lane,
     pub(in crate::shard) to: LaneId,
     pub(in crate::shard) recover: Option<Position>,
@@ -112,6 +121,7 @@ impl Homes {
             by_name: Names::new(),
             homes: Slab::default(),
             dirty: Vec::new(),
+            due: BTreeSet::new(),
             waiting: VecDeque::new(),
             parked_bytes: 0,
             awaiting_bytes: 0,
@@ -129,7 +139,8 @@ impl Homes {
         }
     }
 
-    /// Goes by another configuration from now on. Channels that are there keep the history and window they have.
+    /// Goes by another configuration from now on. Channels that are there keep the history, window and
+    /// members they have.
     pub(in crate::shard) fn reconfigure(&mut self, config: Arc<Config>, limits: HomeLimits) {
         (self.config, self.limits) = (config, limits);
     }
@@ -191,6 +202,10 @@ impl Homes {
             };
             Box::new(Kept::new(limits, self.replay_memory.clone()))
         });
+        let members = rule.filter(|rule| rule.presence == Presence::Full).map(|rule| {
+            let interval_ms = rule.join_leave.then_some(u64::from(rule.presence_interval_ms));
+            Box::new(Members::new(interval_ms))
+        });
         let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
         let (index, _) = self.homes.insert(Home {
             name: name.clone(),
@@ -199,6 +214,8 @@ impl Homes {
             kept,
             lanes: SmallVec::new(),
             excepted: None,
+            members,
+            members_max: rule.map_or(0, |rule| rule.members_max),
             dirty: false,
             quiet_ms: now_ms,
             parked: None,
@@ -360,10 +377,10 @@ impl Homes {
     /// Holds a request of a session back where a publication of that session is: answers are in the
     /// order of commands. Gives it back where none is.
     pub(in crate::shard) fn park_behind_own(&mut self, request: Request) -> Option<Request> {
-        let held = request.origin().zip(request.channel()).and_then(|(origin, name)| {
+        let held = request.session().zip(request.channel()).and_then(|((shard, session), name)| {
             let index = *self.by_name.get(name)?;
             let parked = self.homes.get(index)?.parked.as_ref()?;
-            parked.has_of(origin.shard, origin.session).then_some(index)
+            parked.has_of(shard, session).then_some(index)
         });
         let Some(index) = held else { return Some(request) };
         self.park(index, Parked::Request(request));
@@ -478,13 +495,14 @@ impl Homes {
     /// this turn, in bytes.
     pub(in crate::shard) fn subscribe(
         &mut self,
-        Subscribe { name, shard, lane, to, recover, recovery_bytes_max }: Subscribe,
+        Subscribe { name, shard, session, who, lane, to, recover, recovery_bytes_max }: Subscribe,
         now_ms: u64,
         budget: &mut usize,
         deliver: Deliver,
     ) -> Result<Subscribed, Refused> {
         let index = self.open(name, now_ms)?;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
+        home.has_place()?;
         home.seal(deliver);
         let mut replay: Option<Option<Replay>> = None;
         if let Some(from) = recover {
@@ -511,11 +529,15 @@ impl Homes {
         self.bound_encoded(index);
         let home = self.home_mut(index);
         home.add_subscriber(lane, shard, to);
+        let naming = home.join(shard, session, who);
+        self.list_if_due(index, now_ms);
+        let home = self.home_mut(index);
         Ok(Subscribed::Start(Start {
             position: home.position(),
             recovered: replay.as_ref().map(Option::is_some),
             replay: replay.flatten().unwrap_or_default(),
             subscribers: home.subscribers(),
+            naming,
         }))
     }
 
@@ -558,18 +580,22 @@ impl Homes {
     pub(in crate::shard) fn unsubscribe(
         &mut self,
         name: &str,
-        shard: ShardId,
+        (shard, session): (ShardId, SessionId),
         lane: Lane,
         now_ms: u64,
     ) {
         let index = *self.by_name.get(name).expect("a channel with subscribers is there");
         let home = self.home_mut(index);
         home.remove_subscriber(lane, shard);
+        if let Some(members) = &mut home.members {
+            members.leave((shard, session));
+        }
         home.quiet_ms = now_ms;
         // Nothing was ever said there: nobody can come back to it.
         if home.last_offset == Offset::NONE {
             self.close_if_idle(index, u64::MAX);
         }
+        self.list_if_due(index, now_ms);
     }
 
     /// Readers who read are behind on a lane of a shard, or no more.
@@ -689,6 +715,7 @@ impl Homes {
         assert_eq!(encoded.sum::<usize>(), self.encoded_bytes, "encoded bytes");
         for home in homes() {
             home.parked.iter().for_each(|parked| parked.check());
+            home.members.iter().for_each(|members| members.check(home.subscribers()));
             assert!(home.lanes.iter().all(|lane| !lane.interests.is_empty()), "{}", home.name);
             let interests = home.lanes.iter().flat_map(|lane| &lane.interests);
             assert!(interests.into_iter().all(|interest| interest.subscribers > 0));

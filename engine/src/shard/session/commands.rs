@@ -12,8 +12,9 @@ use ringfeed_wire::Wire;
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
 use crate::access::Verdict;
 use crate::access::token::TokenError;
+use crate::config::Presence;
 use crate::ids::{LaneId, SessionSlot};
-use crate::message::{By, Order, Origin, Question, Reply, Request, Sender, UserRequest};
+use crate::message::{By, Order, Origin, Question, Reply, Request, Sender, Someone, UserRequest};
 use crate::shard::Shard;
 use crate::shard::asks::Then;
 use crate::shard::feed::{Subscriber, Window};
@@ -61,6 +62,11 @@ impl<W: Wire> Shard<W> {
             Action::History { channel, after, limit } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
                     self.history(slot, id, name, after, limit);
+                }
+            }
+            Action::Presence { channel, after, limit } => {
+                if let Some(name) = self.channel_name(slot, id, &channel) {
+                    self.presence(slot, id, name, after.as_deref(), limit);
                 }
             }
         }
@@ -226,8 +232,10 @@ impl<W: Wire> Shard<W> {
             age_ms: rule.window_age_ms.into(),
         };
         let to = self.feeds.acquire(&channel, lane, window);
+        let named = rule.presence == Presence::Full;
         let attempt = self.sessions.next_attempt();
         let origin = self.origin(slot, id);
+        let who = named.then(|| Box::new(self.caller(slot)));
         let Some(session) = self.sessions.get_mut(slot) else { return };
         if session.subscriptions.is_empty() {
             // Most connections have one and keep it.
@@ -239,7 +247,7 @@ impl<W: Wire> Shard<W> {
         }
         self.subscription_count += 1;
         self.owe(slot, 1);
-        self.request(Request::Subscribe { origin, attempt, channel, lane, to, recover });
+        self.request(Request::Subscribe { origin, attempt, channel, lane, to, recover, who });
     }
 
     /// A session with several subscriptions is served as a whole from here on: its first one moves to
@@ -376,24 +384,64 @@ impl<W: Wire> Shard<W> {
         after: Option<Offset>,
         limit: Option<u32>,
     ) {
-        let operation = Operation::History;
-        let hint = match self.may(slot, operation, &channel) {
-            Verdict::Yes => None,
-            Verdict::No(hint) => Some(hint),
-            _ if self.subscription_to(slot, &channel).is_some() => None,
-            _ => Some("by its subscribers"),
-        };
-        if let Some(hint) = hint {
-            return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
-        }
-        if self.draining {
-            return self.refuse(slot, id, Refused::Draining);
+        if let Err(refused) = self.may_see(slot, Operation::History, &channel) {
+            return self.refuse(slot, id, refused);
         }
         let most = self.config.limits.history_reply_max;
         let limit = limit.unwrap_or(most).min(most);
         let reply = Reply::Session(self.origin(slot, id));
         self.owe(slot, self.owed_by_history());
         self.request(Request::History { channel, after, limit, reply });
+    }
+
+    /// Whether a session may be shown what is known of a channel: its history, or who is there.
+    fn may_see(
+        &self,
+        slot: SessionSlot,
+        operation: Operation,
+        channel: &ChannelName,
+    ) -> Result<(), Refused> {
+        let hint = match self.may(slot, operation, channel) {
+            Verdict::Yes => None,
+            Verdict::No(hint) => Some(hint),
+            _ if self.subscription_to(slot, channel).is_some() => None,
+            _ => Some("by its subscribers"),
+        };
+        match hint {
+            Some(hint) => Err(Refused::Forbidden { operation, channel: channel.clone(), hint }),
+            None if self.draining => Err(Refused::Draining),
+            None => Ok(()),
+        }
+    }
+
+    /// Says who is on a channel.
+    fn presence(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        channel: ChannelName,
+        after: Option<&str>,
+        limit: Option<u32>,
+    ) {
+        let operation = Operation::Presence;
+        let after = match after.map(str::parse::<Someone>).transpose() {
+            Ok(after) => after.map(Box::new),
+            Err(e) => {
+                return self.refuse(slot, id, Refused::bad_command(format_args!("'after': {e}")));
+            }
+        };
+        if let Err(refused) = self.may_see(slot, operation, &channel) {
+            return self.refuse(slot, id, refused);
+        }
+        if self.config.rule(&channel).is_none_or(|rule| rule.presence == Presence::Off) {
+            let hint = "by nobody";
+            return self.refuse(slot, id, Refused::Forbidden { operation, channel, hint });
+        }
+        let most = self.config.limits.presence_reply_max;
+        let limit = limit.unwrap_or(most).min(most);
+        let reply = Reply::Session(self.origin(slot, id));
+        self.owe(slot, self.owed_by_history());
+        self.request(Request::Presence { channel, after, limit, reply });
     }
 
     /// Sends to all connections of a user.

@@ -34,7 +34,7 @@ pub(in crate::shard) fn check_command(
         Action::Publish { .. } | Action::Send { .. } => {
             (Rated::Publications, limits.publishes_per_second_max, limits.publishes_burst)
         }
-        Action::History { .. } => {
+        Action::History { .. } | Action::Presence { .. } => {
             (Rated::Histories, limits.histories_per_second_max, limits.histories_burst)
         }
         _ => return Ok(()),

@@ -13,7 +13,8 @@ use crate::counters::CloseReason;
 use crate::ids::SessionId;
 use crate::ids::{ConnectionId, LaneId, SessionSlot};
 use crate::message::{
-    Chunk, Delivery, HistoryPage, Order, Origin, Reached, Replay, Request, Skip, Start,
+    Chunk, Delivery, HistoryPage, Naming, Order, Origin, PresencePage, Present, Reached, Replay,
+    Request, Skip, Start,
 };
 use crate::shard::Shard;
 use crate::shard::feed::{FOLLOWS, LaneState};
@@ -47,6 +48,9 @@ impl<W: Wire> Shard<W> {
             }
             Delivery::History { origin, channel, page } => {
                 self.handle_history(&origin, channel, page);
+            }
+            Delivery::Presence { origin, channel, page } => {
+                self.handle_presence(&origin, channel, page);
             }
             Delivery::Refused { origin, attempt, refused } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
@@ -87,7 +91,7 @@ impl<W: Wire> Shard<W> {
         attempt: u32,
         channel: ChannelName,
         lane: Lane,
-        Start { position, recovered, replay, subscribers }: Start,
+        Start { position, recovered, replay, naming, subscribers }: Start,
     ) {
         let slot = self.sessions.current(origin.session);
         let known = slot.and_then(|slot| {
@@ -114,6 +118,10 @@ impl<W: Wire> Shard<W> {
         };
         let list = self.sessions.list(slot);
         let index = self.feeds.attach(id, position, list, slot);
+        self.feeds.lane_mut(id).named = naming != Naming::Off;
+        if naming == Naming::Wanted {
+            self.tell_member(slot, channel.clone());
+        }
         if self.sessions.has(slot, MULTI) && !self.sessions.has(slot, CURSORS) {
             self.feeds.lane_mut(id).served[index as usize].sent = FOLLOWS;
         }
@@ -241,6 +249,29 @@ impl<W: Wire> Shard<W> {
             .collect();
         let (channel, position) = (&channel, page.position);
         self.reply(slot, &Event::History { id, channel, position, publications });
+    }
+
+    fn handle_presence(
+        &mut self,
+        origin: &Origin,
+        channel: ChannelName,
+        page: Option<Box<PresencePage>>,
+    ) {
+        let Some(slot) = self.sessions.current(origin.session) else { return };
+        self.settle_owed(slot, self.owed_by_history());
+        let id = origin.id.as_deref();
+        let Some(page) = page else {
+            return self.tell_refused(slot, id, &Refused::NoSuchChannel { channel });
+        };
+        let next = page.next();
+        let PresencePage { position, version, count, connections, present, .. } = *page;
+        let (channel, epoch, next) = (&channel, position.epoch, next.as_deref());
+        Present::show(present.as_deref().unwrap_or_default(), |shown| {
+            let users = present.is_some().then_some(shown);
+            let presence =
+                Event::Presence { id, channel, epoch, version, count, connections, users, next };
+            self.reply(slot, &presence);
+        });
     }
 
     /// Sends an event to one session, where its dialect has a form for it.

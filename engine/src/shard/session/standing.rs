@@ -205,11 +205,13 @@ impl<W: Wire> Shard<W> {
         }
         let now = self.clock.unix_s();
         let checked = self.access.issuers.check(token, now, &self.shared.remote_keys.load());
+        let before = self.identity(slot).clone();
         match checked {
             Ok(checked) => match self.admit_anew(slot, checked.into_admitted()) {
                 Ok(channels) => {
                     self.tell_connected(slot, id);
                     self.review(slot);
+                    self.tell_who_it_is(slot, &before);
                     self.subscribe_at_once(slot, channels);
                 }
                 // Who has shown something that counts still has that.
@@ -535,6 +537,29 @@ impl<W: Wire> Shard<W> {
             self.close_session(slot, CloseReason::Refused, &format!("{channel}: {reason}"));
         }
         true
+    }
+
+    /// Tells the homes of its channels who a session is, where they are to know and it was somebody else before.
+    fn tell_who_it_is(&mut self, slot: SessionSlot, before: &Identity) {
+        let now = self.identity(slot);
+        if (&now.user, &now.info) == (&before.user, &before.info) {
+            return;
+        }
+        let subscriptions = self.sessions.get(slot).map_or(&[][..], |own| &own.subscriptions);
+        // What its home has not answered yet may have been asked for by somebody who was to be named.
+        let lanes = subscriptions.iter().map(|own| (own, self.feeds.lane(own.lane)));
+        let named = lanes.filter(|(own, lane)| own.index.is_none() || lane.named);
+        let channels: Vec<ChannelName> = named.map(|(_, lane)| lane.name.clone()).collect();
+        for channel in channels {
+            self.tell_member(slot, channel);
+        }
+    }
+
+    /// Tells the home of a channel who a session is.
+    pub(super) fn tell_member(&mut self, slot: SessionSlot, channel: ChannelName) {
+        let (shard, session) = (self.id, self.sessions.id(slot));
+        let who = Box::new(self.caller(slot));
+        self.request(Request::Member { shard, session, channel, who });
     }
 
     /// Tells a user's home of a connection.

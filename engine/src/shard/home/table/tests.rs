@@ -30,6 +30,10 @@ fn start(subscribed: &Subscribed) -> Position {
     }
 }
 
+fn session(slot: u16) -> SessionId {
+    SessionId { slot: SessionSlot(slot.into()), generation: 1 }
+}
+
 impl Bench {
     fn new(history_size: u32) -> Bench {
         let mut config = Config::load(&Sources::default()).unwrap();
@@ -83,6 +87,8 @@ impl Bench {
         let subscribe = Subscribe {
             name: &ChannelName::new("c").unwrap(),
             shard: ShardId(shard),
+            session: session(shard),
+            who: None,
             lane: Lane::RAW,
             to: self.to,
             recover,
@@ -172,13 +178,13 @@ fn recovery_replays_exactly_what_was_missed_or_says_it_cannot() {
 fn a_channel_nobody_needs_lingers_ends_and_comes_back_with_a_new_epoch() {
     let mut bench = Bench::new(0);
     let empty = start(&bench.subscribe(1, None, 0).unwrap());
-    bench.homes.unsubscribe("c", ShardId(1), Lane::RAW, 5000);
+    bench.homes.unsubscribe("c", (ShardId(1), session(1)), Lane::RAW, 5000);
     assert_eq!(bench.homes.position("c"), None, "nothing was ever said there");
     bench.subscribe(1, None, 0).unwrap();
     let first = bench.publish("c", 5000);
     assert_ne!(first.epoch, empty.epoch);
     bench.homes.seal_all(&mut |_, _| {});
-    bench.homes.unsubscribe("c", ShardId(1), Lane::RAW, 5000);
+    bench.homes.unsubscribe("c", (ShardId(1), session(1)), Lane::RAW, 5000);
     bench.homes.sweep(5000 + LINGER_MS - 1);
     assert_eq!(bench.homes.position("c"), Some(first));
     bench.homes.sweep(5000 + LINGER_MS);

@@ -1,0 +1,142 @@
+//! Who is on a channel, as it crosses between threads.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ringfeed_protocol::{Position, UserId, event};
+
+use super::question::Caller;
+use crate::access::Identity;
+use crate::ids::ConnectionId;
+
+/// Somebody who may be on a channel: a user with all of their connections, or one connection that is nobody's. Neither
+/// passes for the other, whatever a user is called. Written `user:ID` and `connection:ID`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Someone {
+    /// A user.
+    User(UserId),
+    /// A connection without a user.
+    Connection(ConnectionId),
+}
+
+impl Someone {
+    /// Who a connection is.
+    pub fn of(caller: &Caller) -> Someone {
+        match &caller.identity.user {
+            Some(user) => Someone::User(user.clone()),
+            None => Someone::Connection(caller.connection),
+        }
+    }
+}
+
+impl fmt::Display for Someone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Someone::User(user) => write!(f, "user:{user}"),
+            Someone::Connection(connection) => write!(f, "connection:{connection}"),
+        }
+    }
+}
+
+/// What came names nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("somebody is named user:ID or connection:ID, as 'next' has it")]
+pub struct NobodyNamed;
+
+impl FromStr for Someone {
+    type Err = NobodyNamed;
+    fn from_str(text: &str) -> Result<Someone, NobodyNamed> {
+        match text.split_once(':') {
+            Some(("user", id)) => UserId::new(id).map(Someone::User).map_err(|_| NobodyNamed),
+            Some(("connection", id)) => {
+                id.parse().map(Someone::Connection).map_err(|_| NobodyNamed)
+            }
+            _ => Err(NobodyNamed),
+        }
+    }
+}
+
+/// Somebody who is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Present {
+    /// Who.
+    pub who: Someone,
+    /// What others are shown of them is in it.
+    pub identity: Arc<Identity>,
+}
+
+impl Present {
+    /// Hands some of them over as dialects need them.
+    pub(crate) fn show<T>(all: &[Present], show: impl FnOnce(Vec<event::Present>) -> T) -> T {
+        let named = |own: &Present| match &own.who {
+            Someone::User(_) => None,
+            Someone::Connection(connection) => Some(connection.to_string()),
+        };
+        let connections: Vec<Option<String>> = all.iter().map(named).collect();
+        let shown = all.iter().zip(&connections).filter_map(|(own, connection)| {
+            let who = match &own.who {
+                Someone::User(user) => event::Someone::User(user),
+                Someone::Connection(_) => event::Someone::Connection(connection.as_deref()?),
+            };
+            Some(event::Present { who, info: own.identity.info.as_deref() })
+        });
+        show(shown.collect())
+    }
+}
+
+/// Who is on a channel, or some of them.
+#[derive(Debug)]
+pub struct PresencePage {
+    /// The newest position of the channel.
+    pub position: Position,
+    /// How often who is there has changed in this life of the channel.
+    pub version: u64,
+    /// How many are there: users, and connections without one.
+    pub count: u64,
+    /// How many connections these have.
+    pub connections: u64,
+    /// In order; `None` where only numbers are kept or shown.
+    pub present: Option<Vec<Present>>,
+    /// There are more behind the last of them.
+    pub more: bool,
+}
+
+impl PresencePage {
+    /// Bytes that it holds while it waits; what is shown of somebody is the home's.
+    pub(crate) fn cost(&self) -> usize {
+        size_of::<PresencePage>() + self.present.as_ref().map_or(0, |all| size_of_val(&all[..]))
+    }
+
+    /// From where to ask on, where there are more.
+    pub fn next(&self) -> Option<String> {
+        let last = self.present.as_ref().filter(|_| self.more)?.last()?;
+        Some(last.who.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ShardId;
+
+    #[test]
+    fn nobody_passes_for_somebody_else() {
+        let connection = ConnectionId { shard: ShardId(1), number: 7 };
+        let user = |id: &str| Someone::User(UserId::new(id).unwrap());
+        let all = [
+            user("ann"),
+            user(&connection.to_string()),
+            user("user:ann"),
+            user(&Someone::Connection(connection).to_string()),
+            Someone::Connection(connection),
+        ];
+        for own in &all {
+            assert_eq!(own.to_string().parse::<Someone>().as_ref(), Ok(own));
+            assert_eq!(all.iter().filter(|other| *other == own).count(), 1);
+        }
+        for bad in ["", "ann", "user:", "connection:ann", "User:ann", "connection:"] {
+            assert_eq!(bad.parse::<Someone>(), Err(NobodyNamed), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Who is on a channel whose rule wants that known: its members, each a subscription of a session, and who is present,
+//! each a user with all of their members or a connection that is nobody's.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::notices::{Notice, Notices};
+use crate::access::Identity;
+use crate::ids::{SessionId, ShardId};
+use crate::message::{Caller, Present, Someone};
+
+/// What an entry of a page takes beside what is shown of somebody, in bytes, about.
+const ENTRY_BYTES: usize = 64;
+
+/// The session of a member.
+pub(super) type Seat = (ShardId, SessionId);
+
+/// What is known of one session.
+#[derive(Debug)]
+struct Member {
+    /// `None` while its shard has not said.
+    who: Option<Someone>,
+    /// Its subscriptions: for a moment more than one, where it has ended one before that was answered and has begun
+    /// another.
+    subscriptions: u32,
+}
+
+/// Somebody who is there.
+#[derive(Debug)]
+struct There {
+    /// Sessions.
+    connections: u32,
+    /// Of the one that came last: what is shown of them.
+    identity: Arc<Identity>,
+}
+
+/// See the module's description. A home has it only where its channel's rule says so. Nothing in it moves when it grows.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    by_session: BTreeMap<Seat, Member>,
+    /// In the order in which pages name them.
+    present: BTreeMap<Someone, There>,
+    /// How often `present` has changed.
+    version: u64,
+    /// What subscribers are told of that, where they are.
+    notices: Option<Notices>,
+}
+
+impl Members {
+    /// Nobody yet. Subscribers are told of changes where there is an interval, each so long after the one before.
+    pub(super) fn new(interval_ms: Option<u64>) -> Members {
+        Members { notices: interval_ms.map(Notices::new), ..Members::default() }
+    }
+
+    /// A subscription was counted in.
+    pub(super) fn join(&mut self, seat: Seat, caller: Option<&Caller>) {
+        let member = Member { who: None, subscriptions: 0 };
+        self.by_session.entry(seat).or_insert(member).subscriptions += 1;
+        if let Some(caller) = caller {
+            self.name(seat, caller);
+        }
+    }
+
+    /// A member is, or has become, somebody.
+    pub(super) fn name(&mut self, seat: Seat, caller: &Caller) {
+        let Some(member) = self.by_session.get_mut(&seat) else { return };
+        let who = Someone::of(caller);
+        let before = member.who.replace(who.clone());
+        if before.as_ref() != Some(&who) {
+            self.arrive(who, &caller.identity);
+            if let Some(before) = before {
+                self.depart(&before);
+            }
+        } else if self.is_shown_otherwise(&who, &caller.identity) {
+            self.change(&who);
+            if let Some(there) = self.present.get_mut(&who) {
+                there.identity = caller.identity.clone();
+            }
+        }
+    }
+
+    /// Whether this is not what is shown of somebody.
+    fn is_shown_otherwise(&self, who: &Someone, identity: &Identity) -> bool {
+        self.present.get(who).is_none_or(|there| there.identity.info != identity.info)
+    }
+
+    /// Somebody comes, goes or is shown otherwise: to be called before.
+    fn change(&mut self, who: &Someone) {
+        self.version += 1;
+        if let Some(notices) = &mut self.notices {
+            notices.note(who, self.present.get(who).map(|there| &there.identity));
+        }
+    }
+
+    /// A subscription was counted out.
+    pub(super) fn leave(&mut self, seat: Seat) {
+        let Entry::Occupied(mut member) = self.by_session.entry(seat) else { return };
+        member.get_mut().subscriptions -= 1;
+        if member.get().subscriptions == 0
+            && let Some(who) = member.remove().who
+        {
+            self.depart(&who);
+        }
+    }
+
+    fn arrive(&mut self, who: Someone, identity: &Arc<Identity>) {
+        if self.is_shown_otherwise(&who, identity) {
+            self.change(&who);
+        }
+        let fresh = There { connections: 0, identity: identity.clone() };
+        let there = self.present.entry(who).or_insert(fresh);
+        there.connections += 1;
+        there.identity = identity.clone();
+    }
+
+    fn depart(&mut self, who: &Someone) {
+        let Some(there) = self.present.get_mut(who) else { return };
+        if there.connections > 1 {
+            there.connections -= 1;
+        } else {
+            self.change(who);
+            self.present.remove(who);
+        }
+    }
+
+    /// When subscribers are to be told of changes, if there are any and nobody sees to it yet.
+    pub(super) fn becomes_due(&mut self, now_ms: u64) -> Option<u64> {
+        self.notices.as_mut()?.becomes_due(now_ms)
+    }
+
+    /// What they are to be told, if it was to be by now.
+    pub(super) fn take_notice(&mut self, due_ms: u64, now_ms: u64) -> Option<Notice> {
+        let Members { notices, present, .. } = self;
+        let notices = notices.as_mut().filter(|notices| notices.due_ms == Some(due_ms))?;
+        notices.take(now_ms, |who| present.get(who).map(|there| &there.identity))
+    }
+
+    /// Somebody is told who is there.
+    pub(super) fn ask(&mut self) {
+        self.notices.iter_mut().for_each(Notices::ask);
+    }
+
+    /// Whether it is known who a session is; `None` where it is no member.
+    pub(super) fn knows(&self, seat: Seat) -> bool {
+        self.by_session.get(&seat).is_some_and(|member| member.who.is_some())
+    }
+
+    /// How often who is there has changed.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many are there.
+    pub(super) fn count(&self) -> usize {
+        self.present.len()
+    }
+
+    /// How many connections they have.
+    pub(super) fn connections(&self) -> usize {
+        self.by_session.len()
+    }
+
+    /// Those behind somebody, up to so many and so many bytes, but one at least; and whether there are more.
+    pub(super) fn page(
+        &self,
+        after: Option<&Someone>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> (Vec<Present>, bool) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut behind = self.present.range((from, Bound::Unbounded)).peekable();
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while let Some((who, there)) = behind.next_if(|(_, there)| {
+            bytes += ENTRY_BYTES + there.identity.info.as_ref().map_or(0, |info| info.len());
+            page.len() < limit && (page.is_empty() || bytes <= bytes_max)
+        }) {
+            page.push(Present { who: who.clone(), identity: there.identity.clone() });
+        }
+        (page, behind.peek().is_some())
+    }
+
+    /// Sessions that are counted, and who they are.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Seat, Option<&Someone>)> {
+        self.by_session.iter().map(|(seat, member)| (*seat, member.who.as_ref()))
+    }
+
+    /// Panics if what is counted is not what is there. `subscribers` are those of the channel.
+    pub(super) fn check(&self, subscribers: u64) {
+        let all = self.by_session.values();
+        let subscriptions: u64 = all.map(|member| u64::from(member.subscriptions)).sum();
+        assert_eq!(subscriptions, subscribers, "members are those who are subscribed");
+        let named = self.by_session.values().filter(|member| member.who.is_some()).count();
+        let connections: u64 = self.present.values().map(|own| u64::from(own.connections)).sum();
+        assert_eq!(connections, named as u64, "who is there has members");
+        assert!(self.present.values().all(|there| there.connections > 0), "who is there is there");
+        assert!(self.version >= self.present.len() as u64, "each who came was counted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ConnectionId, SessionSlot};
+    use ringfeed_protocol::UserId;
+
+    fn caller(number: u64, user: Option<&str>, info: Option<&str>) -> Caller {
+        let identity = Identity {
+            user: user.map(|user| UserId::new(user).unwrap()),
+            info: info.map(Box::from),
+            ..Identity::default()
+        };
+        let connection = ConnectionId { shard: ShardId(0), number };
+        Caller { connection, identity: Arc::new(identity) }
+    }
+
+    fn seat(slot: u32) -> Seat {
+        (ShardId(0), SessionId { slot: SessionSlot(slot), generation: 1 })
+    }
+
+    fn names(members: &Members) -> Vec<String> {
+        members.page(None, 99, 1 << 20).0.iter().map(|own| own.who.to_string()).collect()
+    }
+
+    #[test]
+    fn a_user_is_there_from_the_first_connection_to_the_last() {
+        let mut members = Members::default();
+        members.join(seat(1), Some(&caller(1, Some("ann"), None)));
+        members.join(seat(2), Some(&caller(2, Some("ann"), None)));
+        assert_eq!((members.version(), members.count(), members.connections()), (1, 1, 2));
+        members.join(seat(3), Some(&caller(3, None, None)));
+        assert_eq!(names(&members), ["user:ann", "connection:00000000000000000003"]);
+        members.check(3);
+        members.leave(seat(1));
+        assert_eq!((members.version(), members.count()), (2, 2));
+        members.leave(seat(2));
+        assert_eq!((members.version(), members.count()), (3, 1));
+        members.leave(seat(3));
+        members.check(0);
+        assert_eq!((members.version(), members.count()), (4, 0));
+    }
+
+    #[test]
+    fn a_session_that_is_counted_twice_for_a_moment_is_there_once() {
+        let mut members = Members::default();
+        let own = caller(1, Some("ann"), None);
+        members.join(seat(1), Some(&own));
+        members.join(seat(1), Some(&own));
+        members.check(2);
+        members.leave(seat(1));
+        members.check(1);
+        assert_eq!((members.version(), members.count(), members.connections()), (1, 1, 1));
+    }
+
+    #[test]
+    fn who_becomes_somebody_else_leaves_and_comes_and_who_was_not_named_is_named_later() {
+        let mut members = Members::default();
+        members.join(seat(1), None);
+        assert!(!members.knows(seat(1)) && members.count() == 0);
+        members.check(1);
+        members.name(seat(1), &caller(1, None, None));
+        members.name(seat(1), &caller(1, Some("ann"), None));
+        members.check(1);
+        assert_eq!((names(&members), members.version()), (vec!["user:ann".to_owned()], 3));
+        // Another word about who is there already, and the same again.
+        members.name(seat(1), &caller(1, Some("ann"), Some("1")));
+        members.name(seat(1), &caller(1, Some("ann"), Some("1")));
+        assert_eq!(members.version(), 4);
+        // Nobody who has gone comes back by being named.
+        members.leave(seat(1));
+        members.name(seat(1), &caller(1, Some("ann"), None));
+        members.check(0);
+        assert_eq!(members.count(), 0);
+    }
+
+    #[test]
+    fn pages_follow_each_other_without_hole_or_repetition() {
+        let mut members = Members::default();
+        for i in 0..100 {
+            let user = format!("u{}", i % 70);
+            members.join(seat(i), Some(&caller(i.into(), Some(&user), Some("12345678"))));
+        }
+        for (limit, bytes_max) in [(7, 1 << 20), (1000, 500), (1000, 0)] {
+            let (mut all, mut after) = (Vec::new(), None);
+            loop {
+                let (page, more) = members.page(after.as_ref(), limit, bytes_max);
+                assert!(page.len() <= limit && (1..=70).contains(&page.len()));
+                after = page.last().map(|own| own.who.clone());
+                all.extend(page.into_iter().map(|own| own.who.to_string()));
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!(all, names(&members), "{limit} {bytes_max}");
+            assert_eq!(all.len(), 70);
+        }
+        assert!(members.page(None, 0, 100).0.is_empty());
+        assert!(members.page(None, 0, 100).1);
+    }
+}

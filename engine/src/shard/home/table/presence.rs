@@ -1,0 +1,154 @@
+//! Who is on channels: what homes are asked about it, and told.
+
+use std::time::Instant;
+
+use ringfeed_protocol::{ChannelName, Event, Refused};
+
+use super::Homes;
+use crate::config::Presence;
+use crate::ids::{SessionId, ShardId};
+use crate::message::{Caller, Naming, PresencePage, Present, Someone};
+use crate::shard::home::notices::Notice;
+use crate::shard::home::{Deliver, Home};
+
+impl Home {
+    /// Whether one more member may be.
+    pub(super) fn has_place(&self) -> Result<(), Refused> {
+        let full = self.members_max > 0 && self.subscribers() >= u64::from(self.members_max);
+        let (channel, most) = (self.name.clone(), self.members_max);
+        if full { Err(Refused::ChannelFull { channel, most }) } else { Ok(()) }
+    }
+
+    /// Notes who was counted in, where that is kept.
+    pub(super) fn join(
+        &mut self,
+        shard: ShardId,
+        session: SessionId,
+        caller: Option<&Caller>,
+    ) -> Naming {
+        let Some(members) = &mut self.members else { return Naming::Off };
+        members.join((shard, session), caller);
+        if members.knows((shard, session)) { Naming::Known } else { Naming::Wanted }
+    }
+}
+
+impl Home {
+    fn tell_notice(
+        &mut self,
+        notice: &Notice,
+        (version, count): (u64, u64),
+        now: Instant,
+        deliver: Deliver,
+    ) {
+        let name = self.name.clone();
+        let channel = name.as_str();
+        match notice {
+            Notice::Count => self.tell(&Event::Count { channel, version, count }, now, deliver),
+            Notice::Names { left, came } => {
+                if !left.is_empty() {
+                    Present::show(left, |users| {
+                        self.tell(&Event::Leave { channel, version, users }, now, deliver);
+                    });
+                }
+                if !came.is_empty() {
+                    Present::show(came, |users| {
+                        self.tell(&Event::Join { channel, version, users }, now, deliver);
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Homes {
+    /// A member is, or has become, somebody.
+    pub(in crate::shard) fn name_member(
+        &mut self,
+        channel: &ChannelName,
+        shard: ShardId,
+        session: SessionId,
+        caller: &Caller,
+        now_ms: u64,
+    ) {
+        let Some(&index) = self.by_name.get(channel) else { return };
+        if let Some(members) = &mut self.home_mut(index).members {
+            members.name((shard, session), caller);
+            self.list_if_due(index, now_ms);
+        }
+    }
+
+    /// Sees to it that subscribers are told of who has come and gone, where they are to be.
+    pub(super) fn list_if_due(&mut self, index: u32, now_ms: u64) {
+        let members = self.homes.get_mut(index).and_then(|home| home.members.as_mut());
+        if let Some(due_ms) = members.and_then(|members| members.becomes_due(now_ms)) {
+            self.due.insert((due_ms, index));
+        }
+    }
+
+    /// Tells subscribers who has come and gone, where it is time to.
+    pub(in crate::shard) fn tell_notices(
+        &mut self,
+        (now, now_ms): (Instant, u64),
+        deliver: Deliver,
+    ) {
+        while let Some(&(due_ms, index)) = self.due.first().filter(|(due_ms, _)| *due_ms <= now_ms)
+        {
+            self.due.pop_first();
+            // Once it drains nothing more comes from here.
+            let home = self.homes.get_mut(index).filter(|_| !self.closed);
+            let Some(home) = home else { continue };
+            let members = home.members.as_mut();
+            let notice = members.and_then(|members| {
+                let notice = members.take_notice(due_ms, now_ms)?;
+                Some((notice, members.version(), members.count() as u64))
+            });
+            let Some((notice, version, count)) = notice else { continue };
+            home.tell_notice(&notice, (version, count), now, deliver);
+            if !home.dirty {
+                home.dirty = true;
+                self.dirty.push(index);
+            }
+        }
+    }
+
+    /// Who is on a channel, as many as are asked for, in pages; `None` for a channel that does not exist. What was
+    /// published before is handed out first, so that the answer stands in order among the chunks.
+    pub(in crate::shard) fn presence(
+        &mut self,
+        channel: &ChannelName,
+        after: Option<&Someone>,
+        (limit, bytes_max): (u32, usize),
+        deliver: Deliver,
+    ) -> Option<PresencePage> {
+        let index = *self.by_name.get(channel)?;
+        let shows = self.config.rule(channel).is_some_and(|rule| rule.presence == Presence::Full);
+        let home = self.homes.get_mut(index)?;
+        home.seal(deliver);
+        home.members.iter_mut().for_each(|members| members.ask());
+        let (position, subscribers) = (home.position(), home.subscribers());
+        let Some(members) = home.members.as_ref().filter(|_| shows) else {
+            let (count, connections) = (subscribers, subscribers);
+            let (version, present, more) = (0, None, false);
+            return Some(PresencePage { position, version, count, connections, present, more });
+        };
+        let (present, more) = members.page(after, limit as usize, bytes_max);
+        Some(PresencePage {
+            position,
+            version: members.version(),
+            count: members.count() as u64,
+            connections: members.connections() as u64,
+            present: Some(present),
+            more,
+        })
+    }
+
+    /// Who is a member of what, where that is kept; `None` of whom it is not known yet who that is.
+    pub(in crate::shard) fn members(
+        &self,
+    ) -> impl Iterator<Item = (&ChannelName, ShardId, SessionId, Option<&Someone>)> {
+        self.homes.iter().flat_map(|(_, home)| {
+            let members = home.members.iter().flat_map(|members| members.iter());
+            members.map(|((shard, session), who)| (&home.name, shard, session, who))
+        })
+    }
+}
