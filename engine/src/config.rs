@@ -10,6 +10,7 @@ mod fixed;
 mod hooks;
 mod keys;
 mod merge;
+mod node;
 mod reference;
 pub(crate) mod rules;
 mod schema;
@@ -25,9 +26,10 @@ use toml::{Table, Value};
 
 pub use reference::reference;
 pub use schema::{
-    Api, ApiKey, Auth, ChannelRule, Config, Endpoint, ForwardedHeader, Heartbeat, HookUrl, Hooks,
-    IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence,
-    ProxyProtocol, Publishers, Scope, Secret, SecretAlgorithm, Server, Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Endpoint, ForwardedHeader, Heartbeat,
+    HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log,
+    OnFailure, Permission, Presence, ProxyProtocol, Publishers, Scope, Secret, SecretAlgorithm,
+    Server, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.
@@ -118,6 +120,7 @@ impl Config {
         // What was wrong is not in `merged`, so the rest can be validated all the same.
         match Value::Table(merged).try_into::<Config>() {
             Ok(mut config) => {
+                node::name(&mut config.server);
                 change(&mut config);
                 config.find_secrets(&sources.environment, &mut errors);
                 config.validate(&mut errors);
@@ -605,6 +608,68 @@ mod tests {
             );
         }
         refused("", &[("RINGFEED_SERVER__ORIGINS", "")], &[], &["it is empty"]);
+    }
+
+    #[test]
+    fn where_it_listens_and_whom_it_takes_can_be_said_by_the_environment() {
+        let environment = [
+            ("RINGFEED_SERVER__LISTEN", "127.0.0.1:8080"),
+            ("RINGFEED_SERVER__ORIGINS", "https://a.example.org, https://b.example.org"),
+            ("RINGFEED_HOOKS__CONNECT_COOKIES", "AUTH_TOKEN"),
+        ];
+        let config =
+            load("[server]\norigins = [\"https://c.example.org\"]", &environment, &[]).unwrap();
+        assert_eq!(config.server.listen.port(), 8080);
+        assert_eq!(config.server.origins, ["https://a.example.org", "https://b.example.org"]);
+        assert_eq!(config.hooks.connect_cookies, ["AUTH_TOKEN"]);
+    }
+
+    #[test]
+    fn endpoints_serve_http_beside_themselves_and_only_for_who_has_a_key() {
+        let endpoints = |routes: &[(&str, &str)]| -> String {
+            let each = routes.iter().map(|(path, http)| {
+                format!("[[endpoints]]\npath = \"{path}\"\nhttp = \"{http}\"\n")
+            });
+            each.collect()
+        };
+        let two = endpoints(&[("/ws", "wsnode"), ("/app/ws", "cadsock"), ("/x", "none")]);
+        let config = load(&two, &[], &["api.keys=k"]).unwrap();
+        let paths: Vec<String> = config.endpoints.iter().flat_map(Endpoint::http_paths).collect();
+        assert_eq!(paths, ["/broadcast", "/health", "/metrics", "/app/internal/broadcast"]);
+        assert!(paths.iter().all(|path| config.endpoints.iter().any(|e| e.serves_http(path))));
+        for path in ["/", "/broadcast/", "/app/broadcast", "broadcast", "/internal/broadcast", ""] {
+            assert!(!config.endpoints.iter().any(|e| e.serves_http(path)), "{path}");
+        }
+        refused(
+            &two,
+            &[],
+            &[],
+            &["endpoints[0].http: whoever reaches server.listen could publish"],
+        );
+        let reader = "[[api_keys]]\nname = \"r\"\nkey = \"k\"\nscopes = [\"history\"]\n";
+        refused(&format!("{two}{reader}"), &[], &[], &["endpoints[0].http: whoever"]);
+        load(&format!("{two}{}", reader.replace("history", "publish")), &[], &[]).unwrap();
+        for (routes, path) in [
+            ([("/ws", "wsnode"), ("/feed", "wsnode")], "/broadcast"),
+            ([("/ws", "wsnode"), ("/metrics", "none")], "/metrics"),
+            ([("/ws", "cadsock"), ("/internal/broadcast", "none")], "/internal/broadcast"),
+        ] {
+            let part = format!(".http: the path {path} is in use already");
+            refused(&endpoints(&routes), &[], &["api.keys=k"], &[&part]);
+        }
+    }
+
+    #[test]
+    fn a_node_has_a_name() {
+        let name = |flags: &[&str]| load("", &[], flags).unwrap().server.node_id;
+        assert_eq!(name(&["server.node_id=eu-1"]), "eu-1");
+        assert!(!name(&[]).is_empty() && name(&[]) == name(&[]));
+        refused(
+            "",
+            &[],
+            &["server.node_id=a b"],
+            &["server.node_id = \"a b\": allowed are 1 to 64"],
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod ingest;
 mod metrics;
 mod port;
 mod presence;
+mod public;
 mod publish;
 mod questions;
 mod reload;
@@ -37,6 +38,7 @@ use crate::ids::ShardId;
 use crate::message::{Asked, NotTaken, Request};
 use crate::rates::Rates;
 use crate::shard::Shared;
+use crate::shard::door::HANDED_MAX;
 use budget::Budget;
 use figures::{Figures, LogLimit};
 use guard::Requester;
@@ -49,6 +51,9 @@ pub use reload::{ReadOver, Reload};
 
 /// Payload bytes of publications that were handed to one shard and not answered yet.
 const SHARD_BYTES_MAX: u64 = 16 << 20;
+/// What comes to the port of the WebSockets may hold so large a part of `api.bodies_bytes_max`, beside that: who has no
+/// key yet takes nothing from those who have one.
+pub(crate) const PUBLIC_BODIES_PART: u64 = 4;
 /// How long to wait before a full shard is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
@@ -66,6 +71,8 @@ struct State {
     runtime: Handle,
     /// Bytes of requests and large answers.
     bodies: Budget,
+    /// The same of those that come to the port of the WebSockets.
+    public_bodies: Budget,
     /// Bytes under way to each shard.
     to_shards: Vec<Budget>,
     /// Ingest streams that may still be opened.
@@ -82,6 +89,7 @@ struct State {
     local: Arc<Caller>,
     refused_log: LogLimit,
     accept_log: LogLimit,
+    dropped_log: LogLimit,
     /// What is counted of questions that are asked outside.
     hooks: Arc<hooks::Figures>,
 }
@@ -117,6 +125,7 @@ impl Control {
             stopping: watch::Sender::new(false),
             runtime: runtime.handle().clone(),
             bodies: Budget::new(api.bodies_bytes_max),
+            public_bodies: Budget::new(api.bodies_bytes_max / PUBLIC_BODIES_PART),
             to_shards: shared.shards.ids().map(|_| Budget::new(SHARD_BYTES_MAX)).collect(),
             streams: Arc::new(Semaphore::new((api.connections_max as usize / 2).max(1))),
             figures: Figures::new(),
@@ -127,13 +136,17 @@ impl Control {
             revoked: RevokedTable::default(),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
+            dropped_log: LogLimit::new(),
             hooks: Arc::default(),
             shared,
         });
         let own = state.clone();
+        let (handover, handed) = mpsc::channel(HANDED_MAX);
+        // Set once: each control thread has shards of its own.
+        let _ = own.shared.handover.set(handover);
         let (ready, started) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            let router = api::router(own.clone());
+            let (router, public) = (api::router(own.clone()), public::router(&own));
             let tasks = tokio::task::LocalSet::new();
             runtime.block_on(tasks.run_until(async move {
                 let hooks = match own.hooks() {
@@ -143,7 +156,8 @@ impl Control {
                 let _ = ready.send(Ok(()));
                 tokio::task::spawn_local(own.clone().answer_questions(hooks, asked));
                 let handled = tokio::spawn(signals.handle(own.clone()));
-                port::serve(listener, own.clone(), router).await;
+                let api = port::serve(listener, own.clone(), router);
+                tokio::join!(api, port::serve_handed(handed, own.clone(), public));
                 handled.abort();
             }));
         })?;

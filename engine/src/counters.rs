@@ -265,6 +265,8 @@ reasons! {
     RefusalReason {
         /// `server.handshakes_max` was reached.
         BusyHandshakes = "busy_handshakes",
+        /// Too many requests waited for the control thread.
+        BusyRequests = "busy_requests",
         /// `server.connections_max` was reached.
         ConnectionsMax = "connections_max",
         /// `server.connections_per_address_max` was reached.

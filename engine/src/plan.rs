@@ -7,6 +7,7 @@ use ringfeed_protocol::handshake::HEAD_BYTES_MAX;
 use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
 use crate::config::{Config, Hooks};
+use crate::control::PUBLIC_BODIES_PART;
 use crate::control::hooks::Hook;
 use crate::message::QUEUE_BYTES_MAX;
 use crate::shard::{COMMAND_RATES_BYTES, CONNECTION_BYTES, IDLE_BYTES, SUBSCRIPTION_BYTES};
@@ -129,6 +130,14 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
 /// What is kept for connections, channels and requests.
 fn memory_for_clients(config: &Config, shards: u64) -> Vec<Consumer> {
     let Config { server, api, limits, .. } = config;
+    // Beside the WebSockets are as many again.
+    let http = match config.serves_http() {
+        true => {
+            api.bodies_bytes_max / PUBLIC_BODIES_PART
+                + u64::from(api.connections_max) * API_CONNECTION_BYTES
+        }
+        false => 0,
+    };
     let connections = u64::from(server.connections_max);
     let mut each = CONNECTION_BYTES as u64 + SUBSCRIPTION_BYTES as u64;
     if limits.idle_timeout_ms > 0 {
@@ -212,7 +221,9 @@ fn memory_for_clients(config: &Config, shards: u64) -> Vec<Consumer> {
         ),
         line(
             "API requests",
-            AtMost(api.bodies_bytes_max + u64::from(api.connections_max) * API_CONNECTION_BYTES),
+            AtMost(
+                api.bodies_bytes_max + u64::from(api.connections_max) * API_CONNECTION_BYTES + http,
+            ),
             "bodies (api.bodies_bytes_max) and connections (api.connections_max)".into(),
         ),
     ]
@@ -250,7 +261,8 @@ pub fn limits(config: &Config, io: Io, shards: u16) -> Vec<String> {
         ));
     }
     let lingering = u64::from(shards) * LINGERING_MAX;
-    let spare = FILES_SPARE + u64::from(config.api.connections_max) + lingering;
+    let ports = if config.serves_http() { 2 } else { 1 };
+    let spare = FILES_SPARE + ports * u64::from(config.api.connections_max) + lingering;
     let (wanted, why) = match io {
         Io::Epoll => (
             connections + spare,

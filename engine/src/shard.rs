@@ -22,7 +22,7 @@ mod users;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -45,7 +45,7 @@ use crate::message::{
 };
 use crate::settings::Settings;
 pub use check::check_together;
-use door::{Admission, Permit};
+use door::{Admission, Handed, Permit};
 use drain::Draining;
 use fanout::{Context, Fanout, Finding, FlushLimits, Verdict};
 use feed::Feeds;
@@ -173,6 +173,8 @@ pub struct Shared {
     pub counters: Vec<Arc<Counters>>,
     /// Limits on connections.
     pub admission: Arc<Admission>,
+    /// Where connections are handed over that are no WebSockets; set by who takes them.
+    pub handover: OnceLock<mpsc::Sender<Handed>>,
 }
 
 impl Shared {
@@ -190,6 +192,7 @@ impl Shared {
             shards,
             questions,
             admission: Arc::new(admission),
+            handover: OnceLock::new(),
         };
         (Arc::new(shared), asked)
     }

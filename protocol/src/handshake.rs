@@ -73,6 +73,18 @@ mod tests {
     }
 
     #[test]
+    fn a_request_with_a_body_is_told_by_its_path_and_refused_only_before_a_websocket() {
+        for (version, field) in
+            [("1.1", "Content-Length: 5"), ("1.0", "Transfer-Encoding: chunked")]
+        {
+            let text = format!("POST /broadcast?x HTTP/{version}\r\n{field}\r\n\r\n");
+            let request = Request::parse_any(text.as_bytes()).unwrap();
+            assert_eq!((request.method, request.path), ("POST", "/broadcast"));
+            request.bare().unwrap_err();
+        }
+    }
+
+    #[test]
     fn a_head_in_pieces_ends_where_a_whole_one_ends() {
         let text = format!("\r\n{GOOD}behind it");
         for step in 1..text.len() {

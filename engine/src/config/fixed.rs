@@ -28,7 +28,7 @@ macro_rules! fixed {
 fixed! {
     // Ports are open, threads run, rings have their size.
     server.listen, server.io, server.shards, server.pin, server.backlog, server.connections_max,
-    server.handshakes_max, server.send_buffer_bytes, server.demo_page,
+    server.handshakes_max, server.send_buffer_bytes, server.demo_page, server.node_id,
     api.listen, api.bodies_bytes_max, api.connections_max,
     // Connections that are there have their timers, or have none; links between shards have their room.
     heartbeat.interval_ms, limits.idle_timeout_ms, limits.cross_shard_bytes_max,

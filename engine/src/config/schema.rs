@@ -54,6 +54,8 @@ pub struct Server {
     pub proxy_protocol: ProxyProtocol,
     pub forwarded_header: ForwardedHeader,
     pub demo_page: bool,
+    /// Once loaded it is never empty.
+    pub node_id: String,
 }
 
 /// `[api]`
@@ -104,6 +106,8 @@ pub enum TokenPlace {
 #[allow(missing_docs)]
 pub struct Hooks {
     pub connect_url: HookUrl,
+    pub connect_method: ConnectMethod,
+    pub connect_cookies: Vec<String>,
     pub disconnect_url: HookUrl,
     pub subscribe_url: HookUrl,
     pub publish_url: HookUrl,
@@ -125,6 +129,15 @@ pub struct Hooks {
     pub forward_headers: Vec<String>,
     pub breaker_failures: u32,
     pub breaker_open_ms: u32,
+}
+
+/// How the application is asked who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ConnectMethod {
+    Post,
+    Get,
 }
 
 /// `[heartbeat]`
@@ -183,6 +196,53 @@ pub struct Endpoint {
     pub dialect: Dialect,
     pub choose: bool,
     pub channel_prefix: String,
+    pub http: HttpRoutes,
+}
+
+impl Config {
+    /// Whether any endpoint has routes beside it that are served over HTTP.
+    pub fn serves_http(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.http != HttpRoutes::None)
+    }
+}
+
+impl Endpoint {
+    /// Whether a path is one of those that are served over HTTP beside this endpoint.
+    pub fn serves_http(&self, path: &str) -> bool {
+        let behind = path.strip_prefix(self.directory());
+        behind.is_some_and(|behind| self.http.routes().contains(&behind))
+    }
+
+    /// These paths: each route in the directory in which the endpoint is.
+    pub fn http_paths(&self) -> impl Iterator<Item = String> {
+        self.http.routes().iter().map(|route| format!("{}{route}", self.directory()))
+    }
+
+    /// The path up to its last slash.
+    pub fn directory(&self) -> &str {
+        self.path.rfind('/').and_then(|slash| self.path.get(..=slash)).unwrap_or_default()
+    }
+}
+
+/// What is served over HTTP beside an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum HttpRoutes {
+    None,
+    Wsnode,
+    Cadsock,
+}
+
+impl HttpRoutes {
+    /// The paths, without the directory that they are in.
+    fn routes(self) -> &'static [&'static str] {
+        match self {
+            HttpRoutes::None => &[],
+            HttpRoutes::Wsnode => &["broadcast", "health", "metrics"],
+            HttpRoutes::Cadsock => &["internal/broadcast"],
+        }
+    }
 }
 
 /// `[[channels]]`

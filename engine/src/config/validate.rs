@@ -8,9 +8,11 @@ use ringfeed_protocol::channel_name::{self, NAME_BYTES_MAX};
 use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::ConfigErrors;
+use super::node::{self, NODE_BYTES_MAX};
 use super::rules::{check_pattern, matches};
 use super::schema::{
-    ChannelRule, Config, Endpoint, ForwardedHeader, Presence, ProxyProtocol, Server,
+    ApiKey, ChannelRule, Config, Endpoint, ForwardedHeader, HttpRoutes, Presence, ProxyProtocol,
+    Scope, Server,
 };
 use crate::origins::Origins;
 use crate::proxies::Proxies;
@@ -38,6 +40,12 @@ impl Config {
             errors.push(format!("server.origins: {e}"));
         }
         self.validate_proxies(errors);
+        let node_id = &self.server.node_id;
+        if !node::is_name(node_id) {
+            errors.push(format!(
+                "server.node_id = {node_id:?}: allowed are 1 to {NODE_BYTES_MAX} visible ASCII characters"
+            ));
+        }
     }
 
     fn validate_proxies(&self, errors: &mut Vec<String>) {
@@ -170,9 +178,9 @@ impl Config {
         if !(1..=ENDPOINTS_MAX).contains(&count) {
             errors.push(format!("endpoints: there are {count}; allowed are 1 to {ENDPOINTS_MAX}"));
         }
-        let mut paths = BTreeSet::from(["/health"]);
+        let mut paths = BTreeSet::from(["/health".to_owned()]);
         if self.server.demo_page {
-            paths.insert("/");
+            paths.insert("/".into());
         }
         for (i, Endpoint { path, channel_prefix, .. }) in self.endpoints.iter().enumerate() {
             if !is_path(path) {
@@ -180,7 +188,7 @@ impl Config {
                     "endpoints[{i}].path = {path:?}: it must begin with '/' and have at most {PATH_BYTES_MAX} \
                      ASCII letters, digits and any of -._~!$&'()*+,;=:@/"
                 ));
-            } else if !paths.insert(path) {
+            } else if !paths.insert(path.clone()) {
                 errors.push(format!("endpoints[{i}].path = {path:?}: it is in use already"));
             }
             if !channel_prefix.is_empty() && channel_name::check(channel_prefix).is_err() {
@@ -196,6 +204,34 @@ impl Config {
                     NAME_BYTES_MAX - 1
                 ));
             }
+        }
+        self.validate_http(paths, errors);
+    }
+
+    /// `paths` are in use already.
+    fn validate_http(&self, mut paths: BTreeSet<String>, errors: &mut Vec<String>) {
+        // This one takes the place of ours.
+        paths.remove("/health");
+        for (i, endpoint) in self.endpoints.iter().enumerate() {
+            for path in endpoint.http_paths() {
+                if paths.contains(&path) {
+                    errors.push(format!("endpoints[{i}].http: the path {path} is in use already"));
+                }
+                paths.insert(path);
+            }
+        }
+        let serves = self.endpoints.iter().position(|endpoint| endpoint.http != HttpRoutes::None);
+        let publishes = |key: &ApiKey| {
+            key.scopes.iter().any(|scope| matches!(scope, Scope::Publish | Scope::All))
+        };
+        if let Some(i) = serves
+            && self.api.keys.is_empty()
+            && !self.api_keys.iter().any(publishes)
+        {
+            errors.push(format!(
+                "endpoints[{i}].http: whoever reaches server.listen could publish; give api.keys at least one key, \
+                 or [[api_keys]] one with the scope publish"
+            ));
         }
     }
 

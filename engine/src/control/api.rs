@@ -260,7 +260,7 @@ fn answer_bytes_max(checked: &[Result<ChannelName, ApiError>]) -> usize {
 }
 
 #[derive(Serialize, ToSchema)]
-struct StatusReply {
+pub(super) struct StatusReply {
     status: &'static str,
 }
 
@@ -269,7 +269,7 @@ struct StatusReply {
     get, path = "/health",
     responses((status = 200, description = "It lives", body = StatusReply))
 )]
-async fn health() -> Json<StatusReply> {
+pub(super) async fn health() -> Json<StatusReply> {
     Json(StatusReply { status: "ok" })
 }
 

@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::State;
-use super::budget::Held;
+use super::budget::{Budget, Held};
 use super::error::{ApiError, Code};
 
 /// A whole body, and its part of the memory for bodies: kept as long as anything made of it.
@@ -59,25 +59,38 @@ impl FromRequest<Arc<State>> for Collected {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &Arc<State>) -> Result<Self, ApiError> {
+        let bytes_max = state.shared.config().api.body_bytes_max as usize;
+        let whole = Collected::read(request, state, &state.bodies, bytes_max).await?;
+        whole.ok_or_else(|| too_large(bytes_max))
+    }
+}
+
+impl Collected {
+    /// Reads a body of at most so many bytes, which are of this budget. `None` for a longer one.
+    pub(super) async fn read(
+        request: Request,
+        state: &State,
+        budget: &Budget,
+        bytes_max: usize,
+    ) -> Result<Option<Collected>, ApiError> {
         let config = state.shared.config();
         let api = &config.api;
-        let bytes_max = api.body_bytes_max as usize;
         check_encoding(request.headers())?;
         let body = request.into_body();
         let announced = body.size_hint().exact().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         if announced.is_some_and(|bytes| bytes > bytes_max) {
-            return Err(too_large(bytes_max));
+            return Ok(None);
         }
         let end = Instant::now() + Duration::from_millis(api.body_timeout_ms.into());
         let idle = Duration::from_millis(api.body_idle_timeout_ms.into());
         let patience = Duration::from_millis(api.timeout_ms.into());
         let mut body = body.into_data_stream();
         let mut bytes = BytesMut::new();
-        let mut held = state.bodies.hold();
+        let mut held = budget.hold();
         while let Some(part) = next_part(&mut body, end.min(Instant::now() + idle)).await? {
             let len = bytes.len() + part.len();
             if len > bytes_max {
-                return Err(too_large(bytes_max));
+                return Ok(None);
             }
             // Only who holds nothing yet may wait: all others could be waiting for each other.
             let room = if bytes.is_empty() {
@@ -94,6 +107,6 @@ impl FromRequest<Arc<State>> for Collected {
             }
             bytes.extend_from_slice(&part);
         }
-        Ok(Collected { bytes: bytes.freeze(), held })
+        Ok(Some(Collected { bytes: bytes.freeze(), held }))
     }
 }

@@ -126,6 +126,11 @@ impl ApiError {
         self.code
     }
 
+    /// What was wrong, for a person.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.code.status()
     }

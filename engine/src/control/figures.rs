@@ -10,38 +10,45 @@ use crate::counters::{Count, Histogram};
 /// Statuses that are counted one by one: 100 to 599.
 const STATUSES: std::ops::Range<u16> = 100..600;
 
-/// Counters of the HTTP API.
+/// Counters of one port.
 #[derive(Debug)]
-pub(super) struct Figures {
+pub(super) struct PortFigures {
     /// Connections open.
     pub(super) connections: Count,
     /// Connections told to come back, because all others had a request.
     pub(super) connections_refused: Count,
     /// Connections closed without a request, because others needed their place.
     pub(super) connections_pushed_out: Count,
+    /// From the head of a request to the head of its answer.
+    pub(super) request_us: Histogram,
+    statuses: Vec<Count>,
+}
+
+/// Counters of the control thread.
+#[derive(Debug)]
+pub(super) struct Figures {
+    /// The HTTP API.
+    pub(super) api: PortFigures,
+    /// HTTP on the port of the WebSockets.
+    pub(super) public: PortFigures,
+    /// Publications that came over HTTP from outside and were accepted, though no subscriber could be told of them.
+    pub(super) broadcasts_dropped: Count,
     /// Configurations read again and taken.
     pub(super) reloads: Count,
     /// Configurations read again and refused.
     pub(super) reloads_failed: Count,
     /// Ingest streams open.
     pub(super) ingest_streams: Count,
-    /// From the head of a request to the head of its answer.
-    pub(super) request_us: Histogram,
-    statuses: Vec<Count>,
     /// Requests with each key, by its name: keys come and go when the configuration is read again.
     keys: DashMap<String, u64>,
 }
 
-impl Figures {
-    pub(super) fn new() -> Figures {
-        Figures {
-            keys: DashMap::new(),
+impl PortFigures {
+    fn new() -> PortFigures {
+        PortFigures {
             connections: Count::default(),
             connections_refused: Count::default(),
             connections_pushed_out: Count::default(),
-            reloads: Count::default(),
-            reloads_failed: Count::default(),
-            ingest_streams: Count::default(),
             request_us: Histogram::default(),
             statuses: STATUSES.map(|_| Count::default()).collect(),
         }
@@ -53,6 +60,25 @@ impl Figures {
             count.add(1);
         }
         self.request_us.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Each status that was ever answered, and how often.
+    pub(super) fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
+        STATUSES.zip(&self.statuses).map(|(s, count)| (s, count.read())).filter(|(_, n)| *n > 0)
+    }
+}
+
+impl Figures {
+    pub(super) fn new() -> Figures {
+        Figures {
+            api: PortFigures::new(),
+            public: PortFigures::new(),
+            broadcasts_dropped: Count::default(),
+            keys: DashMap::new(),
+            reloads: Count::default(),
+            reloads_failed: Count::default(),
+            ingest_streams: Count::default(),
+        }
     }
 
     /// Counts a request with the key of this name.
@@ -70,11 +96,6 @@ impl Figures {
         let mut counts: Vec<(String, u64)> = each.collect();
         counts.sort();
         counts
-    }
-
-    /// Each status that was ever answered, and how often.
-    pub(super) fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
-        STATUSES.zip(&self.statuses).map(|(s, count)| (s, count.read())).filter(|(_, n)| *n > 0)
     }
 }
 
@@ -123,6 +144,7 @@ mod tests {
         let figures = Figures::new();
         ["b", "a", "b"].iter().for_each(|name| figures.key_request(name));
         assert_eq!(figures.key_requests(), [("a".into(), 1), ("b".into(), 2)]);
+        let figures = figures.api;
         for status in [100, 200, 200, 599, 600, 0] {
             figures.request(status, Duration::ZERO);
         }

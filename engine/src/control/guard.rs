@@ -4,7 +4,7 @@
 //! then, but so can be reached by any page in a browser here. A page of another site says so (`Origin`,
 //! `Sec-Fetch-Site`) or, once its name is rebound to loopback, still gives its name as `Host`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,9 @@ use crate::callers::{Caller, KeyHash};
 use crate::config::Scope;
 use crate::shard::door::counted_as;
 
-/// The peer's address, in the extensions of a request.
+/// The client's address, in the extensions of a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct Peer(pub(super) IpAddr);
 
 /// Wrong keys a second of one address, and how many at once, that are answered with 401. Above it they are answered with
 /// 429, so that whoever tries many is seen in figures and told to wait; a right key is served all the same, so that nobody
@@ -59,11 +59,7 @@ pub(super) async fn guard(
 ) -> Result<Response, ApiError> {
     let (requester, caller) = needs.admit(&request)?;
     let state = &needs.state;
-    if !state.request_rates.take(requester, Instant::now()) {
-        let most = state.shared.config().api.requests_per_second_max;
-        let message = format!("at most {most} requests a second are allowed; try again");
-        return Err(ApiError::new(Code::RateLimited, message));
-    }
+    within_rate(state, requester)?;
     request.extensions_mut().insert(caller);
     request.extensions_mut().insert(requester);
     Ok(next.run(request).await)
@@ -83,7 +79,7 @@ impl Needs {
                 return Ok((Requester::Key(*hash), caller.clone()));
             }
         }
-        let peer = request.extensions().get::<Peer>().map(|peer| counted_as(peer.0.ip()));
+        let peer = request.extensions().get::<Peer>().map(|peer| counted_as(peer.0));
         if open {
             match local(request) {
                 // Who needs no key is not worse off with one.
@@ -103,8 +99,7 @@ impl Needs {
         if let Some(peer) = peer.filter(|_| !given.is_empty())
             && !state.wrong_keys.take(peer, Instant::now())
         {
-            let message = "too many wrong keys come from this address; try again";
-            return Err(ApiError::new(Code::RateLimited, message));
+            return Err(wrong_keys());
         }
         Err(no_key())
     }
@@ -127,6 +122,41 @@ pub(super) fn still(
             None => Err(no_key()),
         },
     }
+}
+
+/// Who has a key that came otherwise than as the API takes keys, and may do what needs this scope.
+pub(super) fn holder(
+    state: &State,
+    given: &[u8],
+    scope: Scope,
+    client: IpAddr,
+) -> Result<Arc<Caller>, ApiError> {
+    let config = state.shared.config();
+    let Some((hash, caller)) = config.callers.find(given) else {
+        let told = given.is_empty() || state.wrong_keys.take(counted_as(client), Instant::now());
+        return Err(if told { no_key() } else { wrong_keys() });
+    };
+    state.figures.key_request(&caller.name);
+    if !caller.may(scope) {
+        return Err(lacks(caller, scope));
+    }
+    within_rate(state, Requester::Key(*hash))?;
+    Ok(caller.clone())
+}
+
+/// Whether somebody asks no more often than they may.
+fn within_rate(state: &State, requester: Requester) -> Result<(), ApiError> {
+    if state.request_rates.take(requester, Instant::now()) {
+        return Ok(());
+    }
+    let most = state.shared.config().api.requests_per_second_max;
+    let message = format!("at most {most} requests a second are allowed; try again");
+    Err(ApiError::new(Code::RateLimited, message))
+}
+
+fn wrong_keys() -> ApiError {
+    let message = "too many wrong keys come from this address; try again";
+    ApiError::new(Code::RateLimited, message)
 }
 
 fn lacks(caller: &Caller, scope: Scope) -> ApiError {

@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::error::{ApiError, Code};
+use super::figures::PortFigures;
 use super::{State, hooks, stats};
 use crate::counters::{Counters, Distribution, Kind, Reason as _, Totals};
 
@@ -137,21 +138,19 @@ fn process(state: &State) -> Vec<Family> {
     let started = state.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let files_max = ringfeed_wire::open_files_limit().map_or(0, |(soft, _)| soft);
     let under_way: usize = state.to_shards.iter().map(super::Budget::in_use).sum();
-    vec![
+    let mut families = port("api", &figures.api);
+    families.extend(port("http", &figures.public));
+    families.extend([
+        counter(
+            "ringfeed_http_broadcasts_dropped",
+            "Broadcasts of cadsock that were answered with 202 and dropped: their message is no JSON.",
+            float(figures.broadcasts_dropped.read()),
+        ),
         Family {
             name: "ringfeed_build_info".into(),
             help: "The running version; always 1.",
             kind: MetricType::Gauge,
             values: vec![(vec![("version", env!("CARGO_PKG_VERSION").into())], Value::Number(1.0))],
-        },
-        Family {
-            name: "ringfeed_api_requests".into(),
-            help: "Requests to the HTTP API by the status of their answer.",
-            kind: MetricType::Counter,
-            values: figures
-                .statuses()
-                .map(|(status, n)| (vec![("status", status.to_string())], Value::Number(float(n))))
-                .collect(),
         },
         Family {
             name: "ringfeed_api_key_requests".into(),
@@ -161,27 +160,6 @@ fn process(state: &State) -> Vec<Family> {
                 .map(|(name, n)| (vec![("key", name)], Value::Number(float(n))))
                 .collect(),
         },
-        Family {
-            name: "ringfeed_api_request_seconds".into(),
-            help: "From the head of a request to the head of its answer.",
-            kind: MetricType::Histogram,
-            values: vec![(Vec::new(), Value::Histogram(Box::new(figures.request_us.read())))],
-        },
-        gauge(
-            "ringfeed_api_connections",
-            "Connections to the HTTP API.",
-            float(figures.connections.read()),
-        ),
-        counter(
-            "ringfeed_api_connections_refused",
-            "Connections told to come back, because all others had a request.",
-            float(figures.connections_refused.read()),
-        ),
-        counter(
-            "ringfeed_api_connections_pushed_out",
-            "Connections closed without a request, because others needed their place.",
-            float(figures.connections_pushed_out.read()),
-        ),
         gauge(
             "ringfeed_api_ingest_streams",
             "Ingest streams open.",
@@ -224,6 +202,45 @@ fn process(state: &State) -> Vec<Family> {
             float(stats::open_files() as u64),
         ),
         gauge("process_max_fds", "The limit on them, ulimit -n.", float(files_max)),
+    ]);
+    families
+}
+
+/// The families of one port: of the HTTP API, or of HTTP beside WebSockets.
+fn port(name: &str, figures: &PortFigures) -> Vec<Family> {
+    let family = |suffix: &str, help, kind, values| Family {
+        name: format!("ringfeed_{name}_{suffix}"),
+        help,
+        kind,
+        values,
+    };
+    let one = |value: u64| vec![(Vec::new(), Value::Number(float(value)))];
+    let statuses = figures.statuses();
+    let statuses = statuses
+        .map(|(status, n)| (vec![("status", status.to_string())], Value::Number(float(n))))
+        .collect();
+    let took = vec![(Vec::new(), Value::Histogram(Box::new(figures.request_us.read())))];
+    vec![
+        family("requests", "Requests by the status of their answer", MetricType::Counter, statuses),
+        family(
+            "request_seconds",
+            "From the head of a request to the head of its answer",
+            MetricType::Histogram,
+            took,
+        ),
+        family("connections", "Connections", MetricType::Gauge, one(figures.connections.read())),
+        family(
+            "connections_refused",
+            "Connections told to come back, because all others had a request",
+            MetricType::Counter,
+            one(figures.connections_refused.read()),
+        ),
+        family(
+            "connections_pushed_out",
+            "Connections closed without a request, because others needed their place",
+            MetricType::Counter,
+            one(figures.connections_pushed_out.read()),
+        ),
     ]
 }
 

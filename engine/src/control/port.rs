@@ -1,10 +1,12 @@
-//! The internal port: accepts, bounds how many connections there are and how long they may do nothing,
-//! and serves HTTP/1.1 on them.
+//! The connections of HTTP, on the internal port and of those that the shards' doors hand over: bounds how many there are
+//! and how long they may do nothing, and serves HTTP/1.1 on them.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+mod patient;
+mod table;
+
+use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,16 +23,20 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::State;
 use super::body::no_room;
-use super::budget::Held;
+use super::budget::{Budget, Held};
 use super::error::clip;
+use super::figures::PortFigures;
 use super::guard::Peer;
+use crate::shard::door::{Handed, Permit};
+use patient::Patient;
+use table::{Busy, Seat, Table};
 
 /// Largest head of a request, and most that is read of a connection ahead.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -53,55 +59,134 @@ const LAST_ANSWERS_TIME: Duration = Duration::from_secs(1);
 /// A peer that is gone is noticed after 30 s + 3 x 10 s of silence.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
-/// Accepts until the shards have ended, and serves what is in progress then.
+/// Accepts on the internal port until the shards have ended, and serves what is in progress then.
 pub(super) async fn serve(listener: TcpListener, state: Arc<State>, router: Router) {
-    let most = state.shared.config().api.connections_max as usize;
-    let table = Rc::new(Table { most, ..Table::default() });
-    let mut stopping = state.stopping.subscribe();
-    tokio::select! {
-        () = accept(listener, &table, &state, &router) => {}
-        _ = stopping.wait_for(|stopping| *stopping) => {}
-    }
-    let _ = timeout(LAST_ANSWERS_TIME, table.emptied()).await;
+    let (bodies, ending) = (state.bodies.clone(), &state.stopping);
+    let port = Port::new("API", |state| &state.figures.api, bodies, ending, router, &state);
+    port.serve(accept(listener, &port)).await;
 }
 
-/// Accepts for ever.
-async fn accept(listener: TcpListener, table: &Rc<Table>, state: &Arc<State>, router: &Router) {
-    let refusals = Rc::new(Cell::new(0));
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                if let Some(others) = state.accept_log.due(LOG_EVERY) {
-                    tracing::warn!("the API's accept failed: {e} ({others} more like it)");
-                }
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        match table.admit(state) {
+/// Serves the connections that the shards' doors hand over, until the server drains.
+pub(super) async fn serve_handed(
+    handed: mpsc::Receiver<Handed>,
+    state: Arc<State>,
+    router: Router,
+) {
+    let (bodies, ending) = (state.public_bodies.clone(), &state.draining);
+    let port = Port::new("HTTP", |state| &state.figures.public, bodies, ending, router, &state);
+    port.serve(take(handed, &port)).await;
+}
+
+/// What is served on one port, and by what bounds.
+struct Port {
+    /// For the log.
+    name: &'static str,
+    figures: fn(&State) -> &PortFigures,
+    /// What its answers may hold.
+    bodies: Budget,
+    /// True from when connections end behind the answers that they are owed.
+    ending: watch::Receiver<bool>,
+    router: Router,
+    state: Arc<State>,
+    table: Table,
+    /// Connections that are being told to come back.
+    refusals: Cell<usize>,
+}
+
+/// A connection that begins.
+struct Begun {
+    stream: TcpStream,
+    /// What was read of it before.
+    read: Bytes,
+    /// For whom it is.
+    client: IpAddr,
+    /// Held as long as it is there.
+    permit: Option<Permit>,
+}
+
+impl Port {
+    fn new(
+        name: &'static str,
+        figures: fn(&State) -> &PortFigures,
+        bodies: Budget,
+        ending: &watch::Sender<bool>,
+        router: Router,
+        state: &Arc<State>,
+    ) -> Rc<Port> {
+        let table = Table::new(state.shared.config().api.connections_max as usize);
+        let (ending, state, refusals) = (ending.subscribe(), state.clone(), Cell::new(0));
+        Rc::new(Port { name, figures, bodies, ending, router, state, table, refusals })
+    }
+
+    fn figures(&self) -> &PortFigures {
+        (self.figures)(&self.state)
+    }
+
+    /// Takes connections until the shards have ended, and serves what is in progress then.
+    async fn serve(&self, taking: impl Future<Output = ()>) {
+        let mut stopping = self.state.stopping.subscribe();
+        tokio::select! {
+            () = taking => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
+        let _ = timeout(LAST_ANSWERS_TIME, self.table.emptied()).await;
+    }
+
+    /// Gives a connection a place and serves it there, or tells it to come back.
+    async fn admit(self: &Rc<Self>, begun: Begun) {
+        match self.table.admit(self.figures()) {
             Some(seat) => {
-                state.figures.connections.set(table.len() as u64);
-                let (table, state, router) = (table.clone(), state.clone(), router.clone());
+                let port = self.clone();
                 tokio::task::spawn_local(async move {
-                    connection(stream, peer, &seat, &state, router).await;
-                    table.remove(seat.id);
-                    state.figures.connections.set(table.len() as u64);
+                    connection(begun, &seat, &port).await;
+                    port.table.remove(seat.id, port.figures());
                 });
                 // It may have sent its request already: it is looked at before others can push it out.
                 tokio::task::yield_now().await;
             }
             None => {
-                state.figures.connections_refused.add(1);
-                if refusals.get() < REFUSALS_MAX {
-                    refusals.set(refusals.get() + 1);
-                    let refusals = refusals.clone();
+                self.figures().connections_refused.add(1);
+                if self.refusals.get() < REFUSALS_MAX {
+                    self.refusals.set(self.refusals.get() + 1);
+                    let port = self.clone();
                     tokio::task::spawn_local(async move {
-                        let _ = timeout(REFUSAL_TIME, refuse(stream)).await;
-                        refusals.set(refusals.get() - 1);
+                        let _ = timeout(REFUSAL_TIME, refuse(begun.stream)).await;
+                        port.refusals.set(port.refusals.get() - 1);
                     });
                 }
             }
+        }
+    }
+}
+
+/// Accepts for ever.
+async fn accept(listener: TcpListener, port: &Rc<Port>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let client = peer.ip();
+                port.admit(Begun { stream, read: Bytes::new(), client, permit: None }).await;
+            }
+            Err(e) => {
+                if let Some(others) = port.state.accept_log.due(LOG_EVERY) {
+                    tracing::warn!("the API's accept failed: {e} ({others} more like it)");
+                }
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Takes what is handed over until no shard is there any more.
+async fn take(mut handed: mpsc::Receiver<Handed>, port: &Rc<Port>) {
+    while let Some(Handed { socket, read, client, permit }) = handed.recv().await {
+        let stream = std::net::TcpStream::from(socket);
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        match stream {
+            Ok(stream) => {
+                port.admit(Begun { stream, read: read.into(), client, permit: Some(permit) }).await;
+            }
+            Err(e) => tracing::debug!("HTTP: {client} cannot be served: {e}"),
         }
     }
 }
@@ -124,96 +209,10 @@ async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// The connections that are served.
-#[derive(Debug, Default)]
-struct Table {
-    seats: RefCell<HashMap<u64, Rc<Seat>>>,
-    next_id: Cell<u64>,
-    most: usize,
-    /// Told when one has left.
-    left: Notify,
-}
-
-/// One of them.
-#[derive(Debug)]
-struct Seat {
-    id: u64,
-    /// Since when it has no request; `None` while it has one.
-    waiting_since: Cell<Option<Instant>>,
-    /// Whether it ever had a request that was not refused.
-    served: Cell<bool>,
-    /// Told when somebody else needs its place.
-    leave: Notify,
-}
-
-impl Table {
-    fn len(&self) -> usize {
-        self.seats.borrow().len()
-    }
-
-    fn remove(&self, id: u64) {
-        self.seats.borrow_mut().remove(&id);
-        self.left.notify_one();
-    }
-
-    /// Waits until nobody is left.
-    async fn emptied(&self) {
-        while self.len() > 0 {
-            self.left.notified().await;
-        }
-    }
-
-    /// A place for one more. If there is none, the connection that has waited longest without a
-    /// request leaves, those first that never had one; `None` if all have one.
-    fn admit(&self, state: &State) -> Option<Rc<Seat>> {
-        let mut seats = self.seats.borrow_mut();
-        if seats.len() >= self.most {
-            let waiting = seats.values().filter_map(|seat| {
-                let since = seat.waiting_since.get()?;
-                Some((seat.served.get(), since, seat.id))
-            });
-            let (_, _, id) = waiting.min()?;
-            if let Some(seat) = seats.remove(&id) {
-                seat.leave.notify_one();
-                state.figures.connections_pushed_out.add(1);
-            }
-        }
-        let id = self.next_id.replace(self.next_id.get() + 1);
-        let seat = Rc::new(Seat {
-            id,
-            waiting_since: Cell::new(Some(Instant::now())),
-            served: Cell::new(false),
-            leave: Notify::new(),
-        });
-        seats.insert(id, seat.clone());
-        Some(seat)
-    }
-}
-
-/// A request under way on a connection.
-struct Busy(Rc<Seat>);
-
-impl Busy {
-    fn new(seat: &Rc<Seat>) -> Busy {
-        seat.waiting_since.set(None);
-        Busy(seat.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.waiting_since.set(Some(Instant::now()));
-    }
-}
-
 /// Serves one connection to its end.
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    seat: &Rc<Seat>,
-    state: &Arc<State>,
-    router: Router,
-) {
+async fn connection(begun: Begun, seat: &Rc<Seat>, port: &Rc<Port>) {
+    let Begun { stream, read, client, permit: _permit } = begun;
+    let name = port.name;
     let (time, interval, retries) = KEEPALIVE;
     let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval);
     let socket = SockRef::from(&stream);
@@ -222,23 +221,23 @@ async fn connection(
         .and_then(|()| socket.set_send_buffer_size(SEND_BUFFER_BYTES))
         .and_then(|()| socket.set_tcp_keepalive(&keepalive.with_retries(retries)));
     if let Err(e) = set {
-        tracing::debug!("API: {peer} is gone already: {e}");
+        tracing::debug!("{name}: {client} is gone already: {e}");
         return;
     }
-    let idle = Duration::from_millis(state.shared.config().api.idle_timeout_ms.into());
-    let router = TowerToHyperService::new(router);
+    let idle = Duration::from_millis(port.state.shared.config().api.idle_timeout_ms.into());
+    let router = TowerToHyperService::new(port.router.clone());
     let service = service_fn(|mut request: Request<Incoming>| {
         let busy = Busy::new(seat);
-        request.extensions_mut().insert(Peer(peer));
-        let (state, router) = (state.clone(), router.clone());
+        request.extensions_mut().insert(Peer(client));
+        let (port, router) = (port.clone(), router.clone());
         async move {
             let began = Instant::now();
             let (method, path) = (request.method().clone(), clip(request.uri().path()));
             let response = router.call(request).await?;
-            let response = Answer::of(response, busy, &state);
+            let response = Answer::of(response, busy, &port.bodies);
             let (status, took) = (response.status(), began.elapsed());
-            state.figures.request(status.as_u16(), took);
-            tracing::debug!("API: {method} {path} {} {} ms", status.as_u16(), took.as_millis());
+            port.figures().request(status.as_u16(), took);
+            tracing::debug!("{name}: {method} {path} {} {} ms", status.as_u16(), took.as_millis());
             Ok::<_, std::convert::Infallible>(response)
         }
     });
@@ -246,26 +245,27 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Patient::new(stream, idle)), service);
+        .serve_connection(TokioIo::new(Patient::new(read, stream, idle)), service);
     let mut served = pin!(served);
-    let mut stopping = state.stopping.subscribe();
-    let mut stopped = false;
+    let mut ending = port.ending.clone();
+    let mut ends = false;
     loop {
         tokio::select! {
             biased;
             () = seat.leave.notified() => {
-                return tracing::debug!("API: {peer} gave its place to another");
+                return tracing::debug!("{name}: {client} gave its place to another");
             }
-            _ = stopping.wait_for(|stopping| *stopping), if !stopped => {
-                stopped = true;
-                // It ends behind the answer that it is owed.
-                served.as_mut().graceful_shutdown();
-            }
+            // A request that came with the connection is begun before the connection is told to end.
             ended = served.as_mut() => {
                 if let Err(e) = ended {
-                    tracing::debug!("API: {peer}: {}", clip(&e.to_string()));
+                    tracing::debug!("{name}: {client}: {}", clip(&e.to_string()));
                 }
                 return;
+            }
+            _ = ending.wait_for(|ending| *ending), if !ends => {
+                ends = true;
+                // It ends behind the answer that it is owed.
+                served.as_mut().graceful_shutdown();
             }
         }
     }
@@ -294,9 +294,9 @@ impl Reserved {
 
 impl Answer {
     /// Answers that would take too much of the memory for bodies become a 503.
-    fn of(mut response: Response<Body>, busy: Busy, state: &State) -> Response<Answer> {
+    fn of(mut response: Response<Body>, busy: Busy, bodies: &Budget) -> Response<Answer> {
         let reserved = response.extensions_mut().remove::<Reserved>().unwrap_or_else(|| {
-            let mut held = state.bodies.hold();
+            let mut held = bodies.hold();
             let len = response.body().size_hint().exact().unwrap_or(0) as usize;
             if len > UNCOUNTED_BYTES_MAX && !held.try_grow_to(len) {
                 response = no_room().into_response();
@@ -339,84 +339,5 @@ impl HttpBody for Answer {
             hint.set_exact(exact + self.left.len() as u64);
         }
         hint
-    }
-}
-
-/// A connection that fails when something waits to be written and the peer has neither read nor sent
-/// anything for a while.
-struct Patient {
-    stream: TcpStream,
-    patience: Duration,
-    /// Runs while something waits to be written.
-    ends: Option<Pin<Box<Sleep>>>,
-}
-
-impl Patient {
-    fn new(stream: TcpStream, patience: Duration) -> Patient {
-        Patient { stream, patience, ends: None }
-    }
-
-    fn wrote<T>(
-        &mut self,
-        written: Poll<io::Result<T>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.ends = None;
-            return written;
-        }
-        let patience = self.patience;
-        let ends = self.ends.get_or_insert_with(|| Box::pin(sleep(patience)));
-        ready!(ends.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")))
-    }
-}
-
-impl AsyncRead for Patient {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_ready() {
-            let patience = self.patience;
-            if let Some(ends) = &mut self.ends {
-                ends.as_mut().reset(Instant::now() + patience);
-            }
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Patient {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(written, cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(written, cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

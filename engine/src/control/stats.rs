@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::State;
+use super::figures::PortFigures;
 use crate::counters::{Distribution, Totals};
 
 /// What the whole process has done and holds.
@@ -38,6 +39,8 @@ pub(super) struct StatsReply {
     delivery_us: Quantiles,
     /// The HTTP API itself.
     api: ApiStats,
+    /// HTTP on the port of the WebSockets.
+    http: PortStats,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -69,23 +72,41 @@ impl Quantiles {
 }
 
 #[derive(Serialize, ToSchema)]
-struct ApiStats {
+struct PortStats {
     /// Connections open.
     connections: u64,
     /// Connections told to come back, because all others had a request.
     connections_refused: u64,
     /// Connections closed without a request, because others needed their place.
     connections_pushed_out: u64,
+    /// Answers by status.
+    requests: BTreeMap<u16, u64>,
+    /// From the head of a request to the head of its answer.
+    request_us: Quantiles,
+}
+
+impl PortStats {
+    fn of(figures: &PortFigures) -> PortStats {
+        PortStats {
+            connections: figures.connections.read(),
+            connections_refused: figures.connections_refused.read(),
+            connections_pushed_out: figures.connections_pushed_out.read(),
+            requests: figures.statuses().collect(),
+            request_us: Quantiles::of(&figures.request_us.read()),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct ApiStats {
+    #[serde(flatten)]
+    port: PortStats,
     /// Ingest streams open.
     ingest_streams: u64,
     /// Bytes of requests and large answers held.
     body_bytes: usize,
     /// Payload bytes handed to shards and not answered yet.
     bytes_under_way: usize,
-    /// Answers by status.
-    requests: BTreeMap<u16, u64>,
-    /// From the head of a request to the head of its answer.
-    request_us: Quantiles,
 }
 
 /// How many ordinary descriptors are in use.
@@ -143,14 +164,11 @@ pub(super) async fn stats(FromState(state): FromState<Arc<State>>) -> Json<Stats
         turn_us: quantiles("turn_us"),
         delivery_us: quantiles("delivery_us"),
         api: ApiStats {
-            connections: figures.connections.read(),
-            connections_refused: figures.connections_refused.read(),
-            connections_pushed_out: figures.connections_pushed_out.read(),
+            port: PortStats::of(&figures.api),
             ingest_streams: figures.ingest_streams.read(),
             body_bytes: state.bodies.in_use(),
             bytes_under_way: state.to_shards.iter().map(super::Budget::in_use).sum(),
-            requests: figures.statuses().collect(),
-            request_us: Quantiles::of(&figures.request_us.read()),
         },
+        http: PortStats::of(&figures.public),
     })
 }

@@ -134,6 +134,13 @@ pub enum Request {
         /// Who asks.
         reply: Reply<Option<PresencePage>>,
     },
+    /// How many subscribers a channel has, on all shards.
+    Subscribers {
+        /// The channel.
+        channel: ChannelName,
+        /// Where the answer goes.
+        reply: oneshot::Sender<u64>,
+    },
     /// A page of the channels homed here, for the control thread.
     ListChannels {
         /// Place in the table where the page begins; 0 is its start.
@@ -254,6 +261,7 @@ impl Request {
             | Request::Presence { channel, .. }
             | Request::Publish { channel, .. }
             | Request::Pressure { channel, .. }
+            | Request::Subscribers { channel, .. }
             | Request::History { channel, .. } => Some(channel),
             Request::PublishBatch { .. }
             | Request::ListChannels { .. }

@@ -9,6 +9,7 @@ mod accept;
 mod admission;
 mod client;
 mod credentials;
+mod handover;
 mod head;
 mod places;
 mod refuse;
@@ -21,6 +22,7 @@ use std::time::Duration;
 pub use accept::accept;
 pub(crate) use admission::counted_as;
 pub use admission::{Admission, NotAdmitted, Permit};
+pub use handover::{HANDED_MAX, Handed};
 
 use super::{Local, Shared};
 use crate::counters::Counters;

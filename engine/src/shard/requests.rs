@@ -409,6 +409,9 @@ impl<W: Wire> Shard<W> {
                 drop(deliver);
                 self.serve_presence(channel, after.as_deref(), limit, reply);
             }
+            Request::Subscribers { channel, reply } => {
+                let _ = reply.send(homes.subscribers(&channel));
+            }
             Request::ListChannels { from, reply } => {
                 let _ = reply.send(homes.page(from));
                 *budget = budget.saturating_sub(self.limits.request_bytes / 4);

@@ -19,6 +19,7 @@ mod hostile_names;
 mod hostile_readers;
 mod portico;
 mod presence;
+mod public_http;
 mod publish_subscribe;
 mod recovering;
 mod recovery;

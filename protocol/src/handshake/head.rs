@@ -18,6 +18,8 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// The target behind `?`, empty where there is none.
     pub query: &'a str,
+    /// Of HTTP/1.
+    minor_version: u8,
     headers: Vec<(&'a str, &'a [u8])>,
 }
 
@@ -102,8 +104,15 @@ impl<'a> Request<'a> {
         Request::parse_whole(bytes.get(..len).unwrap_or_default()).map(|head| Some((head, len)))
     }
 
-    /// Parses a head of which [`HeadEnd::find`] has found the end.
+    /// Parses a head of which [`HeadEnd::find`] has found the end: of a request that is answered here, by a WebSocket or a
+    /// few bytes.
     pub fn parse_whole(bytes: &'a [u8]) -> Result<Request<'a>, Refusal> {
+        Request::parse_any(bytes)?.bare()
+    }
+
+    /// The same of a request that may have a body and be of HTTP/1.0: method, path and fields can be looked at, and who
+    /// serves it has to parse it again.
+    pub fn parse_any(bytes: &'a [u8]) -> Result<Request<'a>, Refusal> {
         let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut head = httparse::Request::new(&mut fields);
         let parsed = head.parse(bytes).map_err(|e| match e {
@@ -117,21 +126,27 @@ impl<'a> Request<'a> {
         if parsed.is_partial() {
             return Err(Refusal::new(400, "this is not an HTTP/1.1 request\n"));
         }
-        if head.version != Some(1) {
-            return Err(Refusal::new(505, "only HTTP/1.1 is spoken here\n"));
-        }
         let (path, query) = split_target(head.path.unwrap_or_default()).ok_or_else(|| {
             Refusal::new(
                 400,
                 "the target must begin with '/' or be a URL with a host, and have no '#'\n",
             )
         })?;
-        let request = Request {
+        Ok(Request {
             method: head.method.unwrap_or_default(),
             path,
             query,
+            minor_version: head.version.unwrap_or_default(),
             headers: head.headers.iter().map(|h| (h.name, h.value)).collect(),
-        };
+        })
+    }
+
+    /// Refuses what has no place before a WebSocket.
+    pub fn bare(self) -> Result<Request<'a>, Refusal> {
+        let request = self;
+        if request.minor_version != 1 {
+            return Err(Refusal::new(505, "only HTTP/1.1 is spoken here\n"));
+        }
         // A body, or two readings of where the head ends, has no place here: refuse, never guess.
         if request.header("transfer-encoding").is_some()
             || request.all("content-length").any(|length| length != b"0")

@@ -110,7 +110,7 @@ impl Door {
         drop(place);
         self.count_handshakes();
         let address = client.counted_as();
-        let Head { bytes, rest } = match read {
+        let Head { mut bytes, rest } = match read {
             Err(Aborted) => {
                 let why = "the request head is slow and others wait\n";
                 return self.send_away(stream, busy(why)).await;
@@ -128,8 +128,6 @@ impl Door {
         // Who has taken long to ask is let in by what holds by now.
         let settings = self.shared.settings.load_full();
         let routed = route(&bytes, &settings, client.address);
-        // Who has to wait for somebody does so without it.
-        drop(bytes);
         match routed {
             Err(refusal) => {
                 let reason = match refusal.status {
@@ -139,11 +137,17 @@ impl Door {
                 };
                 self.refuse(stream, address, reason, refusal).await;
             }
+            Ok(Answer::HandOver) => {
+                bytes.extend_from_slice(&rest);
+                self.hand_over(stream, bytes, client, permit).await;
+            }
             Ok(Answer::Page(answer)) => {
                 drop(permit);
                 self.answer(stream, address, answer).await;
             }
             Ok(Answer::Upgrade { endpoint, dialect, talk, answer, shown }) => {
+                // Who has to wait for somebody does so without it.
+                drop(bytes);
                 let credentials = match self.identify(&settings, shown, dialect).await {
                     Ok(credentials) => credentials,
                     Err((reason, refusal)) => {

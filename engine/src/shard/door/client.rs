@@ -76,7 +76,7 @@ impl Door {
         if server.forwarded_header != ForwardedHeader::Off
             && relayed
             && client.is_proxy
-            && let Ok(request) = Request::parse_whole(&head.bytes)
+            && let Ok(request) = Request::parse_any(&head.bytes)
         {
             let (proxies, proxy) = (&settings.proxies, client.address);
             // The other one is never looked at: a proxy that writes one may hand on what a client wrote into the other.

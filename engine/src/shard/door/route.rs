@@ -18,6 +18,8 @@ const JSON: &str = "application/json";
 /// What a request is answered with, where it is not refused.
 #[derive(Debug)]
 pub(super) enum Answer {
+    /// What the control thread answers.
+    HandOver,
     /// A whole answer, after which the connection ends.
     Page(Vec<u8>),
     /// A WebSocket.
@@ -38,7 +40,11 @@ pub(super) enum Answer {
 /// Decides what a request is answered with. `head` is whole.
 pub(super) fn route(head: &[u8], settings: &Settings, address: IpAddr) -> Result<Answer, Refusal> {
     let (config, origins) = (&*settings.config, &settings.origins);
-    let request = Request::parse_whole(head)?;
+    let request = Request::parse_any(head)?;
+    if config.endpoints.iter().any(|endpoint| endpoint.serves_http(request.path)) {
+        return Ok(Answer::HandOver);
+    }
+    let request = request.bare()?;
     let endpoints = (0u8..=u8::MAX).zip(&config.endpoints);
     if let Some((number, endpoint)) = { endpoints }.find(|(_, e)| e.path == request.path) {
         let mut upgrade = request.upgrade()?;

@@ -639,6 +639,12 @@ impl Homes {
         ChannelPage { rows: rows.collect(), next: (end < self.homes.slots()).then_some(end) }
     }
 
+    /// Subscribers of a channel, on all shards.
+    pub(in crate::shard) fn subscribers(&self, name: &str) -> u64 {
+        let home = self.by_name.get(name).and_then(|&index| self.homes.get(index));
+        home.map_or(0, Home::subscribers)
+    }
+
     /// Forgets aged history of some channels, and channels that nobody needs; over many calls, of all.
     pub(in crate::shard) fn sweep(&mut self, now_ms: u64) {
         let slots = self.homes.slots();
