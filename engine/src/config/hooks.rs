@@ -1,6 +1,6 @@
 //! What `[hooks]` may hold: URLs that may be asked, and a secret to sign with.
 
-use super::schema::Hooks;
+use super::schema::{ConnectMethod, Hooks};
 use crate::control::hooks::Hook;
 use crate::control::hooks::address::{self, Place};
 
@@ -8,6 +8,18 @@ use crate::control::hooks::address::{self, Place};
 const SECRET_BYTES_MIN: usize = 32;
 /// Header fields of one list.
 const HEADERS_MAX: usize = 32;
+/// Fields that say how a request is to be read, and where it is for.
+const NOT_FORWARDED: [&str; 9] = [
+    "host",
+    "connection",
+    "content-length",
+    "expect",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 impl Hooks {
     /// Where a hook is asked; empty where it is not.
@@ -52,6 +64,22 @@ impl Hooks {
             errors.push(format!(
                 "hooks.forward_headers: there are {count}; allowed are at most {HEADERS_MAX}"
             ));
+        }
+        let forwards =
+            |name: &str| self.forward_headers.iter().any(|f| f.eq_ignore_ascii_case(name));
+        if !self.connect_cookies.is_empty() && !forwards("cookie") {
+            errors.push(
+                "hooks.connect_cookies: hooks.forward_headers has no cookie, so that none is shown"
+                    .into(),
+            );
+        }
+        if self.connect_method == ConnectMethod::Get {
+            for name in NOT_FORWARDED.into_iter().filter(|name| forwards(name)) {
+                errors.push(format!(
+                    "hooks.forward_headers: {name} is about the connection it came on; with hooks.connect_method = \
+                     \"get\" it cannot be forwarded"
+                ));
+            }
         }
         for (i, name) in self.forward_headers.iter().enumerate() {
             if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {

@@ -19,6 +19,7 @@ mod failure;
 mod figures;
 mod keys;
 mod order;
+mod plain;
 mod policy;
 mod reply;
 mod sign;
@@ -39,7 +40,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ConnectMethod};
 use crate::ids::{ShardId, Ticket};
 use crate::message::{Answer, Asked, Question};
 use cache::Cache;
@@ -93,6 +94,7 @@ struct Settings {
     /// What its endpoints and issuers are asked with.
     client: Client,
     policy: Policy,
+    connect_method: ConnectMethod,
     forward_headers: Vec<String>,
     timeout: Duration,
     waiting_max: u32,
@@ -301,12 +303,20 @@ impl Hooks {
             self.figures.of(hook).count(Outcome::Cached);
             return Ok(answer);
         }
-        let event = event::event(question, stamp, &settings.forward_headers);
+        let plain = settings.connect_method == ConnectMethod::Get;
+        let event = match question {
+            Question::Connect { request, .. } if plain => {
+                Some(plain::event(request, &settings.forward_headers))
+            }
+            question => event::event(question, stamp, &settings.forward_headers),
+        };
         let event = event.ok_or_else(|| Failure::BadAnswer("the question is no JSON".into()))?;
         let (answer, cache_s) = match question {
             Question::Connect { caller, .. } => {
-                let read =
-                    |reply: &_| answers::connect(reply, &caller.identity, Clock::Machine.unix_s());
+                let read = |reply: &_| {
+                    let read = if plain { plain::connect } else { answers::connect };
+                    read(reply, &caller.identity, Clock::Machine.unix_s())
+                };
                 let verdict = endpoint.ask(&event, waiting, deadline, read).await?;
                 (Answer::Connect(verdict.answer), verdict.cache_s)
             }
@@ -398,6 +408,7 @@ impl Settings {
         Ok(Settings {
             client,
             policy: Policy::new(config),
+            connect_method: hooks.connect_method,
             forward_headers: hooks.forward_headers.clone(),
             timeout: Duration::from_millis(hooks.timeout_ms.into()),
             waiting_max: hooks.waiting_max,

@@ -112,7 +112,7 @@ pub enum Question {
 pub enum Denied {
     /// The application refuses.
     Refused {
-        /// HTTP status for who has no connection yet: 401 or 403.
+        /// HTTP status for who has no connection yet: 401 or 403; 500 and 502 where a page that is asked with GET has failed.
         status: u16,
         /// For the client; empty where the application says nothing.
         text: Detail,

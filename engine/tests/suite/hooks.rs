@@ -316,3 +316,90 @@ fn an_order_to_unsubscribe_also_ends_a_subscribe_that_is_being_asked_about() {
     server.publish("asked.a", json!("heard"));
     assert_eq!(client.receive()["data"], "heard");
 }
+
+/// What a page that was not written for ringfeed hears, and what its client is told.
+#[test]
+fn a_page_that_is_asked_with_get_says_who_connects() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, heard) = bounded(64);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut head = String::new();
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).is_ok_and(|n| n > 0) {}
+            let (status, body) = match &*head {
+                head if head.contains("AUTH_TOKEN=ann") => (200, "{\"id\":\"ann\",\"roles\":7}"),
+                head if head.contains("AUTH_TOKEN=number") => (200, "{\"id\":7}"),
+                head if head.contains("AUTH_TOKEN=html") => (200, "<html>"),
+                head if head.contains("AUTH_TOKEN=broken") => (500, ""),
+                head if head.contains("AUTH_TOKEN=moved") => (302, ""),
+                _ => (401, "who?"),
+            };
+            let _ = tell.send(head);
+            let length = body.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status} X\r\nLocation: /ws\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+        }
+    });
+    let hooks = |url: &str, more: &str| {
+        format!(
+            "[hooks]\nconnect_url = \"{url}\"\nconnect_method = \"get\"\nbreaker_failures = 1000\nretries = 0\n{more}{CHANNELS}"
+        )
+    };
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Real-IP: 1.2.3.4\r\n\
+                   User-Agent: canary\r\nAuthorization: Basic canary\r\nX-Forwarded-For: 1.2.3.4\r\n";
+    let ask = |server: &TestServer, cookie: &str| {
+        let headers =
+            format!("{upgrade}Cookie: other=canary; AUTH_TOKEN={cookie}; AUTH_TOKEN2=canary\r\n");
+        let (status, text) = http(server.public, "GET", "/ws?canary", &headers, "");
+        (status, text.trim().to_owned())
+    };
+    let url = format!("http://{address}/auth.php");
+    let few = hooks(&url, "forward_headers = [\"cookie\"]\nconnect_cookies = [\"AUTH_TOKEN\"]\n");
+    let server = TestServer::start(&few, &[]);
+    for (cookie, status, text) in [
+        ("bob", 401, "Unauthorized"),
+        ("number", 500, "Invalid auth response"),
+        ("html", 500, "Invalid auth response"),
+        ("broken", 401, "Unauthorized"),
+        ("moved", 401, "Unauthorized"),
+    ] {
+        assert_eq!(ask(&server, cookie), (status, text.to_owned()), "{cookie}");
+        let head = heard.recv_timeout(PATIENCE).unwrap();
+        assert!(head.starts_with("GET /auth.php HTTP/1.1\r\n"), "{head}");
+        assert!(
+            head.to_lowercase().contains(&format!("cookie: auth_token={cookie}\r\n")),
+            "{head}"
+        );
+        assert!(!head.contains("canary") && !head.contains("1.2.3.4"), "{head}");
+    }
+    assert_eq!(heard.try_recv().ok(), None, "no redirect is followed");
+    let cookie = [("Cookie", "AUTH_TOKEN=ann".to_owned())];
+    let mut ann = super::authentication::open(&server, "/ws", &cookie).unwrap();
+    assert_eq!(ann.receive()["user"], "ann");
+    heard.recv_timeout(PATIENCE).unwrap();
+
+    let five = "forward_headers = [\"authorization\", \"cookie\", \"user-agent\", \"x-forwarded-for\", \"x-real-ip\"]\n";
+    let server = TestServer::start(&hooks(&url, five), &[]);
+    assert_eq!(ask(&server, "bob").0, 401);
+    let head = heard.recv_timeout(PATIENCE).unwrap().to_lowercase();
+    for field in [
+        "authorization: basic canary",
+        "cookie: other=canary; auth_token=bob; auth_token2=canary",
+        "user-agent: canary",
+        // Whatever the client says of itself.
+        "x-forwarded-for: 127.0.0.1",
+        "x-real-ip: 127.0.0.1",
+    ] {
+        assert!(head.contains(&format!("\r\n{field}\r\n")), "{field}: {head}");
+    }
+    assert!(!head.contains("1.2.3.4"), "{head}");
+
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = TestServer::start(&hooks(&format!("http://{nowhere}/"), ""), &[]);
+    assert_eq!(ask(&server, "ann"), (502, "Bad Gateway".into()));
+}

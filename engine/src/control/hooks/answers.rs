@@ -34,7 +34,7 @@ pub(super) struct Verdict<T> {
 
 impl<T> Verdict<T> {
     /// For this once.
-    fn once(answer: Result<T, Denied>) -> Verdict<T> {
+    pub(super) fn once(answer: Result<T, Denied>) -> Verdict<T> {
         Verdict { answer, cache_s: 0 }
     }
 }
@@ -47,16 +47,17 @@ enum Common<'a> {
     No(Denied),
 }
 
+/// What connect may answer.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct ConnectAnswer<'a> {
-    user: Option<String>,
-    roles: Vec<String>,
-    permissions: Option<Grants>,
-    channels: Vec<String>,
-    expires_at: Option<u64>,
+pub(super) struct ConnectAnswer<'a> {
+    pub(super) user: Option<String>,
+    pub(super) roles: Vec<String>,
+    pub(super) permissions: Option<Grants>,
+    pub(super) channels: Vec<String>,
+    pub(super) expires_at: Option<u64>,
     #[serde(borrow)]
-    info: Option<&'a RawValue>,
+    pub(super) info: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -89,12 +90,12 @@ struct Refusal {
     message: Option<String>,
 }
 
-fn wrong(why: &'static str) -> Failure {
+pub(super) fn wrong(why: &'static str) -> Failure {
     Failure::BadAnswer(why.into())
 }
 
 /// Reads an object. serde would take an array for one, too, its items for fields.
-fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Failure> {
+pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Failure> {
     if !text.trim_ascii_start().starts_with('{') {
         return Err(wrong("allowed is a JSON object"));
     }
@@ -120,7 +121,7 @@ fn common(reply: &Reply) -> Result<Common<'_>, Failure> {
 }
 
 /// 429 and 5xx may be another one in a moment.
-fn bad_status(status: u16) -> Failure {
+pub(super) fn bad_status(status: u16) -> Failure {
     match status {
         429 | 500..=599 => Failure::Status(status),
         _ => Failure::BadAnswer(Detail::new(format_args!("status {status}"))),
@@ -165,6 +166,15 @@ pub(super) fn connect(
         Common::Object(text) => object(text)?,
         Common::No(denied) => return Ok(Verdict::once(Err(denied))),
     };
+    Ok(Verdict::once(Ok(stated(answer, token, now)?)))
+}
+
+/// Who somebody is by an answer on top of what a token says.
+pub(super) fn stated(
+    answer: ConnectAnswer,
+    token: &Identity,
+    now: u64,
+) -> Result<Box<Admitted>, Failure> {
     let mut stated = Statement { of: token.user.clone(), ..Statement::default() };
     if let Some(user) = &answer.user {
         stated.user = Some(UserId::new(user).map_err(|_| wrong("user is no user id"))?);
@@ -196,7 +206,7 @@ pub(super) fn connect(
         // Nobody but the application vouches for it.
         identity.issued_at = now;
     }
-    Ok(Verdict::once(Ok(Box::new(Admitted { identity, channels, stated: Some(Box::new(stated)) }))))
+    Ok(Box::new(Admitted { identity, channels, stated: Some(Box::new(stated)) }))
 }
 
 /// Of subscribe.

@@ -68,7 +68,7 @@ fn requests_are_what_the_document_shows() {
         let stamp = Stamp { id: format!("{:032x}", 42), time: 1_750_000_000 };
         let forward = ["Cookie".to_owned(), "user-agent".to_owned()];
         let sent = event(&question, &stamp, &forward).unwrap();
-        let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+        let sent: Value = serde_json::from_slice(&sent.body.unwrap()).unwrap();
         let shown = example(&format!("{} request", sent["event"].as_str().unwrap()));
         assert_eq!(sent, serde_json::from_str::<Value>(shown).unwrap());
     }

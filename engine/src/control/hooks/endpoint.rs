@@ -185,18 +185,22 @@ impl Endpoint {
     }
 
     fn request(&self, event: &Event) -> Request {
-        let mut request = Request::new(Method::POST, self.url.clone());
+        let method = if event.body.is_some() { Method::POST } else { Method::GET };
+        let mut request = Request::new(method, self.url.clone());
         let headers = request.headers_mut();
         headers.clone_from(&event.headers);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if event.body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        let body = event.body.clone().unwrap_or_default();
         let timestamp = Clock::Machine.unix_s();
         headers.insert(TIMESTAMP, HeaderValue::from(timestamp));
         if let Some(signer) = &self.signer
-            && let Ok(signature) = HeaderValue::from_str(&signer.sign(timestamp, &event.body))
+            && let Ok(signature) = HeaderValue::from_str(&signer.sign(timestamp, &body))
         {
             headers.insert(SIGNATURE, signature);
         }
-        *request.body_mut() = Some(Body::from(event.body.clone()));
+        *request.body_mut() = event.body.clone().map(Body::from);
         request
     }
 

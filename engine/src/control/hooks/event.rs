@@ -33,7 +33,8 @@ impl Stamp {
 /// A question as it is sent.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
-    pub(super) body: Bytes,
+    /// JSON; `None` for a GET.
+    pub(super) body: Option<Bytes>,
     /// Header fields beside those that every request has.
     pub(super) headers: HeaderMap,
 }
@@ -168,12 +169,12 @@ pub(super) fn event(question: &Question, stamp: &Stamp, forward: &[String]) -> O
         Question::Keys { .. } => return None,
     }
     let body = serde_json::to_vec(&body).ok()?;
-    Some(Event { body: body.into(), headers })
+    Some(Event { body: Some(body.into()), headers })
 }
 
 /// The fields that are forwarded, each once: values of one name are put together as RFC 9110, section 5.3, and for
 /// cookies RFC 6265, section 5.4, say.
-fn forwarded<'a>(
+pub(super) fn forwarded<'a>(
     request: &'a ConnectRequest,
     forward: &[String],
 ) -> BTreeMap<&'a str, Cow<'a, [u8]>> {

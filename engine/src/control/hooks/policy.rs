@@ -1,9 +1,10 @@
 //! What counts where the application could not be asked.
 
 use super::failure::Failure;
+use super::plain;
 use super::reply::denial;
 use crate::access::{Admitted, Statement};
-use crate::config::{Config, OnFailure};
+use crate::config::{Config, ConnectMethod, OnFailure};
 use crate::message::{Answer, Question, SubscribeAllowed};
 
 /// Of one configuration.
@@ -11,6 +12,7 @@ use crate::message::{Answer, Question, SubscribeAllowed};
 pub(super) struct Policy {
     allow: bool,
     anonymous: bool,
+    connect_method: ConnectMethod,
 }
 
 impl Policy {
@@ -18,12 +20,16 @@ impl Policy {
         Policy {
             allow: config.hooks.on_failure == OnFailure::Allow,
             anonymous: config.auth.anonymous,
+            connect_method: config.hooks.connect_method,
         }
     }
 
     /// The answer to a question that has none.
     pub(super) fn failed(&self, question: &Question, failure: &Failure) -> Answer {
-        let no = || denial(question, failure.denied());
+        let plain = matches!(question, Question::Connect { .. })
+            && self.connect_method == ConnectMethod::Get;
+        let denied = || if plain { plain::denied(failure) } else { failure.denied() };
+        let no = || denial(question, denied());
         if !self.allow || !failure.may_allow() {
             return no();
         }

@@ -67,8 +67,16 @@ impl Shown {
 
 /// What the application is shown of a request.
 fn connect_request(request: &Request, config: &Config, address: IpAddr) -> ConnectRequest {
-    let forwarded = config.hooks.forward_headers.iter().flat_map(|name| {
-        request.all(name).map(move |value| (name.to_ascii_lowercase().into(), value.into()))
+    let hooks = &config.hooks;
+    let forwarded = hooks.forward_headers.iter().flat_map(|name| {
+        let few = name.eq_ignore_ascii_case("cookie") && !hooks.connect_cookies.is_empty();
+        request.all(name).filter_map(move |value| {
+            let value = match few {
+                true => shown_cookies(value, &hooks.connect_cookies)?,
+                false => value.into(),
+            };
+            Some((name.to_ascii_lowercase().into(), value))
+        })
     });
     ConnectRequest {
         address,
@@ -76,6 +84,17 @@ fn connect_request(request: &Request, config: &Config, address: IpAddr) -> Conne
         query: request.query.into(),
         headers: forwarded.collect(),
     }
+}
+
+/// The cookies of these names in one header field; `None` where there are none.
+fn shown_cookies(value: &[u8], names: &[String]) -> Option<Box<[u8]>> {
+    let pairs = value.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+    let is_shown = |pair: &&[u8]| {
+        let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
+        names.iter().any(|shown| shown.as_bytes() == name)
+    };
+    let shown: Vec<&[u8]> = pairs.filter(is_shown).collect();
+    (!shown.is_empty()).then(|| shown.join(&b"; "[..]).into())
 }
 
 /// Whether a subprotocol is a token and none that could be spoken.
@@ -165,6 +184,10 @@ impl Door {
             }
             Some(Answer::Connect(Err(Denied::Refused { status, text }))) => {
                 let text = text.to_string();
+                if status >= 500 {
+                    let refusal = Refusal::new(status, format!("{text}\n"));
+                    return Err((RefusalReason::Unavailable, refusal));
+                }
                 let said = if text.is_empty() { "the application refuses it".into() } else { text };
                 self.turn_away(settings, status, said)
             }
