@@ -92,7 +92,13 @@ struct PublishArgs {
 }
 
 /// Runs a command.
-pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) fn run(mut cli: Cli) -> anyhow::Result<()> {
+    match &mut cli.command {
+        Command::Serve(args) => args.config.find()?,
+        Command::CheckConfig(args) => args.find()?,
+        Command::Token(command) => command.config_args().find()?,
+        _ => {}
+    }
     match cli.command {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {

@@ -1,9 +1,10 @@
 //! What all commands that need a configuration have in common.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use ringfeed_engine::access::token::Issuers;
 use ringfeed_engine::config::{self, Config, ConfigErrors, Sources};
@@ -14,6 +15,12 @@ pub(super) struct ConfigArgs {
     /// TOML file; `ringfeed default-config` prints one. Without it the built-in defaults hold.
     #[arg(long, env = "RINGFEED_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// One of several servers on this machine: its configuration is NAME.toml in --config-dir.
+    #[arg(long, value_name = "NAME", conflicts_with = "config", value_parser = instance_name)]
+    instance: Option<String>,
+    /// Directory with the configurations of all instances.
+    #[arg(long, value_name = "DIR", default_value = "/etc/ringfeed", requires = "instance")]
+    config_dir: PathBuf,
     /// Address that clients connect to, or a name of this machine: the host of server.listen.
     #[arg(long, value_name = "ADDRESS", value_parser = resolve_host)]
     host: Option<IpAddr>,
@@ -23,6 +30,53 @@ pub(super) struct ConfigArgs {
     /// Set a key, as in --set server.shards=2. May be repeated; stronger than file and environment.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// Finds the file of an instance, once: from then on the configuration is there.
+    pub(super) fn find(&mut self) -> anyhow::Result<()> {
+        let Some(name) = &self.instance else { return Ok(()) };
+        let file = self.config_dir.join(format!("{name}.toml"));
+        if !file.is_file() {
+            let dir = self.config_dir.display();
+            let names =
+                instances(&self.config_dir).with_context(|| format!("--config-dir {dir}"))?;
+            let there = match names.is_empty() {
+                true => "there are none, which would be files NAME.toml".into(),
+                false => format!("there are {}", names.join(", ")),
+            };
+            bail!("--instance {name}: {dir} has no instance of that name; {there}");
+        }
+        self.config = Some(file);
+        Ok(())
+    }
+}
+
+/// The names of all instances in a directory.
+fn instances(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        if path.extension().is_some_and(|extension| extension == "toml")
+            && instance_name(name).is_ok()
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A name is no path, and no option by mistake.
+fn instance_name(name: &str) -> Result<String, String> {
+    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.starts_with(['.', '-']) || !name.bytes().all(in_name) {
+        let allowed =
+            "allowed are ASCII letters, digits and any of -_., the first a letter, a digit or _";
+        return Err(allowed.into());
+    }
+    Ok(name.into())
 }
 
 /// Where this command line says that the configuration is.
@@ -94,6 +148,18 @@ fn resolve_host(host: &str) -> Result<IpAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instance_is_no_path() {
+        for name in ["a", "Feed-2", "eu.west", "_x", "7"] {
+            assert_eq!(instance_name(name).unwrap(), name);
+        }
+        for name in
+            ["", ".", "..", "../a", "a/b", "/etc/passwd", "-v", ".a", "a b", "a\0", "\u{e9}"]
+        {
+            instance_name(name).unwrap_err();
+        }
+    }
 
     #[test]
     fn a_name_of_this_machine_is_a_host() {

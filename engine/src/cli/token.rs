@@ -68,6 +68,16 @@ pub(super) struct InspectArgs {
     token: String,
 }
 
+impl TokenCommand {
+    /// Where it is said that the configuration is.
+    pub(super) fn config_args(&mut self) -> &mut ConfigArgs {
+        match self {
+            TokenCommand::Make(args) => &mut args.config,
+            TokenCommand::Inspect(args) => &mut args.config,
+        }
+    }
+}
+
 pub(super) fn run(command: &TokenCommand) -> anyhow::Result<()> {
     match command {
         TokenCommand::Make(args) => make(args),
