@@ -297,15 +297,17 @@ fn a_kernel_that_refuses_io_uring_is_named_as_the_reason() {
 fn the_example_configurations_are_valid() {
     let dir = tempfile::tempdir().unwrap();
     let secret = "0123456789abcdef0123456789abcdef";
-    for name in ["token", "login-hook", "public-feed", "portico", "rooms"] {
-        let example = format!("{}/../config/examples/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/examples");
+    for example in std::fs::read_dir(examples).unwrap() {
+        let example = example.unwrap().path();
+        let name = example.file_name().unwrap().to_str().unwrap();
         // Their secrets are elsewhere here.
-        let text = std::fs::read_to_string(example).unwrap();
-        let text = text.replace("/etc/ringfeed", dir.path().to_str().unwrap());
-        for key in ["hook-secret", "ticker-key", "portico-key", "backend-key"] {
-            std::fs::write(dir.path().join(key), secret).unwrap();
+        let text = std::fs::read_to_string(&example).unwrap();
+        for place in text.split("\"/etc/ringfeed/").skip(1) {
+            std::fs::write(dir.path().join(place.split('"').next().unwrap()), secret).unwrap();
         }
-        let file = dir.path().join(format!("{name}.toml"));
+        let text = text.replace("/etc/ringfeed", dir.path().to_str().unwrap());
+        let file = dir.path().join(name);
         std::fs::write(&file, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
         command.env_clear().env("JWT_SECRET", secret).args(["check-config", "--config"]);
@@ -546,4 +548,48 @@ fn sighup_takes_a_good_configuration_and_refuses_a_bad_one_whole() {
     signal(&child, "TERM");
     drop(client);
     assert!(self::ended(&mut child).success());
+}
+
+#[test]
+fn instances_are_served_from_one_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let check = |name: &str| ringfeed(&["check-config", "--config-dir", path, "--instance", name]);
+    let none = text(&check("eu").stderr);
+    assert!(none.contains("--instance eu: ") && none.contains("there are none"), "{none}");
+    for (name, level) in [("eu", "warn"), ("us", "info")] {
+        let file = dir.path().join(format!("{name}.toml"));
+        std::fs::write(file, format!("[log]\nlevel = \"{level}\"\n")).unwrap();
+    }
+    std::fs::write(dir.path().join("notes.txt"), "").unwrap();
+    std::fs::create_dir(dir.path().join("more")).unwrap();
+    std::fs::write(dir.path().join("more/hidden.toml"), "").unwrap();
+    let checked = check("eu");
+    let said = text(&checked.stdout);
+    assert!(checked.status.success() && said.contains("eu.toml: the configuration is valid"));
+    let missing = check("asia");
+    assert_eq!(missing.status.code(), Some(1));
+    let said = text(&missing.stderr);
+    assert!(said.contains("has no instance of that name; there are eu, us"), "{said}");
+    for name in ["../us", "more/hidden", "/etc/passwd", ".", ""] {
+        let refused = check(name);
+        assert_eq!(refused.status.code(), Some(2), "{name}");
+        assert!(text(&refused.stderr).contains("allowed are ASCII letters"), "{name}");
+    }
+    let nowhere = ringfeed(&["check-config", "--config-dir", "/nowhere", "--instance", "eu"]);
+    assert!(text(&nowhere.stderr).contains("--config-dir /nowhere"));
+    let both = ["check-config", "--config", "a.toml", "--instance", "eu"];
+    assert_eq!(ringfeed(&both).status.code(), Some(2));
+
+    // It is the file of this instance that SIGHUP reads again, and flags stay stronger.
+    let flags = ["--config-dir", path, "--instance", "us", "-v"];
+    let (mut child, _, internal, mut log) = serve(&flags);
+    let published = ringfeed(&["publish", "b", "1", "--api", &internal]);
+    assert!(published.status.success(), "{}", text(&published.stderr));
+    std::fs::write(dir.path().join("us.toml"), "[log]\nlevel = \"loud\"\n").unwrap();
+    signal(&child, "HUP");
+    let said = logged(&mut log, "log.level");
+    assert!(said.contains("us.toml:2: log.level"), "{said}");
+    signal(&child, "TERM");
+    assert!(ended(&mut child).success());
 }
