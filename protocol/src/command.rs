@@ -152,6 +152,15 @@ pub enum Action<'a> {
         /// What to send.
         payload: Payload<'a>,
     },
+    /// Call a method. There is an id: a result without one would be nobody's.
+    Rpc {
+        /// Name of the method, unchecked but for its length.
+        method: Cow<'a, str>,
+        /// A JSON object, as it came.
+        params: Option<&'a str>,
+        /// How long the caller waits; as long as the server lets it where absent.
+        timeout_ms: Option<u32>,
+    },
     /// A message of a type that the dialect does not have: the application may know it.
     Other {
         /// Its type.

@@ -87,6 +87,16 @@ pub enum ErrorCode {
     Draining,
     /// No answer came in time; whether it was done is not known.
     Busy,
+    /// No method has this name.
+    UnknownMethod,
+    /// Parameters of a call are missing, are too many or have a wrong value.
+    BadParams,
+    /// A call has no result in time; whether it was done is not known.
+    TimedOut,
+    /// What is behind a method cannot be asked at present.
+    Unavailable,
+    /// A call was tried and went wrong.
+    Failed,
 }
 
 impl ErrorCode {
@@ -106,6 +116,11 @@ impl ErrorCode {
             ErrorCode::Unauthenticated => "unauthenticated",
             ErrorCode::Draining => "draining",
             ErrorCode::Busy => "busy",
+            ErrorCode::UnknownMethod => "unknown_method",
+            ErrorCode::BadParams => "bad_params",
+            ErrorCode::TimedOut => "timed_out",
+            ErrorCode::Unavailable => "unavailable",
+            ErrorCode::Failed => "failed",
         }
     }
 }

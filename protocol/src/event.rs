@@ -111,6 +111,14 @@ pub enum Event<'a> {
         /// JSON.
         data: &'a str,
     },
+    /// What a method that was called gives. Not [`Event::Reply`]: that is the application's to a message whose type it alone
+    /// knows, may have no id, and is nothing that a dialect with calls of its own could take for the end of one.
+    Result {
+        /// Of the call.
+        id: &'a str,
+        /// JSON.
+        data: &'a str,
+    },
     /// The reply to `publish`: it is in the home shard's log.
     Published {
         /// Of the command.

@@ -12,6 +12,7 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod call;
 pub mod channel_name;
 pub mod close;
 pub mod command;
@@ -30,6 +31,7 @@ pub mod refused;
 pub mod user_id;
 pub mod utf8;
 
+pub use call::CallError;
 pub use channel_name::ChannelName;
 pub use close::CloseCode;
 pub use command::Command;

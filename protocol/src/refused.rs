@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::call::CallError;
 use crate::channel_name::{ChannelName, ChannelNameError};
 use crate::error::ErrorCode;
 use crate::printable::{Detail, Printable};
@@ -117,6 +118,9 @@ pub enum Refused {
         /// To whom.
         user: UserId,
     },
+    /// A call has no result.
+    #[error(transparent)]
+    Call(#[from] CallError),
     /// The server takes nothing new.
     #[error("the server is shutting down")]
     Draining,
@@ -171,6 +175,8 @@ pub enum Limit {
     SubscriptionsPerConnection,
     /// Channels of the whole server.
     Channels,
+    /// Calls of one connection that are not answered yet.
+    CallsPerConnection,
 }
 
 /// What may come only so often.
@@ -205,6 +211,7 @@ impl Refused {
             Refused::LimitReached { .. } => ErrorCode::LimitReached,
             Refused::ChannelFull { .. } => ErrorCode::ChannelFull,
             Refused::RateLimited { .. } => ErrorCode::RateLimited,
+            Refused::Call(error) => error.code(),
             Refused::Draining => ErrorCode::Draining,
         }
     }
@@ -234,6 +241,7 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Limit::SubscriptionsPerConnection => "channels for each connection",
             Limit::Channels => "channels on this server",
+            Limit::CallsPerConnection => "calls under way for each connection",
         })
     }
 }

@@ -142,6 +142,12 @@ fn every_event_is_shown_as_it_is_written() {
         },
         Event::Leave { channel, version: 9, users: vec![there(&ann, None)] },
         Event::Count { channel, version: 250, count: 201 },
+        Event::Result { id: "7", data: "[{\"name\":\"cup\",\"price\":4.5}]" },
+        Event::Error {
+            id: id("7"),
+            code: ErrorCode::UnknownMethod,
+            message: "there is no method 'products.find'",
+        },
     ];
     let shown = lines("json event");
     assert_eq!(shown.len(), events.len());

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::call::METHOD_BYTES_MAX;
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
 use crate::event::{Epoch, Event, Meta, Offset, Position, Present, Publication, Someone};
 use crate::frame::{self, Opcode};
@@ -22,7 +23,7 @@ const ID_BYTES_MAX: usize = 64;
 /// Longest type of a message that somebody else may know.
 const KIND_BYTES_MAX: usize = 64;
 
-const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, presence, ping";
+const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, presence, rpc, ping";
 
 /// Every field that any command has. `data` is validated but kept as it came. Unknown fields are
 /// ignored, so that a newer client can speak to an older server.
@@ -52,6 +53,13 @@ pub(super) struct Fields<'a> {
     after: Option<&'a RawValue>,
     #[serde(default)]
     limit: Option<u32>,
+    // Those of `rpc` are looked at where it is one: messages that only the application knows may mean something else by them.
+    #[serde(borrow, default)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    timeout_ms: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -134,6 +142,38 @@ impl<'a> Fields<'a> {
             Some(user) => Ok(Command { id: self.id(), action: Action::Send { user, payload } }),
             None => Err(self.bad("'user' is missing")),
         }
+    }
+
+    fn rpc(self) -> Result<Command<'a>, CommandError<'a>> {
+        let Some(id) = self.id() else {
+            return Err(self.bad("'id' is missing: by it the result finds who has called"));
+        };
+        let method = self.method.and_then(|own| serde_json::from_str::<Cow<str>>(own.get()).ok());
+        let Some(method) = method.filter(|own| (1..=METHOD_BYTES_MAX).contains(&own.len())) else {
+            return Err(self
+                .bad(format_args!("'method' must be a string of 1 to {METHOD_BYTES_MAX} bytes")));
+        };
+        let timeout_ms = match self.timeout_ms.map(|own| own.get().parse::<u32>()) {
+            None => None,
+            Some(Ok(timeout_ms)) if timeout_ms > 0 => Some(timeout_ms),
+            Some(_) => {
+                return Err(self.bad(format_args!(
+                    "'timeout_ms' must be a whole number from 1 to {}",
+                    u32::MAX
+                )));
+            }
+        };
+        let params = self.params.map(RawValue::get);
+        if params.is_some_and(|params| !params.starts_with('{')) {
+            return Err(self.bad("'params' must be an object"));
+        }
+        if params.is_some_and(has_lone_surrogate) {
+            let refused = Refused::bad_json(
+                "'params' escapes half a character: \\ud800 to \\udfff stand in pairs only",
+            );
+            return Err(CommandError { id: Some(id), refused });
+        }
+        Ok(Command { id: Some(id), action: Action::Rpc { method, params, timeout_ms } })
     }
 
     /// A type that the dialect does not have: somebody else may know it.
@@ -241,6 +281,7 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
         Some("ping") => Ok(Command { id: fields.id(), action: Action::Ping }),
         Some("send") => fields.send(),
         Some("auth") => Ok(fields.auth()),
+        Some("rpc") => fields.rpc(),
         _ => fields.other(text),
     }
 }
@@ -422,6 +463,10 @@ fn write_body(body: &mut Vec<u8>, event: &Event) {
         }
         Event::Reply { id, data } => {
             head(body, "reply", id);
+            write!(body, ",\"data\":{data}}}")
+        }
+        Event::Result { id, data } => {
+            head(body, "result", &Some(id));
             write!(body, ",\"data\":{data}}}")
         }
         Event::Published { id, channel, position: Position { epoch, offset } } => {
