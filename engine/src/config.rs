@@ -12,6 +12,7 @@ mod keys;
 mod merge;
 mod node;
 mod reference;
+mod rpc;
 pub(crate) mod rules;
 mod schema;
 mod secrets;
@@ -25,11 +26,13 @@ use std::path::Path;
 use toml::{Table, Value};
 
 pub use reference::reference;
+pub(crate) use rpc::{check_method, wrong_who};
+pub(crate) use rules::matches;
 pub use schema::{
-    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Endpoint, ForwardedHeader, Heartbeat,
-    HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log,
-    OnFailure, Permission, Presence, ProxyProtocol, Publishers, Scope, Secret, SecretAlgorithm,
-    Server, Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Endpoint, ForwardedHeader,
+    Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level,
+    Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers, Rpc, RpcMethod, Scope,
+    Secret, SecretAlgorithm, Server, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.

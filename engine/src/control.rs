@@ -20,12 +20,14 @@ mod public;
 mod publish;
 mod questions;
 mod reload;
+pub mod rpc;
 mod signals;
 mod stats;
 mod users;
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -92,6 +94,8 @@ struct State {
     dropped_log: LogLimit,
     /// What is counted of questions that are asked outside.
     hooks: Arc<hooks::Figures>,
+    /// What is counted of calls.
+    rpc: rpc::Figures,
 }
 
 /// The running control thread.
@@ -138,6 +142,7 @@ impl Control {
             accept_log: LogLimit::new(),
             dropped_log: LogLimit::new(),
             hooks: Arc::default(),
+            rpc: rpc::Figures::default(),
             shared,
         });
         let own = state.clone();
@@ -153,8 +158,12 @@ impl Control {
                     Ok(hooks) => hooks,
                     Err(e) => return drop(ready.send(Err(io::Error::other(e)))),
                 };
+                let rpc = match rpc::Rpc::new(own.clone()) {
+                    Ok(rpc) => Rc::new(rpc),
+                    Err(e) => return drop(ready.send(Err(io::Error::other(e)))),
+                };
                 let _ = ready.send(Ok(()));
-                tokio::task::spawn_local(own.clone().answer_questions(hooks, asked));
+                tokio::task::spawn_local(own.clone().answer_questions(hooks, rpc, asked));
                 let handled = tokio::spawn(signals.handle(own.clone()));
                 let api = port::serve(listener, own.clone(), router);
                 tokio::join!(api, port::serve_handed(handed, own.clone(), public));

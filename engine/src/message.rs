@@ -22,6 +22,7 @@ pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
 pub use presence::{PresencePage, Present, Someone};
+pub(crate) use question::CALLS_MAX;
 pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,

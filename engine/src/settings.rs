@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::access::Access;
 use crate::config::{Config, ConfigErrors};
+use crate::control::rpc::Methods;
 use crate::origins::Origins;
 use crate::proxies::Proxies;
 
@@ -19,6 +20,8 @@ pub struct Settings {
     pub proxies: Arc<Proxies>,
     /// Which pages may connect.
     pub origins: Arc<Origins>,
+    /// What clients may call.
+    pub methods: Arc<Methods>,
 }
 
 impl Settings {
@@ -30,11 +33,13 @@ impl Settings {
         let proxies = Proxies::parse(&config.server.proxies)
             .map_err(|e| wrong(format!("server.proxies: {e}")))?;
         let access = Access::new(&config)?;
+        let methods = Methods::new(&config)?;
         Ok(Settings {
             config: Arc::new(config),
             access: Arc::new(access),
             proxies: Arc::new(proxies),
             origins: Arc::new(origins),
+            methods: Arc::new(methods),
         })
     }
 }

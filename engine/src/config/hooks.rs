@@ -32,7 +32,20 @@ impl Hooks {
             Hook::Disconnect => &self.disconnect_url.0,
             // Those of issuers stand with them.
             Hook::Keys => "",
+            // Each method has its own.
+            Hook::Rpc => "",
         }
+    }
+
+    /// What is wrong with the secret where others than this machine are asked.
+    pub(super) fn weak_secret(&self) -> Option<String> {
+        let len = self.secret.0.len();
+        (len < SECRET_BYTES_MIN).then(|| {
+            format!(
+                "hooks.secret: it has {len} bytes; where a URL is not on loopback, allowed are at least \
+                 {SECRET_BYTES_MIN} (also in hooks.secret_env and hooks.secret_file); `openssl rand -hex 32` makes one"
+            )
+        })
     }
 
     /// The values are not shown: a URL may hold a key.
@@ -46,12 +59,8 @@ impl Hooks {
                 Err(why) => errors.push(format!("hooks.{}_url: {why}", hook.label())),
             }
         }
-        if beyond && self.secret.0.len() < SECRET_BYTES_MIN {
-            errors.push(format!(
-                "hooks.secret: it has {} bytes; where a URL is not on loopback, allowed are at least \
-                 {SECRET_BYTES_MIN} (also in hooks.secret_env and hooks.secret_file); `openssl rand -hex 32` makes one",
-                self.secret.0.len()
-            ));
+        if beyond {
+            errors.extend(self.weak_secret());
         }
         if self.attempt_timeout_ms > self.timeout_ms {
             errors.push(format!(

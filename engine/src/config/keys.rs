@@ -38,6 +38,7 @@ const STALL_MS: Allowed = Numbers(100, 600_000);
 /// Bytes of the whole process: up to 1 TiB.
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
 
+const WHO: Allowed = Texts("anyone, anonymous, users, user:ID, role:NAME and claim:NAME=VALUE");
 const OPERATIONS: Allowed = WordLists(&["subscribe", "publish", "history", "presence", "send"]);
 const SCOPES: &[&str] = &[
     "publish",
@@ -115,6 +116,14 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("hooks.forward_headers", Texts("names of header fields")),
     ("hooks.breaker_failures", Numbers(1, 1_000_000)),
     ("hooks.breaker_open_ms", Numbers(10, 30_000)),
+    ("rpc.builtin", Switch),
+    ("rpc.allow_ping", WHO),
+    ("rpc.allow_client_info", WHO),
+    ("rpc.allow_server_stats", WHO),
+    ("rpc.allow_channels_list", WHO),
+    ("rpc.dir", Text("the path of a directory")),
+    ("rpc.timeout_ms_max", TIMEOUT_MS),
+    ("rpc.answer_bytes_max", Numbers(1024, 1 << 24)),
     ("heartbeat.interval_ms", Numbers(0, 3_600_000)),
     ("heartbeat.timeout_ms", Numbers(10, 3_600_000)),
     ("limits.message_bytes_max", Numbers(125, 1 << 30)),
@@ -136,6 +145,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.outbox_bytes_max", Numbers(4096, 1 << 30)),
     ("limits.outbox_timeout_ms", STALL_MS),
     ("limits.outboxes_bytes_max", BUDGET_BYTES),
+    ("limits.rpc_calls_per_connection_max", Numbers(1, 4096)),
     ("limits.history_reply_max", Numbers(1, 1 << 20)),
     ("limits.presence_reply_max", Numbers(1, 1 << 20)),
     ("limits.recovery_bytes_max", Numbers(0, 1 << 30)),
@@ -163,7 +173,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("channels.join_leave", Switch),
     ("channels.presence_interval_ms", Numbers(0, 3_600_000)),
     ("channels.members_max", Numbers(0, 1 << 30)),
-    ("permissions.who", Texts("anyone, anonymous, users, user:ID, role:NAME and claim:NAME=VALUE")),
+    ("permissions.who", WHO),
     ("permissions.channels", Texts("channel names, with * for any run of characters and {user}")),
     ("permissions.allow", OPERATIONS),
     ("permissions.deny", OPERATIONS),
@@ -188,6 +198,18 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("api_keys.key_sha256", Secret("64 hexadecimal digits")),
     ("api_keys.scopes", WordLists(SCOPES)),
     ("api_keys.channels", Texts("channel names, with * for any run of characters")),
+    ("databases.name", Text("a name")),
+    ("databases.url", Secret("a URL such as sqlite:data.db or postgres://user@host/name")),
+    ("databases.url_env", Secret("the name of a variable")),
+    ("databases.url_file", Text("the path of a file")),
+    ("databases.pool_max", Numbers(1, 1024)),
+    ("databases.acquire_timeout_ms", TIMEOUT_MS),
+    ("databases.statement_timeout_ms", TIMEOUT_MS),
+    ("rpc_methods.name", Text("the name of a method, with * for any run of characters")),
+    ("rpc_methods.description", Text("a text")),
+    ("rpc_methods.url", HOOK_URL),
+    ("rpc_methods.timeout_ms", TIMEOUT_MS),
+    ("rpc_methods.allow", WHO),
 ];
 
 /// What `section.key` may be; `None` for a key that there is not.

@@ -200,7 +200,8 @@ fn needed(section: &str) -> &'static [&'static str] {
         "endpoints" => &["path"],
         "channels" => &["pattern"],
         "permissions" => &["who", "channels"],
-        "api_keys" => &["name"],
+        "api_keys" | "databases" => &["name"],
+        "rpc_methods" => &["name", "url", "allow"],
         _ => &[],
     }
 }

@@ -16,6 +16,7 @@ pub struct Config {
     pub api: Api,
     pub auth: Auth,
     pub hooks: Hooks,
+    pub rpc: Rpc,
     pub heartbeat: Heartbeat,
     pub limits: Limits,
     pub log: Log,
@@ -25,6 +26,8 @@ pub struct Config {
     pub issuers: Vec<Issuer>,
     /// Empty once they were read: see `callers`.
     pub api_keys: Vec<ApiKey>,
+    pub databases: Vec<Database>,
+    pub rpc_methods: Vec<RpcMethod>,
     /// Of `api.keys` and `api_keys`.
     #[serde(skip)]
     pub callers: Callers,
@@ -140,6 +143,46 @@ pub enum ConnectMethod {
     Get,
 }
 
+/// `[rpc]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Rpc {
+    pub builtin: bool,
+    pub allow_ping: Vec<String>,
+    pub allow_client_info: Vec<String>,
+    pub allow_server_stats: Vec<String>,
+    pub allow_channels_list: Vec<String>,
+    pub dir: String,
+    pub timeout_ms_max: u32,
+    pub answer_bytes_max: u32,
+}
+
+/// `[[databases]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub struct Database {
+    pub name: String,
+    /// Once loaded it is the URL, wherever it was said to be; empty where there is none.
+    pub url: Secret,
+    /// Not secret, but a URL may be written there by mistake.
+    pub url_env: Secret,
+    pub url_file: String,
+    pub pool_max: u32,
+    pub acquire_timeout_ms: u32,
+    pub statement_timeout_ms: u32,
+}
+
+/// `[[rpc_methods]]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct RpcMethod {
+    pub name: String,
+    pub description: String,
+    pub url: HookUrl,
+    pub timeout_ms: u32,
+    pub allow: Vec<String>,
+}
+
 /// `[heartbeat]`
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)]
@@ -171,6 +214,7 @@ pub struct Limits {
     pub outbox_bytes_max: u32,
     pub outbox_timeout_ms: u32,
     pub outboxes_bytes_max: u64,
+    pub rpc_calls_per_connection_max: u32,
     pub history_reply_max: u32,
     pub presence_reply_max: u32,
     pub recovery_bytes_max: u32,

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::file;
 use super::keys::printable;
-use super::schema::{ApiKey, Config, Hooks, Issuer, Secret};
+use super::schema::{ApiKey, Config, Database, Hooks, Issuer, Secret};
 
 /// Largest file with a secret.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -43,7 +43,11 @@ impl Config {
             let ApiKey { key: secret, key_env: env, key_file: file, .. } = api_key;
             Place { section: format!("api_keys[{i}]"), key: "key", secret, env, file }
         });
-        for place in std::iter::once(hooks).chain(issuers).chain(api_keys) {
+        let databases = self.databases.iter_mut().enumerate().map(|(i, database)| {
+            let Database { url: secret, url_env: env, url_file: file, .. } = database;
+            Place { section: format!("databases[{i}]"), key: "url", secret, env, file }
+        });
+        for place in std::iter::once(hooks).chain(issuers).chain(api_keys).chain(databases) {
             errors.extend(place.fill(environment).err());
         }
     }
@@ -121,15 +125,20 @@ mod tests {
     }
 
     /// Each section that has a secret, and how the key of it begins.
-    const SECTIONS: [(&str, &str, &str); 3] = [
+    const SECTIONS: [(&str, &str, &str); 4] = [
         ("[hooks]\n", "hooks", "secret"),
         ("[[issuers]]\n", "issuers[0]", "secret"),
         ("[[api_keys]]\nname = \"a\"\nscopes = [\"all\"]\n", "api_keys[0]", "key"),
+        ("[[databases]]\nname = \"a\"\n", "databases[0]", "url"),
     ];
 
     fn is_found(config: &Config) -> bool {
         let issuer = config.issuers.first().is_some_and(|issuer| issuer.secret.0 == SECRET);
-        config.hooks.secret.0 == SECRET || issuer || config.callers.find(SECRET).is_some()
+        let database = config.databases.first().is_some_and(|own| own.url.0 == SECRET);
+        config.hooks.secret.0 == SECRET
+            || issuer
+            || database
+            || config.callers.find(SECRET).is_some()
     }
 
     #[test]
@@ -208,7 +217,7 @@ mod tests {
 
     #[test]
     fn variables_that_hold_secrets_are_no_strays() {
-        let names = ["RINGFEED_A", "RINGFEED_B", "RINGFEED_C", "RINGFEED_D"];
+        let names = ["RINGFEED_A", "RINGFEED_B", "RINGFEED_C", "RINGFEED_D", "RINGFEED_E"];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         let text: String = SECTIONS
@@ -219,6 +228,6 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let environment = names.map(|name| (name.into(), "0123456789abcdef".into())).to_vec();
         let sources = Sources { file: Some(&path), environment, ..Sources::default() };
-        assert_eq!(sources.strays(), ["RINGFEED_D"]);
+        assert_eq!(sources.strays(), ["RINGFEED_E"]);
     }
 }

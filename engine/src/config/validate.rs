@@ -36,6 +36,7 @@ impl Config {
         self.validate_rules(errors);
         self.validate_access(errors);
         self.hooks.validate(errors);
+        self.validate_rpc(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }

@@ -94,19 +94,38 @@ pub(super) async fn channels(
         let message = format!("limit = {limit}: allowed are 1 to {LIMIT_MAX}");
         return Err(ApiError::new(Code::BadRequest, message));
     }
+    let deadline = publish::deadline(&state);
+    let listed = |name: &str| name.starts_with(&query.prefix) && caller.may_use(name);
+    collect(&state, listed, &query.after, limit, deadline).await.map(Json)
+}
+
+/// The first channels by name, of all.
+pub(super) async fn list(
+    state: &State,
+    limit: usize,
+    deadline: Instant,
+) -> Result<ChannelsReply, ApiError> {
+    collect(state, |_| true, "", limit, deadline).await
+}
+
+/// The first channels by name behind `after`, of those that are to be listed.
+async fn collect(
+    state: &State,
+    listed: impl Fn(&str) -> bool,
+    after: &str,
+    limit: usize,
+    deadline: Instant,
+) -> Result<ChannelsReply, ApiError> {
     // The smallest names so far; never more than are wanted.
     let mut first: BTreeMap<ChannelName, ChannelRow> = BTreeMap::new();
     let mut total = 0;
-    let deadline = publish::deadline(&state);
     for shard in state.shared.shards.ids() {
         let mut from = Some(0);
         while let Some(place) = from {
-            let ChannelPage { rows, next } = page(&state, shard, place, deadline).await?;
-            let listed =
-                |row: &ChannelRow| row.name.starts_with(&query.prefix) && caller.may_use(&row.name);
-            for row in rows.into_iter().filter(listed) {
+            let ChannelPage { rows, next } = page(state, shard, place, deadline).await?;
+            for row in rows.into_iter().filter(|row| listed(&row.name)) {
                 total += 1;
-                if *row.name > *query.after {
+                if *row.name > *after {
                     first.insert(row.name.clone(), row);
                     if first.len() > limit {
                         first.pop_last();
@@ -126,5 +145,5 @@ pub(super) async fn channels(
             history: row.history,
         })
         .collect();
-    Ok(Json(ChannelsReply { channels, total }))
+    Ok(ChannelsReply { channels, total })
 }

@@ -8,6 +8,7 @@
 
 pub(crate) mod address;
 mod answers;
+mod backend;
 mod breaker;
 mod cache;
 mod client;
@@ -21,7 +22,7 @@ mod keys;
 mod order;
 mod plain;
 mod policy;
-mod reply;
+pub(super) mod reply;
 mod sign;
 mod tell;
 mod usual;
@@ -55,6 +56,7 @@ use reply::Reply;
 use waiting::Waiting;
 
 pub use address::SystemNames;
+pub(super) use backend::{Backends, Call};
 pub use figures::{Figures, Hook, Outcome, Snapshot};
 
 /// Answers of the application that are remembered.
@@ -70,6 +72,9 @@ pub enum HooksError {
     /// Of an issuer, where its keys are.
     #[error("the keys of an issuer: {0}")]
     KeysUrl(&'static str),
+    /// Of a method.
+    #[error("rpc_methods[{0}].url: {1}")]
+    MethodUrl(usize, &'static str),
     /// Of a hook.
     #[error("hooks.{0}_url: {1}")]
     Url(&'static str, &'static str),
@@ -333,7 +338,9 @@ impl Hooks {
                 let verdict = endpoint.ask(&event, waiting, deadline, read).await?;
                 (Answer::Publish(verdict.answer), verdict.cache_s)
             }
-            Question::Disconnect { .. } | Question::Keys { .. } => (Answer::Noted, 0),
+            Question::Disconnect { .. } | Question::Keys { .. } | Question::Rpc { .. } => {
+                (Answer::Noted, 0)
+            }
         };
         // Not where another configuration has come in between.
         let same = Rc::ptr_eq(settings, &self.settings());

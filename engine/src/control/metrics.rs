@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::error::{ApiError, Code};
 use super::figures::PortFigures;
-use super::{State, hooks, stats};
+use super::{State, hooks, rpc, stats};
 use crate::counters::{Counters, Distribution, Kind, Reason as _, Totals};
 
 /// One family of a moment's figures: each value with its labels.
@@ -294,6 +294,36 @@ fn hooks(figures: &hooks::Figures) -> Vec<Family> {
     ]
 }
 
+/// The families of calls, each value labelled with what is behind the method.
+fn calls(figures: &rpc::Figures) -> Vec<Family> {
+    let (mut counted, mut under_way) = (Vec::new(), Vec::new());
+    for (kind, now, outcomes) in figures.each() {
+        let label = ("kind", kind.label().to_owned());
+        under_way.push((vec![label.clone()], Value::Number(float(now))));
+        counted.extend(outcomes.into_iter().filter(|(_, count)| *count > 0).map(
+            |(outcome, count)| {
+                let labels = vec![label.clone(), ("outcome", outcome.label().to_owned())];
+                (labels, Value::Number(float(count)))
+            },
+        ));
+    }
+    vec![
+        Family {
+            name: "ringfeed_rpc_calls".into(),
+            help: "Calls of methods by what is behind them (none: there is no such method, or the caller may not) and by \
+                   what came of them.",
+            kind: MetricType::Counter,
+            values: counted,
+        },
+        Family {
+            name: "ringfeed_rpc_calls_under_way".into(),
+            help: "Calls of methods that are not answered yet.",
+            kind: MetricType::Gauge,
+            values: under_way,
+        },
+    ]
+}
+
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(
     get, path = "/metrics",
@@ -307,6 +337,7 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     let mut families = shards(&state.shared.counters);
     families.extend(process(&state));
     families.extend(hooks(&state.hooks));
+    families.extend(calls(&state.rpc));
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));
     let mut text = String::new();

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::hooks::{Hooks, HooksError};
+use super::rpc::{Rpc, reply};
 use super::{FULL_PAUSE, State};
 use crate::access::token::{KeySource, RemoteKeys};
 use crate::ids::{ShardId, Ticket};
-use crate::message::{Answer, Asked, NotTaken};
+use crate::message::{Answer, Asked, NotTaken, Question};
 
 impl State {
     /// What asks outside, by the settings that hold.
@@ -24,20 +25,39 @@ impl State {
     pub(super) async fn answer_questions(
         self: Arc<Self>,
         hooks: Rc<Hooks>,
-        asked: mpsc::Receiver<Asked>,
+        rpc: Rc<Rpc>,
+        mut asked: mpsc::Receiver<Asked>,
     ) {
         let own = self.clone();
         let answer = move |to, ticket, answer| own.answer(to, ticket, answer);
+        let call_answer: reply::Send = Rc::new(answer.clone());
+        // As long as the one it comes from: shards have no more under way.
+        let (to_hooks, of_hooks) = mpsc::channel(asked.max_capacity());
+        let calls = rpc.clone();
+        // Ends, and with it the way to the hooks, when no shard is there any more.
+        let sort = async move {
+            while let Some(asked) = asked.recv().await {
+                match asked.question {
+                    Question::Rpc { .. } => calls.take(asked, &call_answer),
+                    _ if to_hooks.send(asked).await.is_err() => return,
+                    _ => {}
+                }
+            }
+        };
+        tokio::task::spawn_local(sort);
         let mut reloaded = self.reloaded.subscribe();
         let reconfigure = async {
             while reloaded.changed().await.is_ok() {
                 if let Err(e) = hooks.reconfigure(&self.shared.config(), &self.key_urls()) {
                     tracing::error!("reload: what is asked outside stays as it was: {e}");
                 }
+                if let Err(e) = rpc.reconfigure() {
+                    tracing::error!("reload: methods stay as they were: {e}");
+                }
             }
         };
         tokio::select! {
-            () = hooks.clone().serve(asked, answer) => {}
+            () = hooks.clone().serve(of_hooks, answer) => {}
             () = reconfigure => {}
         }
     }

@@ -124,6 +124,11 @@ pub(super) fn open_files() -> usize {
     security(("bearer" = ["stats"]), ("key" = ["stats"]))
 )]
 pub(super) async fn stats(FromState(state): FromState<Arc<State>>) -> Json<StatsReply> {
+    Json(collect(&state))
+}
+
+/// What the process has done and holds.
+pub(super) fn collect(state: &State) -> StatsReply {
     let (user, system) = ringfeed_wire::process_cpu_time();
     let counters = &state.shared.counters;
     let by_shard: Vec<ShardStats> = (0..)
@@ -149,7 +154,7 @@ pub(super) async fn stats(FromState(state): FromState<Arc<State>>) -> Json<Stats
     let quantiles =
         |name: &str| Quantiles::of(histograms.get(name).unwrap_or(&Distribution::default()));
     let figures = &state.figures;
-    Json(StatsReply {
+    StatsReply {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: state.started.elapsed().as_secs_f64(),
         shards: state.shared.shards.count(),
@@ -170,5 +175,5 @@ pub(super) async fn stats(FromState(state): FromState<Arc<State>>) -> Json<Stats
             bytes_under_way: state.to_shards.iter().map(super::Budget::in_use).sum(),
         },
         http: PortStats::of(&figures.public),
-    })
+    }
 }

@@ -6,10 +6,11 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use ringfeed_protocol::ChannelName;
 use ringfeed_protocol::printable::Detail;
+use ringfeed_protocol::{CallError, ChannelName};
 use tokio::sync::mpsc;
 
 use super::delivery::StoredPayload;
@@ -18,6 +19,8 @@ use crate::ids::{ConnectionId, ShardId, Ticket};
 
 /// Questions of one shard that may be under way.
 pub const QUESTIONS_MAX: usize = 8192;
+/// Of these, calls of methods: whatever is behind them, there is room for what authentication has to ask.
+pub(crate) const CALLS_MAX: usize = QUESTIONS_MAX / 2;
 
 /// Who a question is about.
 #[derive(Debug, Clone)]
@@ -88,6 +91,17 @@ pub enum Question {
         /// The whole message, a JSON object.
         message: Bytes,
     },
+    /// A method is called. Answered with [`Answer::Rpc`].
+    Rpc {
+        /// Who calls.
+        caller: Caller,
+        /// Name of the method.
+        method: Box<str>,
+        /// A JSON object, where there are any.
+        params: Option<Box<str>>,
+        /// How long the caller waits.
+        timeout: Duration,
+    },
     /// A connection has ended. Answered with [`Answer::Noted`] once it is no more the shard's to remember.
     Disconnect {
         /// Who it was.
@@ -139,6 +153,8 @@ pub enum Answer {
     Publish(Result<Option<StoredPayload>, Denied>),
     /// To [`Question::Message`]: JSON for the client, where there is any.
     Message(Result<Option<Box<str>>, Denied>),
+    /// To [`Question::Rpc`]: JSON.
+    Rpc(Result<Box<str>, CallError>),
     /// It was done, and there is nothing to say.
     Noted,
 }
@@ -149,7 +165,7 @@ impl Answer {
         size_of::<Answer>()
             + match self {
                 Answer::Publish(Ok(Some(payload))) => payload.bytes.len(),
-                Answer::Message(Ok(Some(reply))) => reply.len(),
+                Answer::Message(Ok(Some(reply))) | Answer::Rpc(Ok(reply)) => reply.len(),
                 _ => 0,
             }
     }

@@ -1,7 +1,8 @@
 //! Questions of one shard that are under way to the control thread: who waits for each, and until when.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
 use ringfeed_protocol::{ChannelName, Position};
@@ -9,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::ids::{SessionId, ShardId, Ticket};
-use crate::message::{Answer, Asked, QUESTIONS_MAX, Question, Questions};
+use crate::message::{Answer, Asked, CALLS_MAX, QUESTIONS_MAX, Question, Questions};
 use crate::slab::Slab;
 
 /// How long the control thread may take beyond the time that it gives the application: then something is wrong with
@@ -23,6 +24,8 @@ pub(super) enum Awaiting {
     Door(oneshot::Sender<Answer>),
     /// A session, whose input is held until then.
     Session(SessionId, Then),
+    /// A session has called a method, and goes on meanwhile.
+    Call(SessionId, Box<str>),
     /// A publication that stands at its place in the queue of its channel.
     Publication(ChannelName),
     /// Nobody: it was only to be told.
@@ -56,9 +59,40 @@ pub(super) struct Asks(RefCell<Table>);
 #[derive(Debug, Default)]
 struct Table {
     waiting: Slab<Awaiting>,
-    /// When each is given up, in the order in which they were asked. All have the same time until the configuration gives
-    /// less: the next ones wait then for those before them to be over.
-    due: VecDeque<(Instant, Ticket)>,
+    /// Those that are calls.
+    calls: usize,
+    /// When each is given up, the next one first; also of some that were answered.
+    due: BinaryHeap<Reverse<Due>>,
+}
+
+/// When a question is given up, then by generation and slot of its ticket: of those with the same time, the first that was
+/// asked comes first.
+type Due = (Instant, u32, u32);
+
+/// Times of so many answered questions may stay besides as many as there are questions.
+const ANSWERED_MAX: usize = 1024;
+
+impl Table {
+    fn is_current(&self, ticket: Ticket) -> bool {
+        self.waiting.generation(ticket.slot) == Some(ticket.generation)
+    }
+
+    fn remove(&mut self, ticket: Ticket) -> Option<Awaiting> {
+        let waiting = self.waiting.remove(ticket.slot)?;
+        self.calls -= usize::from(matches!(waiting, Awaiting::Call(..)));
+        Some(waiting)
+    }
+
+    fn note_due(&mut self, due: Instant, ticket: Ticket) {
+        if self.due.len() > 2 * self.waiting.len() + ANSWERED_MAX {
+            let mut due = std::mem::take(&mut self.due);
+            due.retain(|&Reverse((_, generation, slot))| {
+                self.is_current(Ticket { slot, generation })
+            });
+            self.due = due;
+        }
+        self.due.push(Reverse((due, ticket.generation, ticket.slot)));
+    }
 }
 
 impl Asks {
@@ -72,15 +106,17 @@ impl Asks {
         waiting: Awaiting,
     ) -> Result<Ticket, Awaiting> {
         let mut table = self.0.borrow_mut();
-        if table.waiting.len() >= QUESTIONS_MAX {
+        let is_call = matches!(waiting, Awaiting::Call(..));
+        if table.waiting.len() >= QUESTIONS_MAX || is_call && table.calls >= CALLS_MAX {
             return Err(waiting);
         }
         let (slot, generation) = table.waiting.insert(waiting);
+        table.calls += usize::from(is_call);
         let ticket = Ticket { slot, generation };
         if !questions.ask(Asked { shard, ticket, question }) {
-            return Err(table.waiting.remove(slot).expect("it was put there"));
+            return Err(table.remove(ticket).expect("it was put there"));
         }
-        table.due.push_back((now + time + GRACE, ticket));
+        table.note_due(now + time + GRACE, ticket);
         Ok(ticket)
     }
 
@@ -109,24 +145,31 @@ impl Asks {
     /// Who waits for this answer; nobody any more where it comes late, or a second time.
     pub(super) fn take(&self, ticket: Ticket) -> Option<Awaiting> {
         let mut table = self.0.borrow_mut();
-        let current = table.waiting.generation(ticket.slot) == Some(ticket.generation);
-        current.then(|| table.waiting.remove(ticket.slot)).flatten()
+        if table.is_current(ticket) { table.remove(ticket) } else { None }
     }
 
     /// One that has waited for too long.
     pub(super) fn take_overdue(&self, now: Instant) -> Option<(Ticket, Awaiting)> {
         loop {
-            let (due, ticket) = *self.0.borrow().due.front()?;
-            let answered =
-                self.0.borrow().waiting.generation(ticket.slot) != Some(ticket.generation);
+            let mut table = self.0.borrow_mut();
+            let Reverse((due, generation, slot)) = *table.due.peek()?;
+            let ticket = Ticket { slot, generation };
+            let answered = !table.is_current(ticket);
             if due > now && !answered {
                 return None;
             }
-            self.0.borrow_mut().due.pop_front();
+            table.due.pop();
             if !answered {
-                return self.take(ticket).map(|waiting| (ticket, waiting));
+                return table.remove(ticket).map(|waiting| (ticket, waiting));
             }
         }
+    }
+
+    /// Calls under way of a session.
+    pub(super) fn calls_of(&self, session: SessionId) -> usize {
+        let table = self.0.borrow();
+        let own = |waiting: &Awaiting| matches!(waiting, Awaiting::Call(of, _) if *of == session);
+        table.waiting.iter().filter(|(_, waiting)| own(waiting)).count()
     }
 
     /// Questions under way.
@@ -203,5 +246,37 @@ mod tests {
         assert!((0..QUESTIONS_MAX).all(|_| ask().is_ok()));
         assert!(ask().is_err());
         assert_eq!(asks.count(), QUESTIONS_MAX);
+    }
+
+    #[test]
+    fn calls_leave_room_for_other_questions_and_each_has_its_own_time() {
+        let (questions, mut control) = Questions::new(1);
+        let asks = Asks::default();
+        let now = Instant::now();
+        let session = SessionId { slot: SessionSlot(1), generation: 1 };
+        let ask = |waiting, time| {
+            let question = Question::Keys { url: "u".into(), kid: "k".into() };
+            asks.ask(&questions, (ShardId(0), now), time, question, waiting)
+        };
+        let call = |seconds| {
+            ask(Awaiting::Call(session, "1".into()), Duration::from_secs(seconds)).map_err(|_| ())
+        };
+        let [long, short] = [60, 1].map(|seconds| call(seconds).unwrap());
+        while asks.count() < CALLS_MAX {
+            call(30).unwrap();
+        }
+        assert!(call(30).is_err() && ask(Awaiting::Nobody, Duration::from_secs(30)).is_ok());
+        assert_eq!(asks.calls_of(session), CALLS_MAX);
+        let second = now + Duration::from_secs(1) + GRACE;
+        assert_eq!(asks.take_overdue(second).map(|(ticket, _)| ticket), Some(short));
+        assert!(asks.take_overdue(second).is_none());
+        assert!(asks.take(long).is_some() && call(30).is_ok() && call(30).is_ok());
+        // What was answered leaves little behind, however late the next one is due.
+        for _ in 0..10 * QUESTIONS_MAX {
+            let ticket = ask(Awaiting::Nobody, Duration::from_secs(600)).unwrap();
+            assert!(asks.take(ticket).is_some());
+            while control.try_recv().is_ok() {}
+        }
+        assert!(asks.0.borrow().due.len() <= 2 * QUESTIONS_MAX + ANSWERED_MAX);
     }
 }

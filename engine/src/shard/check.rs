@@ -53,6 +53,10 @@ impl<W: Wire> Shard<W> {
             let Some(session) = self.sessions.get(slot) else { continue };
             partial += session.partial_bytes;
             subscriptions += session.subscriptions.len() as u64;
+            if session.calls > 0 {
+                let calls = self.local.asks.calls_of(self.sessions.id(slot));
+                assert_eq!(usize::from(session.calls), calls, "{slot:?} calls");
+            }
             let waits = session.deferred.is_some() || session.commands.is_some();
             let released = || self.released.iter().any(|id| id.slot == slot);
             assert!(!waits || !session.holds.is_empty() || released(), "{slot:?} is not answered");

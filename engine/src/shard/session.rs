@@ -2,6 +2,7 @@
 //! the rest, so that serving the subscribers of a channel touches little memory.
 
 mod answers;
+mod calls;
 mod closing;
 mod commands;
 mod heartbeat;
@@ -116,6 +117,8 @@ pub(super) struct Session {
     pub(super) asked: u16,
     /// One of them is about a publication that is on its way to its home, which asks.
     pub(super) posted: bool,
+    /// Its calls of methods that are under way: it is not held for them.
+    pub(super) calls: u16,
     pub(super) held: Vec<u8>,
     /// Answers under way to it from the homes of its channels; a large one counts as many.
     pub(super) owed: u32,
@@ -171,6 +174,7 @@ impl Session {
             used: UsedAt::default(),
             holds: Holds::default(),
             asked: 0,
+            calls: 0,
             posted: false,
             held: Vec::new(),
             owed: 0,

@@ -14,14 +14,16 @@ use super::common::{CHANNELS, Client, PATIENCE, TestServer, http};
 type Says = dyn Fn(&Value) -> (u16, Value) + Send + Sync;
 
 /// An application: each request on a thread of its own.
-struct Application {
-    address: SocketAddr,
+pub(super) struct Application {
+    pub(super) address: SocketAddr,
     /// The events it was asked about, with the cookies of the request.
     asked: Receiver<(Value, String)>,
 }
 
 impl Application {
-    fn start(says: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Application {
+    pub(super) fn start(
+        says: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static,
+    ) -> Application {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (tell, asked) = bounded(1024);
@@ -35,7 +37,7 @@ impl Application {
         Application { address, asked }
     }
 
-    fn next(&self) -> (Value, String) {
+    pub(super) fn next(&self) -> (Value, String) {
         self.asked.recv_timeout(PATIENCE).expect("the application is asked")
     }
 

@@ -24,6 +24,7 @@ mod publish_subscribe;
 mod recovering;
 mod recovery;
 mod rooms;
+mod rpc;
 mod shutdown;
 mod slow_handshakes;
 mod slow_subscriber;

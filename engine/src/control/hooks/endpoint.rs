@@ -79,6 +79,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether this is where it asks.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        self.url == *url
+    }
+
     fn figures(&self) -> &HookFigures {
         self.figures.of(self.hook)
     }

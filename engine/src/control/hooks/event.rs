@@ -107,7 +107,7 @@ pub(super) fn subject(question: &Question) -> Option<(Hook, &Caller)> {
         Question::Publish { caller, .. } => (Hook::Publish, caller),
         Question::Message { caller, .. } => (Hook::Message, caller),
         Question::Disconnect { caller, .. } => (Hook::Disconnect, caller),
-        Question::Keys { .. } => return None,
+        Question::Keys { .. } | Question::Rpc { .. } => return None,
     })
 }
 
@@ -123,7 +123,7 @@ pub(super) fn cost(question: &Question) -> usize {
             Question::Publish { payload, .. } => payload.bytes.len(),
             Question::Message { kind, message, .. } => kind.len() + message.len(),
             Question::Disconnect { reason, .. } => reason.len(),
-            Question::Subscribe { .. } | Question::Keys { .. } => 0,
+            Question::Subscribe { .. } | Question::Keys { .. } | Question::Rpc { .. } => 0,
         }
 }
 
@@ -166,7 +166,7 @@ pub(super) fn event(question: &Question, stamp: &Stamp, forward: &[String]) -> O
         Question::Disconnect { code, reason, .. } => {
             (body.code, body.reason) = (Some(*code), Some(&**reason));
         }
-        Question::Keys { .. } => return None,
+        Question::Keys { .. } | Question::Rpc { .. } => return None,
     }
     let body = serde_json::to_vec(&body).ok()?;
     Some(Event { body: Some(body.into()), headers })

@@ -19,17 +19,20 @@ pub enum Hook {
     Disconnect,
     /// An issuer's keys.
     Keys,
+    /// Methods that are answered over HTTP.
+    Rpc,
 }
 
 impl Hook {
     /// All there are.
-    pub const ALL: [Hook; 6] = [
+    pub const ALL: [Hook; 7] = [
         Hook::Connect,
         Hook::Subscribe,
         Hook::Publish,
         Hook::Message,
         Hook::Disconnect,
         Hook::Keys,
+        Hook::Rpc,
     ];
 
     /// Value of the label `hook`, and of `event` in a request.
@@ -41,6 +44,7 @@ impl Hook {
             Hook::Message => "message",
             Hook::Disconnect => "disconnect",
             Hook::Keys => "keys",
+            Hook::Rpc => "rpc",
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::rc::Rc;
 
+use ringfeed_protocol::CallError;
+
 use crate::ids::{ShardId, Ticket};
 use crate::message::{Answer, Denied, Question};
 
 /// Takes answers.
-pub(super) type Send = Rc<dyn Fn(ShardId, Ticket, Answer)>;
+pub(in crate::control) type Send = Rc<dyn Fn(ShardId, Ticket, Answer)>;
 
 /// Owed to one question. Dropped, it says that nobody could be asked: there is an answer in any case, and only one.
-pub(super) struct Reply {
+pub(in crate::control) struct Reply {
     send: Send,
     shard: ShardId,
     ticket: Ticket,
@@ -18,13 +20,18 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn new(send: Send, shard: ShardId, ticket: Ticket, question: &Question) -> Reply {
+    pub(in crate::control) fn new(
+        send: Send,
+        shard: ShardId,
+        ticket: Ticket,
+        question: &Question,
+    ) -> Reply {
         let denied = Denied::Unavailable("the server is shutting down");
         Reply { send, shard, ticket, otherwise: Some(denial(question, denied)) }
     }
 
     /// Sends the answer.
-    pub(super) fn send(mut self, answer: Answer) {
+    pub(in crate::control) fn send(mut self, answer: Answer) {
         self.otherwise = None;
         (self.send)(self.shard, self.ticket, answer);
     }
@@ -45,6 +52,9 @@ pub(super) fn denial(question: &Question, denied: Denied) -> Answer {
         Question::Subscribe { .. } => Answer::Subscribe(Err(denied)),
         Question::Publish { .. } => Answer::Publish(Err(denied)),
         Question::Message { .. } => Answer::Message(Err(denied)),
+        Question::Rpc { .. } => {
+            Answer::Rpc(Err(CallError::Unavailable { detail: "the server is shutting down" }))
+        }
         Question::Disconnect { .. } | Question::Keys { .. } => Answer::Noted,
     }
 }

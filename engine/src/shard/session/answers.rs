@@ -51,6 +51,7 @@ impl<W: Wire> Shard<W> {
                 };
                 self.settle_asked(&channel, ticket, publish);
             }
+            Awaiting::Call(session, id) => self.handle_result(session, &id, answer),
             Awaiting::Session(session, then) => {
                 let Some(slot) = self.sessions.current(session) else { return };
                 if self.sessions.has(slot, CLOSING) {

@@ -37,6 +37,12 @@ impl<W: Wire> Shard<W> {
             Action::Other { kind, message, refused } => {
                 self.ask_about_message(slot, id, &kind, &message, refused);
             }
+            Action::Rpc { method, params, timeout_ms } => {
+                // The dialects see to it that there is one.
+                if let Some(id) = id {
+                    self.call(slot, id, &method, params, timeout_ms);
+                }
+            }
             Action::Ping => self.reply(slot, &Event::Pong { id }),
             Action::Echo { text, bytes } => {
                 let mut echo = Vec::with_capacity(bytes.len() + frame::HEADER_BYTES_MAX);

@@ -259,13 +259,23 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Asks something.
+    /// Asks something, for an answer within the time that the application has.
     pub(in crate::shard) fn ask(
         &mut self,
         question: Question,
         waiting: Awaiting,
     ) -> Result<crate::ids::Ticket, Awaiting> {
         let time = Duration::from_millis(self.config.hooks.timeout_ms.into());
+        self.ask_within(time, question, waiting)
+    }
+
+    /// Asks something.
+    pub(super) fn ask_within(
+        &mut self,
+        time: Duration,
+        question: Question,
+        waiting: Awaiting,
+    ) -> Result<crate::ids::Ticket, Awaiting> {
         let at = (self.id, self.now);
         let asked = self.local.asks.ask(&self.shared.questions, at, time, question, waiting);
         if asked.is_err() {
