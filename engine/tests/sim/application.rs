@@ -8,6 +8,7 @@ use super::client::payload_size;
 use super::control::{Matter, Order, Posed, Says, Target, name_of, number_of};
 use super::judge::{Asked, Rule};
 use super::ledger::{Found, Revoked};
+use super::link::Want;
 use super::net::{ConnId, Phase};
 use super::node::{Answer, Waiting};
 use super::policy::{Person, line};
@@ -106,8 +107,12 @@ impl World {
             return;
         }
         let now_ms = self.elapsed.get().as_millis() as u64;
-        let patience = u64::from(self.setup.hooks_timeout_ms) + GRACE_MS;
         for taken in self.application.questions.iter_mut().filter(|own| own.posed.shard == shard) {
+            let patience = GRACE_MS
+                + u64::from(match taken.posed.matter {
+                    Matter::Call { .. } => self.setup.rpc_timeout_ms,
+                    _ => self.setup.hooks_timeout_ms,
+                });
             if ticked && !taken.given_up && taken.asked_ms + patience <= now_ms {
                 taken.given_up = true;
                 if let Matter::Publish { payload, .. } = &taken.posed.matter {
@@ -134,8 +139,69 @@ impl World {
                 1..4 => (true, false),
                 _ => (false, false),
             };
+            self.is_within_call_limit(&posed, now_ms);
             let taken = Taken { posed, asked_ms: now_ms, says, waits, never, given_up: false };
             self.application.questions.push(taken);
+        }
+    }
+
+    /// Those that are surely not given up yet are no more than may be.
+    fn is_within_call_limit(&mut self, posed: &Posed, now_ms: u64) {
+        let is_call = |matter: &Matter| matches!(matter, Matter::Call { .. });
+        if !is_call(&posed.matter) {
+            return;
+        }
+        let questions = self.application.questions.iter();
+        let others = questions.filter(|own| {
+            own.posed.conn == posed.conn
+                && is_call(&own.posed.matter)
+                && own.asked_ms + GRACE_MS > now_ms
+        });
+        let (count, most) = (others.count() + 1, self.setup.rpc_calls_max as usize);
+        if count > most {
+            let what = format_args!("c{} has {count} calls under way, not {most}", posed.conn);
+            self.judge.broken(Rule::CallLimit, what);
+        }
+    }
+
+    /// Who waits for calls that are not answered, and for nothing else, is answered to a ping.
+    pub(super) fn check_calls_hold_nothing(&mut self) {
+        if self.judge.draining || self.setup.messages_per_second_max > 0 {
+            return;
+        }
+        let mut asked = Vec::new();
+        for conn in self.open.clone() {
+            let is_call = |own: &Taken| matches!(own.posed.matter, Matter::Call { .. });
+            let mut questions = self.application.questions.iter();
+            let waits = questions.any(|own| own.posed.conn == conn && is_call(own));
+            let mut questions = self.application.questions.iter();
+            let held = questions.any(|own| !is_call(own));
+            let client = &self.clients[self.owners[conn]];
+            let fits = client.link.as_ref().is_some_and(|link| {
+                let open = self.net.borrow().conns[conn].phase == Phase::Open;
+                let ends = link.close_seen.is_some() || link.close_sent.is_some();
+                open && link.conn == conn
+                    && !ends
+                    && !link.mute
+                    && link.broke.is_empty()
+                    && link.waits_for_calls_alone()
+            });
+            if waits && !held && fits && client.habit.is_never_late(&self.setup) {
+                self.with_client(conn, |client, scene| client.ping(scene));
+                asked.push(conn);
+            }
+        }
+        self.settle();
+        for conn in asked {
+            let client = &self.clients[self.owners[conn]];
+            let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
+                continue;
+            };
+            let ends = link.close_seen.is_some() || link.close_sent.is_some();
+            if !ends && link.pending.iter().any(|pending| pending.want == Want::Ping) {
+                let what = format_args!("{} has no pong", link.who);
+                self.judge.broken(Rule::CallsHoldNothing, what);
+            }
         }
     }
 
@@ -146,7 +212,7 @@ impl World {
             Matter::Ended if posed.conn == 0 => return,
             Matter::Ended => u64::MAX,
             Matter::Publish { payload, .. } => self.judge.number_in(payload).unwrap_or(0),
-            Matter::Subscribe { .. } | Matter::Message { .. } => 0,
+            Matter::Subscribe { .. } | Matter::Message { .. } | Matter::Call { .. } => 0,
         };
         let newest = self.application.newest.entry(posed.conn).or_default();
         let before = std::mem::replace(newest, number.max(*newest));
@@ -189,6 +255,11 @@ impl World {
                 5 | 6 => Says::Reply(None),
                 7 => Says::CannotBeAsked,
                 _ => Says::No(""),
+            },
+            Matter::Call { number } => match mixed("call", *number) {
+                0..7 => Says::Reply(None),
+                7 => Says::CannotBeAsked,
+                _ => Says::No("not for you"),
             },
             Matter::Ended | Matter::Keys => Says::Noted,
         }

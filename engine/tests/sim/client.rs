@@ -114,6 +114,7 @@ const OPERATIONS: &[(&str, [u32; 3], Operation)] = &[
     ("send to a user", [3, 0, 0], |c, s| c.send(s)),
     ("show a token", [6, 3, 0], |c, s| c.auth(s)),
     ("ask the application", [3, 0, 0], |c, s| c.ask(s)),
+    ("call a method", [6, 0, 0], |c, s| c.call(s)),
     ("bad command", [3, 1, 0], |c, s| c.bad(s)),
     ("ping frame", [2, 2, 5], |c, s| c.ping_frame(s)),
     ("echo", [0, 0, 30], |c, s| c.echo(s)),
@@ -337,6 +338,7 @@ impl Client {
             |c, s| c.history(s),
             |c, s| c.presence(s),
             |c, s| c.ask(s),
+            |c, s| c.call(s),
             |c, s| c.send(s),
         ];
         if let Some(link) = &mut self.link {
@@ -372,7 +374,21 @@ impl Client {
         self.command(Want::Other, None, &more, scene);
     }
 
-    fn ping(&mut self, scene: &mut Scene) {
+    /// A method. What it gives says of which call it is.
+    fn call(&mut self, scene: &mut Scene) {
+        if !scene.setup.access {
+            return;
+        }
+        let number = scene.judge.next_call();
+        let mut more = format!(",\"method\":\"m\",\"params\":{{\"call\":{number}}}");
+        if scene.dice.chance(300) {
+            let timeout_ms = scene.dice.range(1, 2 * scene.setup.rpc_timeout_ms as usize);
+            more.push_str(&format!(",\"timeout_ms\":{timeout_ms}"));
+        }
+        self.command(Want::Call(number), None, &more, scene);
+    }
+
+    pub(crate) fn ping(&mut self, scene: &mut Scene) {
         self.command(Want::Ping, None, "", scene);
     }
 
@@ -523,6 +539,7 @@ impl Client {
             Want::Send(_) => "send",
             Want::Auth { .. } => "auth",
             Want::Other => "custom",
+            Want::Call(_) => "rpc",
         };
         let key = if raw || scene.dice.chance(100) { "action" } else { "type" };
         let nameless = link.may_go_without_id(want, channel, scene.setup)

@@ -14,7 +14,7 @@ use ringfeed_engine::message::{
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::Credentials;
 use ringfeed_protocol::command::PayloadKind;
-use ringfeed_protocol::{ChannelName, Operation, Refused, UserId};
+use ringfeed_protocol::{CallError, ChannelName, Operation, Refused, UserId};
 use tokio::sync::oneshot;
 
 use super::judge::Kind;
@@ -36,6 +36,10 @@ pub(crate) enum Matter {
     },
     Message {
         message: String,
+    },
+    /// A method is called, by this number.
+    Call {
+        number: u64,
     },
     /// An issuer's keys are to be fetched.
     Keys,
@@ -235,6 +239,13 @@ impl Cluster {
                     let message = String::from_utf8_lossy(&message).into_owned();
                     (caller, Matter::Message { message })
                 }
+                Question::Rpc { caller, params, .. } => {
+                    let params = params.expect("calls have parameters");
+                    let number =
+                        params.strip_prefix("{\"call\":").and_then(|own| own.strip_suffix('}'));
+                    let number = number.and_then(|own| own.parse().ok()).expect("a call's number");
+                    (caller, Matter::Call { number })
+                }
                 Question::Disconnect { caller, .. } => (caller, Matter::Ended),
                 Question::Keys { url, .. } if !url.is_empty() => {
                     // Whoever needs them.
@@ -282,6 +293,16 @@ impl Cluster {
             }
             (Matter::Message { .. }, Says::Reply(reply)) => {
                 Answer::Message(Ok(reply.clone().map(String::into_boxed_str)))
+            }
+            (Matter::Call { number }, Says::Reply(_)) => {
+                Answer::Rpc(Ok(format!("[{number}]").into()))
+            }
+            (Matter::Call { .. }, Says::No(text)) => {
+                Answer::Rpc(Err(CallError::Forbidden { detail: (*text).into() }))
+            }
+            (Matter::Call { .. }, _) => {
+                let detail = "the application cannot be asked";
+                Answer::Rpc(Err(CallError::Unavailable { detail }))
             }
             (_, Says::Noted) => Answer::Noted,
             (Matter::Subscribe { .. }, _) => Answer::Subscribe(Err(denied)),

@@ -95,6 +95,7 @@ impl World {
             client.reading = true;
         }
         self.settle();
+        self.check_calls_hold_nothing();
         // Sockets that were called writable in vain are asked again by the tick, and who stopped reading
         // is waited for a moment.
         self.rest(PATIENCE_MS);

@@ -51,6 +51,8 @@ rules! {
     AskedInOrder "asked-in-order": "what is asked about one connection comes in the order in which it came up, its end last",
     AskedFirst "asked-first": "what the application is to be asked about is published only if and as it allows",
     PublishOrder "publish-order": "publications of one publisher stand on a channel in the order in which they were sent",
+    CallsHoldNothing "calls-hold-nothing": "who waits for the results of calls is answered to everything else",
+    CallLimit "call-limit": "no connection has more calls under way than one may have",
     Direct "direct": "what is sent to a user or a connection reaches it once, and nobody else",
     Ordered "ordered": "what is ordered for a connection is done once things are quiet",
     TurnedOut "turned-out": "who has expired or was revoked is closed",
@@ -171,6 +173,8 @@ pub(crate) struct Judge {
     sent_away: Vec<(usize, Last, ConnId, String)>,
     pub(crate) ledgers: Ledgers,
     pub(crate) orders: Vec<Ordered>,
+    /// Calls that were made.
+    calls: u64,
     pub(crate) draining: bool,
     pub(crate) deliveries: u64,
     pub(crate) gaps: u64,
@@ -191,6 +195,7 @@ impl Judge {
             holes: Vec::new(),
             unanswered: Vec::new(),
             sent_away: Vec::new(),
+            calls: 0,
             ledgers,
             orders: Vec::new(),
             draining: false,
@@ -537,6 +542,12 @@ impl Judge {
                 self.broken(Rule::PublishOrder, what);
             }
         }
+    }
+
+    /// A number for one more call.
+    pub(crate) fn next_call(&mut self) -> u64 {
+        self.calls += 1;
+        self.calls
     }
 
     /// The control thread was told where a channel stands.

@@ -49,6 +49,8 @@ pub(crate) enum Want {
     },
     /// Something that the application knows.
     Other,
+    /// What a method gives to the call of this number.
+    Call(u64),
     /// To be refused with this code.
     Bad(&'static str),
 }
@@ -222,6 +224,12 @@ impl Link {
             }
             _ => false,
         }
+    }
+
+    /// Whether it waits for the results of calls, and for nothing else that it knows of.
+    pub(crate) fn waits_for_calls_alone(&self) -> bool {
+        let is_call = |pending: &Pending| matches!(pending.want, Want::Call(_));
+        !self.pending.is_empty() && self.pending.iter().all(is_call)
     }
 
     /// Whether replies are owed for what the server may have read.
@@ -472,6 +480,10 @@ impl Link {
         match (pending.want, said.kind) {
             (Want::Ping, "pong") => None,
             (Want::Other, "reply") => None,
+            (Want::Call(number), "result") => {
+                let own = said.data.is_some_and(|data| data.get() == format!("[{number}]"));
+                (!own).then_some("it is the result of another call")
+            }
             (Want::Send(_), "sent") => {
                 let may = self.founds().any(|found| found.person.sends);
                 (!may).then_some("it had to be refused")
@@ -600,12 +612,20 @@ impl Link {
         let may_not = |op| of(op).is_some_and(|chance| !chance.always);
         match code {
             "rate_limited" => setup.messages_per_second_max > 0,
-            "draining" => judge.draining && (subscribing || publishing || asking),
+            "draining" => {
+                let calling = matches!(pending.want, Want::Call(_));
+                judge.draining && (subscribing || publishing || asking || calling)
+            }
             "already_subscribed" => subscribing && pending.before != Intent::No,
             "not_subscribed" => {
                 let refused = judge.draining || pending.before != Intent::Yes;
                 pending.want == Want::Unsubscribe && refused
             }
+            "limit_reached" if matches!(pending.want, Want::Call(_)) => {
+                let calls = self.pending.iter().filter(|p| matches!(p.want, Want::Call(_)));
+                calls.count() >= setup.rpc_calls_max as usize
+            }
+            "timed_out" | "unavailable" => matches!(pending.want, Want::Call(_)),
             "limit_reached" => {
                 let others = self.channels.keys().filter(|other| Some(**other) != pending.channel);
                 let full = others.count() >= setup.subscriptions_max as usize;
@@ -628,7 +648,7 @@ impl Link {
             "forbidden" if publishing => may_not(Op::Publish),
             "forbidden" => match pending.want {
                 Want::Send(_) => self.founds().any(|found| !found.person.sends),
-                want => want == Want::Other,
+                want => matches!(want, Want::Other | Want::Call(_)),
             },
             "unauthenticated" => match pending.want {
                 Want::Auth { .. } | Want::Ping => false,

@@ -470,6 +470,7 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     limits.presence_reply_max = setup.presence_reply_max;
     limits.recovery_bytes_max = setup.recovery_bytes_max;
     limits.cross_shard_bytes_max = setup.cross_shard_bytes_max;
+    limits.rpc_calls_per_connection_max = setup.rpc_calls_max;
     limits.connections_per_user_max = setup.connections_per_user_max as u32;
     config.api.body_bytes_max = setup.body_bytes_max;
     config.server.close_timeout_ms = setup.close_timeout_ms;
@@ -477,6 +478,7 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     config.server.drain_spread_ms = setup.drain_spread_ms;
     config.auth.timeout_ms = setup.authentication_timeout_ms;
     config.hooks.timeout_ms = setup.hooks_timeout_ms;
+    config.rpc.timeout_ms_max = setup.rpc_timeout_ms;
     if setup.access {
         config.hooks.message_url.0 = "http://application/".into();
         config.hooks.disconnect_url.0 = "http://application/".into();

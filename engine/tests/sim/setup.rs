@@ -140,6 +140,8 @@ pub(crate) struct Setup {
     /// Of 1,000 connections: those about which the door has to ask.
     pub(crate) door_waits: u32,
     pub(crate) hooks_timeout_ms: u32,
+    pub(crate) rpc_timeout_ms: u32,
+    pub(crate) rpc_calls_max: u32,
     pub(crate) authentication_timeout_ms: u32,
     /// Of what the application says.
     pub(crate) says: u64,
@@ -274,6 +276,8 @@ impl Setup {
             door_waits: if access { dice.pick(&[0, 300, 800]) } else { 0 },
             connections_per_user_max: if access { dice.pick(&[0, 0, 1, 2, 4]) } else { 0 },
             hooks_timeout_ms: dice.pick(&[100, 500, 1500]),
+            rpc_timeout_ms: dice.pick(&[100, 500, 1500]),
+            rpc_calls_max: dice.pick(&[16, 16, 2, 1]),
             authentication_timeout_ms: dice.pick(&[200, 1000, 5000]),
             says: dice.number(),
             answers: if asks { dice.pick(&[10, 60, 300]) } else { 0 },
