@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::event::Meta;
-use ringfeed_protocol::{ChannelName, Refused, UserId};
+use ringfeed_protocol::{ChannelName, Offset, Refused, UserId};
 use ringfeed_wire::Wire;
 use tokio::sync::oneshot;
 
@@ -14,8 +14,8 @@ use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::ids::Ticket;
 use crate::message::{
-    By, Caller, Delivery, Inbox, Order, Origin, Post, PresencePage, Published, Question, Reply,
-    Request, Someone, StoredPayload, UserRequest,
+    By, Caller, Delivery, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
+    Question, Reply, Request, Someone, StoredPayload, UserRequest,
 };
 use crate::settings::Settings;
 
@@ -324,6 +324,30 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Reads a channel's history.
+    fn serve_history(
+        &mut self,
+        channel: ChannelName,
+        after: Option<Offset>,
+        limit: u32,
+        reply: Reply<Option<HistoryPage>>,
+    ) {
+        let bytes_max = match reply {
+            Reply::Session(_) => self.config.limits.outbox_bytes_max / HISTORY_PARTS,
+            Reply::Control(_) => self.config.api.body_bytes_max,
+        };
+        let bytes_max = bytes_max as usize;
+        let page = self.homes.history(&channel, after, limit, bytes_max, self.work_ms);
+        self.request_budget = self.request_budget.saturating_sub(bytes_max);
+        match reply {
+            Reply::Session(origin) => {
+                let mut deliver = route(self.id, &mut self.own, &mut self.links);
+                deliver(origin.shard, Delivery::History { origin, channel, page });
+            }
+            Reply::Control(reply) => drop(reply.send(page)),
+        }
+    }
+
     /// Goes by new settings from now on.
     fn reconfigure(&mut self) {
         let Settings { config, access, .. } = Settings::clone(&self.shared.settings.load());
@@ -390,21 +414,10 @@ impl<W: Wire> Shard<W> {
                 drop(deliver);
                 self.serve_batch(items, reply);
             }
-            Request::History { channel, after, limit, reply } => match reply {
-                Reply::Session(origin) => {
-                    let shard = origin.shard;
-                    let bytes_max = (config.limits.outbox_bytes_max / HISTORY_PARTS) as usize;
-                    let page = homes.history(&channel, after, limit, bytes_max, self.work_ms);
-                    *budget = budget.saturating_sub(bytes_max);
-                    deliver(shard, Delivery::History { origin, channel, page });
-                }
-                Reply::Control(reply) => {
-                    let bytes_max = config.api.body_bytes_max as usize;
-                    let page = homes.history(&channel, after, limit, bytes_max, self.work_ms);
-                    *budget = budget.saturating_sub(bytes_max);
-                    let _ = reply.send(page);
-                }
-            },
+            Request::History { channel, after, limit, reply } => {
+                drop(deliver);
+                self.serve_history(channel, after, limit, reply);
+            }
             Request::Presence { channel, after, limit, reply } => {
                 drop(deliver);
                 self.serve_presence(channel, after.as_deref(), limit, reply);

@@ -328,7 +328,7 @@ impl Client {
 
     /// A message that holds several commands.
     fn several(&mut self, scene: &mut Scene) {
-        const SINGLE: [Operation; 10] = [
+        const SINGLE: [Operation; 11] = [
             |c, s| c.subscribe(s),
             |c, s| c.auth(s),
             |c, s| c.subscribe(s),

@@ -9,13 +9,17 @@ use serde_json::value::RawValue;
 
 use crate::call::METHOD_BYTES_MAX;
 use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
-use crate::event::{Epoch, Event, Meta, Offset, Position, Present, Publication, Someone};
+use crate::event::{Epoch, Meta, Offset, Position, Publication};
 use crate::frame::{self, Opcode};
 use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
 use crate::refused::Refused;
 
 use super::raw::{write_json, write_string};
+
+mod events;
+
+pub(crate) use events::write_event;
 
 /// Longest JSON text of an id.
 const ID_BYTES_MAX: usize = 64;
@@ -321,18 +325,6 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &
     frame::write_server(out, Opcode::Text, &body);
 }
 
-/// What stands between the brackets of a list of publications.
-fn write_publications(body: &mut Vec<u8>, publications: &[Publication]) {
-    for (i, publication) in publications.iter().enumerate() {
-        let comma = if i > 0 { "," } else { "" };
-        // Writing to a `Vec` cannot fail.
-        let _ = write!(body, "{comma}{{\"offset\":{}", publication.offset);
-        write_meta(body, publication.meta);
-        write_data(body, publication.kind, publication.bytes);
-        body.push(b'}');
-    }
-}
-
 /// Appends `,"from":…` and `,"time":…` where they are known.
 fn write_meta(body: &mut Vec<u8>, meta: Option<&Meta>) {
     let Some(Meta { time_ms, user, .. }) = meta else { return };
@@ -353,30 +345,6 @@ fn write_data(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
     }
 }
 
-/// Appends `,"users":[…]`.
-fn write_users(body: &mut Vec<u8>, users: &[Present]) {
-    body.extend_from_slice(b",\"users\":[");
-    for (i, Present { who, info }) in users.iter().enumerate() {
-        body.extend_from_slice(if i > 0 { b",{" } else { b"{" });
-        match who {
-            Someone::User(user) => {
-                body.extend_from_slice(b"\"user\":");
-                write_string(body, user);
-            }
-            Someone::Connection(connection) => {
-                body.extend_from_slice(b"\"connection\":");
-                write_string(body, connection);
-            }
-        }
-        if let Some(info) = info {
-            body.extend_from_slice(b",\"info\":");
-            body.extend_from_slice(info.as_bytes());
-        }
-        body.push(b'}');
-    }
-    body.push(b']');
-}
-
 /// A number in decimal without an allocation.
 #[derive(Default)]
 struct Decimal([u8; 20]);
@@ -395,151 +363,6 @@ impl Decimal {
         }
         self.0.get(start..).unwrap_or_default()
     }
-}
-
-pub(crate) fn write_event(out: &mut Vec<u8>, event: &Event) {
-    let mut body = Vec::with_capacity(128);
-    write_body(&mut body, event);
-    frame::write_server(out, Opcode::Text, &body);
-}
-
-/// Channel names need no escaping: see [`crate::ChannelName`]. Writing to a `Vec` cannot fail.
-fn write_body(body: &mut Vec<u8>, event: &Event) {
-    let head = |body: &mut Vec<u8>, kind: &str, id: &Option<&str>| {
-        let _ = write!(body, "{{\"type\":\"{kind}\"");
-        if let Some(id) = id {
-            let _ = write!(body, ",\"id\":{id}");
-        }
-    };
-    let _ = match event {
-        Event::Subscribed {
-            id, channel, position: Position { epoch, offset }, recovered, ..
-        } => {
-            head(body, "subscribed", id);
-            let _ = write!(
-                body,
-                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset}"
-            );
-            if let Some(recovered) = recovered {
-                let _ = write!(body, ",\"recovered\":{recovered}");
-            }
-            write!(body, "}}")
-        }
-        Event::Unsubscribed { id, channel, reason } => {
-            head(body, "unsubscribed", id);
-            let _ = write!(body, ",\"channel\":\"{channel}\"");
-            if let Some(reason) = reason {
-                body.extend_from_slice(b",\"reason\":");
-                write_string(body, reason);
-            }
-            write!(body, "}}")
-        }
-        Event::Connected { id, connection, user, expires_in_ms, .. } => {
-            head(body, "connected", id);
-            let _ = write!(body, ",\"connection\":\"{connection}\"");
-            if let Some(user) = user {
-                body.extend_from_slice(b",\"user\":");
-                write_string(body, user);
-            }
-            if let Some(expires_in_ms) = expires_in_ms {
-                let _ = write!(body, ",\"expires_in_ms\":{expires_in_ms}");
-            }
-            write!(body, "}}")
-        }
-        Event::Sent { id, user, connections } => {
-            head(body, "sent", id);
-            body.extend_from_slice(b",\"user\":");
-            write_string(body, user);
-            write!(body, ",\"connections\":{connections}}}")
-        }
-        Event::Direct { from, kind, bytes } => {
-            head(body, "direct", &None);
-            if let Some(from) = from {
-                body.extend_from_slice(b",\"from\":");
-                write_string(body, from);
-            }
-            write_data(body, *kind, bytes);
-            write!(body, "}}")
-        }
-        Event::Reply { id, data } => {
-            head(body, "reply", id);
-            write!(body, ",\"data\":{data}}}")
-        }
-        Event::Result { id, data } => {
-            head(body, "result", &Some(id));
-            write!(body, ",\"data\":{data}}}")
-        }
-        Event::Published { id, channel, position: Position { epoch, offset } } => {
-            head(body, "published", id);
-            write!(
-                body,
-                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset},\
-                 \"ack\":\"accepted\"}}"
-            )
-        }
-        Event::History { id, channel, position: Position { epoch, offset }, publications } => {
-            head(body, "history", id);
-            let _ = write!(
-                body,
-                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"offset\":{offset},\
-                 \"publications\":["
-            );
-            write_publications(body, publications);
-            write!(body, "]}}")
-        }
-        Event::Presence { id, channel, epoch, version, count, connections, users, next } => {
-            head(body, "presence", id);
-            let _ = write!(
-                body,
-                ",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"version\":{version},\"count\":{count},\
-                 \"connections\":{connections}"
-            );
-            if let Some(users) = users {
-                write_users(body, users);
-            }
-            if let Some(next) = next {
-                body.extend_from_slice(b",\"next\":");
-                write_string(body, next);
-            }
-            write!(body, "}}")
-        }
-        Event::Leave { channel, version, users } => {
-            let _ = write!(
-                body,
-                "{{\"type\":\"leave\",\"channel\":\"{channel}\",\"version\":{version}"
-            );
-            write_users(body, users);
-            write!(body, "}}")
-        }
-        Event::Join { channel, version, users } => {
-            let _ =
-                write!(body, "{{\"type\":\"join\",\"channel\":\"{channel}\",\"version\":{version}");
-            write_users(body, users);
-            write!(body, "}}")
-        }
-        Event::Count { channel, version, count } => write!(
-            body,
-            "{{\"type\":\"presence\",\"channel\":\"{channel}\",\"version\":{version},\"count\":{count}}}"
-        ),
-        Event::Pong { id } => {
-            head(body, "pong", id);
-            write!(body, "}}")
-        }
-        Event::Error { id, code, message } => {
-            head(body, "error", id);
-            let _ = write!(body, ",\"code\":\"{}\",\"message\":", code.as_str());
-            write_string(body, message);
-            write!(body, "}}")
-        }
-        Event::Gap { channel, epoch, from, to } => write!(
-            body,
-            "{{\"type\":\"gap\",\"channel\":\"{channel}\",\"epoch\":\"{epoch}\",\"from\":{from},\
-             \"to\":{to}}}"
-        ),
-        Event::Drain { reconnect_ms } => {
-            write!(body, "{{\"type\":\"drain\",\"reconnect_ms\":{reconnect_ms}}}")
-        }
-    };
 }
 
 #[cfg(test)]
