@@ -260,6 +260,14 @@ reasons! {
     }
 }
 
+impl CloseReason {
+    /// Whether the same client may come back at once and go on.
+    pub(crate) fn is_passing(self) -> bool {
+        use CloseReason::{Lagged, NoHeartbeat, Overload, ServiceRestart, Slow};
+        matches!(self, ServiceRestart | Lagged | NoHeartbeat | Slow | Overload)
+    }
+}
+
 reasons! {
     /// Why a connection did not become a WebSocket.
     RefusalReason {

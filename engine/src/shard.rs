@@ -517,6 +517,7 @@ impl<W: Wire> Shard<W> {
         }
         self.take_credentials(id.slot, credentials);
         self.open_talk(id.slot);
+        self.subscribe_as_all(id.slot);
         if !rest.is_empty() && self.sessions.current(id).is_some() {
             self.handle_received(id.slot, &mut rest);
         }

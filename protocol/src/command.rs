@@ -157,7 +157,7 @@ pub enum Action<'a> {
         /// Name of the method, unchecked but for its length.
         method: Cow<'a, str>,
         /// A JSON object, as it came.
-        params: Option<&'a str>,
+        params: Option<Cow<'a, str>>,
         /// How long the caller waits; as long as the server lets it where absent.
         timeout_ms: Option<u32>,
     },

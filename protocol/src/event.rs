@@ -127,6 +127,8 @@ pub enum Event<'a> {
         channel: &'a str,
         /// Where it stands.
         position: Position,
+        /// Subscribers of the channel, on all connections.
+        subscribers: u64,
     },
     /// The reply to `history`.
     History {

@@ -1,6 +1,6 @@
 //! Lanes: what makes the bytes of a publication.
 
-use crate::dialect::{raw, ringfeed, rooms};
+use crate::dialect::{fluxus, raw, ringfeed, rooms};
 use crate::event::{Event, Publication};
 
 /// An encoding of publications, as a record of everything that decides the bytes. Subscribers on
@@ -22,6 +22,8 @@ pub enum Form {
     Raw,
     /// The `room_message` of `rooms`.
     Rooms,
+    /// The `message` of `fluxus`.
+    Fluxus,
 }
 
 impl Lane {
@@ -43,6 +45,7 @@ impl Lane {
             Form::Ringfeed => ringfeed::write_publication(out, channel, publication),
             Form::Raw => raw::write_publication(out, publication),
             Form::Rooms => rooms::write_publication(out, self.shown(channel), publication),
+            Form::Fluxus => fluxus::write_publication(out, self.shown(channel), publication),
         }
     }
 
@@ -51,7 +54,7 @@ impl Lane {
     pub fn write_notice(self, out: &mut Vec<u8>, notice: &Event) {
         match self.form {
             Form::Ringfeed => ringfeed::write_event(out, notice),
-            Form::Raw | Form::Rooms => {}
+            Form::Raw | Form::Rooms | Form::Fluxus => {}
         }
     }
 }

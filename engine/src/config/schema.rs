@@ -241,6 +241,7 @@ pub struct Endpoint {
     pub choose: bool,
     pub channel_prefix: String,
     pub http: HttpRoutes,
+    pub subscribe: Vec<String>,
 }
 
 impl Config {
@@ -276,6 +277,7 @@ pub enum HttpRoutes {
     None,
     Wsnode,
     Cadsock,
+    Fluxus,
 }
 
 impl HttpRoutes {
@@ -285,6 +287,7 @@ impl HttpRoutes {
             HttpRoutes::None => &[],
             HttpRoutes::Wsnode => &["broadcast", "health", "metrics"],
             HttpRoutes::Cadsock => &["internal/broadcast"],
+            HttpRoutes::Fluxus => &["api/rpc-methods", "api/rpc", "health", "stats"],
         }
     }
 }

@@ -206,6 +206,14 @@ impl Config {
                 ));
             }
         }
+        for (i, Endpoint { channel_prefix, subscribe, .. }) in self.endpoints.iter().enumerate() {
+            let full = subscribe.iter().map(|name| format!("{channel_prefix}{name}"));
+            for (name, why) in
+                full.filter_map(|name| Some((channel_name::check(&name).err()?, name)))
+            {
+                errors.push(format!("endpoints[{i}].subscribe: {why:?}: {name}"));
+            }
+        }
         self.validate_http(paths, errors);
     }
 
@@ -221,7 +229,8 @@ impl Config {
                 paths.insert(path);
             }
         }
-        let serves = self.endpoints.iter().position(|endpoint| endpoint.http != HttpRoutes::None);
+        let takes = |http| matches!(http, HttpRoutes::Wsnode | HttpRoutes::Cadsock);
+        let serves = self.endpoints.iter().position(|endpoint| takes(endpoint.http));
         let publishes = |key: &ApiKey| {
             key.scopes.iter().any(|scope| matches!(scope, Scope::Publish | Scope::All))
         };

@@ -2,6 +2,7 @@
 //! its clients come from. Who publishes there shows a key of the API.
 
 mod cadsock;
+mod fluxus;
 mod wsnode;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub(super) fn router(state: &Arc<State>) -> Router {
             HttpRoutes::None => router,
             HttpRoutes::Wsnode => wsnode::add(router, beside, &tally),
             HttpRoutes::Cadsock => cadsock::add(router, beside),
+            HttpRoutes::Fluxus => fluxus::add(router, beside, &endpoint.path),
         };
     }
     if !config.endpoints.iter().any(|endpoint| endpoint.serves_http("/health")) {

@@ -250,6 +250,8 @@ pub enum Delivery {
         channel: ChannelName,
         /// Where it stands.
         position: Position,
+        /// Subscribers of the channel, on all shards.
+        subscribers: u64,
     },
     /// What was asked of the history.
     History {

@@ -14,6 +14,7 @@ mod client_address;
 mod command_rates;
 mod common;
 mod cross_shard;
+mod fluxus;
 mod hooks;
 mod hostile_names;
 mod hostile_readers;

@@ -6,6 +6,7 @@
 
 mod date;
 mod echo;
+pub(crate) mod fluxus;
 mod object;
 mod portico;
 pub(crate) mod raw;
@@ -35,12 +36,20 @@ pub enum Dialect {
     Portico,
     /// `rooms`: rooms and private messages of the TuskLang WebSocket module's clients.
     Rooms,
+    /// `fluxus`: channels and calls of the clients of Fluxus.
+    Fluxus,
 }
 
 impl Dialect {
     /// Every dialect.
-    pub const ALL: [Dialect; 5] =
-        [Dialect::Ringfeed, Dialect::Raw, Dialect::Echo, Dialect::Portico, Dialect::Rooms];
+    pub const ALL: [Dialect; 6] = [
+        Dialect::Ringfeed,
+        Dialect::Raw,
+        Dialect::Echo,
+        Dialect::Portico,
+        Dialect::Rooms,
+        Dialect::Fluxus,
+    ];
 
     /// The name in configuration, in `?protocol=` and as a WebSocket subprotocol.
     pub fn name(self) -> &'static str {
@@ -50,6 +59,7 @@ impl Dialect {
             Dialect::Echo => "echo",
             Dialect::Portico => "portico",
             Dialect::Rooms => "rooms",
+            Dialect::Fluxus => "fluxus",
         }
     }
 
@@ -67,6 +77,7 @@ impl Dialect {
             // What is published there is what is sent.
             Dialect::Portico => Some(Lane { hidden, ..Lane::RAW }),
             Dialect::Rooms => Some(Lane { form: Form::Rooms, hidden }),
+            Dialect::Fluxus => Some(Lane { form: Form::Fluxus, hidden }),
             Dialect::Echo => None,
         }
     }
@@ -83,6 +94,11 @@ impl Dialect {
         matches!(self, Dialect::Ringfeed | Dialect::Raw)
     }
 
+    /// Whether its clients come back only where a connection was cut: after a close frame they stay away.
+    pub fn comes_back_when_cut(self) -> bool {
+        matches!(self, Dialect::Fluxus)
+    }
+
     /// Whether gaps can be told inside the dialect. Where not, a gap closes the connection.
     pub fn tells_gaps(self) -> bool {
         matches!(self, Dialect::Ringfeed)
@@ -95,13 +111,14 @@ impl Dialect {
         match self {
             Dialect::Portico => Some(Box::new(portico::Portico::new(request, hidden))),
             Dialect::Rooms => Some(Box::new(rooms::Rooms::new(hidden))),
+            Dialect::Fluxus => Some(Box::new(fluxus::Fluxus::new())),
             Dialect::Ringfeed | Dialect::Raw | Dialect::Echo => None,
         }
     }
 
     /// Whether a client can show a token inside the dialect.
     pub fn has_auth(self) -> bool {
-        matches!(self, Dialect::Ringfeed | Dialect::Raw | Dialect::Rooms)
+        matches!(self, Dialect::Ringfeed | Dialect::Raw | Dialect::Rooms | Dialect::Fluxus)
     }
 
     /// Reads one data message.

@@ -177,6 +177,7 @@ impl<'a> Fields<'a> {
             );
             return Err(CommandError { id: Some(id), refused });
         }
+        let params = params.map(Cow::Borrowed);
         Ok(Command { id: Some(id), action: Action::Rpc { method, params, timeout_ms } })
     }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use ringfeed_protocol::ChannelName;
+use ringfeed_protocol::{ChannelName, Refused};
 use tokio::sync::oneshot;
 
 use super::Deliver;
@@ -60,11 +60,17 @@ impl Drop for Batch {
 }
 
 impl Asker {
-    /// Answers whoever published.
+    /// Answers whoever wanted to publish something that is refused.
+    pub(in crate::shard) fn refuse(self, channel: &ChannelName, why: Refused, deliver: Deliver) {
+        self.answer(channel, Err(why), || 0, deliver);
+    }
+
+    /// Answers whoever published. `subscribers` is how many the channel has.
     pub(in crate::shard) fn answer(
         self,
         channel: &ChannelName,
         published: Published,
+        subscribers: impl FnOnce() -> u64,
         deliver: Deliver,
     ) {
         match self {
@@ -74,7 +80,8 @@ impl Asker {
                 let shard = origin.shard;
                 let answer = match published {
                     Ok(position) => {
-                        Delivery::Published { origin, channel: channel.clone(), position }
+                        let (channel, subscribers) = (channel.clone(), subscribers());
+                        Delivery::Published { origin, channel, position, subscribers }
                     }
                     Err(refused) => Delivery::Refused { origin, attempt: None, refused },
                 };

@@ -252,7 +252,7 @@ impl Homes {
         let index = match open {
             Ok(index) => index,
             Err(refused) => {
-                publisher.asker.answer(name, Err(refused), deliver);
+                publisher.asker.refuse(name, refused, deliver);
                 return false;
             }
         };
@@ -313,7 +313,7 @@ impl Homes {
         });
         match index {
             Some(index) => self.park(index, Parked::Refused(refused, asker)),
-            None => asker.answer(name, Err(refused), deliver),
+            None => asker.refuse(name, refused, deliver),
         }
     }
 
@@ -334,7 +334,7 @@ impl Homes {
             self.waiting.retain(|&waiting| waiting != index);
         }
         if let Some((asker, refused)) = refused {
-            asker.answer(name, Err(refused), deliver);
+            asker.refuse(name, refused, deliver);
         }
     }
 
@@ -418,7 +418,8 @@ impl Homes {
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)
         {}
-        asker.answer(&self.home_mut(index).name, Ok(position), deliver);
+        let home = self.home_mut(index);
+        asker.answer(&home.name, Ok(position), || home.subscribers(), deliver);
     }
 
     /// Begins a turn: goes on with what was held back, where it may, up to so many bytes. Returns how many
@@ -443,7 +444,7 @@ impl Homes {
                         published += 1;
                     }
                     Parked::Refused(refused, asker) => {
-                        asker.answer(&self.home_mut(index).name, Err(refused), deliver);
+                        asker.refuse(&self.home_mut(index).name, refused, deliver);
                     }
                     // Not before it is answered.
                     Parked::Asked(..) => unreachable!("what awaits an answer is not next"),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ringfeed_protocol::frame::{self, Opcode};
-use ringfeed_protocol::{ChannelName, CloseCode, Connection, ProtocolError, Role};
+use ringfeed_protocol::{ChannelName, CloseCode, Connection, Dialect, ProtocolError, Role};
 use ringfeed_wire::Wire;
 
 use super::{BLOCKED, CLOSING, CURSORS, Holds, MULTI, OUTBOX, QUEUED, Subscription};
@@ -112,16 +112,21 @@ impl<W: Wire> Shard<W> {
         tracing::debug!(shard = %self.id, session = slot.0, code = code.0, reason, "closing");
         self.detach_all(slot);
         self.leave(slot);
-        let mut frame = Vec::new();
-        frame::write_server(&mut frame, Opcode::Close, &frame::close_body(code, reason));
         let now_ms = self.now_ms;
-        self.queue(slot, |outbox| {
-            outbox.push(Bytes::from(frame));
-            outbox.begin_again(now_ms);
-        });
+        let cut = why.is_passing() && self.dialect(slot).is_some_and(Dialect::comes_back_when_cut);
+        if !cut {
+            let mut frame = Vec::new();
+            frame::write_server(&mut frame, Opcode::Close, &frame::close_body(code, reason));
+            self.queue(slot, |outbox| {
+                outbox.push(Bytes::from(frame));
+                outbox.begin_again(now_ms);
+            });
+        }
         self.sessions.hot_mut(slot).flags |= CLOSING;
         let id = self.sessions.id(slot);
-        let due_ms = now_ms + u64::from(self.config.server.close_timeout_ms);
+        // Who is told nothing answers nothing: what waits for it is all that is waited for.
+        let timeout_ms = if cut { 0 } else { u64::from(self.config.server.close_timeout_ms) };
+        let due_ms = now_ms + timeout_ms;
         self.wheel.add(Timer { due_ms, session: id, purpose: Purpose::Close });
         if let Some(session) = self.sessions.get_mut(slot) {
             session.closed = Some((why, code));
@@ -136,6 +141,10 @@ impl<W: Wire> Shard<W> {
                 self.released.push_back(id);
             }
         }
+    }
+
+    fn dialect(&self, slot: SessionSlot) -> Option<Dialect> {
+        self.sessions.get(slot).map(|session| session.dialect)
     }
 
     fn detach_all(&mut self, slot: SessionSlot) {

@@ -40,7 +40,7 @@ impl<W: Wire> Shard<W> {
             Action::Rpc { method, params, timeout_ms } => {
                 // The dialects see to it that there is one.
                 if let Some(id) = id {
-                    self.call(slot, id, &method, params, timeout_ms);
+                    self.call(slot, id, &method, params.as_deref(), timeout_ms);
                 }
             }
             Action::Ping => self.reply(slot, &Event::Pong { id }),

@@ -40,11 +40,11 @@ impl<W: Wire> Shard<W> {
             Delivery::Subscribed { origin, attempt, channel, lane, start } => {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
-            Delivery::Published { origin, channel, position } => {
+            Delivery::Published { origin, channel, position, subscribers } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
                 let (id, channel) = (origin.id.as_deref(), &channel);
-                self.reply(slot, &Event::Published { id, channel, position });
+                self.reply(slot, &Event::Published { id, channel, position, subscribers });
             }
             Delivery::History { origin, channel, page } => {
                 self.handle_history(&origin, channel, page);

@@ -213,6 +213,7 @@ impl<W: Wire> Shard<W> {
                     self.review(slot);
                     self.tell_who_it_is(slot, &before);
                     self.subscribe_at_once(slot, channels);
+                    self.subscribe_as_all(slot);
                 }
                 // Who has shown something that counts still has that.
                 Err(Refusal::Revoked) if !self.must_authenticate(slot) => {
@@ -366,6 +367,26 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Subscribes to what everybody at its endpoint has, where it may.
+    pub(in crate::shard) fn subscribe_as_all(&mut self, slot: SessionSlot) {
+        let Some(session) = self.sessions.get(slot) else { return };
+        let config = self.config.clone();
+        let Some(endpoint) = config.endpoints.get(usize::from(session.endpoint)) else { return };
+        if endpoint.subscribe.is_empty() || self.must_authenticate(slot) {
+            return;
+        }
+        let prefix = &endpoint.channel_prefix;
+        let full =
+            endpoint.subscribe.iter().map(|name| ChannelName::new(&format!("{prefix}{name}")));
+        // All are names: the configuration was looked at.
+        let full = full.filter_map(Result::ok);
+        let may = |channel: &ChannelName| {
+            matches!(self.may(slot, Operation::Subscribe, channel), Verdict::Yes)
+        };
+        let channels = full.filter(may).collect();
+        self.subscribe_at_once(slot, channels);
+    }
+
     fn tell_connected(&mut self, slot: SessionSlot, id: Option<&str>) {
         let connection = self.connection_id(slot).to_string();
         let identity = self.identity(slot).clone();
@@ -385,7 +406,9 @@ impl<W: Wire> Shard<W> {
     /// A token is not believed. Who has shown none before is nobody whom we serve.
     fn refuse_authentication(&mut self, slot: SessionSlot, id: Option<&str>, why: String) {
         self.counters.tokens_refused.add(1);
-        if self.must_authenticate(slot) {
+        let talks = self.sessions.get(slot).is_some_and(|session| session.talk.is_some());
+        // Where the dialect has an answer of its own to that, the client ends it, or its time does.
+        if self.must_authenticate(slot) && !talks {
             return self.close_unauthenticated(slot, &why);
         }
         self.refuse(slot, id, Refused::Unauthenticated { detail: Detail::new(why) });

@@ -141,7 +141,7 @@ fn write_body(object: Object, event: &Event) {
         }
         Event::Reply { id, data } => object.kind("reply").id(id).plain("data", data),
         Event::Result { id, data } => object.kind("result").plain("id", id).plain("data", data),
-        Event::Published { id, channel, position } => {
+        Event::Published { id, channel, position, .. } => {
             let object = object.kind("published").id(id).word("channel", channel);
             object.position(position).word("ack", "accepted")
         }
