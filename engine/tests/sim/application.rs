@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::client::payload_size;
+use super::client::{Speaks, payload_size};
 use super::control::{Matter, Order, Posed, Says, Target, name_of, number_of};
 use super::judge::{Asked, Rule};
 use super::ledger::{Found, Revoked};
@@ -44,6 +44,8 @@ pub(super) struct Application {
     questions: Vec<Taken>,
     /// The newest publication of each connection that it was asked about; the greatest number once that has ended.
     newest: BTreeMap<ConnId, u64>,
+    /// Whoever calls gets no result for now.
+    withholds_results: bool,
     /// Not told yet: what, to which shard, and whether only the question behind it is missing.
     to_tell: Vec<(Word, usize, bool)>,
 }
@@ -133,7 +135,10 @@ impl World {
             if let Matter::Publish { payload, .. } = &posed.matter {
                 self.judge.say(payload, Asked::Waiting, None);
             }
+            let withheld =
+                self.application.withholds_results && matches!(posed.matter, Matter::Call { .. });
             let (waits, never) = match self.dice.below(if self.healed { 0 } else { 20 }) {
+                _ if withheld => (true, true),
                 _ if self.healed => (false, false),
                 0 => (true, true),
                 1..4 => (true, false),
@@ -166,43 +171,44 @@ impl World {
 
     /// Who waits for calls that are not answered, and for nothing else, is answered to a ping.
     pub(super) fn check_calls_hold_nothing(&mut self) {
-        if self.judge.draining || self.setup.messages_per_second_max > 0 {
+        if self.judge.draining || self.setup.messages_per_second_max > 0 || !self.setup.access {
             return;
         }
+        self.application.withholds_results = true;
         let mut asked = Vec::new();
         for conn in self.open.clone() {
-            let is_call = |own: &Taken| matches!(own.posed.matter, Matter::Call { .. });
-            let mut questions = self.application.questions.iter();
-            let waits = questions.any(|own| own.posed.conn == conn && is_call(own));
-            let mut questions = self.application.questions.iter();
-            let held = questions.any(|own| !is_call(own));
             let client = &self.clients[self.owners[conn]];
             let fits = client.link.as_ref().is_some_and(|link| {
                 let open = self.net.borrow().conns[conn].phase == Phase::Open;
-                let ends = link.close_seen.is_some() || link.close_sent.is_some();
-                open && link.conn == conn
-                    && !ends
-                    && !link.mute
-                    && link.broke.is_empty()
-                    && link.waits_for_calls_alone()
+                open && link.conn == conn && link.is_at_ease()
             });
-            if waits && !held && fits && client.habit.is_never_late(&self.setup) {
-                self.with_client(conn, |client, scene| client.ping(scene));
+            let ringfeed = client.speaks == Speaks::Ringfeed;
+            if fits && ringfeed && client.habit.is_never_late(&self.setup) {
+                self.with_client(conn, |client, scene| {
+                    client.call(scene);
+                    client.ping(scene);
+                });
                 asked.push(conn);
             }
         }
         self.settle();
         for conn in asked {
             let client = &self.clients[self.owners[conn]];
-            let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
+            let link = client.link.as_ref().filter(|link| link.conn == conn);
+            let Some(link) = link.filter(|link| link.is_at_ease_but_for(Want::Ping)) else {
                 continue;
             };
-            let ends = link.close_seen.is_some() || link.close_sent.is_some();
-            if !ends && link.pending.iter().any(|pending| pending.want == Want::Ping) {
+            if link.pending.iter().any(|pending| pending.want == Want::Ping) {
                 let what = format_args!("{} has no pong", link.who);
                 self.judge.broken(Rule::CallsHoldNothing, what);
             }
         }
+        self.application.withholds_results = false;
+        for taken in &mut self.application.questions {
+            let is_call = matches!(taken.posed.matter, Matter::Call { .. });
+            taken.never &= !is_call || taken.given_up;
+        }
+        self.settle();
     }
 
     fn is_asked_in_order(&mut self, posed: &Posed) {

@@ -375,7 +375,7 @@ impl Client {
     }
 
     /// A method. What it gives says of which call it is.
-    fn call(&mut self, scene: &mut Scene) {
+    pub(crate) fn call(&mut self, scene: &mut Scene) {
         if !scene.setup.access {
             return;
         }

@@ -226,10 +226,22 @@ impl Link {
         }
     }
 
-    /// Whether it waits for the results of calls, and for nothing else that it knows of.
-    pub(crate) fn waits_for_calls_alone(&self) -> bool {
+    /// Whether all is as it should be, and nothing but the results of calls is waited for.
+    pub(crate) fn is_at_ease(&self) -> bool {
         let is_call = |pending: &Pending| matches!(pending.want, Want::Call(_));
-        !self.pending.is_empty() && self.pending.iter().all(is_call)
+        self.is_whole() && self.pending.iter().all(is_call)
+    }
+
+    /// The same but for something else that is waited for.
+    pub(crate) fn is_at_ease_but_for(&self, want: Want) -> bool {
+        let fits =
+            |pending: &Pending| matches!(pending.want, Want::Call(_)) || pending.want == want;
+        self.is_whole() && self.pending.iter().all(fits)
+    }
+
+    fn is_whole(&self) -> bool {
+        let ends = self.close_seen.is_some() || self.close_sent.is_some();
+        !ends && !self.mute && self.broke.is_empty()
     }
 
     /// Whether replies are owed for what the server may have read.
