@@ -22,6 +22,8 @@ pub(crate) struct List {
     version: u64,
     /// Of the last notice, and whether that was a `leave`.
     last: Option<(u64, bool)>,
+    /// All notices, in order: an answer may come behind those that are newer.
+    kept: Vec<(u64, bool, Option<Vec<String>>)>,
 }
 
 /// Who is on a channel, as the control thread was told.
@@ -45,14 +47,13 @@ impl List {
     fn answer(&mut self, version: u64, names: &[String]) {
         self.names = Some(names.iter().cloned().collect());
         self.version = version;
+        for (version, left, names) in std::mem::take(&mut self.kept) {
+            self.apply(version, left, names.as_deref());
+            self.kept.push((version, left, names));
+        }
     }
 
-    /// A notice; `None` in the place of names says that there are too many. Returns whether its version may follow.
-    fn notice(&mut self, version: u64, left: bool, names: Option<&[String]>) -> bool {
-        let fits = self.last.is_none_or(|(last, was_left)| {
-            version > last || version == last && was_left && !left && names.is_some()
-        });
-        self.last = Some((version, left));
+    fn apply(&mut self, version: u64, left: bool, names: Option<&[String]>) {
         if version > self.version {
             match (names, &mut self.names) {
                 (None, own) => *own = None,
@@ -61,6 +62,16 @@ impl List {
                 (Some(_), None) => {}
             }
         }
+    }
+
+    /// A notice; `None` in the place of names says that there are too many. Returns whether its version may follow.
+    fn notice(&mut self, version: u64, left: bool, names: Option<&[String]>) -> bool {
+        let fits = self.last.is_none_or(|(last, was_left)| {
+            version > last || version == last && was_left && !left && names.is_some()
+        });
+        self.last = Some((version, left));
+        self.apply(version, left, names);
+        self.kept.push((version, left, names.map(<[String]>::to_vec)));
         fits
     }
 }
