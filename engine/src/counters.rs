@@ -413,6 +413,7 @@ counters! {
         partial_message_bytes: Gauge = "Bytes of messages that clients have begun and not finished.",
         sessions_waiting: Gauge = "Connections waiting for their turn to be sent to.",
         users: Gauge = "Users with connections, counted where they are homed.",
+        presence_changes_waiting: Gauge = "Users who came to channels or left them, of which the application was not told yet.",
         questions: Gauge = "Questions to the application that are not answered yet.",
         opened: Counter = "WebSocket connections opened.",
         messages_in: Counter = "Messages received from clients.",

@@ -21,10 +21,10 @@ pub use delivery::{
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
-pub use presence::{PresencePage, Present, Someone};
+pub use presence::{Change, News, PresencePage, Present, Someone};
 pub(crate) use question::CALLS_MAX;
 pub use question::{
-    Answer, Asked, Caller, ConnectRequest, Denied, QUESTIONS_MAX, Question, Questions,
+    Answer, Asked, Caller, ConnectRequest, Denied, Heard, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,
 };
 pub use request::{

@@ -13,6 +13,7 @@ pub mod feed;
 mod gauges;
 mod home;
 mod local;
+mod news;
 mod requests;
 mod review;
 mod run;
@@ -374,6 +375,7 @@ impl<W: Wire> Shard<W> {
         self.homes.tell_notices(now, &mut deliver);
         self.homes.seal_all(&mut deliver);
         drop(deliver);
+        self.tell_news();
         self.take_own();
         let (fanout, mut context) = self.fanout_context();
         fanout.check_ages(&mut context);
@@ -686,6 +688,7 @@ fn home_limits(config: &Config, shards: u16) -> HomeLimits {
         own_channels_max: channels as usize / usize::from(shards) + 1,
         history_bytes_max: share_of(config.limits.history_bytes_max, shards),
         parked_bytes_max: share_of(config.limits.parked_bytes_max, shards),
+        news_max: share_of(config.hooks.presence_queue_max.into(), shards),
     }
 }
 

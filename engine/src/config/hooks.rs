@@ -30,6 +30,7 @@ impl Hooks {
             Hook::Publish => &self.publish_url.0,
             Hook::Message => &self.message_url.0,
             Hook::Disconnect => &self.disconnect_url.0,
+            Hook::Presence => &self.presence_url.0,
             // Those of issuers stand with them.
             Hook::Keys => "",
             // Each method has its own.

@@ -115,6 +115,7 @@ pub struct Hooks {
     pub subscribe_url: HookUrl,
     pub publish_url: HookUrl,
     pub message_url: HookUrl,
+    pub presence_url: HookUrl,
     /// Once loaded it is the secret, wherever it was said to be; empty where there is none.
     pub secret: Secret,
     /// Not secret, but one may be written there by mistake.
@@ -132,6 +133,8 @@ pub struct Hooks {
     pub forward_headers: Vec<String>,
     pub breaker_failures: u32,
     pub breaker_open_ms: u32,
+    pub presence_batch_max: u32,
+    pub presence_queue_max: u32,
 }
 
 /// How the application is asked who connects.
@@ -309,6 +312,7 @@ pub struct ChannelRule {
     pub presence: Presence,
     pub join_leave: bool,
     pub presence_interval_ms: u32,
+    pub presence_hook: bool,
     pub members_max: u32,
 }
 

@@ -252,12 +252,18 @@ impl Config {
                 "channels: there are {count} rules; allowed are at most {RULES_MAX}"
             ));
         }
-        for (i, ChannelRule { pattern, presence, join_leave, .. }) in
-            self.channels.iter().enumerate()
-        {
-            if *join_leave && *presence != Presence::Full {
+        for (i, rule) in self.channels.iter().enumerate() {
+            let ChannelRule { pattern, presence, join_leave, presence_hook, .. } = rule;
+            for (key, on) in [("join_leave", join_leave), ("presence_hook", presence_hook)] {
+                if *on && *presence != Presence::Full {
+                    errors.push(format!(
+                        "channels[{i}].{key} = true: who comes and goes is known only with presence = \"full\""
+                    ));
+                }
+            }
+            if *presence_hook && self.hooks.presence_url.0.is_empty() {
                 errors.push(format!(
-                    "channels[{i}].join_leave = true: who comes and goes is known only with presence = \"full\""
+                    "channels[{i}].presence_hook = true: hooks.presence_url says where the application is told"
                 ));
             }
             if let Err(e) = check_pattern(pattern) {

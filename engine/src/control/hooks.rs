@@ -223,6 +223,13 @@ impl Hooks {
             });
             return;
         }
+        if let Question::Presence(news) = question {
+            tasks.spawn_local(async move {
+                let heard = own.tell_presence(&news).await;
+                reply.send(Answer::Heard(heard));
+            });
+            return;
+        }
         let Some((hook, caller)) = event::subject(&question) else { return };
         let settings = self.settings();
         let subject = Subject::of(caller);
@@ -338,9 +345,10 @@ impl Hooks {
                 let verdict = endpoint.ask(&event, waiting, deadline, read).await?;
                 (Answer::Publish(verdict.answer), verdict.cache_s)
             }
-            Question::Disconnect { .. } | Question::Keys { .. } | Question::Rpc { .. } => {
-                (Answer::Noted, 0)
-            }
+            Question::Disconnect { .. }
+            | Question::Presence(_)
+            | Question::Keys { .. }
+            | Question::Rpc { .. } => (Answer::Noted, 0),
         };
         // Not where another configuration has come in between.
         let same = Rc::ptr_eq(settings, &self.settings());

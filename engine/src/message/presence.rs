@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ringfeed_protocol::{Position, UserId, event};
+use ringfeed_protocol::event::Epoch;
+use ringfeed_protocol::{ChannelName, Position, UserId, event};
 
 use super::question::Caller;
 use crate::access::Identity;
@@ -113,6 +114,34 @@ impl PresencePage {
         let last = self.present.as_ref().filter(|_| self.more)?.last()?;
         Some(last.who.to_string())
     }
+}
+
+/// A user's first connection has come to a channel, or the last one has left it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The channel.
+    pub channel: ChannelName,
+    /// Its life.
+    pub epoch: Epoch,
+    /// The user.
+    pub user: UserId,
+    /// Whether the user has come.
+    pub joined: bool,
+    /// What others are shown of them is in it.
+    pub identity: Arc<Identity>,
+}
+
+/// What the application is told at once of who comes and goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct News {
+    /// The same when it is told again.
+    pub id: u128,
+    /// When it was put together, in seconds since 1970.
+    pub unix_s: u64,
+    /// Changes before these of which the application will not hear.
+    pub lost: u64,
+    /// In the order in which they came.
+    pub changes: Vec<Change>,
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use ringfeed_protocol::{CallError, ChannelName};
 use tokio::sync::mpsc;
 
 use super::delivery::StoredPayload;
+use super::presence::News;
 use crate::access::{Admitted, Identity};
 use crate::ids::{ConnectionId, ShardId, Ticket};
 
@@ -111,6 +112,8 @@ pub enum Question {
         /// Why.
         reason: Box<str>,
     },
+    /// Users have come to channels and left them. Answered with [`Answer::Heard`].
+    Presence(Arc<News>),
     /// The key `kid` of an issuer is not known. Answered with [`Answer::Noted`] when its keys were asked for, or
     /// were asked for a moment ago.
     Keys {
@@ -142,6 +145,17 @@ pub struct SubscribeAllowed {
     pub expires_at: Option<u64>,
 }
 
+/// What has become of something that the application was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It knows.
+    Yes,
+    /// It could not be told, and can be told again.
+    NotYet,
+    /// It will not hear it.
+    Never,
+}
+
 /// What comes back.
 #[derive(Debug, Clone)]
 pub enum Answer {
@@ -151,6 +165,8 @@ pub enum Answer {
     Subscribe(Result<SubscribeAllowed, Denied>),
     /// To [`Question::Publish`]: what to publish instead, where it is not what was asked.
     Publish(Result<Option<StoredPayload>, Denied>),
+    /// To [`Question::Presence`].
+    Heard(Heard),
     /// To [`Question::Message`]: JSON for the client, where there is any.
     Message(Result<Option<Box<str>>, Denied>),
     /// To [`Question::Rpc`]: JSON.

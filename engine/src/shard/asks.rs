@@ -28,6 +28,8 @@ pub(super) enum Awaiting {
     Call(SessionId, Box<str>),
     /// A publication that stands at its place in the queue of its channel.
     Publication(ChannelName),
+    /// What is to be told next of who comes and goes.
+    News,
     /// Nobody: it was only to be told.
     Nobody,
 }

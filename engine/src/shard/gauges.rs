@@ -31,6 +31,7 @@ impl<W: Wire> Shard<W> {
         counters.subscriptions.set(self.subscription_count);
         counters.channels.set(self.homes.count() as u64);
         counters.users.set(self.users.count() as u64);
+        counters.presence_changes_waiting.set(self.homes.news.len() as u64);
         counters.questions.set(self.local.asks.count() as u64);
         counters.handshakes.set(self.local.handshakes.get().into());
         counters.sockets.set(usage.sockets);

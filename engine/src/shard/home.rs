@@ -5,6 +5,7 @@
 mod answer;
 mod kept;
 mod members;
+mod news;
 mod notices;
 mod parked;
 mod table;

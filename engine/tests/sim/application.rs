@@ -12,6 +12,7 @@ use super::link::Want;
 use super::net::{ConnId, Phase};
 use super::node::{Answer, Waiting};
 use super::policy::{Person, line};
+use super::presence::Heard;
 use super::trace::{note, shown};
 use super::world::World;
 
@@ -46,6 +47,7 @@ pub(super) struct Application {
     newest: BTreeMap<ConnId, u64>,
     /// Whoever calls gets no result for now.
     withholds_results: bool,
+    pub(super) heard: Heard,
     /// Not told yet: what, to which shard, and whether only the question behind it is missing.
     to_tell: Vec<(Word, usize, bool)>,
 }
@@ -213,7 +215,7 @@ impl World {
 
     fn is_asked_in_order(&mut self, posed: &Posed) {
         let number = match &posed.matter {
-            Matter::Keys => return,
+            Matter::Keys | Matter::Presence { .. } => return,
             // Whose end it is, is not known of everybody.
             Matter::Ended if posed.conn == 0 => return,
             Matter::Ended => u64::MAX,
@@ -267,6 +269,12 @@ impl World {
                 7 => Says::CannotBeAsked,
                 _ => Says::No("not for you"),
             },
+            Matter::Presence { .. } if self.healed => Says::Noted,
+            Matter::Presence { .. } => match self.dice.below(20) {
+                0..4 => Says::CannotBeAsked,
+                4 if self.setup.says.is_multiple_of(3) => Says::No(""),
+                _ => Says::Noted,
+            },
             Matter::Ended | Matter::Keys => Says::Noted,
         }
     }
@@ -290,6 +298,12 @@ impl World {
     fn answer_one(&mut self, at: usize) {
         let Taken { posed, mut says, given_up, .. } = self.application.questions.swap_remove(at);
         let mut instead = None;
+        if let (Matter::Presence { id, lost, changes }, Says::Noted | Says::No(_)) =
+            (&posed.matter, &says)
+        {
+            let heard = matches!(says, Says::Noted);
+            self.application.heard.hear(&self.judge, (*id, *lost), changes, heard);
+        }
         if let (Matter::Publish { payload, .. }, Says::Publish(Some((kind, bytes)))) =
             (&posed.matter, &mut says)
             && let Some(number) = self.judge.number_in(payload)

@@ -8,8 +8,8 @@ use ringfeed_engine::access::{Admitted, Grant, Grants, Identity, Statement};
 use ringfeed_engine::config::{ChannelRule, Config, Permission, Publishers, Subscribers};
 use ringfeed_engine::ids::{ConnectionId, ShardId, Ticket};
 use ringfeed_engine::message::{
-    Answer, Asked, Caller, Denied, Order as EngineOrder, Question, Reply, Request, Revocation,
-    Revoked as EngineRevoked, StoredPayload, SubscribeAllowed, UserRequest,
+    Answer, Asked, Caller, Change, Denied, Heard, Order as EngineOrder, Question, Reply, Request,
+    Revocation, Revoked as EngineRevoked, StoredPayload, SubscribeAllowed, UserRequest,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::Credentials;
@@ -45,6 +45,12 @@ pub(crate) enum Matter {
     Keys,
     /// A connection has ended.
     Ended,
+    /// Who comes and goes: channel, user, and whether it has come.
+    Presence {
+        id: u128,
+        lost: u64,
+        changes: Vec<(String, String, bool)>,
+    },
 }
 
 /// A question that waits for an answer.
@@ -247,6 +253,16 @@ impl Cluster {
                     (caller, Matter::Call { number })
                 }
                 Question::Disconnect { caller, .. } => (caller, Matter::Ended),
+                Question::Presence(news) => {
+                    let change =
+                        |own: &Change| (own.channel.to_string(), own.user.to_string(), own.joined);
+                    let matter = Matter::Presence {
+                        id: news.id,
+                        lost: news.lost,
+                        changes: news.changes.iter().map(change).collect(),
+                    };
+                    return Some(Posed { shard: shard.index(), ticket, conn: 0, matter });
+                }
                 Question::Keys { url, .. } if !url.is_empty() => {
                     // Whoever needs them.
                     return Some(Posed {
@@ -304,6 +320,11 @@ impl Cluster {
                 let detail = "the application cannot be asked";
                 Answer::Rpc(Err(CallError::Unavailable { detail }))
             }
+            (Matter::Presence { .. }, says) => Answer::Heard(match says {
+                Says::Noted => Heard::Yes,
+                Says::No(_) => Heard::Never,
+                _ => Heard::NotYet,
+            }),
             (_, Says::Noted) => Answer::Noted,
             (Matter::Subscribe { .. }, _) => Answer::Subscribe(Err(denied)),
             (Matter::Publish { .. }, _) => Answer::Publish(Err(denied)),

@@ -60,6 +60,7 @@ rules! {
     PresentAsTold "present-as-told": "who is said to be on a channel is there, and so says a list that was followed by the rules",
     MembersAtMost "members-at-most": "no channel has more members than it may",
     VersionsGrow "versions-grow": "what is told of who comes and goes has versions that grow",
+    HeardInOrder "heard-in-order": "the application is told of each user who comes to a channel and leaves it, in turn, and knows who is there",
     Api "api": "requests of the control thread are answered, and the answers agree with what clients see",
 }
 

@@ -359,6 +359,11 @@ impl Cluster {
         }
     }
 
+    /// Users who come and go of whom the application was not told when the last tick came.
+    pub(crate) fn news_waiting(&self) -> u64 {
+        self.shared.counters.iter().map(|own| own.presence_changes_waiting.read()).sum()
+    }
+
     /// Counters as the last tick wrote them.
     pub(crate) fn held(&self, at: usize) -> Held {
         let counters = &self.shared.counters[at];
@@ -482,6 +487,9 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     if setup.access {
         config.hooks.message_url.0 = "http://application/".into();
         config.hooks.disconnect_url.0 = "http://application/".into();
+        config.hooks.presence_url.0 = "http://application/".into();
+        config.hooks.presence_batch_max = setup.presence_batch_max;
+        config.hooks.presence_queue_max = setup.presence_queue_max;
         token::apply(&mut config);
     }
     config.heartbeat.interval_ms = setup.heartbeat_interval_ms;
@@ -516,6 +524,7 @@ pub(super) fn configuration(setup: &Setup) -> Config {
             },
             join_leave: group.join_leave,
             presence_interval_ms: group.presence_interval_ms,
+            presence_hook: group.presence_hook,
             members_max: group.members_max,
         })
         .chain([rule])

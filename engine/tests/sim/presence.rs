@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::client::{Client, Scene, Speaks};
 use super::event::Said;
-use super::judge::Rule;
+use super::judge::{Judge, Rule};
 use super::link::{View, Want};
 use super::net::{ConnId, Fate, Phase};
 use super::setup::Shows;
@@ -175,6 +175,47 @@ impl Client {
     }
 }
 
+/// What the application has heard of users who come to channels and leave them.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// Of what it was told.
+    ids: BTreeSet<u128>,
+    there: BTreeSet<(String, String)>,
+    /// It will not hear of something.
+    unsure: bool,
+}
+
+impl Heard {
+    /// It is told something, for the first time or again; or it will not hear it.
+    pub(crate) fn hear(
+        &mut self,
+        judge: &Judge,
+        (id, lost): (u128, u64),
+        changes: &[(String, String, bool)],
+        heard: bool,
+    ) {
+        self.unsure |= lost > 0 || !heard;
+        if !heard || !self.ids.insert(id) {
+            return;
+        }
+        for (channel, user, joined) in changes {
+            let key = (channel.clone(), user.clone());
+            let is_news = if *joined { self.there.insert(key) } else { self.there.remove(&key) };
+            if !is_news && !self.unsure {
+                let what = format_args!("{user} is told of {channel} again: {joined}");
+                judge.broken(Rule::HeardInOrder, what);
+            }
+        }
+    }
+
+    /// Whether it knows who is there.
+    fn knows(&self, channel: &str, names: &[String]) -> bool {
+        let users = names.iter().filter_map(|name| name.strip_prefix("user:"));
+        let there = self.there.iter().filter(|(of, _)| of == channel);
+        users.collect::<BTreeSet<_>>() == there.map(|(_, user)| user.as_str()).collect()
+    }
+}
+
 /// Who may be on a channel, and who is, as far as clients know.
 #[derive(Debug, Default)]
 struct Known {
@@ -199,6 +240,7 @@ impl World {
             let told = before.zip(now).filter(|(before, now)| same(before, now));
             if let Some((_, now)) = told.filter(|(_, now)| !now.more) {
                 self.check_lists(channel, &now);
+                self.check_heard(channel, &now);
             }
         }
     }
@@ -277,6 +319,19 @@ impl World {
         if !fits {
             let what = format_args!("on {name} there are {present:?}; known are {known:?}");
             self.judge.broken(Rule::PresentAsTold, what);
+        }
+    }
+
+    /// The application was told of everything, where nothing waits any more.
+    fn check_heard(&self, channel: usize, present: &Present) {
+        let heard = &self.application.heard;
+        let waits = heard.unsure || self.cluster.news_waiting() > 0;
+        let hooked = self.setup.group(channel).presence_hook && !waits;
+        let Some(names) = present.names.as_ref().filter(|_| hooked) else { return };
+        let name = &self.setup.channels[channel].name;
+        if !heard.knows(name, names) {
+            let what = format_args!("of {name} the application knows {heard:?}: {present:?}");
+            self.judge.broken(Rule::HeardInOrder, what);
         }
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Group {
     pub(crate) presence: Shows,
     pub(crate) join_leave: bool,
     pub(crate) presence_interval_ms: u32,
+    /// The application is told which users come and go.
+    pub(crate) presence_hook: bool,
     /// 0 is no limit.
     pub(crate) members_max: u32,
 }
@@ -89,6 +91,8 @@ pub(crate) struct Setup {
     pub(crate) retained_bytes_max: u64,
     pub(crate) history_reply_max: u32,
     pub(crate) presence_reply_max: u32,
+    pub(crate) presence_batch_max: u32,
+    pub(crate) presence_queue_max: u32,
     pub(crate) recovery_bytes_max: u32,
     pub(crate) cross_shard_bytes_max: u32,
     pub(crate) body_bytes_max: u32,
@@ -242,6 +246,8 @@ impl Setup {
             retained_bytes_max: dice.pick(&[32 << 20, 32 << 20, 4000]),
             history_reply_max: dice.pick(&[1000, 10, 2]),
             presence_reply_max: dice.pick(&[1000, 1000, 2]),
+            presence_batch_max: dice.pick(&[1000, 2, 1]),
+            presence_queue_max: dice.pick(&[100_000, 100_000, 100_000, 8]),
             recovery_bytes_max: dice.pick(&[1 << 24, 1 << 16, 2000]),
             cross_shard_bytes_max: dice.pick(&[8 << 20, 1 << 16, 4096, 500]),
             body_bytes_max: dice.pick(&[4 << 20, 10_000, 1024]),
@@ -292,6 +298,9 @@ impl Setup {
             groups,
             channels,
         };
+        for group in setup.groups.iter_mut().filter(|own| access && own.presence == Shows::Full) {
+            group.presence_hook = dice.chance(500);
+        }
         if mode == Wander {
             // Busy, but not so far behind that nothing more is taken.
             setup.steps = dice.range(800, 2500);
@@ -326,6 +335,7 @@ impl Setup {
         self.clocks = dice.pick(&[30, 100]);
         for group in &mut self.groups {
             (group.presence, group.join_leave) = (Shows::Full, true);
+            group.presence_hook = self.access;
             group.presence_interval_ms = dice.pick(&[0, 100, 500, 500]);
         }
     }
@@ -376,6 +386,7 @@ impl Group {
             presence,
             join_leave: presence == Shows::Full && dice.chance(600),
             presence_interval_ms: dice.pick(&[0, 0, 100, 500]),
+            presence_hook: false,
             members_max: dice.pick(&[0, 0, 0, 0, 0, 1, 2, 5]),
         }
     }

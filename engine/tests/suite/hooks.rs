@@ -405,3 +405,130 @@ fn a_page_that_is_asked_with_get_says_who_connects() {
     let server = TestServer::start(&hooks(&format!("http://{nowhere}/"), ""), &[]);
     assert_eq!(ask(&server, "ann"), (502, "Bad Gateway".into()));
 }
+
+/// Changes of who is on a channel, as they are told, each with its id.
+fn changes(event: &Value) -> Vec<String> {
+    let all = event["changes"].as_array().unwrap().iter();
+    all.map(|own| format!("{} {}", own["change"].as_str().unwrap(), own["user"].as_str().unwrap()))
+        .collect()
+}
+
+/// Rules whose users the application is told of.
+const HEARD: &str =
+    "[[channels]]\npattern = \"heard.*\"\npresence = \"full\"\npresence_hook = true\n";
+
+fn user(server: &TestServer, name: &str) -> Client {
+    let target = format!("/ws?token={}", token(name, 600, json!({"info": {"of": name}})));
+    let mut client = Client::connect(server.public, &target);
+    assert_eq!(client.receive()["user"], name);
+    client
+}
+
+#[test]
+fn the_application_is_told_when_a_user_comes_to_a_channel_and_leaves_it() {
+    let app = Application::start(|_| (204, Value::Null));
+    let server = TestServer::start(
+        &format!("{}{ISSUER}", app.config(&["presence"], HEARD)),
+        &["auth.anonymous=true", "server.shards=2"],
+    );
+    let mut anns: Vec<Client> = (0..4).map(|_| user(&server, "ann")).collect();
+    anns[0].subscribe("heard.a");
+    let (came, _) = app.next();
+    assert_eq!((&came["event"], &came["lost"]), (&json!("presence"), &json!(0)));
+    let change = &came["changes"][0];
+    assert_eq!((&change["change"], &change["channel"]), (&json!("join"), &json!("heard.a")));
+    assert_eq!((&change["user"], &change["info"]), (&json!("ann"), &json!({"of": "ann"})));
+    assert_eq!(change["epoch"].as_str().map(str::len), Some(16));
+    assert_eq!(came["id"].as_str().map(str::len), Some(32));
+    // Neither the others, nor who is nobody, nor other channels.
+    anns[1..].iter_mut().for_each(|ann| _ = ann.subscribe("heard.a"));
+    let mut stranger = server.client();
+    stranger.subscribe("heard.a");
+    anns[0].subscribe("open.a");
+    drop(anns.split_off(1));
+    anns[0].ask(json!({"type": "unsubscribe", "id": 1, "channel": "open.a"}));
+    let unsubscribed = anns[0].ask(json!({"type": "unsubscribe", "id": 2, "channel": "heard.a"}));
+    assert_eq!(unsubscribed["type"], "unsubscribed");
+    let (left, _) = app.next();
+    assert_eq!(changes(&left), ["leave ann"]);
+    // A stranger who becomes somebody has come.
+    let shown = json!({"type": "auth", "id": 2, "token": token("bob", 600, json!({}))});
+    assert_eq!(stranger.ask(shown)["user"], "bob");
+    assert_eq!(changes(&app.next().0), ["join bob"]);
+    drop(stranger);
+    assert_eq!(changes(&app.next().0), ["leave bob"]);
+}
+
+#[test]
+fn what_was_not_heard_comes_again_in_order_and_what_came_to_nothing_does_not() {
+    let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_down = down.clone();
+    let app =
+        Application::start(move |_| match is_down.load(std::sync::atomic::Ordering::SeqCst) {
+            true => (503, Value::Null),
+            false => (200, json!({})),
+        });
+    let server = TestServer::start(
+        &format!("{}{ISSUER}", app.config(&["presence"], HEARD)),
+        &["hooks.presence_batch_max=3", "hooks.breaker_failures=1000", "server.shards=1"],
+    );
+    let mut first = user(&server, "first");
+    first.subscribe("heard.a");
+    let (told, _) = app.next();
+    assert_eq!(changes(&told), ["join first"]);
+    // While the application is down some come, and some of these go.
+    let mut guests: Vec<Client> = (0..9).map(|i| user(&server, &format!("guest{i}"))).collect();
+    guests.iter_mut().for_each(|guest| _ = guest.subscribe("heard.a"));
+    guests.truncate(5);
+    server.wait_total("presence_changes_waiting", |n| n == 6);
+    drop(first);
+    server.wait_total("presence_changes_waiting", |n| n == 7);
+    let (again, _) = app.next();
+    assert_eq!(again, told, "the same, with its id");
+    down.store(false, std::sync::atomic::Ordering::SeqCst);
+    let (mut heard, mut last) = (Vec::new(), told["id"].clone());
+    while heard.len() < 6 {
+        let (event, _) = app.next();
+        if event["id"] == last {
+            assert!(heard.is_empty(), "what was heard does not come again");
+            continue;
+        }
+        last = event["id"].clone();
+        assert_eq!(event["lost"], 0);
+        assert!(changes(&event).len() <= 3);
+        heard.extend(changes(&event));
+    }
+    let mut expected: Vec<String> = (0..5).map(|i| format!("join guest{i}")).collect();
+    expected.push("leave first".into());
+    assert_eq!(heard, expected);
+    server.wait_total("presence_changes_waiting", |n| n == 0);
+}
+
+#[test]
+fn what_is_too_much_to_wait_is_given_up_and_told() {
+    let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_down = down.clone();
+    let app =
+        Application::start(move |_| match is_down.load(std::sync::atomic::Ordering::SeqCst) {
+            true => (503, Value::Null),
+            false => (200, json!({})),
+        });
+    let server = TestServer::start(
+        &format!("{}{ISSUER}", app.config(&["presence"], HEARD)),
+        &["hooks.presence_queue_max=4", "hooks.breaker_failures=1000", "server.shards=1"],
+    );
+    let mut first = user(&server, "first");
+    first.subscribe("heard.a");
+    app.next();
+    let mut guests: Vec<Client> = (0..10).map(|i| user(&server, &format!("guest{i}"))).collect();
+    guests.iter_mut().for_each(|guest| _ = guest.subscribe("heard.a"));
+    down.store(false, std::sync::atomic::Ordering::SeqCst);
+    let lost = loop {
+        let (event, _) = app.next();
+        if changes(&event)[0] != "join first" {
+            break event;
+        }
+    };
+    assert_eq!(lost["lost"], 6);
+    assert_eq!(changes(&lost), ["join guest6", "join guest7", "join guest8", "join guest9"]);
+}

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Operation, UserId};
 use serde_json::Value;
 
 use super::client::Reply;
-use super::event::{Stamp, event};
+use super::event::{Stamp, event, presence};
 use super::figures::Hook;
 use super::{address, answers};
 use crate::access::Identity;
 use crate::config::DEFAULT_TOML;
 use crate::ids::{ConnectionId, ShardId};
-use crate::message::{Caller, ConnectRequest, Denied, Question, StoredPayload};
+use crate::message::{Caller, Change, ConnectRequest, Denied, News, Question, StoredPayload};
 
 const DOCUMENT: &str = include_str!("../../../../docs/HOOKS.md");
 
@@ -72,6 +73,21 @@ fn requests_are_what_the_document_shows() {
         let shown = example(&format!("{} request", sent["event"].as_str().unwrap()));
         assert_eq!(sent, serde_json::from_str::<Value>(shown).unwrap());
     }
+}
+
+#[test]
+fn who_comes_and_goes_is_told_as_the_document_shows() {
+    let change = |user: &str, joined| Change {
+        channel: ChannelName::new("rooms.1").unwrap(),
+        epoch: Epoch(0x5d3c_1f6a_90b7_e248),
+        user: UserId::new(user).unwrap(),
+        joined,
+        identity: caller(Some(user).filter(|user| *user == "ann")).identity,
+    };
+    let changes = vec![change("ann", true), change("bob", false)];
+    let news = News { id: 42, unix_s: 1_750_000_000, lost: 0, changes };
+    let sent: Value = serde_json::from_slice(&presence(&news).unwrap().body.unwrap()).unwrap();
+    assert_eq!(sent, serde_json::from_str::<Value>(example("presence request")).unwrap());
 }
 
 #[test]

@@ -90,7 +90,8 @@ impl Endpoint {
 
     /// Whether the same question asked twice does no more than asked once, as its id shows that it is the same.
     fn is_idempotent(&self) -> bool {
-        matches!(self.hook, Hook::Connect | Hook::Subscribe | Hook::Disconnect)
+        use Hook::{Connect, Disconnect, Presence, Subscribe};
+        matches!(self.hook, Connect | Subscribe | Disconnect | Presence)
     }
 
     /// Asks, and asks again where that is safe, until `deadline`.

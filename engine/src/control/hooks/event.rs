@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::figures::Hook;
 use crate::clock::Clock;
-use crate::message::{Caller, ConnectRequest, Question};
+use crate::message::{Caller, Change, ConnectRequest, News, Question};
 
 /// What tells one question from another, the same however often it is sent.
 #[derive(Debug, Clone)]
@@ -107,7 +107,7 @@ pub(super) fn subject(question: &Question) -> Option<(Hook, &Caller)> {
         Question::Publish { caller, .. } => (Hook::Publish, caller),
         Question::Message { caller, .. } => (Hook::Message, caller),
         Question::Disconnect { caller, .. } => (Hook::Disconnect, caller),
-        Question::Keys { .. } | Question::Rpc { .. } => return None,
+        Question::Presence(_) | Question::Keys { .. } | Question::Rpc { .. } => return None,
     })
 }
 
@@ -123,7 +123,10 @@ pub(super) fn cost(question: &Question) -> usize {
             Question::Publish { payload, .. } => payload.bytes.len(),
             Question::Message { kind, message, .. } => kind.len() + message.len(),
             Question::Disconnect { reason, .. } => reason.len(),
-            Question::Subscribe { .. } | Question::Keys { .. } | Question::Rpc { .. } => 0,
+            Question::Subscribe { .. }
+            | Question::Presence(_)
+            | Question::Keys { .. }
+            | Question::Rpc { .. } => 0,
         }
 }
 
@@ -166,10 +169,50 @@ pub(super) fn event(question: &Question, stamp: &Stamp, forward: &[String]) -> O
         Question::Disconnect { code, reason, .. } => {
             (body.code, body.reason) = (Some(*code), Some(&**reason));
         }
-        Question::Keys { .. } | Question::Rpc { .. } => return None,
+        Question::Presence(_) | Question::Keys { .. } | Question::Rpc { .. } => return None,
     }
     let body = serde_json::to_vec(&body).ok()?;
     Some(Event { body: Some(body.into()), headers })
+}
+
+/// Who comes to channels and leaves them.
+pub(super) fn presence(news: &News) -> Option<Event> {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        change: &'static str,
+        channel: &'a str,
+        epoch: String,
+        user: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        info: Option<&'a RawValue>,
+    }
+    #[derive(Serialize)]
+    struct Body<'a> {
+        event: &'static str,
+        id: String,
+        time: u64,
+        lost: u64,
+        changes: Vec<Shown<'a>>,
+    }
+    fn shown(change: &Change) -> Shown<'_> {
+        let info = change.identity.info.as_deref();
+        Shown {
+            change: if change.joined { "join" } else { "leave" },
+            channel: &change.channel,
+            epoch: change.epoch.to_string(),
+            user: &change.user,
+            info: info.and_then(|info| serde_json::from_str(info).ok()),
+        }
+    }
+    let body = Body {
+        event: Hook::Presence.label(),
+        id: format!("{:032x}", news.id),
+        time: news.unix_s,
+        lost: news.lost,
+        changes: news.changes.iter().map(shown).collect(),
+    };
+    let body = Some(serde_json::to_vec(&body).ok()?.into());
+    Some(Event { body, headers: HeaderMap::new() })
 }
 
 /// The fields that are forwarded, each once: values of one name are put together as RFC 9110, section 5.3, and for

@@ -17,6 +17,8 @@ pub enum Hook {
     Message,
     /// That a connection has ended.
     Disconnect,
+    /// Which users come to channels and leave them.
+    Presence,
     /// An issuer's keys.
     Keys,
     /// Methods that are answered over HTTP.
@@ -25,12 +27,13 @@ pub enum Hook {
 
 impl Hook {
     /// All there are.
-    pub const ALL: [Hook; 7] = [
+    pub const ALL: [Hook; 8] = [
         Hook::Connect,
         Hook::Subscribe,
         Hook::Publish,
         Hook::Message,
         Hook::Disconnect,
+        Hook::Presence,
         Hook::Keys,
         Hook::Rpc,
     ];
@@ -43,6 +46,7 @@ impl Hook {
             Hook::Publish => "publish",
             Hook::Message => "message",
             Hook::Disconnect => "disconnect",
+            Hook::Presence => "presence",
             Hook::Keys => "keys",
             Hook::Rpc => "rpc",
         }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ringfeed_protocol::CallError;
 
 use crate::ids::{ShardId, Ticket};
-use crate::message::{Answer, Denied, Question};
+use crate::message::{Answer, Denied, Heard, Question};
 
 /// Takes answers.
 pub(in crate::control) type Send = Rc<dyn Fn(ShardId, Ticket, Answer)>;
@@ -55,6 +55,7 @@ pub(super) fn denial(question: &Question, denied: Denied) -> Answer {
         Question::Rpc { .. } => {
             Answer::Rpc(Err(CallError::Unavailable { detail: "the server is shutting down" }))
         }
+        Question::Presence(_) => Answer::Heard(Heard::NotYet),
         Question::Disconnect { .. } | Question::Keys { .. } => Answer::Noted,
     }
 }

@@ -1,4 +1,5 @@
-//! Tells the application that connections have ended: in their order, again and again for a minute.
+//! Tells the application that connections have ended, in their order, again and again for a minute; and who comes to
+//! channels and leaves them, once each time a shard says so.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::figures::{Hook, Outcome};
 use super::order::Turn;
 use super::waiting::Waiting;
 use super::{Hooks, answers};
-use crate::message::Question;
+use crate::message::{Heard, News, Question};
 
 /// How long it is tried.
 const TRIED_FOR: Duration = Duration::from_secs(60);
@@ -19,6 +20,22 @@ const BACKOFF: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 impl Hooks {
+    /// Tells who comes and goes. Whoever asks for it tells it again where that can be of use.
+    pub(super) async fn tell_presence(&self, news: &News) -> Heard {
+        let settings = self.settings();
+        let Some(endpoint) = settings.endpoint(Hook::Presence) else { return Heard::Never };
+        let Some(event) = event::presence(news) else { return Heard::Never };
+        let deadline = Instant::now() + settings.timeout;
+        match endpoint.attempt(&event, &mut None, deadline, answers::disconnect).await {
+            Ok(_) => Heard::Yes,
+            Err(Failure::BadAnswer(_) | Failure::TooLarge) => {
+                self.figures.of(Hook::Presence).count(Outcome::Dropped);
+                Heard::Never
+            }
+            Err(_) => Heard::NotYet,
+        }
+    }
+
     /// Tells of one. It begins when all that was asked before about the same user is answered, and nobody waits for
     /// it: who comes back at once is not kept waiting by an application that is slow to hear of the end.
     pub(super) async fn tell(

@@ -6,6 +6,8 @@ use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use ringfeed_protocol::UserId;
+
 use super::notices::{Notice, Notices};
 use crate::access::Identity;
 use crate::ids::{SessionId, ShardId};
@@ -46,12 +48,28 @@ pub(super) struct Members {
     version: u64,
     /// What subscribers are told of that, where they are.
     notices: Option<Notices>,
+    /// Whether the application is told of users.
+    heard: bool,
+    /// Users who have come or gone, of whom it is to be told.
+    news: Vec<(UserId, bool, Arc<Identity>)>,
 }
 
 impl Members {
-    /// Nobody yet. Subscribers are told of changes where there is an interval, each so long after the one before.
-    pub(super) fn new(interval_ms: Option<u64>) -> Members {
-        Members { notices: interval_ms.map(Notices::new), ..Members::default() }
+    /// Nobody yet. Subscribers are told of changes where there is an interval, each so long after the one before; the
+    /// application is told where it is to be `heard`.
+    pub(super) fn new(interval_ms: Option<u64>, heard: bool) -> Members {
+        Members { notices: interval_ms.map(Notices::new), heard, ..Members::default() }
+    }
+
+    /// Users who have come or gone, of whom the application was not told.
+    pub(super) fn take_news(&mut self) -> Vec<(UserId, bool, Arc<Identity>)> {
+        std::mem::take(&mut self.news)
+    }
+
+    fn hear(&mut self, who: &Someone, joined: bool, identity: &Arc<Identity>) {
+        if let (true, Someone::User(user)) = (self.heard, who) {
+            self.news.push((user.clone(), joined, identity.clone()));
+        }
     }
 
     /// A subscription was counted in.
@@ -109,6 +127,9 @@ impl Members {
         if self.is_shown_otherwise(&who, identity) {
             self.change(&who);
         }
+        if !self.present.contains_key(&who) {
+            self.hear(&who, true, identity);
+        }
         let fresh = There { connections: 0, identity: identity.clone() };
         let there = self.present.entry(who).or_insert(fresh);
         there.connections += 1;
@@ -121,7 +142,9 @@ impl Members {
             there.connections -= 1;
         } else {
             self.change(who);
-            self.present.remove(who);
+            if let Some(there) = self.present.remove(who) {
+                self.hear(who, false, &there.identity);
+            }
         }
     }
 
@@ -203,7 +226,6 @@ impl Members {
 mod tests {
     use super::*;
     use crate::ids::{ConnectionId, SessionSlot};
-    use ringfeed_protocol::UserId;
 
     fn caller(number: u64, user: Option<&str>, info: Option<&str>) -> Caller {
         let identity = Identity {

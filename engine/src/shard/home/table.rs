@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
+use super::news::NewsQueue;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
 use crate::config::{Config, Presence};
 use crate::ids::{LaneId, SessionId, ShardId, Ticket};
@@ -61,6 +62,8 @@ pub(in crate::shard) struct HomeLimits {
     pub(in crate::shard) history_bytes_max: usize,
     /// Publications held back.
     pub(in crate::shard) parked_bytes_max: usize,
+    /// Changes of which the application was not told.
+    pub(in crate::shard) news_max: usize,
 }
 
 /// See the module's description.
@@ -72,6 +75,8 @@ pub(in crate::shard) struct Homes {
     dirty: Vec<u32>,
     /// Where subscribers are to be told of who comes and goes, and when; some of them gone.
     due: BTreeSet<(u64, u32)>,
+    /// What the application is to be told of users who come and go.
+    pub(in crate::shard) news: NewsQueue,
     /// With something parked.
     waiting: VecDeque<u32>,
     parked_bytes: usize,
@@ -122,6 +127,7 @@ impl Homes {
             homes: Slab::default(),
             dirty: Vec::new(),
             due: BTreeSet::new(),
+            news: NewsQueue::new(limits.news_max),
             waiting: VecDeque::new(),
             parked_bytes: 0,
             awaiting_bytes: 0,
@@ -143,6 +149,7 @@ impl Homes {
     /// members they have.
     pub(in crate::shard) fn reconfigure(&mut self, config: Arc<Config>, limits: HomeLimits) {
         (self.config, self.limits) = (config, limits);
+        self.news.reconfigure(limits.news_max);
     }
 
     pub(in crate::shard) fn count(&self) -> usize {
@@ -204,7 +211,7 @@ impl Homes {
         });
         let members = rule.filter(|rule| rule.presence == Presence::Full).map(|rule| {
             let interval_ms = rule.join_leave.then_some(u64::from(rule.presence_interval_ms));
-            Box::new(Members::new(interval_ms))
+            Box::new(Members::new(interval_ms, rule.presence_hook))
         });
         let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
         let (index, _) = self.homes.insert(Home {
@@ -531,7 +538,7 @@ impl Homes {
         let home = self.home_mut(index);
         home.add_subscriber(lane, shard, to);
         let naming = home.join(shard, session, who);
-        self.list_if_due(index, now_ms);
+        self.members_changed(index, now_ms);
         let home = self.home_mut(index);
         Ok(Subscribed::Start(Start {
             position: home.position(),
@@ -592,11 +599,12 @@ impl Homes {
             members.leave((shard, session));
         }
         home.quiet_ms = now_ms;
+        let fresh = home.last_offset == Offset::NONE;
+        self.members_changed(index, now_ms);
         // Nothing was ever said there: nobody can come back to it.
-        if home.last_offset == Offset::NONE {
+        if fresh {
             self.close_if_idle(index, u64::MAX);
         }
-        self.list_if_due(index, now_ms);
     }
 
     /// Readers who read are behind on a lane of a shard, or no more.
@@ -708,6 +716,7 @@ impl Homes {
 
     /// Panics if what is counted is not what is there.
     pub(in crate::shard) fn check(&self) {
+        self.news.check();
         let homes = || self.homes.iter().map(|(_, home)| home);
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();

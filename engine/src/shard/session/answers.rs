@@ -5,7 +5,7 @@ use ringfeed_wire::Wire;
 
 use super::{CLOSING, Holds};
 use crate::ids::{ConnectionId, SessionSlot, Ticket};
-use crate::message::{Answer, Denied};
+use crate::message::{Answer, Denied, Heard};
 use crate::shard::Shard;
 use crate::shard::asks::{Awaiting, Then};
 
@@ -41,6 +41,10 @@ impl<W: Wire> Shard<W> {
     fn handle_answer(&mut self, ticket: Ticket, waiting: Awaiting, answer: Option<Answer>) {
         match waiting {
             Awaiting::Nobody => {}
+            Awaiting::News => self.heard_news(match answer {
+                Some(Answer::Heard(heard)) => heard,
+                _ => Heard::NotYet,
+            }),
             // A handshake whose client has gone waits no more.
             Awaiting::Door(reply) => drop(answer.map(|answer| reply.send(answer))),
             Awaiting::Publication(channel) => {

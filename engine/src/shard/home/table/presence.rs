@@ -7,7 +7,7 @@ use ringfeed_protocol::{ChannelName, Event, Refused};
 use super::Homes;
 use crate::config::Presence;
 use crate::ids::{SessionId, ShardId};
-use crate::message::{Caller, Naming, PresencePage, Present, Someone};
+use crate::message::{Caller, Change, Naming, PresencePage, Present, Someone};
 use crate::shard::home::notices::Notice;
 use crate::shard::home::{Deliver, Home};
 
@@ -73,15 +73,22 @@ impl Homes {
         let Some(&index) = self.by_name.get(channel) else { return };
         if let Some(members) = &mut self.home_mut(index).members {
             members.name((shard, session), caller);
-            self.list_if_due(index, now_ms);
+            self.members_changed(index, now_ms);
         }
     }
 
-    /// Sees to it that subscribers are told of who has come and gone, where they are to be.
-    pub(super) fn list_if_due(&mut self, index: u32, now_ms: u64) {
-        let members = self.homes.get_mut(index).and_then(|home| home.members.as_mut());
-        if let Some(due_ms) = members.and_then(|members| members.becomes_due(now_ms)) {
+    /// Sees to it that subscribers and application are told of who has come and gone, where they are to be.
+    pub(super) fn members_changed(&mut self, index: u32, now_ms: u64) {
+        let Some(Home { members: Some(members), name, epoch, .. }) = self.homes.get_mut(index)
+        else {
+            return;
+        };
+        if let Some(due_ms) = members.becomes_due(now_ms) {
             self.due.insert((due_ms, index));
+        }
+        for (user, joined, identity) in members.take_news() {
+            let (channel, epoch) = (name.clone(), *epoch);
+            self.news.add(Change { channel, epoch, user, joined, identity });
         }
     }
 

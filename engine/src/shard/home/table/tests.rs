@@ -45,6 +45,7 @@ impl Bench {
             own_channels_max: 3,
             history_bytes_max: 1 << 20,
             parked_bytes_max: 8000,
+            news_max: 10,
         };
         let rng = rand::SeedableRng::seed_from_u64(1);
         let homes = Homes::new(Arc::new(config), limits, rng);
