@@ -663,6 +663,18 @@ mod tests {
     }
 
     #[test]
+    fn cookies_that_say_who_connects_need_origins() {
+        let asked = ["hooks.connect_url=http://127.0.0.1:1/", "hooks.connect_method=get"];
+        refused("", &[], &asked, &["server.origins: with hooks.connect_method = \"get\""]);
+        load("", &[], &[&asked[..], &["server.origins=https://a.example.org"]].concat()).unwrap();
+        load("", &[], &[&asked[..], &["hooks.forward_headers=authorization"]].concat()).unwrap();
+        let host = [&asked[..], &["hooks.forward_headers=host,authorization"]].concat();
+        refused("", &[], &host, &["hooks.forward_headers: host is about the connection"]);
+        let none = ["hooks.forward_headers=authorization", "hooks.connect_cookies=a"];
+        refused("", &[], &none, &["hooks.connect_cookies: hooks.forward_headers has no cookie"]);
+    }
+
+    #[test]
     fn a_node_has_a_name() {
         let name = |flags: &[&str]| load("", &[], flags).unwrap().server.node_id;
         assert_eq!(name(&["server.node_id=eu-1"]), "eu-1");

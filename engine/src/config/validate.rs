@@ -11,8 +11,8 @@ use super::ConfigErrors;
 use super::node::{self, NODE_BYTES_MAX};
 use super::rules::{check_pattern, matches};
 use super::schema::{
-    ApiKey, ChannelRule, Config, Endpoint, ForwardedHeader, HttpRoutes, Presence, ProxyProtocol,
-    Scope, Server,
+    ApiKey, ChannelRule, Config, ConnectMethod, Endpoint, ForwardedHeader, HttpRoutes, Presence,
+    ProxyProtocol, Scope, Server,
 };
 use crate::origins::Origins;
 use crate::proxies::Proxies;
@@ -39,6 +39,20 @@ impl Config {
         self.validate_rpc(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
+        }
+        let by_cookies =
+            self.hooks.forward_headers.iter().any(|f| f.eq_ignore_ascii_case("cookie"));
+        let asks = !self.hooks.connect_url.0.is_empty();
+        if asks
+            && self.hooks.connect_method == ConnectMethod::Get
+            && by_cookies
+            && self.server.origins.is_empty()
+        {
+            errors.push(
+                "server.origins: with hooks.connect_method = \"get\" cookies say who connects, and browsers send \
+                 them with requests of any page; list the origins whose pages may connect"
+                    .into(),
+            );
         }
         self.validate_proxies(errors);
         let node_id = &self.server.node_id;

@@ -348,7 +348,7 @@ fn a_page_that_is_asked_with_get_says_who_connects() {
     });
     let hooks = |url: &str, more: &str| {
         format!(
-            "[hooks]\nconnect_url = \"{url}\"\nconnect_method = \"get\"\nbreaker_failures = 1000\nretries = 0\n{more}{CHANNELS}"
+            "[server]\norigins = [\"https://a.example.org\"]\n[hooks]\nconnect_url = \"{url}\"\nconnect_method = \"get\"\nbreaker_failures = 1000\nretries = 0\n{more}{CHANNELS}"
         )
     };
     let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
