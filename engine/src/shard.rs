@@ -305,6 +305,7 @@ impl<W: Wire> Shard<W> {
             homes: Homes::new(
                 config.clone(),
                 home_limits(&config, shards),
+                clock.clone(),
                 SmallRng::from_rng(&mut rng),
             ),
             flush_limits: flush_limits(&config, shards),

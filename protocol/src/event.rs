@@ -168,6 +168,8 @@ pub enum Event<'a> {
         version: u64,
         /// Who; nothing is shown of them.
         users: Vec<Present<'a>>,
+        /// When it is told, in milliseconds since 1970.
+        time_ms: u64,
     },
     /// Somebody has come to a channel, or is shown otherwise from now on.
     Join {

@@ -49,12 +49,13 @@ impl Lane {
         }
     }
 
-    /// Appends a notice, something of the channel that is no publication, as a whole frame; nothing where the form has
-    /// none.
+    /// Appends a notice, something of the channel that is no publication, as whole frames that belong together; nothing where
+    /// the form has none.
     pub fn write_notice(self, out: &mut Vec<u8>, notice: &Event) {
         match self.form {
             Form::Ringfeed => ringfeed::write_event(out, notice),
-            Form::Raw | Form::Rooms | Form::Fluxus => {}
+            Form::Rooms => rooms::write_notice(out, self.hidden.into(), notice),
+            Form::Raw | Form::Fluxus => {}
         }
     }
 }

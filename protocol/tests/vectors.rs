@@ -140,7 +140,7 @@ fn every_event_is_shown_as_it_is_written() {
                 Present { who: Someone::Connection(connection), info: None },
             ],
         },
-        Event::Leave { channel, version: 9, users: vec![there(&ann, None)] },
+        Event::Leave { channel, version: 9, users: vec![there(&ann, None)], time_ms: 0 },
         Event::Count { channel, version: 250, count: 201 },
         Event::Result { id: "7", data: "[{\"name\":\"cup\",\"price\":4.5}]" },
         Event::Error {

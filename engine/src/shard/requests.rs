@@ -375,7 +375,8 @@ impl<W: Wire> Shard<W> {
                     recover,
                     recovery_bytes_max: config.limits.recovery_bytes_max as usize,
                 };
-                let answer = match homes.subscribe(subscribe, self.work_ms, budget, &mut deliver) {
+                let now = (self.now, self.work_ms);
+                let answer = match homes.subscribe(subscribe, now, budget, &mut deliver) {
                     Ok(Subscribed::Later) => {
                         return Some(Request::Subscribe {
                             origin,

@@ -19,12 +19,12 @@ pattern = "told.*"
 publish = "anyone"
 presence = "full"
 join_leave = true
-presence_interval_ms = 0
+presence_interval_ms = 1
 [[channels]]
 pattern = "old.*"
 presence = "full"
 join_leave = true
-presence_interval_ms = 0
+presence_interval_ms = 1
 window_age_ms = 300
 [[channels]]
 pattern = "slow.*"

@@ -153,3 +153,34 @@ fn too_many_messages_of_a_minute_are_refused_and_the_connection_stays() {
     assert_eq!(client.ask(json!({"type":"nonsense"}))["message"], "Rate limit exceeded");
     assert_eq!(client.ask(json!({"type":"ping"}))["type"], "pong");
 }
+
+#[test]
+fn members_are_told_who_joins_and_leaves_and_not_of_themselves() {
+    let server = start();
+    let (mut ann, mut bob) = (server.user("ann"), server.user("bob"));
+    let join = json!({"type":"join_room","room":"lounge"});
+    let seen = |client: &mut Client, kind: &str, user: Value| loop {
+        let said = client.receive();
+        match said["type"].as_str().unwrap() {
+            "presence_update" => {}
+            _ => return assert_eq!(said, json!({"type":kind,"room":"lounge","userId":user})),
+        }
+    };
+    ann.send(join.clone());
+    assert_eq!(next(&mut ann)["type"], "room_joined");
+    bob.send(join.clone());
+    assert_eq!(next(&mut bob)["type"], "room_joined");
+    seen(&mut ann, "user_joined", json!("bob"));
+    let mut out = server.visitor();
+    out.send(join);
+    seen(&mut ann, "user_joined", Value::Null);
+    seen(&mut bob, "user_joined", Value::Null);
+    bob.send(json!({"type":"leave_room","room":"lounge"}));
+    assert_eq!(next(&mut bob)["type"], "room_left");
+    seen(&mut ann, "user_left", json!("bob"));
+    // Who has gone is offline.
+    drop(bob);
+    let offline = ann.receive();
+    assert_eq!((&offline["userId"], &offline["status"]), (&json!("bob"), &json!("offline")));
+    assert!(offline["timestamp"].as_u64() > Some(1_600_000_000));
+}

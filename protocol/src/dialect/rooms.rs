@@ -11,7 +11,7 @@ use super::talk::{Opening, Step, Talk};
 use crate::command::{Action, Payload, PayloadKind};
 use crate::connection::Incoming;
 use crate::error::ErrorCode;
-use crate::event::{Event, Publication};
+use crate::event::{Event, Present, Publication, Someone};
 use crate::frame::{self, Opcode};
 use crate::printable::{Detail, Printable};
 use crate::refused::Refused;
@@ -258,6 +258,30 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Pu
     raw::write_json(&mut body, publication.kind, publication.bytes);
     body.extend_from_slice(format!(",\"from\":{from},\"timestamp\":{time}}}").as_bytes());
     frame::write_server(out, Opcode::Text, &body);
+}
+
+/// Who has come to a room or left it, a frame each; in the lobby, who is offline.
+pub(crate) fn write_notice(out: &mut Vec<u8>, hidden: usize, notice: &Event) {
+    let (channel, kind, users, time_ms) = match notice {
+        Event::Join { channel, users, .. } => (channel, "user_joined", users, 0),
+        Event::Leave { channel, users, time_ms, .. } => (channel, "user_left", users, *time_ms),
+        _ => return,
+    };
+    let shown = channel.get(hidden..).unwrap_or_default();
+    for Present { who, .. } in users {
+        let user = match who {
+            Someone::User(user) => quoted(user),
+            Someone::Connection(_) => "null".into(),
+        };
+        let body = match (shown, kind) {
+            // Who is online says so itself, with a token.
+            (LOBBY, "user_joined") => continue,
+            (LOBBY, _) if user == "null" => continue,
+            (LOBBY, _) => presence_update(&user, "offline", time_ms),
+            _ => format!("{{\"type\":\"{kind}\",\"room\":{},\"userId\":{user}}}", quoted(shown)),
+        };
+        frame::write_server(out, Opcode::Text, body.as_bytes());
+    }
 }
 
 impl Talk for Rooms {

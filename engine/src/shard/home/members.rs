@@ -160,6 +160,11 @@ impl Members {
         notices.take(now_ms, |who| present.get(who).map(|there| &there.identity))
     }
 
+    /// When something is to be told that no interval puts off.
+    pub(super) fn is_due_at_once(&self) -> Option<u64> {
+        self.notices.as_ref().filter(|notices| notices.is_immediate())?.due_ms
+    }
+
     /// Somebody is told who is there.
     pub(super) fn ask(&mut self) {
         self.notices.iter_mut().for_each(Notices::ask);

@@ -44,6 +44,11 @@ impl Notices {
         Notices { interval_ms, next_ms: 0, due_ms: None, changed, many, asked }
     }
 
+    /// Whether changes are told as they come.
+    pub(super) fn is_immediate(&self) -> bool {
+        self.interval_ms == 0
+    }
+
     /// Somebody is about to change; `now` is what is shown of them until then, where they are there.
     pub(super) fn note(&mut self, who: &Someone, now: Option<&Arc<Identity>>) {
         if self.many || self.changed.contains_key(who) {

@@ -18,6 +18,7 @@ use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
 use super::news::NewsQueue;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
+use crate::clock::Clock;
 use crate::config::{Config, Presence};
 use crate::ids::{LaneId, SessionId, ShardId, Ticket};
 use crate::message::{
@@ -69,6 +70,7 @@ pub(in crate::shard) struct HomeLimits {
 /// See the module's description.
 #[derive(Debug)]
 pub(in crate::shard) struct Homes {
+    clock: Clock,
     by_name: Names<ChannelName, u32>,
     homes: Slab<Home>,
     /// With something pending.
@@ -121,8 +123,14 @@ pub(in crate::shard) enum Subscribed {
 }
 
 impl Homes {
-    pub(in crate::shard) fn new(config: Arc<Config>, limits: HomeLimits, rng: SmallRng) -> Homes {
+    pub(in crate::shard) fn new(
+        config: Arc<Config>,
+        limits: HomeLimits,
+        clock: Clock,
+        rng: SmallRng,
+    ) -> Homes {
         Homes {
+            clock,
             by_name: Names::new(),
             homes: Slab::default(),
             dirty: Vec::new(),
@@ -504,7 +512,7 @@ impl Homes {
     pub(in crate::shard) fn subscribe(
         &mut self,
         Subscribe { name, shard, session, who, lane, to, recover, recovery_bytes_max }: Subscribe,
-        now_ms: u64,
+        (now, now_ms): (Instant, u64),
         budget: &mut usize,
         deliver: Deliver,
     ) -> Result<Subscribed, Refused> {
@@ -536,10 +544,11 @@ impl Homes {
         }
         self.bound_encoded(index);
         let home = self.home_mut(index);
-        home.add_subscriber(lane, shard, to);
         let naming = home.join(shard, session, who);
         self.members_changed(index, now_ms);
+        self.tell_before(index, (now, now_ms), deliver);
         let home = self.home_mut(index);
+        home.add_subscriber(lane, shard, to);
         Ok(Subscribed::Start(Start {
             position: home.position(),
             recovered: replay.as_ref().map(Option::is_some),

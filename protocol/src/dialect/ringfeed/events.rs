@@ -162,7 +162,7 @@ fn write_body(object: Object, event: &Event) {
             };
             object.text_if("next", *next)
         }
-        Event::Leave { channel, version, users } => {
+        Event::Leave { channel, version, users, .. } => {
             object.kind("leave").word("channel", channel).plain("version", version).users(users)
         }
         Event::Join { channel, version, users } => {

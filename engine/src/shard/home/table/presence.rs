@@ -37,7 +37,7 @@ impl Home {
         &mut self,
         notice: &Notice,
         (version, count): (u64, u64),
-        now: Instant,
+        (now, time_ms): (Instant, u64),
         deliver: Deliver,
     ) {
         let name = self.name.clone();
@@ -47,7 +47,8 @@ impl Home {
             Notice::Names { left, came } => {
                 if !left.is_empty() {
                     Present::show(left, |users| {
-                        self.tell(&Event::Leave { channel, version, users }, now, deliver);
+                        let leave = Event::Leave { channel, version, users, time_ms };
+                        self.tell(&leave, now, deliver);
                     });
                 }
                 if !came.is_empty() {
@@ -101,20 +102,40 @@ impl Homes {
         while let Some(&(due_ms, index)) = self.due.first().filter(|(due_ms, _)| *due_ms <= now_ms)
         {
             self.due.pop_first();
-            // Once it drains nothing more comes from here.
-            let home = self.homes.get_mut(index).filter(|_| !self.closed);
-            let Some(home) = home else { continue };
-            let members = home.members.as_mut();
-            let notice = members.and_then(|members| {
-                let notice = members.take_notice(due_ms, now_ms)?;
-                Some((notice, members.version(), members.count() as u64))
-            });
-            let Some((notice, version, count)) = notice else { continue };
-            home.tell_notice(&notice, (version, count), now, deliver);
-            if !home.dirty {
-                home.dirty = true;
-                self.dirty.push(index);
-            }
+            self.tell_notice(index, due_ms, (now, now_ms), deliver);
+        }
+    }
+
+    /// Tells subscribers of a channel who has come and gone, if that is to be at `due_ms`.
+    fn tell_notice(
+        &mut self,
+        index: u32,
+        due_ms: u64,
+        (now, now_ms): (Instant, u64),
+        deliver: Deliver,
+    ) {
+        // Once it drains nothing more comes from here.
+        let Some(home) = self.homes.get_mut(index).filter(|_| !self.closed) else { return };
+        let members = home.members.as_mut();
+        let notice = members.and_then(|members| {
+            let notice = members.take_notice(due_ms, now_ms)?;
+            Some((notice, members.version(), members.count() as u64))
+        });
+        let Some((notice, version, count)) = notice else { return };
+        home.tell_notice(&notice, (version, count), (now, self.clock.unix_ms()), deliver);
+        if !home.dirty {
+            home.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    /// Tells those who are there of somebody who comes, before that is one of them: where there is no interval.
+    pub(super) fn tell_before(&mut self, index: u32, now: (Instant, u64), deliver: Deliver) {
+        let members = self.homes.get(index).and_then(|home| home.members.as_ref());
+        if let Some(due_ms) = members.and_then(|members| members.is_due_at_once()) {
+            self.due.remove(&(due_ms, index));
+            self.tell_notice(index, due_ms, now, deliver);
+            self.home_mut(index).seal(deliver);
         }
     }
 

@@ -48,7 +48,7 @@ impl Bench {
             news_max: 10,
         };
         let rng = rand::SeedableRng::seed_from_u64(1);
-        let homes = Homes::new(Arc::new(config), limits, rng);
+        let homes = Homes::new(Arc::new(config), limits, Clock::Machine, rng);
         let to = LaneId { slot: 0, generation: 1 };
         Bench { homes, to, window_bytes, delivered: Vec::new(), now: Instant::now() }
     }
@@ -97,7 +97,7 @@ impl Bench {
         };
         let subscribed = self.homes.subscribe(
             subscribe,
-            now_ms,
+            (Instant::now(), now_ms),
             &mut usize::MAX.clone(),
             &mut |shard, delivery| {
                 delivered.push((shard, delivery));
