@@ -1,16 +1,25 @@
 //! The deployment of `config/examples/portico.toml`, with clients that do what its published ones do.
 
 use super::common::{Client, TestServer};
+use super::hooks::Application;
 use serde_json::{Value, json};
 use tungstenite::Message;
 
 fn start() -> TestServer {
+    start_with("http://127.0.0.1:1/", &[])
+}
+
+/// With an application there.
+fn start_with(application: &str, flags: &[&str]) -> TestServer {
     let toml = include_str!("../../../config/examples/portico.toml");
     // The example is for a machine that has the key; the API is on loopback here.
     let (before, after) = toml.split_once("[[api_keys]]").unwrap();
     let after = after.split_once("[heartbeat]").unwrap().1;
     let toml = format!("{before}[heartbeat]{after}");
-    TestServer::start(&toml, &[])
+    let url = "https://portico.example.org/ringfeed/partial-applications";
+    let toml = toml.replace(url, application);
+    let toml = toml.replace("secret_file = \"/etc/ringfeed/hook-secret\"", "");
+    TestServer::start(&toml, flags)
 }
 
 impl TestServer {
@@ -162,4 +171,32 @@ fn a_chat_goes_to_all_others_and_a_notification_to_everybody() {
     assert_eq!(bob.message(), Message::text("pong"), "and nothing came between");
     bob.send(json!({"type":"update_user_info","userId":"77"}));
     assert_eq!(receive(&mut bob)["userId"], 77);
+}
+
+#[test]
+fn the_application_is_asked_for_what_a_session_has_begun() {
+    let known =
+        json!({"error":false,"status":"ok","applications":[{"id":7,"name":"Hall"}],"count":1});
+    let says = known.clone();
+    let app = Application::start(move |event| match event["params"]["sessionId"].as_str() {
+        Some("ann") => (200, says.clone()),
+        _ => (500, Value::Null),
+    });
+    let server = start_with(&format!("http://{}/", app.address), &["hooks.retries=0"]);
+    let mut ann = server.portico_there(Some("PHPSESSID=ann"), 2);
+    let ask = json!({"type":"get_partial_applications"});
+    ann.send(ask.clone());
+    let told = receive(&mut ann);
+    assert_eq!(told, json!({"type":"partial_applications_response","data":known}));
+    let (event, _) = app.next();
+    assert_eq!(event["params"], json!({"sessionId":"ann","sessionType":"standard"}));
+    // Nobody's session, and an application that fails.
+    let mut stranger = server.portico_there(None, 0);
+    assert_eq!(stranger.ask(ask.clone())["data"]["message"], "No session found");
+    let mut bob = server.portico_there(Some("PHPSESSID=bob"), 2);
+    let failed = bob.ask(ask);
+    assert_eq!(
+        (&failed["data"]["error"], &failed["data"]["status"]),
+        (&json!(true), &json!("error"))
+    );
 }

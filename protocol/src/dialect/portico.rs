@@ -27,6 +27,8 @@ const COOKIES: [(&str, &str); 3] = [
     ("sessionphpgwsessid", "admin"),
     ("PHPSESSID", "standard"),
 ];
+/// The method that knows what `get_partial_applications` asks for.
+const APPLICATIONS_METHOD: &str = "get_partial_applications";
 /// Between two `server_ping`.
 const SERVER_PING_MS: u32 = 60_000;
 /// So many of them are between two `room_ping`.
@@ -56,6 +58,7 @@ mod asked {
     pub(super) const SET: &str = "set";
     pub(super) const UPDATED: &str = "updated";
     pub(super) const LEFT: &str = "left";
+    pub(super) const APPLICATIONS: &str = "applications";
     /// With the entity behind it.
     pub(super) const ENTITY: &str = "entity:";
 }
@@ -251,6 +254,21 @@ impl Portico {
         }
     }
 
+    /// Asks the application for what it calls partial applications; its answer is passed on as it is.
+    fn applications(&self, now_ms: u64) -> Step {
+        let Some(session) = &self.session else {
+            return applications(&failure("No session found"), now_ms);
+        };
+        let (id, kind) = (quoted(&session.id), session.kind);
+        let params = format!("{{\"sessionId\":{id},\"sessionType\":\"{kind}\"}}");
+        let call = Action::Rpc {
+            method: Cow::Borrowed(APPLICATIONS_METHOD),
+            params: Some(Cow::Owned(params)),
+            timeout_ms: None,
+        };
+        Step::ask_as(asked::APPLICATIONS, call)
+    }
+
     fn pong(&mut self, message: &Object, now_ms: u64) -> Step {
         let id = self.next_id("pong", now_ms);
         let null = "null";
@@ -301,6 +319,7 @@ impl Portico {
     fn refused(&mut self, asked: &str, code: ErrorCode, why: &str, now_ms: u64) -> Vec<Step> {
         match asked {
             asked::LEFT => return Vec::new(),
+            asked::APPLICATIONS => return vec![applications(&failure(why), now_ms)],
             asked::GREETING | asked::SET | asked::UPDATED => self.session = None,
             _ => {
                 if let Some(room) = asked.strip_prefix(asked::ENTITY) {
@@ -322,6 +341,18 @@ fn refused(code: &str, message: &str, now_ms: u64) -> Step {
     Step::say(&format!(
         "{{\"type\":\"error\",\"message\":{message},\"code\":\"{code}\",\"timestamp\":\"{time}\"}}"
     ))
+}
+
+/// `data` is JSON.
+fn applications(data: &str, now_ms: u64) -> Step {
+    let time = iso_seconds(now_ms);
+    Step::say(&format!(
+        "{{\"type\":\"partial_applications_response\",\"data\":{data},\"timestamp\":\"{time}\"}}"
+    ))
+}
+
+fn failure(message: &str) -> String {
+    format!("{{\"error\":true,\"message\":{},\"status\":\"error\"}}", quoted(message))
 }
 
 fn confirmed(entity: &Entity, status: &str, now_ms: u64) -> Step {
@@ -415,6 +446,7 @@ impl Talk for Portico {
                 user_number(message),
                 iso_seconds(now_ms)
             ))],
+            Some("get_partial_applications") => vec![self.applications(now_ms)],
             Some("update_session") => self.update_session(message, now_ms),
             Some("subscribe") => self.subscribe(message, now_ms),
             Some("unsubscribe") => self.unsubscribe(message, now_ms),
@@ -442,6 +474,7 @@ impl Talk for Portico {
                 let entity = self.rooms.remove(room);
                 entity.iter().map(|entity| confirmed(entity, "unsubscribed", now_ms)).collect()
             }
+            Event::Result { id: asked::APPLICATIONS, data } => vec![applications(data, now_ms)],
             Event::Direct { kind, bytes, .. } => {
                 let mut out = Vec::with_capacity(bytes.len() + frame::HEADER_BYTES_MAX);
                 raw::write(&mut out, *kind, bytes);
