@@ -219,7 +219,7 @@ mod tests {
             "c.toml:9: channels[0].lag_policy = \"drop\": allowed are gap, disconnect",
             "c.toml:10: channels[1]: pattern is missing",
             "c.toml:11: channels[1].publish = 1: allowed are anyone, users, hook, api",
-            "c.toml:14: endpoints[0].dialect = \"klingon\": allowed are ringfeed.v1, raw.v1, echo, portico, rooms, fluxus",
+            "c.toml:14: endpoints[0].dialect = \"klingon\": allowed are ringfeed.v1, raw.v1, echo, portico, rooms, fluxus, wsnode, cadsock",
             "c.toml:16: api.keys = (secret): allowed is a list of keys",
             "c.toml:19: limits.messages_burst = 0: allowed are 1 to",
             "RINGFEED_SERVER__PIN = \"maybe\": allowed are true and false",

@@ -79,6 +79,7 @@ pub struct Server {
 /// Opens the ports, starts the threads and returns once everything runs.
 pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, ServeError> {
     let config = settings.config.clone();
+    ringfeed_protocol::node::set(&config.server.node_id);
     let io = choose_io(config.server.io)?;
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let count = match config.server.shards {

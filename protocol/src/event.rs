@@ -19,6 +19,13 @@ pub struct Publication<'a> {
     pub meta: Option<&'a Meta>,
 }
 
+impl<'a> Publication<'a> {
+    /// A payload that stands in no log.
+    pub(crate) fn plain(kind: PayloadKind, bytes: &'a [u8]) -> Publication<'a> {
+        Publication { offset: Offset::NONE, kind, bytes, meta: None }
+    }
+}
+
 /// Who published something, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {

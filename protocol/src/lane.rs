@@ -1,6 +1,6 @@
 //! Lanes: what makes the bytes of a publication.
 
-use crate::dialect::{fluxus, raw, ringfeed, rooms};
+use crate::dialect::{cadsock, fluxus, raw, ringfeed, rooms, wsnode};
 use crate::event::{Event, Publication};
 
 /// An encoding of publications, as a record of everything that decides the bytes. Subscribers on
@@ -24,6 +24,10 @@ pub enum Form {
     Rooms,
     /// The `message` of `fluxus`.
     Fluxus,
+    /// The `broadcast` of `wsnode`.
+    Wsnode,
+    /// The `message` of `cadsock`.
+    Cadsock,
 }
 
 impl Lane {
@@ -46,6 +50,8 @@ impl Lane {
             Form::Raw => raw::write_publication(out, publication),
             Form::Rooms => rooms::write_publication(out, self.shown(channel), publication),
             Form::Fluxus => fluxus::write_publication(out, self.shown(channel), publication),
+            Form::Wsnode => wsnode::write_publication(out, self.shown(channel), publication),
+            Form::Cadsock => cadsock::write_publication(out, self.shown(channel), publication),
         }
     }
 
@@ -55,7 +61,7 @@ impl Lane {
         match self.form {
             Form::Ringfeed => ringfeed::write_event(out, notice),
             Form::Rooms => rooms::write_notice(out, self.hidden.into(), notice),
-            Form::Raw | Form::Fluxus => {}
+            Form::Raw | Form::Fluxus | Form::Wsnode | Form::Cadsock => {}
         }
     }
 }

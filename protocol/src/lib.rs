@@ -25,6 +25,7 @@ pub mod handshake;
 mod json;
 pub mod lane;
 pub mod mask;
+pub mod node;
 pub mod position;
 pub mod printable;
 pub mod refused;

@@ -30,4 +30,5 @@ mod shutdown;
 mod slow_handshakes;
 mod slow_subscriber;
 mod stalled;
+mod subscribers_only;
 mod users;

@@ -13,12 +13,12 @@ use crate::connection::Incoming;
 use crate::error::ErrorCode;
 use crate::event::{Event, Publication};
 use crate::frame::{self, Opcode};
+use crate::node;
 use crate::printable::Printable;
 
 /// What all who have said who they are may call themselves.
 const USER_ROLE: &str = "ws:user";
-/// Where a message comes from, and who has worked on an answer: a number and a name that clients only show.
-const SERVER: &str = "ringfeed";
+/// Who has worked on an answer: a number that clients only show.
 const WORKER: u32 = 0;
 
 /// What an answer is to, with what it is about behind it.
@@ -231,7 +231,8 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Pu
     let mut body = format!("{{\"type\":\"message\",\"channel\":\"{shown}\",\"data\":").into_bytes();
     raw::write_json(&mut body, publication.kind, publication.bytes);
     let meta = format!(
-        ",\"_metadata\":{{\"timestamp\":{seconds},\"publisher\":{number},\"origin_server\":\"{SERVER}\"}}}}"
+        ",\"_metadata\":{{\"timestamp\":{seconds},\"publisher\":{number},\"origin_server\":{}}}}}",
+        quoted(node::name())
     );
     body.extend_from_slice(meta.as_bytes());
     frame::write_server(out, Opcode::Text, &body);

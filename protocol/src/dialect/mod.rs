@@ -4,6 +4,7 @@
 //! a file here, a variant of [`Dialect`], and a [`crate::lane::Form`] if its publications look different from
 //! those of every other dialect.
 
+pub(crate) mod cadsock;
 mod date;
 mod echo;
 pub(crate) mod fluxus;
@@ -13,6 +14,7 @@ pub(crate) mod raw;
 pub(crate) mod ringfeed;
 pub(crate) mod rooms;
 mod talk;
+pub(crate) mod wsnode;
 
 pub use talk::{Deed, Opening, Step, Talk};
 
@@ -38,17 +40,23 @@ pub enum Dialect {
     Rooms,
     /// `fluxus`: channels and calls of the clients of Fluxus.
     Fluxus,
+    /// `wsnode`: subscribing at a node of DistributedWebSocket.
+    Wsnode,
+    /// `cadsock`: the successor of the FrankenPHP realtime module.
+    Cadsock,
 }
 
 impl Dialect {
     /// Every dialect.
-    pub const ALL: [Dialect; 6] = [
+    pub const ALL: [Dialect; 8] = [
         Dialect::Ringfeed,
         Dialect::Raw,
         Dialect::Echo,
         Dialect::Portico,
         Dialect::Rooms,
         Dialect::Fluxus,
+        Dialect::Wsnode,
+        Dialect::Cadsock,
     ];
 
     /// The name in configuration, in `?protocol=` and as a WebSocket subprotocol.
@@ -60,6 +68,8 @@ impl Dialect {
             Dialect::Portico => "portico",
             Dialect::Rooms => "rooms",
             Dialect::Fluxus => "fluxus",
+            Dialect::Wsnode => "wsnode",
+            Dialect::Cadsock => "cadsock",
         }
     }
 
@@ -78,6 +88,8 @@ impl Dialect {
             Dialect::Portico => Some(Lane { hidden, ..Lane::RAW }),
             Dialect::Rooms => Some(Lane { form: Form::Rooms, hidden }),
             Dialect::Fluxus => Some(Lane { form: Form::Fluxus, hidden }),
+            Dialect::Wsnode => Some(Lane { form: Form::Wsnode, hidden }),
+            Dialect::Cadsock => Some(Lane { form: Form::Cadsock, hidden }),
             Dialect::Echo => None,
         }
     }
@@ -112,6 +124,8 @@ impl Dialect {
             Dialect::Portico => Some(Box::new(portico::Portico::new(request, hidden))),
             Dialect::Rooms => Some(Box::new(rooms::Rooms::new(hidden))),
             Dialect::Fluxus => Some(Box::new(fluxus::Fluxus::new())),
+            Dialect::Wsnode => Some(Box::new(wsnode::Wsnode::new(hidden))),
+            Dialect::Cadsock => Some(Box::new(cadsock::Cadsock::new(hidden))),
             Dialect::Ringfeed | Dialect::Raw | Dialect::Echo => None,
         }
     }
