@@ -17,6 +17,7 @@ pub mod channel_name;
 pub mod close;
 pub mod command;
 pub mod connection;
+pub mod date;
 pub mod dialect;
 pub mod error;
 pub mod event;

@@ -5,7 +5,6 @@
 //! those of every other dialect.
 
 pub(crate) mod cadsock;
-mod date;
 mod echo;
 pub(crate) mod fluxus;
 mod object;

@@ -8,12 +8,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::date::iso_seconds;
 use super::object::{Object, quoted};
 use super::raw;
 use super::talk::{Opening, Step, Talk};
 use crate::command::{Action, Payload, PayloadKind};
 use crate::connection::Incoming;
+use crate::date::iso_seconds;
 use crate::error::ErrorCode;
 use crate::event::Event;
 use crate::frame;

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-use super::date::iso_millis;
 use super::object::{Object, quoted};
 use super::raw;
 use super::talk::{Opening, Step, Talk};
 use crate::command::Action;
 use crate::connection::Incoming;
+use crate::date::iso_millis;
 use crate::error::ErrorCode;
 use crate::event::{Event, Publication};
 use crate::frame::{self, Opcode};

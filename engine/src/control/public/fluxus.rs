@@ -10,7 +10,9 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::Beside;
-use crate::clock::{Clock, iso8601};
+use ringfeed_protocol::date::iso_millis;
+
+use crate::clock::Clock;
 use crate::config::Scope;
 use crate::control::error::ApiError;
 use crate::control::guard::{Peer, holder};
@@ -44,7 +46,7 @@ pub(super) fn add(router: Router, beside: Beside, path: &str) -> Router {
 impl Fluxus {
     fn listing(&self) -> Value {
         let shared = &self.beside.state.shared;
-        let (settings, date) = (shared.settings.load(), iso8601(Clock::Machine.unix_ms()));
+        let (settings, date) = (shared.settings.load(), iso_millis(Clock::Machine.unix_ms()));
         rpc::listing(&settings, &settings.config.server.node_id, &date)
     }
 

@@ -11,13 +11,14 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use ringfeed_protocol::command::Payload;
+use ringfeed_protocol::date::iso_millis;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Beside;
-use crate::clock::{Clock, iso8601};
+use crate::clock::Clock;
 use crate::config::Scope;
 use crate::control::State;
 use crate::control::body::Collected;
@@ -150,7 +151,7 @@ impl Node {
         json!({
             "nodeId": self.id(),
             "uptime": state.started.elapsed().as_secs_f64(),
-            "timestamp": iso8601(Clock::Machine.unix_ms()),
+            "timestamp": iso_millis(Clock::Machine.unix_ms()),
             "metrics": {
                 "broadcasts": tally.broadcasts(),
                 "clients": {

@@ -3,7 +3,9 @@
 use dashmap::DashMap;
 use serde_json::{Value, json};
 
-use crate::clock::{Clock, iso8601};
+use ringfeed_protocol::date::iso_millis;
+
+use crate::clock::Clock;
 use crate::counters::Count;
 
 /// Channels that are remembered; of more, the one that was broadcast to longest ago is forgotten.
@@ -59,7 +61,7 @@ impl Tally {
             json!({
                 "broadcasts": channel.broadcasts,
                 "bytesSent": channel.bytes,
-                "lastBroadcast": iso8601(channel.last_unix_ms),
+                "lastBroadcast": iso_millis(channel.last_unix_ms),
                 "subscribers": channel.subscribers,
             })
         };
