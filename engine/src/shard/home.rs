@@ -284,3 +284,25 @@ impl Home {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_found_behind_and_before_frames_that_are_no_publication() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        // A notice, publication 7, a notice, publications 8 and 9, a notice: ten bytes each.
+        for (first, publications) in [(7, 0), (7, 1), (8, 0), (8, 1), (9, 1), (10, 0)] {
+            pending.bytes.extend_from_slice(&[0; 10]);
+            pending.end_frame(Offset(first), publications, now);
+        }
+        assert_eq!(pending.first_offset, Offset(7));
+        let connection = ConnectionId { shard: ShardId(1), number: 5 };
+        let all = [6, 7, 8, 9, 10].map(|offset| (Offset(offset), connection));
+        let skips = pending.skips(&all, ShardId(1));
+        let parts: Vec<_> = skips.iter().map(|skip| (skip.from, skip.to)).collect();
+        assert_eq!(parts, [(10, 20), (30, 40), (40, 50)]);
+        assert!(pending.skips(&all, ShardId(0)).is_empty());
+    }
+}

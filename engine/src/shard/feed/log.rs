@@ -518,4 +518,32 @@ mod tests {
         assert_eq!(log.run(end, 1000).unwrap().publications, 1);
         assert_eq!(log.next_offset(end), Offset(1001));
     }
+
+    #[test]
+    fn a_chunk_without_publications_moves_positions_and_no_offset() {
+        let notice = |next: u64| {
+            let mut bytes = Vec::new();
+            write_server(&mut bytes, Opcode::Text, b"12345678");
+            let frames = FrameIndex::new(&[FrameEnd { end: 10, publications: 0 }]);
+            let (first_offset, at) = (Offset(next), Instant::now());
+            Chunk { bytes: bytes.into(), frames, first_offset, count: 0, at }
+        };
+        let mut log = Log::new(Offset::NONE);
+        log.append(notice(1), 0);
+        assert_eq!((log.last_offset(), log.next_offset(at(0))), (Offset::NONE, Offset(1)));
+        log.append(chunk(1, 2, 10), 0); // frames of 12 bytes
+        log.append(notice(3), 0);
+        assert_eq!((log.last_offset(), log.end()), (Offset(2), at(44)));
+        let offsets = [0, 9, 10, 22, 34, 43].map(|position| log.next_offset(at(position)).0);
+        assert_eq!(offsets, [1, 1, 1, 2, 3, 3]);
+        let run = log.run(at(0), 1000).unwrap();
+        assert_eq!((run.to, run.publications), (at(44), 2));
+        let alone = log.run_until(at(34), at(44)).unwrap();
+        assert_eq!((alone.bytes.len(), alone.publications), (10, 0));
+        // Put together with others it says the same.
+        (0..100).for_each(|i| _ = log.append(chunk(3 + i, 1, 1), 0));
+        log.trim(at(0), log.end(), &mut Retained::default());
+        assert!(log.merged < 10);
+        assert_eq!(offsets, [0, 9, 10, 22, 34, 43].map(|position| log.next_offset(at(position)).0));
+    }
 }
