@@ -244,6 +244,11 @@ impl<W: Wire> Shard<W> {
         if !self.homes.has_parked() {
             return self.serve(request);
         }
+        if let Request::Member { shard, session, channel, who } = &request {
+            // Who it is does not wait for what somebody says of its publications. A subscribe that waits there may still
+            // say otherwise: so it comes behind that once more.
+            self.homes.name_member(channel, *shard, *session, who, self.work_ms);
+        }
         let request = self.homes.park_behind_own(request)?;
         self.serve(request)
     }
