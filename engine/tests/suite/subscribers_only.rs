@@ -1,7 +1,10 @@
-//! The deployments whose clients only subscribe: `config/examples/wsnode.toml`, and `config/examples/frankenphp.toml` with the
-//! envelope of its second version.
+//! The deployments whose clients only subscribe: `config/examples/wsnode.toml`, and `config/examples/frankenphp.toml`, also with
+//! the envelope of its second version.
 
-use super::common::{Client, TestServer, http};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
+
+use super::common::{Client, TestServer, http, wait_until};
 use serde_json::{Value, json};
 
 const KEY: &str = "a-key-that-is-long-enough-for-this";
@@ -109,4 +112,73 @@ fn an_envelope_is_around_what_is_broadcast_by_form() {
     assert_eq!(client.receive()["payload"], "text");
     client.send_text(r#"{"action":"unsubscribe","channel":"c"}"#);
     assert_eq!(client.receive(), json!({"type":"unsubscribed","channel":"c"}));
+}
+
+/// A page that says who connects, as `auth.php` does: by the one cookie that it is shown.
+fn auth_page() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            let get = head.first().is_some_and(|line| line.starts_with("GET /auth.php "));
+            let cookie = head.iter().find_map(|line| line.strip_prefix("cookie: "));
+            let (status, body) = match cookie.filter(|_| get) {
+                Some("AUTH_TOKEN=ann") => (200, "{\"id\":\"ann\"}"),
+                Some("AUTH_TOKEN=number") => (200, "{\"id\":7}"),
+                _ => (401, ""),
+            };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            let _ = (&stream).write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+fn start_frankenphp(page: &str) -> TestServer {
+    let toml = include_str!("../../../config/examples/frankenphp.toml");
+    let key = format!("key = {KEY:?}");
+    let toml = toml.replace("key_file = \"/etc/ringfeed/broadcast-key\"", &key);
+    let toml = toml.replace("http://127.0.0.1:8080/auth.php", page);
+    // The test is no proxy.
+    let toml = toml.replace("proxies = [\"127.0.0.1/32\"]", "");
+    let toml = toml.replace("forwarded_header = \"x-forwarded-for\"", "");
+    TestServer::start(&toml, &["hooks.retries=0", "hooks.allow_private_addresses=true"])
+}
+
+#[test]
+fn a_login_page_says_who_connects_and_what_is_published_arrives_verbatim() {
+    let server = start_frankenphp(&format!("http://{}/auth.php", auth_page()));
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: https://shop.example.org\r\n";
+    let ask = |cookie: &str| {
+        let (status, text) = http(server.public, "GET", "/ws", &format!("{upgrade}{cookie}"), "");
+        (status, text.trim().to_owned())
+    };
+    assert_eq!(ask(""), (401, "Unauthorized".into()));
+    assert_eq!(ask("Cookie: AUTH_TOKEN=bob\r\n"), (401, "Unauthorized".into()));
+    assert_eq!(ask("Cookie: AUTH_TOKEN=number\r\n"), (500, "Invalid auth response".into()));
+    let headers =
+        [("Origin", "https://shop.example.org"), ("Cookie", "theme=dark; AUTH_TOKEN=ann")];
+    let mut ann = Client::connect_with(server.public, "/ws", &headers);
+    ann.send_text(r#"{"action":"subscribe","channel":"c"}"#);
+    let key = format!("Authorization: Bearer {KEY}\r\n");
+    let channels = || http(server.internal, "GET", "/api/channels", &key, "").1;
+    wait_until("channels", channels, |listed| listed.contains("\"subscribers\":1"));
+    let publish =
+        |body: Value| http(server.internal, "POST", "/api/publish", &key, &body.to_string()).0;
+    assert_eq!(publish(json!({"channel":"c","text":"not JSON, {"})), 200);
+    assert_eq!(ann.message(), tungstenite::Message::text("not JSON, {"));
+    // To the user, on all of its connections.
+    let send = json!({"user":"ann","text":"for ann"}).to_string();
+    assert_eq!(http(server.internal, "POST", "/api/send", &key, &send).0, 200);
+    assert_eq!(ann.message(), tungstenite::Message::text("for ann"));
+    ann.send_text(&"x".repeat(513));
+    assert_eq!(ann.closed().0, 1009);
+    let down = start_frankenphp("http://127.0.0.1:1/auth.php");
+    assert_eq!(http(down.public, "GET", "/ws", upgrade, "").0, 502);
 }
