@@ -76,7 +76,7 @@ pub enum Refused {
         most: u64,
     },
     /// The channel has as many members as it may.
-    #[error("{} has {most} members, as many as it may have", Printable::name(channel))]
+    #[error("{} has as many members as it may have, {most}", Printable::name(channel))]
     ChannelFull {
         /// The full name.
         channel: ChannelName,
