@@ -7,6 +7,7 @@ pub mod fuzzing;
 mod grants;
 mod identity;
 mod permissions;
+mod room;
 pub mod token;
 mod unique;
 mod who;
@@ -14,6 +15,7 @@ mod who;
 pub use grants::{Grant, Grants};
 pub use identity::{Admitted, Identity, Statement};
 pub use permissions::{Permissions, Verdict};
+pub use room::{Barred, Entry, Guest, Room};
 pub use who::Nobody;
 pub(crate) use who::{Who, role};
 

@@ -9,7 +9,7 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use crate::config::Scope;
 use crate::config::rules::matches;
 
-/// SHA-256 of a key. What a request brings is hashed before it is compared, so how long a comparison takes says
+/// SHA-256 of a key, or of the password of a room. What a request brings is hashed before it is compared, so how long a comparison takes says
 /// nothing about the key, even if it could be measured.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash([u8; 32]);
@@ -18,6 +18,11 @@ impl KeyHash {
     /// Of a key as it is sent.
     pub fn of(key: &[u8]) -> KeyHash {
         KeyHash(Sha256::digest(key).into())
+    }
+
+    /// Whether it is the same, in a time that does not depend on where they differ.
+    pub fn is(self, other: KeyHash) -> bool {
+        self.0.ct_eq(&other.0).into()
     }
 
     /// Reads 64 hexadecimal digits.

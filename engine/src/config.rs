@@ -12,6 +12,7 @@ mod keys;
 mod merge;
 mod node;
 mod reference;
+mod rooms;
 mod rpc;
 pub(crate) mod rules;
 mod schema;
@@ -32,7 +33,7 @@ pub use schema::{
     Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Endpoint, ForwardedHeader,
     Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level,
     Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers, Rpc, RpcMethod, Scope,
-    Secret, SecretAlgorithm, Server, Subscribers, TokenPlace,
+    Secret, SecretAlgorithm, Server, Speakers, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.
@@ -128,6 +129,7 @@ impl Config {
                 config.find_secrets(&sources.environment, &mut errors);
                 config.validate(&mut errors);
                 config.read_api_keys(&mut errors);
+                config.read_rooms();
                 if errors.is_empty() {
                     return Ok(config);
                 }
@@ -257,7 +259,7 @@ mod tests {
 
     #[test]
     fn no_secret_is_shown_whatever_is_wrong_with_it() {
-        let file = "[api]\nkeys = \"hush\"\nkey = \"hush\"\n[[channels]]\npattern = \"*\"\npassword = \"hush\"\n\
+        let file = "[api]\nkeys = \"hush\"\nkey = \"hush\"\n[[channels]]\npattern = \"*\"\npasswort = \"hush\"\n\
                     [[endpoints]]\npath = \"/a\"\ntoken = { of = \"hush\" }\n[hush]\na = \"hush\"\n";
         let environment = [
             ("RINGFEED_API__KEY", "hush"),
@@ -270,7 +272,7 @@ mod tests {
             file,
             &environment,
             &flags,
-            &["api.keys = (secret)", "channels[0].password: no such"],
+            &["api.keys = (secret)", "channels[0].passwort: no such"],
         );
         assert!(!errors.replace(": hush: no such section", "").contains("hush"), "{errors}");
         assert!(!errors.contains("hu sh"), "{errors}");

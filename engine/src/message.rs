@@ -28,6 +28,6 @@ pub use question::{
     SubscribeAllowed,
 };
 pub use request::{
-    By, Post, Published, Reached, Reply, Request, Revocation, Revoked, Sender, UserConnection,
-    UserRequest,
+    By, Post, Published, Reached, Reply, Request, Revocation, Revoked, Sender, Speaker,
+    UserConnection, UserRequest,
 };

@@ -38,7 +38,7 @@ use tokio::sync::mpsc;
 use crate::access::token::RemoteKeys;
 use crate::access::{Access, Identity};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{ChannelRule, Config};
 use crate::counters::{CloseReason, Counters, RefusalReason};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 use crate::message::{
@@ -210,8 +210,8 @@ pub struct Shard<W> {
     wire: W,
     shared: Arc<Shared>,
     config: Arc<Config>,
-    /// Subscribers of some channels are told who has published something.
-    some_tell: bool,
+    /// Of some channels it matters who publishes: they tell it, or are rooms.
+    some_ask_who: bool,
     access: Arc<Access>,
     counters: Arc<Counters>,
     inbox: Inbox,
@@ -310,7 +310,7 @@ impl<W: Wire> Shard<W> {
             ),
             flush_limits: flush_limits(&config, shards),
             shared,
-            some_tell: config.channels.iter().any(|rule| rule.sender),
+            some_ask_who: config.channels.iter().any(ChannelRule::asks_who_publishes),
             config,
             access,
             inbox,

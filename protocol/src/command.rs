@@ -86,6 +86,14 @@ pub struct Command<'a> {
     pub action: Action<'a>,
 }
 
+impl<'a> Action<'a> {
+    /// To receive a channel from now on, with nothing to show for it.
+    pub fn subscribe(channel: impl Into<Cow<'a, str>>) -> Action<'a> {
+        let channel = channel.into();
+        Action::Subscribe { channel, recover: None, token: None, password: None }
+    }
+}
+
 impl<'a> Command<'a> {
     /// The same where nobody else is asked about what the dialect does not have.
     pub fn or_refused(self) -> Result<Command<'a>, CommandError<'a>> {
@@ -107,6 +115,8 @@ pub enum Action<'a> {
         recover: Option<Position>,
         /// What lets it in where the channel asks for a token of its own.
         token: Option<Cow<'a, str>>,
+        /// What lets it in where the channel is a room with a password.
+        password: Option<Cow<'a, str>>,
     },
     /// Receive a channel no more.
     Unsubscribe {

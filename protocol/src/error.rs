@@ -79,6 +79,12 @@ pub enum ErrorCode {
     LimitReached,
     /// The channel has as many members as it may.
     ChannelFull,
+    /// The room has a password, and this is not it.
+    WrongPassword,
+    /// The room is for its members, or for those who are invited.
+    MembersOnly,
+    /// In the room only moderators speak.
+    Moderated,
     /// Too many messages a second.
     RateLimited,
     /// The client has not said who it is, or not so that it was believed.
@@ -112,6 +118,9 @@ impl ErrorCode {
             ErrorCode::NotSubscribed => "not_subscribed",
             ErrorCode::LimitReached => "limit_reached",
             ErrorCode::ChannelFull => "channel_full",
+            ErrorCode::WrongPassword => "wrong_password",
+            ErrorCode::MembersOnly => "members_only",
+            ErrorCode::Moderated => "moderated",
             ErrorCode::RateLimited => "rate_limited",
             ErrorCode::Unauthenticated => "unauthenticated",
             ErrorCode::Draining => "draining",

@@ -83,6 +83,24 @@ pub enum Refused {
         /// How many may be.
         most: u32,
     },
+    /// The room has a password.
+    #[error("{} has a password, and this is not it", Printable::name(channel))]
+    WrongPassword {
+        /// The full name.
+        channel: ChannelName,
+    },
+    /// The room is for its members, or for those who are invited.
+    #[error("{} is for its members", Printable::name(channel))]
+    MembersOnly {
+        /// The full name.
+        channel: ChannelName,
+    },
+    /// In the room only moderators speak.
+    #[error("in {} only moderators speak", Printable::name(channel))]
+    Moderated {
+        /// The full name.
+        channel: ChannelName,
+    },
     /// More a second than this connection may send.
     #[error("at most {per_second} {what} a second are allowed")]
     RateLimited {
@@ -139,16 +157,19 @@ pub enum Operation {
     Presence,
     /// Send to a user.
     Send,
+    /// Moderate a room: speak where only moderators do, and enter without its password.
+    Moderate,
 }
 
 impl Operation {
     /// All there are.
-    pub const ALL: [Operation; 5] = [
+    pub const ALL: [Operation; 6] = [
         Operation::Subscribe,
         Operation::Publish,
         Operation::History,
         Operation::Presence,
         Operation::Send,
+        Operation::Moderate,
     ];
 
     /// The word for it in a configuration and in a token.
@@ -159,6 +180,7 @@ impl Operation {
             Operation::History => "history",
             Operation::Presence => "presence",
             Operation::Send => "send",
+            Operation::Moderate => "moderate",
         }
     }
 
@@ -210,6 +232,9 @@ impl Refused {
             Refused::NotSubscribed { .. } => ErrorCode::NotSubscribed,
             Refused::LimitReached { .. } => ErrorCode::LimitReached,
             Refused::ChannelFull { .. } => ErrorCode::ChannelFull,
+            Refused::WrongPassword { .. } => ErrorCode::WrongPassword,
+            Refused::MembersOnly { .. } => ErrorCode::MembersOnly,
+            Refused::Moderated { .. } => ErrorCode::Moderated,
             Refused::RateLimited { .. } => ErrorCode::RateLimited,
             Refused::Call(error) => error.code(),
             Refused::Draining => ErrorCode::Draining,
@@ -271,6 +296,7 @@ impl fmt::Display for Forbidding<'_> {
             Operation::Presence => write!(f, "who is on {channel} may be seen {hint}"),
             // Refused with a sentence of its own: it is about a user.
             Operation::Send => write!(f, "{channel} may be sent to {hint}"),
+            Operation::Moderate => write!(f, "{channel} may be moderated {hint}"),
         }
     }
 }

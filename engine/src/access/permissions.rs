@@ -99,8 +99,9 @@ impl Permissions {
         self.permitted(identity, Operation::Send, to) == Some(true)
     }
 
-    /// What permissions say, those of the configuration and those that came with the identity: a denial first.
-    fn permitted(&self, identity: &Identity, operation: Operation, name: &str) -> Option<bool> {
+    /// What permissions alone say, those of the configuration and those that came with the identity: a denial first.
+    /// `None` where they say nothing.
+    pub fn permitted(&self, identity: &Identity, operation: Operation, name: &str) -> Option<bool> {
         if self.0.is_empty() && identity.grants.is_none() {
             return None;
         }
@@ -142,6 +143,10 @@ impl Permissions {
                 Publishers::Hook => Verdict::Ask,
                 Publishers::Api => Verdict::No(hint::API),
             };
+        }
+        if matches!(operation, Operation::Send | Operation::Moderate) {
+            // No rule gives anybody these.
+            return Verdict::No(hint::NAMED);
         }
         let asked = |verdict| match operation {
             Operation::Subscribe => verdict,
@@ -190,6 +195,7 @@ impl Operations {
             Operation::History => 1 << 2,
             Operation::Presence => 1 << 3,
             Operation::Send => 1 << 4,
+            Operation::Moderate => 1 << 5,
         }
     }
 }

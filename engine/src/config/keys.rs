@@ -39,7 +39,8 @@ const STALL_MS: Allowed = Numbers(100, 600_000);
 const BUDGET_BYTES: Allowed = Numbers(1 << 16, 1 << 40);
 
 const WHO: Allowed = Texts("anyone, anonymous, users, user:ID, role:NAME and claim:NAME=VALUE");
-const OPERATIONS: Allowed = WordLists(&["subscribe", "publish", "history", "presence", "send"]);
+const OPERATIONS: Allowed =
+    WordLists(&["subscribe", "publish", "history", "presence", "send", "moderate"]);
 const SCOPES: &[&str] = &[
     "publish",
     "history",
@@ -190,6 +191,13 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("channels.presence_interval_ms", Numbers(0, 3_600_000)),
     ("channels.presence_hook", Switch),
     ("channels.members_max", Numbers(0, 1 << 30)),
+    ("channels.room", Switch),
+    ("channels.public", Switch),
+    ("channels.moderated", Switch),
+    ("channels.password", Secret("a text")),
+    ("channels.password_env", Secret("the name of a variable")),
+    ("channels.password_file", Text("the path of a file")),
+    ("channels.speak", Words(&["anyone", "members"])),
     ("permissions.who", WHO),
     ("permissions.channels", Texts("channel names, with * for any run of characters and {user}")),
     ("permissions.allow", OPERATIONS),

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ringfeed_protocol::{Dialect, Operation};
 use serde::{Deserialize, Deserializer};
 
+use crate::access::Room;
 use crate::callers::Callers;
 
 /// Everything that can be configured. Field docs are in `config/default.toml`.
@@ -314,6 +316,18 @@ pub struct ChannelRule {
     pub presence_interval_ms: u32,
     pub presence_hook: bool,
     pub members_max: u32,
+    pub room: bool,
+    pub public: bool,
+    pub moderated: bool,
+    /// Empty once it was read: see `room_rules`.
+    pub password: Secret,
+    /// Not secret, but a password may be written there by mistake.
+    pub password_env: Secret,
+    pub password_file: String,
+    pub speak: Speakers,
+    /// What holds in its channels, where these are rooms: made of the keys above.
+    #[serde(skip)]
+    pub room_rules: Option<Arc<Room>>,
 }
 
 /// `[[permissions]]`
@@ -456,6 +470,15 @@ pub enum Subscribers {
     Token,
     Hook,
     Nobody,
+}
+
+/// Who may speak in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Speakers {
+    Anyone,
+    Members,
 }
 
 /// Who may publish over WebSocket.

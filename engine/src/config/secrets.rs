@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::file;
 use super::keys::printable;
-use super::schema::{ApiKey, Config, Database, Hooks, Issuer, Secret};
+use super::schema::{ApiKey, ChannelRule, Config, Database, Hooks, Issuer, Secret};
 
 /// Largest file with a secret.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -47,7 +47,12 @@ impl Config {
             let Database { url: secret, url_env: env, url_file: file, .. } = database;
             Place { section: format!("databases[{i}]"), key: "url", secret, env, file }
         });
-        for place in std::iter::once(hooks).chain(issuers).chain(api_keys).chain(databases) {
+        let rooms = self.channels.iter_mut().enumerate().map(|(i, rule)| {
+            let ChannelRule { password: secret, password_env: env, password_file: file, .. } = rule;
+            Place { section: format!("channels[{i}]"), key: "password", secret, env, file }
+        });
+        let hooks = std::iter::once(hooks);
+        for place in hooks.chain(issuers).chain(api_keys).chain(databases).chain(rooms) {
             errors.extend(place.fill(environment).err());
         }
     }
@@ -110,6 +115,7 @@ pub(super) fn names_variable(merged: &Table, name: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crate::callers::KeyHash;
     use crate::config::{Config, Sources};
 
     const SECRET: &[u8] = b"0123456789abcdef-0123456789abcdef";
@@ -125,17 +131,21 @@ mod tests {
     }
 
     /// Each section that has a secret, and how the key of it begins.
-    const SECTIONS: [(&str, &str, &str); 4] = [
+    const SECTIONS: [(&str, &str, &str); 5] = [
         ("[hooks]\n", "hooks", "secret"),
         ("[[issuers]]\n", "issuers[0]", "secret"),
         ("[[api_keys]]\nname = \"a\"\nscopes = [\"all\"]\n", "api_keys[0]", "key"),
         ("[[databases]]\nname = \"a\"\n", "databases[0]", "url"),
+        ("[[channels]]\npattern = \"a\"\nroom = true\n", "channels[0]", "password"),
     ];
 
     fn is_found(config: &Config) -> bool {
         let issuer = config.issuers.first().is_some_and(|issuer| issuer.secret.0 == SECRET);
         let database = config.databases.first().is_some_and(|own| own.url.0 == SECRET);
+        let rooms = config.channels.iter().filter_map(|rule| rule.room_rules.as_ref());
+        let password = rooms.filter_map(|room| room.password).next();
         config.hooks.secret.0 == SECRET
+            || password == Some(KeyHash::of(SECRET))
             || issuer
             || database
             || config.callers.find(SECRET).is_some()
@@ -217,7 +227,8 @@ mod tests {
 
     #[test]
     fn variables_that_hold_secrets_are_no_strays() {
-        let names = ["RINGFEED_A", "RINGFEED_B", "RINGFEED_C", "RINGFEED_D", "RINGFEED_E"];
+        let names =
+            ["RINGFEED_A", "RINGFEED_B", "RINGFEED_C", "RINGFEED_D", "RINGFEED_E", "RINGFEED_F"];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         let text: String = SECTIONS
@@ -228,6 +239,6 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let environment = names.map(|name| (name.into(), "0123456789abcdef".into())).to_vec();
         let sources = Sources { file: Some(&path), environment, ..Sources::default() };
-        assert_eq!(sources.strays(), ["RINGFEED_E"]);
+        assert_eq!(sources.strays(), ["RINGFEED_F"]);
     }
 }

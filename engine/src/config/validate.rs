@@ -275,6 +275,7 @@ impl Config {
                     ));
                 }
             }
+            errors.extend(rule.wrong_room().iter().map(|own| format!("channels[{i}]{own}")));
             if *presence_hook && self.hooks.presence_url.0.is_empty() {
                 errors.push(format!(
                     "channels[{i}].presence_hook = true: hooks.presence_url says where the application is told"

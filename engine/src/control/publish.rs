@@ -79,7 +79,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Post, ApiError> {
     let payload = Payload::from_fields(body.data, body.text, body.base64)?.into();
     let except = body.except.map(|id| id.parse::<ConnectionId>()).transpose();
     let except = except.map_err(|e| Refused::bad_command(format_args!("'except': {e}")))?;
-    let by = except.map(|except| Box::new(Sender { except: Some(except), meta: None }));
+    let by = except.map(|except| Box::new(Sender { except: Some(except), ..Sender::default() }));
     Ok(Post { channel, payload, by })
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::delivery::{ChannelPage, HistoryPage, Order, Origin, StoredPayload};
 use super::presence::{PresencePage, Someone};
 use super::question::Caller;
+use crate::access::{Entry, Guest};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
 /// Where an answer goes.
@@ -29,6 +30,17 @@ pub struct Sender {
     pub except: Option<ConnectionId>,
     /// What subscribers are told of it.
     pub meta: Option<Box<Meta>>,
+    /// Who speaks, where the channel is a room; `None` once it is known that they may.
+    pub speaker: Option<Box<Speaker>>,
+}
+
+/// Who speaks in a room, as its home has to know it.
+#[derive(Debug, Clone)]
+pub struct Speaker {
+    /// Whose subscription would make it a member.
+    pub seat: (ShardId, SessionId),
+    /// Who it is.
+    pub guest: Guest,
 }
 
 /// A publication that comes from the control thread.
@@ -67,6 +79,8 @@ pub enum Request {
         recover: Option<Position>,
         /// Who it is, where the channel's rule wants that known.
         who: Option<Box<Caller>>,
+        /// What it has to enter with, where the channel is a room.
+        entry: Option<Box<Entry>>,
     },
     /// A subscriber that was answered with `Delivery::Subscribed` is one no more. Not answered.
     Unsubscribe {
@@ -292,7 +306,11 @@ impl Request {
         let payloads = match self {
             Request::Publish { payload, .. } => payload.bytes.len(),
             // Who it is is the session's.
-            Request::Subscribe { who: Some(_), .. } | Request::Member { .. } => size_of::<Caller>(),
+            Request::Subscribe { who, entry, .. } => {
+                who.as_ref().map_or(0, |_| size_of::<Caller>())
+                    + entry.as_ref().map_or(0, |_| size_of::<Entry>())
+            }
+            Request::Member { .. } => size_of::<Caller>(),
             Request::Presence { after: Some(_), .. } => size_of::<Someone>(),
             Request::PublishBatch { items, .. } => {
                 items.iter().map(|(_, post)| post.payload.bytes.len() + 64).sum()

@@ -9,6 +9,7 @@ use ringfeed_protocol::{ChannelName, Position};
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+use crate::callers::KeyHash;
 use crate::ids::{SessionId, ShardId, Ticket};
 use crate::message::{Answer, Asked, CALLS_MAX, QUESTIONS_MAX, Question, Questions};
 use crate::slab::Slab;
@@ -34,18 +35,29 @@ pub(super) enum Awaiting {
     Nobody,
 }
 
+/// How somebody wants to subscribe, whoever lets them.
+#[derive(Debug, Default)]
+pub(super) struct Terms {
+    /// The last position seen.
+    pub(super) recover: Option<Position>,
+    /// Of the password that came with it.
+    pub(super) password: Option<Box<KeyHash>>,
+}
+
+impl Terms {
+    pub(super) fn new(recover: Option<Position>, password: Option<&str>) -> Terms {
+        let hash = |password: &str| Box::new(KeyHash::of(password.as_bytes()));
+        Terms { recover, password: password.map(hash) }
+    }
+}
+
 /// What a session goes on with.
 #[derive(Debug)]
 pub(super) enum Then {
     /// It subscribes, if it may.
-    Subscribe { id: Option<Box<str>>, channel: ChannelName, recover: Option<Position> },
+    Subscribe { id: Option<Box<str>>, channel: ChannelName, terms: Terms },
     /// The keys for its channel's token were asked for: it tries again, once.
-    ChannelToken {
-        id: Option<Box<str>>,
-        channel: ChannelName,
-        recover: Option<Position>,
-        token: Box<str>,
-    },
+    ChannelToken { id: Option<Box<str>>, channel: ChannelName, terms: Terms, token: Box<str> },
     /// The keys for its token were asked for: it tries again, once.
     Auth { id: Option<Box<str>>, token: Box<str> },
     /// Its subscription was ended before it began: it is refused.
@@ -215,8 +227,11 @@ mod tests {
         let name = |name| ChannelName::new(name).unwrap();
         let ask = |slot, channel| {
             let question = Question::Keys { url: "u".into(), kid: "k".into() };
-            let then =
-                Then::Subscribe { id: Some("7".into()), channel: name(channel), recover: None };
+            let then = Then::Subscribe {
+                id: Some("7".into()),
+                channel: name(channel),
+                terms: Terms::default(),
+            };
             let (at, waiting) =
                 ((ShardId(0), Instant::now()), Awaiting::Session(session(slot), then));
             asks.ask(&questions, at, Duration::ZERO, question, waiting).unwrap()

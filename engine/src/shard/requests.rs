@@ -12,6 +12,7 @@ use super::asks::Awaiting;
 use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
+use crate::config::ChannelRule;
 use crate::ids::Ticket;
 use crate::message::{
     By, Caller, Delivery, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
@@ -114,9 +115,14 @@ impl<W: Wire> Shard<W> {
         false
     }
 
+    /// The rule of a channel, where it may want to know who publishes.
+    pub(super) fn rule_of_sender(&self, channel: &ChannelName) -> Option<&ChannelRule> {
+        if self.some_ask_who { self.config.rule(channel) } else { None }
+    }
+
     /// Whether subscribers of a channel are told who has published something, and when.
-    pub(super) fn tells_sender(&self, channel: &ChannelName) -> bool {
-        self.some_tell && self.config.rule(channel).is_some_and(|rule| rule.sender)
+    fn tells_sender(&self, channel: &ChannelName) -> bool {
+        self.rule_of_sender(channel).is_some_and(|rule| rule.sender)
     }
 
     /// Publishes to a channel that is homed here.
@@ -124,10 +130,14 @@ impl<W: Wire> Shard<W> {
         &mut self,
         channel: &ChannelName,
         payload: Payload,
-        publisher: Publisher,
+        mut publisher: Publisher,
         ask: Option<Box<Caller>>,
     ) {
         self.request_budget = self.request_budget.saturating_sub(payload.bytes.len());
+        if let Err(refused) = self.homes.may_speak(channel, &mut publisher) {
+            let mut deliver = route(self.id, &mut self.own, &mut self.links);
+            return self.homes.refuse(channel, publisher.asker, refused, &mut deliver);
+        }
         if let Some(caller) = ask {
             return self.ask_to_publish(channel, payload.into(), publisher, *caller);
         }
@@ -359,7 +369,7 @@ impl<W: Wire> Shard<W> {
         let shards = self.shared.shards.count();
         self.homes.reconfigure(config.clone(), home_limits(&config, shards));
         self.flush_limits = flush_limits(&config, shards);
-        self.some_tell = config.channels.iter().any(|rule| rule.sender);
+        self.some_ask_who = config.channels.iter().any(ChannelRule::asks_who_publishes);
         (self.config, self.access) = (config, access);
         self.review.begin(true);
     }
@@ -368,13 +378,14 @@ impl<W: Wire> Shard<W> {
         let Shard { id, own, links, homes, config, request_budget: budget, .. } = self;
         let mut deliver = route(*id, own, links);
         match request {
-            Request::Subscribe { origin, attempt, channel, lane, to, recover, who } => {
+            Request::Subscribe { origin, attempt, channel, lane, to, recover, who, entry } => {
                 let shard = origin.shard;
                 let subscribe = Subscribe {
                     name: &channel,
                     shard,
                     session: origin.session,
                     who: who.as_deref(),
+                    entry: entry.as_deref(),
                     lane,
                     to,
                     recover,
@@ -391,6 +402,7 @@ impl<W: Wire> Shard<W> {
                             to,
                             recover,
                             who,
+                            entry,
                         });
                     }
                     Ok(Subscribed::Start(start)) => {

@@ -297,7 +297,7 @@ impl Cluster {
                 };
                 let payload = StoredPayload { kind, bytes: Bytes::from(payload) };
                 let except = except.map(|id| Some(id.parse().expect("names of connections")));
-                let by = except.map(|except| Box::new(Sender { except, meta: None }));
+                let by = except.map(|except| Box::new(Sender { except, ..Sender::default() }));
                 (place, Post { channel, payload, by })
             })
             .collect();
@@ -526,8 +526,9 @@ pub(super) fn configuration(setup: &Setup) -> Config {
             presence_interval_ms: group.presence_interval_ms,
             presence_hook: group.presence_hook,
             members_max: group.members_max,
+            ..rule.clone()
         })
-        .chain([rule])
+        .chain([rule.clone()])
         .collect();
     control::apply(&setup.policies[0], &mut config);
     config

@@ -24,6 +24,7 @@ mod public_http;
 mod publish_subscribe;
 mod recovering;
 mod recovery;
+mod room_rules;
 mod rooms;
 mod rpc;
 mod shutdown;

@@ -101,6 +101,26 @@ fn a_room_has_members_and_what_is_said_there_comes_to_all_of_them() {
 }
 
 #[test]
+fn on_a_stage_only_moderators_speak() {
+    let server = start();
+    let mut ann = server.user("ann");
+    let mut chair = server.visitor();
+    let token = token("chair", 60, json!({"username":"chair","roles":["moderator"]}));
+    chair.send(json!({"type":"auth","token":token}));
+    while chair.receive()["type"] != "auth_success" {}
+    for client in [&mut ann, &mut chair] {
+        client.send(json!({"type":"join_room","room":"stage.a"}));
+        assert_eq!(next(client)["type"], "room_joined");
+    }
+    ann.send(json!({"type":"broadcast","room":"stage.a","message":"hear me"}));
+    let refused = json!({"type":"error","message":"Only moderators may speak in this room"});
+    assert_eq!(next(&mut ann), refused);
+    chair.send(json!({"type":"broadcast","room":"stage.a","message":"hear"}));
+    assert_eq!(next(&mut ann)["from"], "chair");
+    assert_eq!(next(&mut chair)["message"], "hear");
+}
+
+#[test]
 fn private_messages_come_to_the_user_alone() {
     let server = start();
     let (mut ann, mut bob, mut out) = (server.user("ann"), server.user("bob"), server.visitor());

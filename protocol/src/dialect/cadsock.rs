@@ -61,7 +61,7 @@ impl Talk for Cadsock {
             ("subscribe", Some(channel)) => {
                 let id: Box<str> = (*channel).into();
                 let channel = Cow::Owned(channel.into_owned());
-                Step::ask_as(id, Action::Subscribe { channel, recover: None, token: None })
+                Step::ask_as(id, Action::subscribe(channel))
             }
             ("unsubscribe", Some(channel)) => {
                 let id: Box<str> = (*channel).into();

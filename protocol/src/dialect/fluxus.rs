@@ -148,7 +148,7 @@ impl Fluxus {
             "subscribe" | "unsubscribe" => vec![match self.channel(message, now_ms) {
                 Ok(name) if action == "subscribe" => {
                     let channel = Cow::Owned(name.clone());
-                    let subscribe = Action::Subscribe { channel, recover: None, token: None };
+                    let subscribe = Action::subscribe(channel);
                     Step::ask_as(format!("{}{name}", asked::SUBSCRIBE), subscribe)
                 }
                 Ok(name) => {

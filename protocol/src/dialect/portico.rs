@@ -133,7 +133,7 @@ impl Portico {
     /// Subscribes to a channel.
     fn join(id: impl Into<Box<str>>, room: &str) -> Step {
         let channel = Cow::Owned(room.to_owned());
-        Step::ask_as(id, Action::Subscribe { channel, recover: None, token: None })
+        Step::ask_as(id, Action::subscribe(channel))
     }
 
     fn leave(id: impl Into<Box<str>>, room: &str) -> Step {

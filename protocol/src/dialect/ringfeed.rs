@@ -64,6 +64,9 @@ pub(super) struct Fields<'a> {
     params: Option<&'a RawValue>,
     #[serde(borrow, default)]
     timeout_ms: Option<&'a RawValue>,
+    // That of `subscribe`, likewise.
+    #[serde(borrow, default)]
+    password: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -120,8 +123,13 @@ impl<'a> Fields<'a> {
             },
             Some(_) => return Err(self.bad("'recover' must be an object with epoch and offset")),
         };
+        let password = match self.password.map(|own| serde_json::from_str::<Cow<str>>(own.get())) {
+            None => None,
+            Some(Ok(password)) => Some(password),
+            Some(Err(_)) => return Err(self.bad("'password' must be a string")),
+        };
         let token = self.token.take();
-        self.with_channel(|channel| Action::Subscribe { channel, recover, token })
+        self.with_channel(|channel| Action::Subscribe { channel, recover, token, password })
     }
 
     pub(super) fn unsubscribe(self) -> Result<Command<'a>, CommandError<'a>> {

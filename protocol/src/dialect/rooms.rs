@@ -66,10 +66,8 @@ impl Rooms {
     }
 
     fn enter_lobby(&mut self) -> Option<Step> {
-        let channel = Cow::Borrowed(LOBBY);
-        let subscribe = Action::Subscribe { channel, recover: None, token: None };
         let enters = !std::mem::replace(&mut self.in_lobby, true);
-        enters.then(|| Step::ask_as(asked::LOBBY, subscribe))
+        enters.then(|| Step::ask_as(asked::LOBBY, Action::subscribe(LOBBY)))
     }
 
     /// Whether one message more may come now; if so, it is counted.
@@ -131,7 +129,9 @@ impl Rooms {
                     return vec![Step::ask_as(id, Action::Unsubscribe { channel })];
                 }
                 let id = format!("{}{room}", asked::JOIN);
-                vec![Step::ask_as(id, Action::Subscribe { channel, recover: None, token: None })]
+                let password = message.text("password").map(|own| Cow::Owned(own.into_owned()));
+                let (recover, token) = (None, None);
+                vec![Step::ask_as(id, Action::Subscribe { channel, recover, token, password })]
             }
             "broadcast" => {
                 let payload = payload(message);
@@ -177,6 +177,10 @@ impl Rooms {
                 asked.strip_prefix(asked::JOIN).map(room_joined).into_iter().collect()
             }
             (_, ErrorCode::NotSubscribed) => Vec::new(),
+            (_, ErrorCode::WrongPassword) => vec![error("Invalid room password")],
+            (_, ErrorCode::ChannelFull) => vec![error("Room is full")],
+            (_, ErrorCode::MembersOnly) => vec![error("Room is for members only")],
+            (_, ErrorCode::Moderated) => vec![error("Only moderators may speak in this room")],
             (_, ErrorCode::RateLimited) => vec![error("Rate limit exceeded")],
             (asked, ErrorCode::UnknownCommand) => {
                 vec![unknown(asked.strip_prefix(asked::OTHER).unwrap_or_default())]

@@ -70,7 +70,7 @@ impl Talk for Wsnode {
         let channel = object.text("channel").unwrap_or_default();
         let id: Box<str> = (*channel).into();
         let channel = Cow::Owned(channel.into_owned());
-        vec![Step::ask_as(id, Action::Subscribe { channel, recover: None, token: None })]
+        vec![Step::ask_as(id, Action::subscribe(channel))]
     }
 
     fn event(&mut self, event: &Event, now_ms: u64) -> Vec<Step> {

@@ -7,8 +7,13 @@ use super::*;
 use crate::access::Grants;
 use crate::config::{Config, Sources};
 
-const OPERATIONS: [Operation; 4] =
-    [Operation::Subscribe, Operation::Publish, Operation::History, Operation::Presence];
+const OPERATIONS: [Operation; 5] = [
+    Operation::Subscribe,
+    Operation::Publish,
+    Operation::History,
+    Operation::Presence,
+    Operation::Moderate,
+];
 
 fn rule(subscribe: Subscribers, publish: Publishers) -> ChannelRule {
     let defaults = Config::load(&Sources::default()).unwrap();
@@ -54,6 +59,8 @@ fn the_word_of_the_rule_decides_where_no_permission_does() {
         assert_eq!(may(&nobody, Operation::Subscribe), of_nobody, "{subscribe:?}");
         assert_eq!(may(&ann, Operation::History), later, "{subscribe:?}");
         assert_eq!(may(&ann, Operation::Presence), later, "{subscribe:?}");
+        let named = No("by those whom a permission names");
+        assert_eq!(may(&ann, Operation::Moderate), named, "{subscribe:?}");
     }
     for (publish, of_ann, of_nobody) in [
         (Publishers::Anyone, Yes, Yes),
@@ -191,6 +198,9 @@ mod model {
         }
         if allowed {
             return "yes";
+        }
+        if operation == Operation::Moderate {
+            return "no";
         }
         let word = match operation {
             Operation::Publish => format!("{:?}", rule.publish),

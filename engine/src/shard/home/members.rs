@@ -175,6 +175,11 @@ impl Members {
         self.by_session.get(&seat).is_some_and(|member| member.who.is_some())
     }
 
+    /// Whether a session is a member.
+    pub(super) fn has(&self, seat: Seat) -> bool {
+        self.by_session.contains_key(&seat)
+    }
+
     /// How often who is there has changed.
     pub(super) fn version(&self) -> u64 {
         self.version

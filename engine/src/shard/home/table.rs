@@ -1,6 +1,7 @@
 //! The table of homes.
 
 mod presence;
+mod room;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
 use super::news::NewsQueue;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
+use crate::access::Entry;
 use crate::clock::Clock;
-use crate::config::{Config, Presence};
+use crate::config::Config;
 use crate::ids::{LaneId, SessionId, ShardId, Ticket};
 use crate::message::{
     Caller, ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload,
@@ -107,6 +109,8 @@ pub(in crate::shard) struct Subscribe<'a> {
     pub(in crate::shard) shard: ShardId,
     pub(in crate::shard) session: SessionId,
     pub(in crate::shard) who: Option<&'a Caller>,
+    /// What it has to enter with, where the channel is a room.
+    pub(in crate::shard) entry: Option<&'a Entry>,
     pub(in crate::shard) lane: Lane,
     pub(in crate::shard) to: LaneId,
     pub(in crate::shard) recover: Option<Position>,
@@ -217,7 +221,7 @@ impl Homes {
             };
             Box::new(Kept::new(limits, self.replay_memory.clone()))
         });
-        let members = rule.filter(|rule| rule.presence == Presence::Full).map(|rule| {
+        let members = rule.filter(|rule| rule.knows_members()).map(|rule| {
             let interval_ms = rule.join_leave.then_some(u64::from(rule.presence_interval_ms));
             Box::new(Members::new(interval_ms, rule.presence_hook))
         });
@@ -454,7 +458,12 @@ impl Homes {
             {
                 *budget = budget.saturating_sub(parked.bytes());
                 match parked {
-                    Parked::Publication(payload, publisher) => {
+                    Parked::Publication(payload, mut publisher) => {
+                        // Behind what its session has asked before: now it is known whether it is a member.
+                        if let Err(refused) = self.may_speak_now(index, &mut publisher) {
+                            publisher.asker.refuse(&self.home_mut(index).name, refused, deliver);
+                            continue;
+                        }
                         self.append(index, &payload.borrowed(), publisher, now, deliver);
                         published += 1;
                     }
@@ -511,14 +520,16 @@ impl Homes {
     /// this turn, in bytes.
     pub(in crate::shard) fn subscribe(
         &mut self,
-        Subscribe { name, shard, session, who, lane, to, recover, recovery_bytes_max }: Subscribe,
+        subscribe: Subscribe,
         (now, now_ms): (Instant, u64),
         budget: &mut usize,
         deliver: Deliver,
     ) -> Result<Subscribed, Refused> {
+        let Subscribe { name, shard, session, who, entry, lane, to, .. } = subscribe;
+        let Subscribe { recover, recovery_bytes_max, .. } = subscribe;
         let index = self.open(name, now_ms)?;
-        let home = self.homes.get_mut(index).expect("an indexed home is there");
-        home.has_place()?;
+        self.may_enter(index, entry)?;
+        let home = self.home_mut(index);
         home.seal(deliver);
         let mut replay: Option<Option<Replay>> = None;
         if let Some(from) = recover {

@@ -106,15 +106,15 @@ impl<W: Wire> Shard<W> {
     pub(super) fn go_on(&mut self, slot: SessionSlot, then: Then, answer: Option<Answer>) {
         match then {
             Then::Auth { id, token } => self.authenticate(slot, id.as_deref(), Some(&token), true),
-            Then::ChannelToken { id, channel, recover, token } => {
-                self.subscribe_with_token(slot, id.as_deref(), channel, recover, &token, true);
+            Then::ChannelToken { id, channel, terms, token } => {
+                self.subscribe_with_token(slot, id.as_deref(), channel, terms, &token, true);
             }
-            Then::Subscribe { id, channel, recover } => {
+            Then::Subscribe { id, channel, terms } => {
                 let id = id.as_deref();
                 match answer {
                     Some(Answer::Subscribe(Ok(allowed))) => {
                         self.give_pass(slot, &channel, allowed.expires_at, None);
-                        self.subscribe_allowed(slot, id, channel, recover);
+                        self.subscribe_allowed(slot, id, channel, terms);
                     }
                     Some(Answer::Subscribe(Err(denied))) => self.refuse(slot, id, refusal(denied)),
                     _ => self.refuse(slot, id, refusal(NO_ANSWER)),

@@ -6,7 +6,7 @@ use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::refused::{Limit, Operation};
-use ringfeed_protocol::{ChannelName, Event, Offset, Position, Refused, UserId};
+use ringfeed_protocol::{ChannelName, Event, Offset, Refused, UserId};
 use ringfeed_wire::Wire;
 
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
@@ -14,9 +14,11 @@ use crate::access::Verdict;
 use crate::access::token::TokenError;
 use crate::config::Presence;
 use crate::ids::{LaneId, SessionSlot};
-use crate::message::{By, Order, Origin, Question, Reply, Request, Sender, Someone, UserRequest};
+use crate::message::{
+    By, Order, Origin, Question, Reply, Request, Sender, Someone, Speaker, UserRequest,
+};
 use crate::shard::Shard;
-use crate::shard::asks::Then;
+use crate::shard::asks::{Terms, Then};
 use crate::shard::feed::{Subscriber, Window};
 
 /// Why nobody was asked.
@@ -50,9 +52,10 @@ impl<W: Wire> Shard<W> {
                 frame::write_server(&mut echo, opcode, bytes);
                 self.push_outbox(slot, Bytes::from(echo));
             }
-            Action::Subscribe { channel, recover, token } => {
+            Action::Subscribe { channel, recover, token, password } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
-                    self.subscribe(slot, id, name, recover, token.as_deref());
+                    let terms = Terms::new(recover, password.as_deref());
+                    self.subscribe(slot, id, name, terms, token.as_deref());
                 }
             }
             Action::Unsubscribe { channel } => {
@@ -106,19 +109,19 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
-        recover: Option<Position>,
+        terms: Terms,
         token: Option<&str>,
     ) {
         let operation = Operation::Subscribe;
         let hint = match self.may(slot, operation, &channel) {
-            Verdict::Yes => return self.subscribe_allowed(slot, id, channel, recover),
+            Verdict::Yes => return self.subscribe_allowed(slot, id, channel, terms),
             Verdict::Token => match token {
                 Some(token) => {
-                    return self.subscribe_with_token(slot, id, channel, recover, token, false);
+                    return self.subscribe_with_token(slot, id, channel, terms, token, false);
                 }
                 None => "with a token for it",
             },
-            Verdict::Ask => return self.ask_to_subscribe(slot, id, channel, recover),
+            Verdict::Ask => return self.ask_to_subscribe(slot, id, channel, terms),
             Verdict::No(hint) => hint,
             Verdict::WhileSubscribed => "by nobody",
         };
@@ -131,7 +134,7 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
-        recover: Option<Position>,
+        terms: Terms,
         token: &str,
         last_try: bool,
     ) {
@@ -149,11 +152,11 @@ impl<W: Wire> Shard<W> {
                     // It has shown a newer one.
                     return self.refuse(slot, id, Refused::AlreadySubscribed { channel });
                 }
-                self.subscribe_allowed(slot, id, channel, recover);
+                self.subscribe_allowed(slot, id, channel, terms);
             }
             Err(TokenError::UnknownKey { url, kid }) if !last_try => {
                 let (id, token) = (id.map(Box::from), token.into());
-                let then = Then::ChannelToken { id, channel, recover, token };
+                let then = Then::ChannelToken { id, channel, terms, token };
                 self.ask_for_keys(slot, (url, kid), then);
             }
             Err(e) => {
@@ -169,14 +172,14 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
-        recover: Option<Position>,
+        terms: Terms,
     ) {
         // Nobody is asked about what is refused anyway.
         if let Err(refused) = self.has_room_to_subscribe(slot, &channel) {
             return self.refuse(slot, id, refused);
         }
         let question = Question::Subscribe { caller: self.caller(slot), channel: channel.clone() };
-        let then = Then::Subscribe { id: id.map(Box::from), channel, recover };
+        let then = Then::Subscribe { id: id.map(Box::from), channel, terms };
         if self.ask_for(slot, question, then).is_err() {
             self.refuse(slot, id, Refused::Unavailable { detail: TOO_MANY_QUESTIONS });
         }
@@ -220,7 +223,7 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
-        recover: Option<Position>,
+        Terms { recover, password }: Terms,
     ) {
         if let Err(refused) = self.has_room_to_subscribe(slot, &channel) {
             if !matches!(refused, Refused::AlreadySubscribed { .. }) {
@@ -238,7 +241,8 @@ impl<W: Wire> Shard<W> {
             age_ms: rule.window_age_ms.into(),
         };
         let to = self.feeds.acquire(&channel, lane, window);
-        let named = rule.presence == Presence::Full;
+        let (named, is_room) = (rule.knows_members(), rule.room);
+        let entry = is_room.then(|| Box::new(self.entry(slot, &channel, password.as_deref())));
         let attempt = self.sessions.next_attempt();
         let origin = self.origin(slot, id);
         let who = named.then(|| Box::new(self.caller(slot)));
@@ -253,7 +257,9 @@ impl<W: Wire> Shard<W> {
         }
         self.subscription_count += 1;
         self.owe(slot, 1);
-        self.request(Request::Subscribe { origin, attempt, channel, lane, to, recover, who });
+        let subscribe =
+            Request::Subscribe { origin, attempt, channel, lane, to, recover, who, entry };
+        self.request(subscribe);
     }
 
     /// A session with several subscriptions is served as a whole from here on: its first one moves to
@@ -347,11 +353,13 @@ impl<W: Wire> Shard<W> {
         if self.draining {
             return self.refuse(slot, id, Refused::Draining);
         }
-        let origin = id.is_some().then(|| self.origin(slot, id));
+        let by = self.sender(slot, &channel, echo);
+        // A room may refuse it, and that is told whoever does not ask for an answer.
+        let speaks = by.as_ref().is_some_and(|by| by.speaker.is_some());
+        let origin = (id.is_some() || speaks).then(|| self.origin(slot, id));
         if origin.is_some() {
             self.owe(slot, 1);
         }
-        let by = self.sender(slot, &channel, echo);
         let asks = ask.is_some();
         if !self.publish_for(origin, channel, payload, by, ask) && asks {
             // The home is another shard. What the application is asked next about this connection comes behind it.
@@ -370,16 +378,21 @@ impl<W: Wire> Shard<W> {
 
     /// Who a publication is by, where that matters.
     fn sender(&self, slot: SessionSlot, channel: &ChannelName, echo: bool) -> By {
-        let tells = self.tells_sender(channel);
-        if echo && !tells {
+        let rule = self.rule_of_sender(channel);
+        let (tells, is_room) = rule.map_or((false, false), |rule| (rule.sender, rule.room));
+        if echo && !tells && !is_room {
             return None;
         }
+        let speaker = is_room.then(|| {
+            let seat = (self.id, self.sessions.id(slot));
+            Box::new(Speaker { seat, guest: self.guest(slot, channel) })
+        });
         let meta = tells.then(|| {
             let user = self.identity(slot).user.clone();
             Box::new(Meta { time_ms: self.clock.unix_ms(), user, number: self.number(slot) })
         });
         let except = (!echo).then(|| self.connection_id(slot));
-        Some(Box::new(Sender { except, meta }))
+        Some(Box::new(Sender { except, meta, speaker }))
     }
 
     fn history(

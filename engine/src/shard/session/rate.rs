@@ -114,7 +114,7 @@ mod tests {
     fn commands_have_rates_of_their_own_and_refused_ones_do_not_count() {
         let mut limits = Config::load(&Sources::default()).unwrap().limits;
         let mut rates = None;
-        let subscribe = || Action::Subscribe { channel: "a".into(), recover: None, token: None };
+        let subscribe = || Action::subscribe("a");
         let history = || Action::History { channel: "a".into(), after: None, limit: None };
         let mut check = |action: Action<'_>, limits: &Limits, now_ms| {
             let checked = check_command(&mut rates, &action, limits, now_ms);

@@ -43,7 +43,9 @@ impl<W: Wire> Shard<W> {
             Delivery::Published { origin, channel, position, subscribers } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
-                let (id, channel) = (origin.id.as_deref(), &channel);
+                // It was only to be told if it was refused.
+                let (Some(id), channel) = (origin.id.as_deref(), &channel) else { return };
+                let id = Some(id);
                 self.reply(slot, &Event::Published { id, channel, position, subscribers });
             }
             Delivery::History { origin, channel, page } => {

@@ -9,13 +9,14 @@ use ringfeed_wire::Wire;
 
 use super::CLOSING;
 use crate::access::token::{ChannelToken, TokenError};
-use crate::access::{Admitted, Identity, Statement, Verdict};
+use crate::access::{Admitted, Entry, Guest, Identity, Statement, Verdict};
+use crate::callers::KeyHash;
 use crate::config::TokenPlace;
 use crate::counters::CloseReason;
 use crate::ids::{ConnectionId, SessionId, SessionSlot};
 use crate::message::{Caller, Question, Request, UserConnection, UserRequest};
 use crate::shard::Shard;
-use crate::shard::asks::{Awaiting, Then};
+use crate::shard::asks::{Awaiting, Terms, Then};
 use crate::shard::timers::{Purpose, Timer};
 
 /// Why something is not believed any more.
@@ -362,7 +363,7 @@ impl<W: Wire> Shard<W> {
         for channel in channels {
             // What it has already it keeps: a newer token names the same ones.
             if self.subscription_to(slot, &channel).is_none() && !self.sessions.has(slot, CLOSING) {
-                self.subscribe(slot, None, channel, None, None);
+                self.subscribe(slot, None, channel, Terms::default(), None);
             }
         }
     }
@@ -507,18 +508,42 @@ impl<W: Wire> Shard<W> {
         self.sessions.standing(slot).is_some_and(|standing| standing.passes.len() < count)
     }
 
+    fn has_pass(&self, slot: SessionSlot, channel: &ChannelName) -> bool {
+        self.sessions.standing(slot).is_some_and(|standing| {
+            let mut passes = standing.passes.iter();
+            passes.any(|pass| pass.channel == *channel && pass.expires_ms > self.elapsed_ms)
+        })
+    }
+
+    /// Who a session is to the home of a room.
+    pub(super) fn guest(&self, slot: SessionSlot, channel: &ChannelName) -> Guest {
+        let (identity, permissions) = (self.identity(slot), &self.access.permissions);
+        let moderates = permissions.permitted(identity, Operation::Moderate, channel);
+        Guest { user: identity.user.clone(), moderates }
+    }
+
+    /// What it has to enter a room with.
+    pub(super) fn entry(
+        &self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+        password: Option<&KeyHash>,
+    ) -> Entry {
+        let permitted =
+            self.access.permissions.permitted(self.identity(slot), Operation::Subscribe, channel);
+        Entry {
+            guest: self.guest(slot, channel),
+            invited: permitted == Some(true) || self.has_pass(slot, channel),
+            password: password.copied(),
+        }
+    }
+
     /// Whether a session may have a channel now that it was once given.
     pub(super) fn may_keep(&self, slot: SessionSlot, channel: &ChannelName) -> bool {
-        let has_pass = || {
-            self.sessions.standing(slot).is_some_and(|standing| {
-                let mut passes = standing.passes.iter();
-                passes.any(|pass| pass.channel == *channel && pass.expires_ms > self.elapsed_ms)
-            })
-        };
         match self.may(slot, Operation::Subscribe, channel) {
             Verdict::Yes => true,
             Verdict::No(_) | Verdict::WhileSubscribed => false,
-            Verdict::Token | Verdict::Ask => has_pass(),
+            Verdict::Token | Verdict::Ask => self.has_pass(slot, channel),
         }
     }
 

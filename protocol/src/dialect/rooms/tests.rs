@@ -48,6 +48,31 @@ fn every_error_has_its_words() {
 }
 
 #[test]
+fn a_room_is_joined_with_its_password_and_what_its_rules_refuse_has_words() {
+    let mut talk = Rooms::new(0);
+    for (text, expected) in [
+        (r#"{"type":"join_room","room":"a","password":"x\u0079"}"#, Some("xy")),
+        (r#"{"type":"join_room","room":"a","password":7}"#, None),
+        (r#"{"type":"join_room","room":"a"}"#, None),
+    ] {
+        let steps = tell(&mut talk, text, 0);
+        let [Step::Do(deed)] = &steps[..] else { panic!("{steps:?}") };
+        let Action::Subscribe { password, .. } = &deed.action else { panic!("{deed:?}") };
+        assert_eq!(password.as_deref(), expected, "{text}");
+    }
+    for (id, code, words) in [
+        (Some("join:a"), ErrorCode::WrongPassword, "Invalid room password"),
+        (Some("join:a"), ErrorCode::MembersOnly, "Room is for members only"),
+        (Some("join:a"), ErrorCode::ChannelFull, "Room is full"),
+        (None, ErrorCode::MembersOnly, "Room is for members only"),
+        (None, ErrorCode::Moderated, "Only moderators may speak in this room"),
+    ] {
+        let refused = Event::Error { id, code, message: "" };
+        assert_eq!(error_of(&talk.event(&refused, 0)), words);
+    }
+}
+
+#[test]
 fn the_hundred_and_first_message_of_a_minute_is_refused_and_does_not_prolong_it() {
     let mut talk = Rooms::new(0);
     let join = r#"{"type":"join_room","room":"a"}"#;

@@ -90,6 +90,7 @@ impl Bench {
             shard: ShardId(shard),
             session: session(shard),
             who: None,
+            entry: None,
             lane: Lane::RAW,
             to: self.to,
             recover,

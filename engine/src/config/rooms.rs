@@ -1,0 +1,112 @@
+//! Rules of `[[channels]]` whose channels are rooms.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::schema::{ChannelRule, Config, Presence, Secret, Speakers};
+use crate::access::Room;
+use crate::callers::KeyHash;
+
+/// Longest password of a room: what a client shows is no longer than a message.
+const PASSWORD_BYTES_MAX: usize = 256;
+
+impl Config {
+    /// Makes of the keys of rooms what holds in them. Of passwords their hash is kept alone.
+    pub(super) fn read_rooms(&mut self) {
+        for rule in &mut self.channels {
+            let password = std::mem::replace(&mut rule.password, Secret(Vec::new()));
+            rule.room_rules = rule.room.then(|| {
+                Arc::new(Room {
+                    members_max: rule.members_max,
+                    public: rule.public,
+                    moderated: rule.moderated,
+                    speak: rule.speak,
+                    password: (!password.is_empty()).then(|| KeyHash::of(&password.0)),
+                    moderators: BTreeSet::new(),
+                    members: BTreeSet::new(),
+                })
+            });
+        }
+    }
+}
+
+impl ChannelRule {
+    /// Whether it matters who publishes to its channels.
+    pub fn asks_who_publishes(&self) -> bool {
+        self.sender || self.room
+    }
+
+    /// Whether homes know who is on its channels: where it is shown, and in rooms.
+    pub fn knows_members(&self) -> bool {
+        self.presence == Presence::Full || self.room
+    }
+
+    /// What is wrong with the keys of rooms, each with the key in front: what would mean nothing is refused, since
+    /// whoever wrote it takes it to hold.
+    pub(super) fn wrong_room(&self) -> Vec<String> {
+        let ChannelRule { room, public, moderated, password, speak, .. } = self;
+        let mut wrong = Vec::new();
+        let mut unused = |key: &str, given: bool| {
+            if given && !room {
+                wrong.push(format!(".{key}: it holds in rooms alone; set room = true"));
+            }
+        };
+        unused("public", !public);
+        unused("moderated", *moderated);
+        unused("password", !password.is_empty());
+        unused("speak", *speak != Speakers::Members);
+        let bytes = password.0.len();
+        if bytes > PASSWORD_BYTES_MAX {
+            wrong.push(format!(
+                ".password: it has {bytes} bytes; allowed are at most {PASSWORD_BYTES_MAX}"
+            ));
+        }
+        if std::str::from_utf8(&password.0).is_err() {
+            wrong.push(".password: it is not text, and clients show nothing else".into());
+        }
+        wrong
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::callers::KeyHash;
+    use crate::config::{Config, Sources, Speakers};
+
+    fn load(rule: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, format!("[[channels]]\npattern = \"r.*\"\n{rule}")).unwrap();
+        Config::load(&Sources { file: Some(&path), ..Sources::default() })
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_rule_that_says_so_makes_rooms_and_of_its_password_the_hash_is_kept() {
+        let config = load("room = true\npassword = \"hush\"\nmembers_max = 7").unwrap();
+        let rule = config.rule("r.1").unwrap();
+        let room = rule.room_rules.as_ref().unwrap();
+        assert_eq!((room.members_max, room.public, room.moderated), (7, true, false));
+        assert_eq!((room.speak, room.password), (Speakers::Members, Some(KeyHash::of(b"hush"))));
+        assert!(rule.password.is_empty() && rule.knows_members() && rule.asks_who_publishes());
+        assert!(load("members_max = 7").unwrap().rule("r.1").unwrap().room_rules.is_none());
+    }
+
+    #[test]
+    fn what_would_hold_nowhere_is_refused() {
+        for (rule, wrong) in [
+            ("public = false", "channels[0].public: it holds in rooms alone"),
+            ("moderated = true", "channels[0].moderated: it holds in rooms alone"),
+            ("password = \"hush\"", "channels[0].password: it holds in rooms alone"),
+            ("speak = \"anyone\"", "channels[0].speak: it holds in rooms alone"),
+            ("room = true\nspeak = \"hush\"", "speak = \"hush\": allowed are anyone, members"),
+            (
+                &format!("room = true\npassword = \"{}\"", "h".repeat(257)),
+                "channels[0].password: it has 257 bytes; allowed are at most 256",
+            ),
+        ] {
+            let errors = load(rule).unwrap_err();
+            assert!(errors.contains(wrong), "{errors}");
+        }
+    }
+}
