@@ -98,7 +98,7 @@ fn who_does_not_know_the_password_stays_outside_and_moderators_need_none() {
         let mut moderator = come(&server, "bob", &["mod"]);
         assert_eq!(enter(&mut moderator, room, None)["type"], "subscribed");
         let mut other = come(&server, "cleo", &["mod"]);
-        let full = format!("{room} has 3 members, as many as it may have");
+        let full = format!("{room} has as many members as it may have, 3");
         assert_refused(&enter(&mut other, room, None), "channel_full", &full);
         // Who goes makes room, for one who knows the word.
         drop(moderator);
