@@ -261,7 +261,12 @@ fn gaps_are_believed_only_where_they_are_true() {
         ),
         (
             |_, n, c, t| match n {
-                20 => vec![text(&gap(c, 21, 20).to_string()), text(t)],
+                // The first is true: nothing was published between the two.
+                20 => vec![
+                    text(&gap(c, 21, 20).to_string()),
+                    text(&gap(c, 20, 19).to_string()),
+                    text(t),
+                ],
                 _ => vec![text(t)],
             },
             json!({"false_gaps": 4}),

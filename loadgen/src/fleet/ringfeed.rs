@@ -93,11 +93,12 @@ impl Fleet {
     /// what follows is the one behind them.
     fn gap(&mut self, at: usize, place: usize, event: &Value) {
         let Some(stream) = self.stream(at, place) else { return };
-        if event["from"].as_u64() > event["to"].as_u64() {
-            // Nothing that was published was left out.
+        let next = self.conns[at].subscriptions[place].cursor.next();
+        let behind = event["to"].as_u64().and_then(|to| to.checked_add(1));
+        if behind == Some(stream.offset_of(next)) && event["from"].as_u64() == behind {
+            // Nothing that was published was left out, but word of who comes and goes.
             return;
         }
-        let next = self.conns[at].subscriptions[place].cursor.next();
         let number = |key: &str| stream.number_of(event[key].as_u64()?);
         let told = number("from").zip(number("to"));
         match told.filter(|&(from, to)| from == next && (from..stream.end()).contains(&to)) {
