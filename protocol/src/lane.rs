@@ -30,6 +30,11 @@ pub enum Form {
     Cadsock,
 }
 
+/// A channel's name as clients know it who are not shown its first `hidden` bytes.
+pub(crate) fn shown(channel: &str, hidden: u8) -> &str {
+    channel.get(usize::from(hidden)..).unwrap_or_default()
+}
+
 impl Lane {
     /// Of `ringfeed.v1`.
     pub const RINGFEED: Lane = Lane { form: Form::Ringfeed, hidden: 0 };
@@ -38,9 +43,8 @@ impl Lane {
     /// Those of our own dialects.
     pub const ALL: [Lane; 2] = [Lane::RINGFEED, Lane::RAW];
 
-    /// A channel's name as clients know it.
     fn shown(self, channel: &str) -> &str {
-        channel.get(usize::from(self.hidden)..).unwrap_or_default()
+        shown(channel, self.hidden)
     }
 
     /// Appends one publication as a whole frame.
@@ -60,7 +64,7 @@ impl Lane {
     pub fn write_notice(self, out: &mut Vec<u8>, notice: &Event) {
         match self.form {
             Form::Ringfeed => ringfeed::write_event(out, notice),
-            Form::Rooms => rooms::write_notice(out, self.hidden.into(), notice),
+            Form::Rooms => rooms::write_notice(out, self.hidden, notice),
             Form::Raw | Form::Fluxus | Form::Wsnode | Form::Cadsock => {}
         }
     }

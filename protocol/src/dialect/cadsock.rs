@@ -1,31 +1,29 @@
 //! `cadsock`: what the clients of the FrankenPHP realtime module's successor speak: `raw.v1` with answers, and an
 //! envelope around what is published.
 
-use std::borrow::Cow;
-
 use super::object::{Object, quoted};
 use super::raw;
 use super::talk::{Opening, Step, Talk};
-use crate::command::Action;
 use crate::connection::Incoming;
 use crate::error::ErrorCode;
 use crate::event::{Event, Publication};
 use crate::frame::{self, Opcode};
+use crate::lane::shown;
 use crate::printable::Printable;
 
 /// See the module's description. It remembers nothing.
 #[derive(Debug)]
 pub(super) struct Cadsock {
-    hidden: usize,
+    hidden: u8,
 }
 
 impl Cadsock {
     pub(super) fn new(hidden: u8) -> Cadsock {
-        Cadsock { hidden: hidden.into() }
+        Cadsock { hidden }
     }
 
     fn done(&self, kind: &str, channel: &str) -> Step {
-        let channel = quoted(channel.get(self.hidden..).unwrap_or_default());
+        let channel = quoted(shown(channel, self.hidden));
         Step::say(&format!("{{\"type\":\"{kind}\",\"channel\":{channel}}}"))
     }
 }
@@ -58,16 +56,8 @@ impl Talk for Cadsock {
         let channel = channel.filter(|channel| !channel.is_empty());
         let step = match (action.as_deref().unwrap_or_default(), channel) {
             ("subscribe" | "unsubscribe", None) => error("channel must be specified"),
-            ("subscribe", Some(channel)) => {
-                let id: Box<str> = (*channel).into();
-                let channel = Cow::Owned(channel.into_owned());
-                Step::ask_as(id, Action::subscribe(channel))
-            }
-            ("unsubscribe", Some(channel)) => {
-                let id: Box<str> = (*channel).into();
-                let channel = Cow::Owned(channel.into_owned());
-                Step::ask_as(id, Action::Unsubscribe { channel })
-            }
+            ("subscribe", Some(channel)) => Step::subscribe(&*channel, &channel),
+            ("unsubscribe", Some(channel)) => Step::unsubscribe(&*channel, &channel),
             (other, _) => error(&format!("unknown action: {}", Printable::name(other))),
         };
         vec![step]

@@ -147,15 +147,9 @@ impl Fluxus {
             }
             "subscribe" | "unsubscribe" => vec![match self.channel(message, now_ms) {
                 Ok(name) if action == "subscribe" => {
-                    let channel = Cow::Owned(name.clone());
-                    let subscribe = Action::subscribe(channel);
-                    Step::ask_as(format!("{}{name}", asked::SUBSCRIBE), subscribe)
+                    Step::subscribe(format!("{}{name}", asked::SUBSCRIBE), &name)
                 }
-                Ok(name) => {
-                    let channel = Cow::Owned(name.clone());
-                    let id = format!("{}{name}", asked::UNSUBSCRIBE);
-                    Step::ask_as(id, Action::Unsubscribe { channel })
-                }
+                Ok(name) => Step::unsubscribe(format!("{}{name}", asked::UNSUBSCRIBE), &name),
                 Err(step) => step,
             }],
             "publish" => vec![self.publish(message, now_ms)],
@@ -277,11 +271,7 @@ impl Talk for Fluxus {
                      \"_metadata\":{{\"execution_time\":{took},\"timestamp\":{now}}}}}"
                 ))
             }
-            Event::Direct { kind, bytes, .. } => {
-                let mut out = Vec::with_capacity(bytes.len() + frame::HEADER_BYTES_MAX);
-                raw::write(&mut out, *kind, bytes);
-                Step::Say(out)
-            }
+            Event::Direct { kind, bytes, .. } => Step::payload(*kind, bytes),
             Event::Error { id, code, message } => {
                 self.refused(id.unwrap_or_default(), *code, message, now_ms)
             }

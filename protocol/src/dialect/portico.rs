@@ -9,15 +9,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::object::{Object, quoted};
-use super::raw;
 use super::talk::{Opening, Step, Talk};
 use crate::command::{Action, Payload, PayloadKind};
 use crate::connection::Incoming;
 use crate::date::iso_seconds;
 use crate::error::ErrorCode;
 use crate::event::Event;
-use crate::frame;
 use crate::handshake::Request;
+use crate::lane::shown;
 
 /// Everybody's channel.
 const ALL: &str = "all";
@@ -81,7 +80,7 @@ struct Session {
 #[derive(Debug)]
 pub(super) struct Portico {
     /// Bytes of channels' names that clients do not know.
-    hidden: usize,
+    hidden: u8,
     cookies: Cookies,
     session: Option<Session>,
     /// Of entities, with the type and the id as the client wrote them, in JSON.
@@ -112,7 +111,7 @@ impl Entity {
 impl Portico {
     pub(super) fn new(request: &Request, hidden: u8) -> Portico {
         Portico {
-            hidden: hidden.into(),
+            hidden,
             cookies: cookies(request),
             session: None,
             rooms: BTreeMap::new(),
@@ -128,16 +127,6 @@ impl Portico {
     fn next_id(&mut self, kind: &str, now_ms: u64) -> String {
         self.ids += 1;
         format!("{kind}_{now_ms:x}{:04x}", self.ids)
-    }
-
-    /// Subscribes to a channel.
-    fn join(id: impl Into<Box<str>>, room: &str) -> Step {
-        let channel = Cow::Owned(room.to_owned());
-        Step::ask_as(id, Action::subscribe(channel))
-    }
-
-    fn leave(id: impl Into<Box<str>>, room: &str) -> Step {
-        Step::ask_as(id, Action::Unsubscribe { channel: Cow::Owned(room.to_owned()) })
     }
 
     /// Relays what came to a channel, with what every relayed message has.
@@ -174,10 +163,10 @@ impl Portico {
         if own.is_some_and(|session| session.id == *id) {
             return vec![self.session_updated("none", "Session ID is unchanged", 0, now_ms)];
         }
-        let left = self.session_room().map(|room| Portico::leave(asked::LEFT, &room));
+        let left = self.session_room().map(|room| Step::unsubscribe(asked::LEFT, &room));
         let action = if left.is_some() { asked::UPDATED } else { asked::SET };
         self.session = Some(Session { id: id.into_owned(), kind: "booking" });
-        let joined = self.session_room().map(|room| Portico::join(action, &room));
+        let joined = self.session_room().map(|room| Step::subscribe(action, &room));
         left.into_iter().chain(joined).collect()
     }
 
@@ -217,14 +206,14 @@ impl Portico {
             return vec![confirmed(&entity, "subscribed", now_ms)];
         }
         self.rooms.insert(room.clone(), entity);
-        vec![Portico::join(format!("{}{room}", asked::ENTITY), &room)]
+        vec![Step::subscribe(format!("{}{room}", asked::ENTITY), &room)]
     }
 
     fn unsubscribe(&mut self, message: &Object, now_ms: u64) -> Vec<Step> {
         let Some((room, entity)) = Entity::of(message) else {
             return vec![refused("INVALID_ENTITY", ENTITY_NEEDED, now_ms)];
         };
-        let left = self.rooms.remove(&room).map(|_| Portico::leave(asked::LEFT, &room));
+        let left = self.rooms.remove(&room).map(|_| Step::unsubscribe(asked::LEFT, &room));
         left.into_iter().chain([confirmed(&entity, "unsubscribed", now_ms)]).collect()
     }
 
@@ -283,7 +272,7 @@ impl Portico {
 
     /// A room was joined.
     fn joined(&mut self, asked: &str, channel: &str, size: u64, now_ms: u64) -> Vec<Step> {
-        let (room, time) = (channel.get(self.hidden..).unwrap_or_default(), iso_seconds(now_ms));
+        let (room, time) = (shown(channel, self.hidden), iso_seconds(now_ms));
         let id = quoted(room);
         let joined = |kind: &str, more: &str| {
             Step::say(&format!(
@@ -410,7 +399,7 @@ fn url_decoded(text: &str) -> String {
 
 impl Talk for Portico {
     fn open(&mut self, _: &Opening, now_ms: u64) -> Vec<Step> {
-        let mut steps = vec![Portico::join(asked::ALL, ALL), Step::Remind(SERVER_PING_MS)];
+        let mut steps = vec![Step::subscribe(asked::ALL, ALL), Step::Remind(SERVER_PING_MS)];
         match std::mem::replace(&mut self.cookies, Cookies::None) {
             Cookies::None => {}
             Cookies::Others => steps.push(Step::say(&format!(
@@ -420,7 +409,7 @@ impl Talk for Portico {
             Cookies::Session { id, kind } => {
                 self.session = Some(Session { id, kind });
                 let room = self.session_room();
-                steps.extend(room.map(|room| Portico::join(asked::GREETING, &room)));
+                steps.extend(room.map(|room| Step::subscribe(asked::GREETING, &room)));
             }
         }
         steps
@@ -467,7 +456,7 @@ impl Talk for Portico {
                 self.joined(asked, channel, *subscribers, now_ms)
             }
             Event::Unsubscribed { id: None, channel, .. } => {
-                let room = channel.get(self.hidden..).unwrap_or_default();
+                let room = shown(channel, self.hidden);
                 if self.session_room().as_deref() == Some(room) {
                     self.session = None;
                 }
@@ -475,11 +464,7 @@ impl Talk for Portico {
                 entity.iter().map(|entity| confirmed(entity, "unsubscribed", now_ms)).collect()
             }
             Event::Result { id: asked::APPLICATIONS, data } => vec![applications(data, now_ms)],
-            Event::Direct { kind, bytes, .. } => {
-                let mut out = Vec::with_capacity(bytes.len() + frame::HEADER_BYTES_MAX);
-                raw::write(&mut out, *kind, bytes);
-                vec![Step::Say(out)]
-            }
+            Event::Direct { kind, bytes, .. } => vec![Step::payload(*kind, bytes)],
             Event::Error { id, code, message } => {
                 self.refused(id.unwrap_or_default(), *code, message, now_ms)
             }

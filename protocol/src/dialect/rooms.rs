@@ -13,6 +13,7 @@ use crate::connection::Incoming;
 use crate::error::ErrorCode;
 use crate::event::{Event, Present, Publication, Someone};
 use crate::frame::{self, Opcode};
+use crate::lane::shown;
 use crate::printable::{Detail, Printable};
 use crate::refused::Refused;
 use crate::user_id::UserId;
@@ -41,7 +42,7 @@ mod asked {
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Rooms {
-    hidden: usize,
+    hidden: u8,
     user: Option<UserId>,
     in_lobby: bool,
     /// When the messages of the last minute were taken.
@@ -51,13 +52,7 @@ pub(super) struct Rooms {
 
 impl Rooms {
     pub(super) fn new(hidden: u8) -> Rooms {
-        Rooms {
-            hidden: hidden.into(),
-            user: None,
-            in_lobby: false,
-            taken_ms: VecDeque::new(),
-            ponged_ms: None,
-        }
+        Rooms { hidden, user: None, in_lobby: false, taken_ms: VecDeque::new(), ponged_ms: None }
     }
 
     /// The user as JSON.
@@ -123,11 +118,10 @@ impl Rooms {
                 let Some(room) = room(message, "room") else {
                     return vec![error("Room name required")];
                 };
-                let channel = Cow::Owned(room.clone());
                 if kind == "leave_room" {
-                    let id = format!("{}{room}", asked::LEAVE);
-                    return vec![Step::ask_as(id, Action::Unsubscribe { channel })];
+                    return vec![Step::unsubscribe(format!("{}{room}", asked::LEAVE), &room)];
                 }
+                let channel = Cow::Owned(room.clone());
                 let id = format!("{}{room}", asked::JOIN);
                 let password = message.text("password").map(|own| Cow::Owned(own.into_owned()));
                 let (recover, token) = (None, None);
@@ -265,13 +259,13 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Pu
 }
 
 /// Who has come to a room or left it, a frame each; in the lobby, who is offline.
-pub(crate) fn write_notice(out: &mut Vec<u8>, hidden: usize, notice: &Event) {
+pub(crate) fn write_notice(out: &mut Vec<u8>, hidden: u8, notice: &Event) {
     let (channel, kind, users, time_ms) = match notice {
         Event::Join { channel, users, .. } => (channel, "user_joined", users, 0),
         Event::Leave { channel, users, time_ms, .. } => (channel, "user_left", users, *time_ms),
         _ => return,
     };
-    let shown = channel.get(hidden..).unwrap_or_default();
+    let shown = shown(channel, hidden);
     for Present { who, .. } in users {
         let user = match who {
             Someone::User(user) => quoted(user),
@@ -331,7 +325,7 @@ impl Talk for Rooms {
             }
             Event::Unsubscribed { id, channel, .. } => {
                 let room = id.and_then(|asked| asked.strip_prefix(asked::LEAVE));
-                let room = room.or_else(|| channel.get(self.hidden..)).unwrap_or_default();
+                let room = room.unwrap_or_else(|| shown(channel, self.hidden));
                 vec![Step::say(&format!("{{\"type\":\"room_left\",\"room\":{}}}", quoted(room)))]
             }
             Event::Sent { id, connections: 0, .. } if id.is_some() => {

@@ -4,10 +4,12 @@
 //! has to tell, and says for each what is to be done, step by step: frames for the client, and commands, whose answers
 //! come back to it as events. Sans-IO like everything here: it is told the time.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use super::raw;
 use crate::close::CloseCode;
-use crate::command::Action;
+use crate::command::{Action, PayloadKind};
 use crate::connection::Incoming;
 use crate::event::Event;
 use crate::frame::{self, Opcode};
@@ -45,6 +47,23 @@ impl Step {
         Step::Say(out)
     }
 
+    /// Says a payload as it is.
+    pub fn payload(kind: PayloadKind, bytes: &[u8]) -> Step {
+        let mut out = Vec::with_capacity(bytes.len() + frame::HEADER_BYTES_MAX);
+        raw::write(&mut out, kind, bytes);
+        Step::Say(out)
+    }
+
+    /// Asks for a channel. `id` comes back with the answer.
+    pub fn subscribe(id: impl Into<Box<str>>, channel: &str) -> Step {
+        Step::ask_as(id, Action::subscribe(Cow::Owned(channel.to_owned())))
+    }
+
+    /// Asks for a channel no more. `id` comes back with the answer.
+    pub fn unsubscribe(id: impl Into<Box<str>>, channel: &str) -> Step {
+        Step::ask_as(id, Action::Unsubscribe { channel: Cow::Owned(channel.to_owned()) })
+    }
+
     /// Asks for this, without an answer unless it is refused.
     pub fn ask(action: Action<'static>) -> Step {
         Step::Do(Deed { id: None, action })
@@ -80,4 +99,12 @@ pub trait Talk: fmt::Debug {
     fn tick(&mut self, _now_ms: u64) -> Vec<Step> {
         Vec::new()
     }
+}
+
+/// What a step says, as JSON.
+#[cfg(test)]
+pub(super) fn said(step: &Step) -> serde_json::Value {
+    let Step::Say(frame) = step else { panic!("{step:?}") };
+    let (_, len) = frame::Header::parse(frame).unwrap().unwrap();
+    serde_json::from_slice(&frame[len..]).unwrap()
 }

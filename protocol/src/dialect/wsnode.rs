@@ -1,27 +1,25 @@
 //! `wsnode`: what the clients of DistributedWebSocket's nodes speak: they subscribe, and that is all.
 
-use std::borrow::Cow;
-
 use super::object::{Object, quoted};
 use super::raw;
 use super::talk::{Opening, Step, Talk};
-use crate::command::Action;
 use crate::connection::Incoming;
 use crate::date::iso_millis;
 use crate::error::ErrorCode;
 use crate::event::{Event, Publication};
 use crate::frame::{self, Opcode};
+use crate::lane::shown;
 use crate::node;
 
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Wsnode {
-    hidden: usize,
+    hidden: u8,
 }
 
 impl Wsnode {
     pub(super) fn new(hidden: u8) -> Wsnode {
-        Wsnode { hidden: hidden.into() }
+        Wsnode { hidden }
     }
 }
 
@@ -68,15 +66,13 @@ impl Talk for Wsnode {
             return Vec::new();
         }
         let channel = object.text("channel").unwrap_or_default();
-        let id: Box<str> = (*channel).into();
-        let channel = Cow::Owned(channel.into_owned());
-        vec![Step::ask_as(id, Action::subscribe(channel))]
+        vec![Step::subscribe(&*channel, &channel)]
     }
 
     fn event(&mut self, event: &Event, now_ms: u64) -> Vec<Step> {
         match event {
             Event::Subscribed { channel, .. } => {
-                vec![subscribed(channel.get(self.hidden..).unwrap_or_default(), now_ms)]
+                vec![subscribed(shown(channel, self.hidden), now_ms)]
             }
             Event::Error { id: Some(channel), code: ErrorCode::AlreadySubscribed, .. } => {
                 vec![subscribed(channel, now_ms)]

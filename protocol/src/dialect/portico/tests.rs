@@ -1,16 +1,10 @@
 use super::*;
+use crate::dialect::talk::said;
 use crate::position::{Epoch, Offset, Position};
 
 fn talk(headers: &str) -> Portico {
     let head = format!("GET /wss HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
     Portico::new(&Request::parse_whole(head.as_bytes()).unwrap(), 2)
-}
-
-/// What a step says, as JSON.
-fn said(step: &Step) -> serde_json::Value {
-    let Step::Say(frame) = step else { panic!("{step:?}") };
-    let (_, len) = frame::Header::parse(frame).unwrap().unwrap();
-    serde_json::from_slice(&frame[len..]).unwrap()
 }
 
 fn opened(headers: &str) -> (Portico, Vec<Step>) {
@@ -42,7 +36,7 @@ fn the_first_cookie_of_three_names_the_session() {
     ] {
         let (mut talk, steps) = opened(headers);
         assert_eq!(steps.len(), 3, "{headers}");
-        assert_eq!(steps[2], Portico::join(asked::GREETING, room));
+        assert_eq!(steps[2], Step::subscribe(asked::GREETING, room));
         let greeting = subscribed(&mut talk, asked::GREETING, &format!("p.{room}"));
         assert_eq!(said(&greeting[0])["roomId"], room);
         assert_eq!(said(&greeting[0])["roomSize"], 3);
@@ -121,7 +115,7 @@ fn a_room_that_is_refused_or_ended_is_left() {
     let (mut talk, _) = opened("");
     let subscribe = r#"{"type":"subscribe","entityType":"resource","entityId":42}"#;
     let steps = talk.message(&Incoming::Text(subscribe), 0);
-    assert_eq!(steps, [Portico::join("entity:entity_resource_42", "entity_resource_42")]);
+    assert_eq!(steps, [Step::subscribe("entity:entity_resource_42", "entity_resource_42")]);
     let relayed = r#"{"type":"room_message","roomId":"entity_resource_42","action":"presence"}"#;
     let steps = talk.message(&Incoming::Text(relayed), 0);
     assert_eq!(published(&steps[0]).0, "entity_resource_42", "it need not wait for the answer");

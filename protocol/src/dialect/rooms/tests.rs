@@ -1,11 +1,5 @@
 use super::*;
-
-/// What a step says, as JSON.
-fn said(step: &Step) -> serde_json::Value {
-    let Step::Say(frame) = step else { panic!("{step:?}") };
-    let (_, len) = frame::Header::parse(frame).unwrap().unwrap();
-    serde_json::from_slice(&frame[len..]).unwrap()
-}
+use crate::dialect::talk::said;
 
 fn tell(talk: &mut Rooms, text: &str, now_ms: u64) -> Vec<Step> {
     talk.message(&Incoming::Text(text), now_ms)
