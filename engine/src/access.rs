@@ -15,7 +15,7 @@ mod who;
 pub use grants::{Grant, Grants};
 pub use identity::{Admitted, Identity, Statement};
 pub use permissions::{Permissions, Verdict};
-pub use room::{Barred, Entry, Guest, Room};
+pub use room::{Barred, Entry, Guest, MadeRoom, Room, RoomChange};
 pub use who::Nobody;
 pub(crate) use who::{Who, role};
 

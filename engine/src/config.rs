@@ -5,6 +5,7 @@
 
 mod access;
 mod api_keys;
+mod content;
 pub(crate) mod file;
 mod fixed;
 mod hooks;
@@ -27,6 +28,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 pub use reference::reference;
+pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};
 pub(crate) use rpc::{check_method, wrong_who};
 pub(crate) use rules::matches;
 pub use schema::{
@@ -130,6 +132,7 @@ impl Config {
                 config.validate(&mut errors);
                 config.read_api_keys(&mut errors);
                 config.read_rooms();
+                config.read_contents(&mut errors);
                 if errors.is_empty() {
                     return Ok(config);
                 }
@@ -159,6 +162,11 @@ mod tests {
     fn load(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, String> {
         let environment = environment.iter().map(|&(k, v)| (k.into(), v.into())).collect();
         load_from(file, environment, flags)
+    }
+
+    /// A configuration with one rule more, for channels named `r.*`.
+    pub(super) fn load_rule(rule: &str) -> Result<Config, String> {
+        load(&format!("[[channels]]\npattern = \"r.*\"\n{rule}"), &[], &[])
     }
 
     fn load_from(
@@ -492,6 +500,8 @@ mod tests {
         }
         let twice = "[[endpoints]]\npath = \"/a\"\n[[endpoints]]\npath = \"/a\"";
         refused(twice, &[], &[], &["endpoints[1].path = \"/a\": it is in use already"]);
+        let anywhere = "[[endpoints]]\npath = \"*\"\n[[endpoints]]\npath = \"*\"\n";
+        refused(anywhere, &[], &[], &["endpoints[1].path = \"*\": it is in use already"]);
         let prefix = |bytes| {
             format!("[[endpoints]]\npath = \"/\"\nchannel_prefix = \"{}\"", "p".repeat(bytes))
         };

@@ -20,6 +20,7 @@ mod public;
 mod publish;
 mod questions;
 mod reload;
+mod rooms;
 pub mod rpc;
 mod signals;
 mod stats;
@@ -224,7 +225,7 @@ mod tests {
     use super::*;
     use crate::callers::{Callers, KeyHash};
     use crate::config::{Config, Scope, Sources};
-    use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Shards, Waker, queues};
+    use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Receipt, Shards, Waker, queues};
     use crate::settings::Settings;
     use crate::shard::door::Admission;
 
@@ -285,7 +286,8 @@ mod tests {
     fn accept(request: Request) {
         let Request::PublishBatch { items, reply } = request else { panic!("{request:?}") };
         let position = Position { epoch: Epoch(1), offset: Offset(1) };
-        reply.send(items.into_iter().map(|item| (item.0, Ok(position))).collect()).unwrap();
+        let receipt = Receipt { position, subscribers: 1 };
+        reply.send(items.into_iter().map(|item| (item.0, Ok(receipt))).collect()).unwrap();
     }
 
     #[test]

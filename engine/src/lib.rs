@@ -8,6 +8,7 @@ pub mod access;
 pub mod callers;
 pub mod clock;
 pub mod config;
+pub mod content;
 pub mod control;
 pub mod counters;
 pub mod ids;

@@ -13,7 +13,9 @@ mod mailbox;
 mod presence;
 mod question;
 mod request;
+mod room;
 
+pub(crate) use delivery::SESSIONS_PER_ORDER;
 pub use delivery::{
     ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Naming, Order,
     Origin, Replay, Skip, Start, StoredPayload, StoredPublication,
@@ -28,6 +30,7 @@ pub use question::{
     SubscribeAllowed,
 };
 pub use request::{
-    By, Post, Published, Reached, Reply, Request, Revocation, Revoked, Sender, Speaker,
-    UserConnection, UserRequest,
+    By, Confirm, Post, Published, Reached, Receipt, Reply, Request, Revocation, Revoked, Sender,
+    Speaker, UserConnection, UserRequest,
 };
+pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};

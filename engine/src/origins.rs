@@ -11,13 +11,15 @@ pub struct Origins(Vec<Pattern>);
 /// A pattern that can never fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no origin: allowed are \"null\" and scheme://host or scheme://host:port as browsers \
+    "{0:?} is no origin: allowed are \"null\", \"same-host\" and scheme://host or scheme://host:port as browsers \
      send them (no path, non-ASCII names in punycode), with '*' in host or as port"
 )]
 pub struct BadOriginPattern(String);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Pattern {
+    /// Pages of the host, and port, that the request is for.
+    SameHost,
     /// Pages without an origin of their own: local files, sandboxed frames.
     Null,
     Tuple {
@@ -57,17 +59,20 @@ impl Origins {
         self.0.is_empty()
     }
 
-    /// Whether a page of this origin, the value of the header, may connect.
-    pub fn allow(&self, origin: Option<&[u8]>) -> bool {
+    /// Whether a page of this origin, the value of the header, may connect to `host`, the value of another one.
+    pub fn allow(&self, origin: Option<&[u8]>, host: Option<&[u8]>) -> bool {
         let Some(origin) = origin.filter(|_| !self.0.is_empty()) else { return true };
         let Ok(origin) = std::str::from_utf8(origin) else { return false };
         if origin == "null" {
             return self.0.contains(&Pattern::Null);
         }
         let origin = origin.to_ascii_lowercase();
+        let own = origin.split_once("://").map(|(_, own)| own.as_bytes());
+        let is_same = own.zip(host).is_some_and(|(own, host)| own.eq_ignore_ascii_case(host));
         let Some(Tuple { scheme, host, port }) = Tuple::parse(&origin, false) else { return false };
         self.0.iter().any(|pattern| match pattern {
             Pattern::Null => false,
+            Pattern::SameHost => is_same,
             Pattern::Tuple { scheme: s, host: h, port: p } => {
                 let port_fits = *p == PortPattern::Any || *p == PortPattern::Only(port);
                 s == scheme && port_fits && fits(h.as_bytes(), host.as_bytes())
@@ -80,6 +85,9 @@ impl Pattern {
     fn parse(text: &str) -> Option<Pattern> {
         if text == "null" {
             return Some(Pattern::Null);
+        }
+        if text == "same-host" {
+            return Some(Pattern::SameHost);
         }
         let (text, any_port) = match text.strip_suffix(":*") {
             Some(text) => (text, true),
@@ -239,21 +247,43 @@ mod tests {
             ("", false),
         ];
         for (origin, allowed) in table {
-            assert_eq!(listed.allow(Some(origin.as_bytes())), allowed, "{origin:?}");
+            assert_eq!(listed.allow(Some(origin.as_bytes()), None), allowed, "{origin:?}");
         }
-        assert!(!listed.allow(Some(b"https://\xff.example.org")));
-        assert!(listed.allow(None), "who sends none is no browser");
+        assert!(!listed.allow(Some(b"https://\xff.example.org"), None));
+        assert!(listed.allow(None, None), "who sends none is no browser");
+    }
+
+    #[test]
+    fn pages_of_the_same_host_are_those_whose_origin_is_what_the_request_is_for() {
+        let own = origins(&["same-host"]);
+        for (origin, host, allowed) in [
+            ("https://example.org", "example.org", true),
+            ("http://EXAMPLE.org:8080", "example.ORG:8080", true),
+            ("https://[::1]:1", "[::1]:1", true),
+            ("https://example.org", "example.org:8080", false),
+            ("https://example.org:8080", "example.org", false),
+            ("https://evil.test", "example.org", false),
+            ("https://example.org.evil.test", "example.org", false),
+            ("https://user@example.org", "user@example.org", false),
+            ("null", "null", false),
+            ("", "", false),
+            ("https://", "", false),
+        ] {
+            let is = own.allow(Some(origin.as_bytes()), Some(host.as_bytes()));
+            assert_eq!(is, allowed, "{origin:?} for {host:?}");
+        }
+        assert!(!own.allow(Some(b"https://example.org"), None) && own.allow(None, None));
     }
 
     #[test]
     fn an_empty_list_takes_any_and_null_is_listed_as_such() {
         for origin in [Some(&b"https://anything"[..]), Some(b"null"), Some(b"\xff"), None] {
-            assert!(origins(&[]).allow(origin));
+            assert!(origins(&[]).allow(origin, None));
         }
         assert!(origins(&[]).is_empty() && !origins(&["null"]).is_empty());
-        assert!(origins(&["null"]).allow(Some(b"null")));
-        assert!(!origins(&["null"]).allow(Some(b"NULL")));
-        assert!(!origins(&["null"]).allow(Some(b"https://example.org")));
+        assert!(origins(&["null"]).allow(Some(b"null"), None));
+        assert!(!origins(&["null"]).allow(Some(b"NULL"), None));
+        assert!(!origins(&["null"]).allow(Some(b"https://example.org"), None));
     }
 
     #[test]
@@ -281,6 +311,6 @@ mod tests {
     fn a_long_host_takes_no_long_time() {
         let many = origins(&[&format!("https://{}b.test", "*a".repeat(30))]);
         let host = format!("https://{}", "a".repeat(16_000));
-        assert!(!many.allow(Some(host.as_bytes())));
+        assert!(!many.allow(Some(host.as_bytes()), None));
     }
 }

@@ -14,6 +14,7 @@ mod gauges;
 mod home;
 mod local;
 mod news;
+mod rate;
 mod requests;
 mod review;
 mod run;
@@ -30,8 +31,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use ringfeed_protocol::Dialect;
 use ringfeed_protocol::dialect::Talk;
+use ringfeed_protocol::{Dialect, Lane};
 use ringfeed_wire::{Event as WireEvent, SocketId, Wire};
 use tokio::sync::mpsc;
 
@@ -210,8 +211,8 @@ pub struct Shard<W> {
     wire: W,
     shared: Arc<Shared>,
     config: Arc<Config>,
-    /// Of some channels it matters who publishes: they tell it, or are rooms.
-    some_ask_who: bool,
+    /// Of some channels it matters who publishes, or what, or how often.
+    some_look: bool,
     access: Arc<Access>,
     counters: Arc<Counters>,
     inbox: Inbox,
@@ -310,7 +311,7 @@ impl<W: Wire> Shard<W> {
             ),
             flush_limits: flush_limits(&config, shards),
             shared,
-            some_ask_who: config.channels.iter().any(ChannelRule::asks_who_publishes),
+            some_look: config.channels.iter().any(ChannelRule::looks_at_publications),
             config,
             access,
             inbox,
@@ -374,6 +375,7 @@ impl<W: Wire> Shard<W> {
         let (now, mut deliver) =
             ((self.now, self.work_ms), route(self.id, &mut self.own, &mut self.links));
         self.homes.tell_notices(now, &mut deliver);
+        self.homes.tell_unconfirmed(now.1, &mut deliver);
         self.homes.seal_all(&mut deliver);
         drop(deliver);
         self.tell_news();
@@ -504,10 +506,10 @@ impl<W: Wire> Shard<W> {
             }
         };
         let limit = self.config.limits.message_bytes_max;
-        let config = self.config.endpoints.get(usize::from(endpoint));
-        // Shorter than a channel's name may be.
-        let hidden = config.map_or(0, |e| u8::try_from(e.channel_prefix.len()).unwrap_or(u8::MAX));
+        let hidden = self.config.hidden(endpoint);
+        let form = talk.as_ref().and_then(|talk| talk.form());
         let lane = dialect.lane(hidden);
+        let lane = lane.map(|lane| Lane { form: form.unwrap_or(lane.form), ..lane });
         let mut session = Session::new(dialect, endpoint, limit, self.now_ms, permit);
         (session.lane, session.talk) = (lane, talk.map(Conversation::new).map(Box::new));
         let id = self.sessions.add(socket, session);
@@ -519,7 +521,6 @@ impl<W: Wire> Shard<W> {
             self.queue_answer(id.slot, Bytes::from(answer));
         }
         self.take_credentials(id.slot, credentials);
-        self.open_talk(id.slot);
         self.subscribe_as_all(id.slot);
         if !rest.is_empty() && self.sessions.current(id).is_some() {
             self.handle_received(id.slot, &mut rest);
@@ -683,10 +684,12 @@ fn flush_limits(config: &Config, shards: u16) -> FlushLimits {
 }
 
 fn home_limits(config: &Config, shards: u16) -> HomeLimits {
-    let channels = config.limits.channels_max;
+    let (channels, rooms) = (config.limits.channels_max, config.limits.rooms_max);
     HomeLimits {
         channels_max: channels.into(),
         own_channels_max: channels as usize / usize::from(shards) + 1,
+        rooms_max: rooms.into(),
+        own_rooms_max: (rooms as usize).div_ceil(usize::from(shards)),
         history_bytes_max: share_of(config.limits.history_bytes_max, shards),
         parked_bytes_max: share_of(config.limits.parked_bytes_max, shards),
         news_max: share_of(config.hooks.presence_queue_max.into(), shards),

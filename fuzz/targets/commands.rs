@@ -3,12 +3,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringfeed_protocol::command::{Action, Command, CommandError, Payload, PayloadKind};
+use ringfeed_protocol::command::{
+    Action, Command, CommandError, KIND_BYTES_MAX, Payload, PayloadKind,
+};
 use ringfeed_protocol::dialect::{Deed, Opening, Step, Talk};
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Header;
 use ringfeed_protocol::handshake::Request;
-use ringfeed_protocol::{ChannelName, Dialect, Event, Incoming, Lane, Offset};
+use ringfeed_protocol::lane::{Form, RoomsForm};
+use ringfeed_protocol::{ChannelName, Dialect, Event, Incoming, Lane, Offset, any_name};
 use serde_json::value::RawValue;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -57,6 +60,19 @@ fn stepped(step: &Step) {
 
 fn accepted(command: &Command) {
     replied(&Event::Pong { id: command.id });
+    if let Action::Other { kind, message, otherwise } = &command.action {
+        // What the application is handed is JSON, of a type that a configuration can name.
+        assert!(kind.len() <= KIND_BYTES_MAX);
+        serde_json::from_str::<&RawValue>(message).expect("JSON");
+        if let Ok(action) = otherwise {
+            accepted(&Command { id: None, action: (**action).clone() });
+        }
+    }
+    if let Action::Subscribe { channel, .. } | Action::Unsubscribe { channel } = &command.action {
+        let name = any_name::encode(channel);
+        assert_eq!(any_name::decode(&name), *channel);
+        assert!(name.is_empty() || name.len() > 255 || ChannelName::new(&name).is_ok());
+    }
     let Action::Publish { channel, payload: Payload { kind, bytes }, .. } = &command.action else {
         return;
     };
@@ -68,6 +84,12 @@ fn accepted(command: &Command) {
     frame.clear();
     Lane::RAW.write_publication(&mut frame, &channel, &publication);
     assert_eq!(body(&frame), &bytes[..]);
+    let form = Form::Rooms(RoomsForm { batch: true, ids: true });
+    let batch = Lane { form, hidden: 0 };
+    let (mut parts, mut joined) = (Vec::new(), Vec::new());
+    (0..2).for_each(|_| batch.write_part(&mut parts, &channel, &publication));
+    batch.write_joined(&mut joined, &parts, 2, 7);
+    json(&joined);
     if *kind != PayloadKind::Binary {
         assert!(std::str::from_utf8(bytes).is_ok());
     }

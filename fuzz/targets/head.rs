@@ -26,7 +26,9 @@ fuzz_target!(|input: (usize, &[u8])| {
     assert!(request.path.starts_with('/') && !request.path.contains('?'));
     let listed = ["https://*.example.org", "http://localhost:*"].map(str::to_owned);
     let listed = Origins::parse(&listed).expect("valid patterns");
-    if let Some(origin) = request.header("origin").filter(|&origin| listed.allow(Some(origin))) {
+    let host = request.header("host");
+    let allowed = |&origin: &&[u8]| listed.allow(Some(origin), host);
+    if let Some(origin) = request.header("origin").filter(allowed) {
         let origin = origin.to_ascii_lowercase();
         let begins = |with: &[u8]| origin.starts_with(with);
         assert!(begins(b"https://") || begins(b"http://localhost"));

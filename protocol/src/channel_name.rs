@@ -29,6 +29,11 @@ pub enum ChannelNameError {
     BadCharacter(char),
 }
 
+/// Whether a name may hold a character.
+pub(crate) fn is_allowed(c: char) -> bool {
+    !(c.is_whitespace() || c.is_control() || matches!(c, '"' | '\\' | '*'))
+}
+
 /// Checks a name without taking memory for it.
 pub fn check(name: &str) -> Result<(), ChannelNameError> {
     if name.is_empty() {
@@ -37,8 +42,7 @@ pub fn check(name: &str) -> Result<(), ChannelNameError> {
     if name.len() > NAME_BYTES_MAX {
         return Err(ChannelNameError::TooLong(name.len()));
     }
-    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\\' | '*');
-    match name.chars().find(|&c| bad(c)) {
+    match name.chars().find(|&c| !is_allowed(c)) {
         Some(c) => Err(ChannelNameError::BadCharacter(c)),
         None => Ok(()),
     }

@@ -10,6 +10,9 @@ use crate::json::has_lone_surrogate;
 use crate::position::{Offset, Position};
 use crate::refused::Refused;
 
+/// Longest type of a message that the application may know.
+pub const KIND_BYTES_MAX: usize = 64;
+
 /// How published bytes are to be understood. Decides the frame's opcode and how a JSON dialect
 /// embeds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,13 +95,25 @@ impl<'a> Action<'a> {
         let channel = channel.into();
         Action::Subscribe { channel, recover: None, token: None, password: None }
     }
+
+    /// To publish what nobody is asked to confirm.
+    pub fn publish(
+        channel: impl Into<Cow<'a, str>>,
+        payload: Payload<'a>,
+        echo: bool,
+    ) -> Action<'a> {
+        Action::Publish { channel: channel.into(), payload, echo, confirm_ms: None }
+    }
 }
 
 impl<'a> Command<'a> {
     /// The same where nobody else is asked about what the dialect does not have.
     pub fn or_refused(self) -> Result<Command<'a>, CommandError<'a>> {
         match self.action {
-            Action::Other { refused, .. } => Err(CommandError { id: self.id, refused }),
+            Action::Other { otherwise, .. } => match otherwise {
+                Ok(action) => Ok(Command { id: None, action: *action }),
+                Err(refused) => Err(CommandError { id: self.id, refused }),
+            },
             action => Ok(Command { id: self.id, action }),
         }
     }
@@ -131,6 +146,15 @@ pub enum Action<'a> {
         payload: Payload<'a>,
         /// Whether the client gets it, too, where it is subscribed.
         echo: bool,
+        /// Ask those who get it to confirm it within so long, and tell who has.
+        confirm_ms: Option<u32>,
+    },
+    /// Say that a publication has come, to whoever wants to know.
+    Confirm {
+        /// Channel name, unchecked.
+        channel: Cow<'a, str>,
+        /// The publication.
+        offset: Offset,
     },
     /// Read a channel's log.
     History {
@@ -177,8 +201,8 @@ pub enum Action<'a> {
         kind: Cow<'a, str>,
         /// All of it, a JSON object.
         message: Cow<'a, str>,
-        /// What is wrong where the application is not asked.
-        refused: Refused,
+        /// What is done where the application is not asked, without an answer; or what is wrong then.
+        otherwise: Result<Box<Action<'a>>, Refused>,
     },
     /// Asks for a `pong`.
     Ping,

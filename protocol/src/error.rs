@@ -85,8 +85,14 @@ pub enum ErrorCode {
     MembersOnly,
     /// In the room only moderators speak.
     Moderated,
+    /// There are only rooms that were made, and this is none of them.
+    NoSuchRoom,
     /// Too many messages a second.
     RateLimited,
+    /// What is published is longer than the channel takes.
+    MessageTooLong,
+    /// What is published is not what the channel takes.
+    InvalidMessage,
     /// The client has not said who it is, or not so that it was believed.
     Unauthenticated,
     /// The server is shutting down and takes nothing new.
@@ -121,7 +127,10 @@ impl ErrorCode {
             ErrorCode::WrongPassword => "wrong_password",
             ErrorCode::MembersOnly => "members_only",
             ErrorCode::Moderated => "moderated",
+            ErrorCode::NoSuchRoom => "no_such_room",
             ErrorCode::RateLimited => "rate_limited",
+            ErrorCode::MessageTooLong => "message_too_long",
+            ErrorCode::InvalidMessage => "invalid_message",
             ErrorCode::Unauthenticated => "unauthenticated",
             ErrorCode::Draining => "draining",
             ErrorCode::Busy => "busy",

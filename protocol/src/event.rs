@@ -35,6 +35,8 @@ pub struct Meta {
     pub user: Option<UserId>,
     /// The publisher's connection, as [`crate::dialect::Opening::number`]; 0 for the application.
     pub number: u32,
+    /// Whether those who get it are asked to confirm it.
+    pub confirm: bool,
 }
 
 /// Somebody who may be on a channel: a user, or a connection that is nobody's.
@@ -136,6 +138,28 @@ pub enum Event<'a> {
         position: Position,
         /// Subscribers of the channel, on all connections.
         subscribers: u64,
+    },
+    /// The reply to `confirm`.
+    Confirmed {
+        /// Of the command.
+        id: Option<&'a str>,
+        /// The channel.
+        channel: &'a str,
+        /// The publication.
+        offset: Offset,
+        /// Whether it was waited for.
+        in_time: bool,
+    },
+    /// Who has confirmed a publication of this client, and who has not in time.
+    Receipts {
+        /// The channel.
+        channel: &'a str,
+        /// The publication.
+        position: Position,
+        /// In the order in which they have.
+        confirmed: Vec<Someone<'a>>,
+        /// In order.
+        missing: Vec<Someone<'a>>,
     },
     /// The reply to `history`.
     History {

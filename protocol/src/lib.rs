@@ -12,6 +12,7 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod any_name;
 pub mod call;
 pub mod channel_name;
 pub mod close;

@@ -9,6 +9,9 @@ use crate::error::ErrorCode;
 use crate::printable::{Detail, Printable};
 use crate::user_id::{UserId, UserIdError};
 
+/// Of the reason why a message does not fit: beside the channel's name, which is not always short.
+const WHY_BYTES_MAX: usize = 110;
+
 /// A refused command or publication. [`Refused::code`] is the word for programs; `Display` is the
 /// sentence for people: it names what is allowed, and whatever came it has a few hundred bytes at
 /// most and no control characters.
@@ -101,6 +104,18 @@ pub enum Refused {
         /// The full name.
         channel: ChannelName,
     },
+    /// Receivers are not asked to confirm what is published there.
+    #[error("{} is not a channel whose receivers are asked to confirm", Printable::name(channel))]
+    NotConfirmed {
+        /// The full name.
+        channel: ChannelName,
+    },
+    /// Rooms like this one are there only once they were made.
+    #[error("there is no room {}", Printable::name(channel))]
+    NoSuchRoom {
+        /// The full name.
+        channel: ChannelName,
+    },
     /// More a second than this connection may send.
     #[error("at most {per_second} {what} a second are allowed")]
     RateLimited {
@@ -108,6 +123,32 @@ pub enum Refused {
         what: Rated,
         /// How many may come in a second.
         per_second: u32,
+    },
+    /// More a second than all clients together may publish to a channel.
+    #[error("at most {per_second} messages a second are allowed on {}", Printable::name(channel))]
+    ChannelRateLimited {
+        /// The full name.
+        channel: ChannelName,
+        /// How many may come in a second.
+        per_second: u32,
+    },
+    /// What is published is longer than the channel takes.
+    #[error("{} takes at most {most} bytes; these are {bytes}", Printable::name(channel))]
+    MessageTooLong {
+        /// The full name.
+        channel: ChannelName,
+        /// Bytes of it.
+        bytes: usize,
+        /// How many may be.
+        most: u32,
+    },
+    /// What is published does not fit the schema of the channel.
+    #[error("{} does not take this: {why}", Printable::name(channel))]
+    InvalidMessage {
+        /// The full name.
+        channel: ChannelName,
+        /// Where and why it does not fit.
+        why: Detail,
     },
     /// Nobody has vouched for the client, or not so that it was believed.
     #[error("{detail}")]
@@ -197,8 +238,16 @@ pub enum Limit {
     SubscriptionsPerConnection,
     /// Channels of the whole server.
     Channels,
+    /// Rooms that were made over the HTTP API.
+    Rooms,
+    /// Rooms that one user is in.
+    RoomsPerUser,
     /// Calls of one connection that are not answered yet.
     CallsPerConnection,
+    /// Those who are asked to confirm one publication.
+    Receivers,
+    /// Publications of one connection to a channel that are not confirmed yet.
+    Unconfirmed,
 }
 
 /// What may come only so often.
@@ -222,9 +271,10 @@ impl Refused {
             Refused::BadCommand { .. } => ErrorCode::BadCommand,
             Refused::UnknownCommand { .. } => ErrorCode::UnknownCommand,
             Refused::BadChannel(_) | Refused::NoSuchChannel { .. } => ErrorCode::BadChannel,
-            Refused::Forbidden { .. } | Refused::Denied { .. } | Refused::SendForbidden { .. } => {
-                ErrorCode::Forbidden
-            }
+            Refused::Forbidden { .. }
+            | Refused::Denied { .. }
+            | Refused::SendForbidden { .. }
+            | Refused::NotConfirmed { .. } => ErrorCode::Forbidden,
             Refused::Unauthenticated { .. } => ErrorCode::Unauthenticated,
             Refused::Unavailable { .. } => ErrorCode::Busy,
             Refused::BadUser(_) => ErrorCode::BadCommand,
@@ -235,10 +285,37 @@ impl Refused {
             Refused::WrongPassword { .. } => ErrorCode::WrongPassword,
             Refused::MembersOnly { .. } => ErrorCode::MembersOnly,
             Refused::Moderated { .. } => ErrorCode::Moderated,
-            Refused::RateLimited { .. } => ErrorCode::RateLimited,
+            Refused::RateLimited { .. } | Refused::ChannelRateLimited { .. } => {
+                ErrorCode::RateLimited
+            }
+            Refused::MessageTooLong { .. } => ErrorCode::MessageTooLong,
+            Refused::InvalidMessage { .. } => ErrorCode::InvalidMessage,
+            Refused::NoSuchRoom { .. } => ErrorCode::NoSuchRoom,
             Refused::Call(error) => error.code(),
             Refused::Draining => ErrorCode::Draining,
         }
+    }
+
+    /// The same for clients of existing systems, who know channels by what stands behind the first `hidden` bytes of their names.
+    pub fn shown(mut self, hidden: u8) -> Refused {
+        if let Refused::NoSuchChannel { channel }
+        | Refused::Forbidden { channel, .. }
+        | Refused::AlreadySubscribed { channel }
+        | Refused::NotSubscribed { channel }
+        | Refused::ChannelFull { channel, .. }
+        | Refused::WrongPassword { channel }
+        | Refused::MembersOnly { channel }
+        | Refused::Moderated { channel }
+        | Refused::NoSuchRoom { channel }
+        | Refused::NotConfirmed { channel }
+        | Refused::MessageTooLong { channel, .. }
+        | Refused::InvalidMessage { channel, .. }
+        | Refused::ChannelRateLimited { channel, .. } = &mut self
+            && let Some(Ok(shown)) = channel.get(usize::from(hidden)..).map(ChannelName::new)
+        {
+            *channel = shown;
+        }
+        self
     }
 
     /// [`Refused::BadJson`], cut to a bounded length.
@@ -249,6 +326,12 @@ impl Refused {
     /// [`Refused::BadCommand`], cut to a bounded length.
     pub fn bad_command(detail: impl fmt::Display) -> Refused {
         Refused::BadCommand { detail: Detail::new(detail) }
+    }
+
+    /// [`Refused::InvalidMessage`], cut to a bounded length.
+    pub fn invalid_message(channel: &ChannelName, why: impl fmt::Display) -> Refused {
+        let why = Detail::new(Printable::new(why, WHY_BYTES_MAX));
+        Refused::InvalidMessage { channel: channel.clone(), why }
     }
 
     /// What serde has against a text: [`Refused::BadJson`] where it is not JSON, else
@@ -266,7 +349,13 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Limit::SubscriptionsPerConnection => "channels for each connection",
             Limit::Channels => "channels on this server",
+            Limit::Rooms => "rooms made over the HTTP API",
+            Limit::RoomsPerUser => "rooms for each user",
             Limit::CallsPerConnection => "calls under way for each connection",
+            Limit::Receivers => "receivers who are asked to confirm",
+            Limit::Unconfirmed => {
+                "publications of one connection to a channel that are not confirmed yet"
+            }
         })
     }
 }
@@ -310,6 +399,16 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_shown_a_prefix_is_not_told_of_it() {
+        let channel = ChannelName::new("rooms.lounge").unwrap();
+        let full = Refused::ChannelFull { channel, most: 2 }.shown(6);
+        assert_eq!(full.to_string(), "lounge has as many members as it may have, 2");
+        let channel = ChannelName::new("rooms.").unwrap();
+        let nothing = Refused::NotSubscribed { channel };
+        assert_eq!(nothing.clone().shown(6), nothing, "there is nothing else to call it");
+    }
+
+    #[test]
     fn a_sentence_names_what_is_allowed_and_stays_short() {
         let channel = ChannelName::new("chat").unwrap();
         let hint = "over the HTTP API only";
@@ -326,6 +425,9 @@ mod tests {
         for refused in [
             Refused::bad_json("\u{7f}".repeat(64_000)),
             Refused::NotSubscribed { channel: longest() },
+            Refused::MessageTooLong { channel: longest(), bytes: usize::MAX, most: u32::MAX },
+            Refused::ChannelRateLimited { channel: longest(), per_second: u32::MAX },
+            Refused::invalid_message(&longest(), "\u{1b}".repeat(64_000)),
             Refused::Forbidden { operation: Operation::History, channel: longest(), hint },
         ] {
             let text = refused.to_string();

@@ -59,6 +59,7 @@ fn there<'a>(user: &'a UserId, info: Option<&'a str>) -> Present<'a> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // an event for each line of the page
 fn every_event_is_shown_as_it_is_written() {
     let at = |offset| Position { epoch: EPOCH, offset: Offset(offset) };
     let id = Some;
@@ -142,6 +143,13 @@ fn every_event_is_shown_as_it_is_written() {
         },
         Event::Leave { channel, version: 9, users: vec![there(&ann, None)], time_ms: 0 },
         Event::Count { channel, version: 250, count: 201 },
+        Event::Confirmed { id: id("15"), channel, offset: Offset(11), in_time: true },
+        Event::Receipts {
+            channel,
+            position: at(11),
+            confirmed: vec![Someone::User(&ann)],
+            missing: vec![Someone::User(&bob), Someone::Connection(connection)],
+        },
         Event::Result { id: "7", data: "[{\"name\":\"cup\",\"price\":4.5}]" },
         Event::Error {
             id: id("7"),
@@ -166,12 +174,19 @@ fn every_kind_of_message_is_shown_as_it_is_written() {
         (8, PayloadKind::Text, b"not JSON"),
         (9, PayloadKind::Binary, &[0, 1, 2]),
         (10, PayloadKind::Json, b"{\"hello\":\"world\"}"),
+        (11, PayloadKind::Json, b"{\"hello\":\"world\"}"),
     ];
+    assert_eq!(shown.len(), publications.len());
     let (time_ms, user) = (1_700_000_000_000, UserId::new("ann").ok());
-    let meta = Meta { time_ms, user, number: 7 };
+    let meta = Meta { time_ms, user, number: 7, confirm: false };
+    let asked = Meta { confirm: true, ..meta.clone() };
     for ((offset, kind, bytes), line) in publications.into_iter().zip(shown) {
         let mut frame = Vec::new();
-        let meta = (offset == 10).then_some(&meta);
+        let meta = match offset {
+            10 => Some(&meta),
+            11 => Some(&asked),
+            _ => None,
+        };
         let publication = Publication { offset: Offset(offset), kind, bytes, meta };
         Lane::RINGFEED.write_publication(&mut frame, "chat", &publication);
         assert_eq!(body(&frame), line);

@@ -1,9 +1,10 @@
 //! The rules of a room: who may enter it, and who may speak there.
 //!
-//! A room is a channel whose rule says so. Its home asks here, since it knows who is a member; what permissions say was
+//! A room is a channel whose rule says so; what the rule says of it may be said otherwise over the API. Its home asks here, since it knows who is a member; what permissions say was
 //! found out where the connection is. Owns no state.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ringfeed_protocol::{ChannelName, Refused, UserId};
 
@@ -27,6 +28,48 @@ pub struct Room {
     pub moderators: BTreeSet<UserId>,
     /// Users who are invited, beside those whom a permission or the application lets in.
     pub members: BTreeSet<UserId>,
+}
+
+/// A room that was made over the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeRoom {
+    /// What holds there, whatever the channel's rule says.
+    pub rules: Arc<Room>,
+    /// It ends when its last member leaves.
+    pub ends_when_empty: bool,
+}
+
+/// What is said of a room over the API: fields that are left out stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RoomChange {
+    pub members_max: Option<u32>,
+    pub public: Option<bool>,
+    pub moderated: Option<bool>,
+    pub speak: Option<Speakers>,
+    /// `Some(None)` takes it away.
+    pub password: Option<Option<KeyHash>>,
+    pub moderators: Option<BTreeSet<UserId>>,
+    pub members: Option<BTreeSet<UserId>>,
+    pub ends_when_empty: Option<bool>,
+}
+
+impl MadeRoom {
+    /// The room as it is from now on.
+    pub fn changed(&self, change: RoomChange) -> MadeRoom {
+        let before = Room::clone(&self.rules);
+        let rules = Room {
+            members_max: change.members_max.unwrap_or(before.members_max),
+            public: change.public.unwrap_or(before.public),
+            moderated: change.moderated.unwrap_or(before.moderated),
+            speak: change.speak.unwrap_or(before.speak),
+            password: change.password.unwrap_or(before.password),
+            moderators: change.moderators.unwrap_or(before.moderators),
+            members: change.members.unwrap_or(before.members),
+        };
+        let ends_when_empty = change.ends_when_empty.unwrap_or(self.ends_when_empty);
+        MadeRoom { rules: Arc::new(rules), ends_when_empty }
+    }
 }
 
 /// Who asks, as was found out where its connection is.

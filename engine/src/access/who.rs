@@ -45,6 +45,14 @@ impl Who {
         Ok(who)
     }
 
+    /// The role, where it is those who have one.
+    pub(crate) fn role(&self) -> Option<&str> {
+        match self {
+            Who::Attribute(attribute) => attribute.strip_prefix("role:"),
+            _ => None,
+        }
+    }
+
     /// Whether somebody is among them.
     pub(crate) fn fits(&self, identity: &Identity) -> bool {
         match self {

@@ -32,6 +32,8 @@ fixed! {
     api.listen, api.bodies_bytes_max, api.connections_max,
     // Connections that are there have their timers, or have none; links between shards have their room.
     heartbeat.interval_ms, limits.idle_timeout_ms, limits.cross_shard_bytes_max,
+    // Homes of users know of the rooms that they are in, or do not.
+    limits.rooms_per_user_max,
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use toml::Value;
 
+use super::rooms::MEMBERS_MAX;
+
 /// What a key may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Allowed {
@@ -51,6 +53,7 @@ const SCOPES: &[&str] = &[
     "users",
     "connections",
     "tokens",
+    "rooms",
     "all",
 ];
 
@@ -125,6 +128,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("rpc.allow_client_info", WHO),
     ("rpc.allow_server_stats", WHO),
     ("rpc.allow_channels_list", WHO),
+    ("rpc.allow_server_methods", WHO),
     ("rpc.dir", Text("the path of a directory")),
     ("rpc.timeout_ms_max", TIMEOUT_MS),
     ("rpc.answer_bytes_max", Numbers(1024, 1 << 24)),
@@ -144,14 +148,18 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.idle_timeout_ms", Numbers(0, 86_400_000)),
     ("limits.subscriptions_per_connection_max", Numbers(1, 1 << 20)),
     ("limits.connections_per_user_max", Numbers(0, 1 << 24)),
+    ("limits.rooms_per_user_max", Numbers(0, 1 << 24)),
     ("limits.revocations_max", Numbers(0, 1 << 24)),
     ("limits.channels_max", Numbers(1, 1 << 30)),
+    ("limits.rooms_max", Numbers(1, 1 << 24)),
     ("limits.outbox_bytes_max", Numbers(4096, 1 << 30)),
     ("limits.outbox_timeout_ms", STALL_MS),
     ("limits.outboxes_bytes_max", BUDGET_BYTES),
     ("limits.rpc_calls_per_connection_max", Numbers(1, 4096)),
     ("limits.history_reply_max", Numbers(1, 1 << 20)),
     ("limits.presence_reply_max", Numbers(1, 1 << 20)),
+    ("limits.confirm_receivers_max", Numbers(1, 1 << 14)),
+    ("limits.confirm_ms_max", Numbers(1, 3_600_000)),
     ("limits.recovery_bytes_max", Numbers(0, 1 << 30)),
     ("limits.cross_shard_bytes_max", Numbers(1 << 16, 1 << 30)),
     ("limits.history_bytes_max", Numbers(0, 1 << 40)),
@@ -186,11 +194,16 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("channels.window_bytes", Numbers(1 << 12, 1 << 30)),
     ("channels.window_age_ms", Numbers(100, 3_600_000)),
     ("channels.sender", Switch),
+    ("channels.confirm", Switch),
     ("channels.presence", Words(&["off", "count", "full"])),
     ("channels.join_leave", Switch),
     ("channels.presence_interval_ms", Numbers(0, 3_600_000)),
     ("channels.presence_hook", Switch),
-    ("channels.members_max", Numbers(0, 1 << 30)),
+    ("channels.members_max", Numbers(0, MEMBERS_MAX as u64)),
+    ("channels.message_bytes_max", Numbers(0, 1 << 30)),
+    ("channels.schema", Text("the path of a file")),
+    ("channels.messages_per_second_max", Numbers(0, 1_000_000_000)),
+    ("channels.messages_burst", Numbers(1, 1_000_000_000)),
     ("channels.room", Switch),
     ("channels.public", Switch),
     ("channels.moderated", Switch),
@@ -198,6 +211,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("channels.password_env", Secret("the name of a variable")),
     ("channels.password_file", Text("the path of a file")),
     ("channels.speak", Words(&["anyone", "members"])),
+    ("channels.only_made", Switch),
     ("permissions.who", WHO),
     ("permissions.channels", Texts("channel names, with * for any run of characters and {user}")),
     ("permissions.allow", OPERATIONS),
@@ -235,6 +249,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("rpc_methods.url", HOOK_URL),
     ("rpc_methods.timeout_ms", TIMEOUT_MS),
     ("rpc_methods.allow", WHO),
+    ("rpc_methods.types", Texts("types of messages")),
 ];
 
 /// What `section.key` may be; `None` for a key that there is not.

@@ -7,8 +7,10 @@ use super::schema::{ChannelRule, Config, Presence, Secret, Speakers};
 use crate::access::Room;
 use crate::callers::KeyHash;
 
+/// Most members that a channel may be limited to.
+pub(crate) const MEMBERS_MAX: u32 = 1 << 30;
 /// Longest password of a room: what a client shows is no longer than a message.
-const PASSWORD_BYTES_MAX: usize = 256;
+pub(crate) const PASSWORD_BYTES_MAX: usize = 256;
 
 impl Config {
     /// Makes of the keys of rooms what holds in them. Of passwords their hash is kept alone.
@@ -36,15 +38,15 @@ impl ChannelRule {
         self.sender || self.room
     }
 
-    /// Whether homes know who is on its channels: where it is shown, and in rooms.
+    /// Whether homes know who is on its channels: where it is shown, where it is asked to confirm, and in rooms.
     pub fn knows_members(&self) -> bool {
-        self.presence == Presence::Full || self.room
+        self.presence == Presence::Full || self.room || self.confirm
     }
 
     /// What is wrong with the keys of rooms, each with the key in front: what would mean nothing is refused, since
     /// whoever wrote it takes it to hold.
     pub(super) fn wrong_room(&self) -> Vec<String> {
-        let ChannelRule { room, public, moderated, password, speak, .. } = self;
+        let ChannelRule { room, public, moderated, password, speak, only_made, .. } = self;
         let mut wrong = Vec::new();
         let mut unused = |key: &str, given: bool| {
             if given && !room {
@@ -55,6 +57,7 @@ impl ChannelRule {
         unused("moderated", *moderated);
         unused("password", !password.is_empty());
         unused("speak", *speak != Speakers::Members);
+        unused("only_made", *only_made);
         let bytes = password.0.len();
         if bytes > PASSWORD_BYTES_MAX {
             wrong.push(format!(
@@ -71,15 +74,8 @@ impl ChannelRule {
 #[cfg(test)]
 mod tests {
     use crate::callers::KeyHash;
-    use crate::config::{Config, Sources, Speakers};
-
-    fn load(rule: &str) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.toml");
-        std::fs::write(&path, format!("[[channels]]\npattern = \"r.*\"\n{rule}")).unwrap();
-        Config::load(&Sources { file: Some(&path), ..Sources::default() })
-            .map_err(|e| e.to_string())
-    }
+    use crate::config::Speakers;
+    use crate::config::tests::load_rule as load;
 
     #[test]
     fn a_rule_that_says_so_makes_rooms_and_of_its_password_the_hash_is_kept() {
@@ -99,6 +95,7 @@ mod tests {
             ("moderated = true", "channels[0].moderated: it holds in rooms alone"),
             ("password = \"hush\"", "channels[0].password: it holds in rooms alone"),
             ("speak = \"anyone\"", "channels[0].speak: it holds in rooms alone"),
+            ("only_made = true", "channels[0].only_made: it holds in rooms alone"),
             ("room = true\nspeak = \"hush\"", "speak = \"hush\": allowed are anyone, members"),
             (
                 &format!("room = true\npassword = \"{}\"", "h".repeat(257)),

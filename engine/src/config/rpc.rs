@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use ringfeed_protocol::call::METHOD_BYTES_MAX;
+use ringfeed_protocol::command::KIND_BYTES_MAX;
 
 use super::schema::Config;
 use crate::access::Who;
@@ -65,6 +66,7 @@ impl Config {
             ("allow_client_info", &self.rpc.allow_client_info),
             ("allow_server_stats", &self.rpc.allow_server_stats),
             ("allow_channels_list", &self.rpc.allow_channels_list),
+            ("allow_server_methods", &self.rpc.allow_server_methods),
         ] {
             errors.extend(wrong_who(allow).map(|wrong| format!("rpc.{key}{wrong}")));
         }
@@ -80,7 +82,7 @@ impl Config {
                     .push(format!("databases[{i}].name = {name:?}: an entry before has the same"));
             }
         }
-        let mut names = BTreeSet::new();
+        let (mut names, mut types) = (BTreeSet::new(), BTreeSet::new());
         let mut beyond = false;
         for (i, method) in self.rpc_methods.iter().enumerate() {
             let name = &method.name;
@@ -90,6 +92,18 @@ impl Config {
                 errors.push(format!(
                     "rpc_methods[{i}].name = {name:?}: an entry before has the same"
                 ));
+            }
+            for kind in &method.types {
+                let why = if name.contains('*') {
+                    "messages call one method, and this entry is for many".into()
+                } else if !(1..=KIND_BYTES_MAX).contains(&kind.len()) {
+                    format!("allowed are types of 1 to {KIND_BYTES_MAX} bytes")
+                } else if !types.insert(kind) {
+                    "a method has it before".into()
+                } else {
+                    continue;
+                };
+                errors.push(format!("rpc_methods[{i}].types: {kind:?}: {why}"));
             }
             match address::check(&method.url.0, self.hooks.allow_private_addresses) {
                 Ok(place) => beyond |= place == Place::Elsewhere,
@@ -173,7 +187,8 @@ mod tests {
         let path = dir.path().join("c.toml");
         let text = "[rpc]\nallow_ping = [\"root\"]\n[[databases]]\nname = \"a b\"\n[[databases]]\nname = \"a\"\n\
                     [[databases]]\nname = \"a\"\n[[rpc_methods]]\nname = \"on\"\nurl = \"ftp://hush/\"\nallow = [\"x\"]\n\
-                    [[rpc_methods]]\nname = \"app.*\"\nurl = \"https://app.example.org/?k=hush\"\nallow = []\n";
+                    [[rpc_methods]]\nname = \"app.*\"\nurl = \"https://app.example.org/?k=hush\"\nallow = []\n\
+                    types = [\"a\"]\n[[rpc_methods]]\nname = \"b\"\nurl = \"https://app.example.org/\"\nallow = []\ntypes = [\"c\", \"c\", \"\"]\n";
         std::fs::write(&path, text).unwrap();
         let sources = Sources { file: Some(&path), ..Sources::default() };
         let errors = Config::load(&sources).unwrap_err().to_string();
@@ -184,6 +199,9 @@ mod tests {
             "rpc_methods[0].name = \"on\": clients make functions",
             "rpc_methods[0].url: ",
             "rpc_methods[0].allow[0]: \"x\" is nobody",
+            "rpc_methods[1].types: \"a\": messages call one method",
+            "rpc_methods[2].types: \"c\": a method has it before",
+            "rpc_methods[2].types: \"\": allowed are types of 1 to 64 bytes",
             "hooks.secret: it has 0 bytes",
         ] {
             assert!(errors.contains(part), "{part} is not in:\n{errors}");

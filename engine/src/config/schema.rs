@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::access::Room;
 use crate::callers::Callers;
+use crate::content::Content;
 
 /// Everything that can be configured. Field docs are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -157,6 +158,7 @@ pub struct Rpc {
     pub allow_client_info: Vec<String>,
     pub allow_server_stats: Vec<String>,
     pub allow_channels_list: Vec<String>,
+    pub allow_server_methods: Vec<String>,
     pub dir: String,
     pub timeout_ms_max: u32,
     pub answer_bytes_max: u32,
@@ -186,6 +188,7 @@ pub struct RpcMethod {
     pub url: HookUrl,
     pub timeout_ms: u32,
     pub allow: Vec<String>,
+    pub types: Vec<String>,
 }
 
 /// `[heartbeat]`
@@ -214,14 +217,20 @@ pub struct Limits {
     pub idle_timeout_ms: u32,
     pub subscriptions_per_connection_max: u32,
     pub connections_per_user_max: u32,
+    pub rooms_per_user_max: u32,
     pub revocations_max: u32,
     pub channels_max: u32,
+    pub rooms_max: u32,
     pub outbox_bytes_max: u32,
     pub outbox_timeout_ms: u32,
     pub outboxes_bytes_max: u64,
     pub rpc_calls_per_connection_max: u32,
     pub history_reply_max: u32,
     pub presence_reply_max: u32,
+    /// Receivers that one publication may ask to confirm it.
+    pub confirm_receivers_max: u32,
+    /// How long one may give them, in milliseconds.
+    pub confirm_ms_max: u32,
     pub recovery_bytes_max: u32,
     pub cross_shard_bytes_max: u32,
     pub history_bytes_max: u64,
@@ -250,6 +259,11 @@ pub struct Endpoint {
 }
 
 impl Config {
+    /// Bytes of channels' names that an endpoint's clients are not shown, where their dialect is one of existing systems.
+    pub fn hidden(&self, endpoint: u8) -> u8 {
+        self.endpoints.get(usize::from(endpoint)).map_or(0, Endpoint::hidden)
+    }
+
     /// Whether any endpoint has routes beside it that are served over HTTP.
     pub fn serves_http(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.http != HttpRoutes::None)
@@ -268,8 +282,27 @@ impl Endpoint {
         self.http.routes().iter().map(|route| format!("{}{route}", self.directory()))
     }
 
+    /// Bytes of channels' names that clients of existing systems are not shown.
+    pub fn hidden(&self) -> u8 {
+        // Shorter than a channel's name may be.
+        u8::try_from(self.channel_prefix.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Whether it serves all paths that are nobody else's.
+    pub fn is_anywhere(&self) -> bool {
+        self.path == "*"
+    }
+
+    /// A path that it serves.
+    pub fn example(&self) -> &str {
+        if self.is_anywhere() { "/" } else { &self.path }
+    }
+
     /// The path up to its last slash.
     pub fn directory(&self) -> &str {
+        if self.is_anywhere() {
+            return "/";
+        }
         self.path.rfind('/').and_then(|slash| self.path.get(..=slash)).unwrap_or_default()
     }
 }
@@ -311,11 +344,16 @@ pub struct ChannelRule {
     pub window_bytes: u32,
     pub window_age_ms: u32,
     pub sender: bool,
+    pub confirm: bool,
     pub presence: Presence,
     pub join_leave: bool,
     pub presence_interval_ms: u32,
     pub presence_hook: bool,
     pub members_max: u32,
+    pub message_bytes_max: u32,
+    pub schema: String,
+    pub messages_per_second_max: u32,
+    pub messages_burst: u32,
     pub room: bool,
     pub public: bool,
     pub moderated: bool,
@@ -325,9 +363,13 @@ pub struct ChannelRule {
     pub password_env: Secret,
     pub password_file: String,
     pub speak: Speakers,
+    pub only_made: bool,
     /// What holds in its channels, where these are rooms: made of the keys above.
     #[serde(skip)]
     pub room_rules: Option<Arc<Room>>,
+    /// What may be published on its channels, where the keys above say anything of that.
+    #[serde(skip)]
+    pub content: Option<Arc<Content>>,
 }
 
 /// `[[permissions]]`
@@ -410,6 +452,7 @@ pub enum Scope {
     Users,
     Connections,
     Tokens,
+    Rooms,
     All,
 }
 
@@ -426,6 +469,7 @@ impl Scope {
             Scope::Users => "users",
             Scope::Connections => "connections",
             Scope::Tokens => "tokens",
+            Scope::Rooms => "rooms",
             Scope::All => "all",
         }
     }
@@ -479,6 +523,16 @@ pub enum Subscribers {
 pub enum Speakers {
     Anyone,
     Members,
+}
+
+impl Speakers {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Speakers::Anyone => "anyone",
+            Speakers::Members => "members",
+        }
+    }
 }
 
 /// Who may publish over WebSocket.

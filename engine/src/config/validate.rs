@@ -197,10 +197,11 @@ impl Config {
         if self.server.demo_page {
             paths.insert("/".into());
         }
-        for (i, Endpoint { path, channel_prefix, .. }) in self.endpoints.iter().enumerate() {
-            if !is_path(path) {
+        for (i, endpoint) in self.endpoints.iter().enumerate() {
+            let Endpoint { path, channel_prefix, .. } = endpoint;
+            if !is_path(path) && !endpoint.is_anywhere() {
                 errors.push(format!(
-                    "endpoints[{i}].path = {path:?}: it must begin with '/' and have at most {PATH_BYTES_MAX} \
+                    "endpoints[{i}].path = {path:?}: it must be \"*\", or begin with '/' and have at most {PATH_BYTES_MAX} \
                      ASCII letters, digits and any of -._~!$&'()*+,;=:@/"
                 ));
             } else if !paths.insert(path.clone()) {
@@ -274,6 +275,11 @@ impl Config {
                         "channels[{i}].{key} = true: who comes and goes is known only with presence = \"full\""
                     ));
                 }
+            }
+            if rule.confirm && !rule.sender {
+                errors.push(format!(
+                    "channels[{i}].confirm = true: whoever confirms is to know to whom; set sender = true"
+                ));
             }
             errors.extend(rule.wrong_room().iter().map(|own| format!("channels[{i}]{own}")));
             if *presence_hook && self.hooks.presence_url.0.is_empty() {

@@ -20,7 +20,7 @@ use super::error::{ApiError, Code};
 use super::guard::{Needs, guard};
 use super::port::{Reserved, UNCOUNTED_BYTES_MAX};
 use super::publish::{self, PublishBody, PublishResult};
-use super::{State, channels, history, ingest, metrics, presence, stats, users};
+use super::{State, channels, history, ingest, metrics, presence, rooms, stats, users};
 use crate::callers::Caller;
 use crate::config::Scope;
 
@@ -40,6 +40,10 @@ pub(super) fn router(state: Arc<State>) -> Router {
         from_fn_with_state(Needs { state, scope, figures }, guard)
     };
     let scoped = |scope| needs(Some(scope), false);
+    let rooms = post(rooms::make_room)
+        .patch(rooms::change_room)
+        .get(rooms::show_room)
+        .delete(rooms::end_room);
     let description = get(|| async { Json(openapi()) });
     let guarded = Router::new()
         .route("/api/publish", post(publish_one).layer(scoped(Scope::Publish)))
@@ -48,6 +52,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/api/channels", get(channels::channels).layer(scoped(Scope::Channels)))
         .route("/api/history", get(history::history).layer(scoped(Scope::History)))
         .route("/api/presence", get(presence::presence).layer(scoped(Scope::Presence)))
+        .route("/api/rooms", rooms.layer(scoped(Scope::Rooms)))
         .route("/api/stats", get(stats::stats).layer(scoped(Scope::Stats)))
         .route("/api/send", post(users::send).layer(scoped(Scope::Users)))
         .route("/api/disconnect", post(users::disconnect).layer(scoped(Scope::Connections)))
@@ -85,6 +90,10 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
             channels::channels,
             history::history,
             presence::presence,
+            rooms::make_room,
+            rooms::change_room,
+            rooms::show_room,
+            rooms::end_room,
             stats::stats,
             users::send,
             users::disconnect,
@@ -293,11 +302,13 @@ mod tests {
     use ringfeed_protocol::{Epoch, Offset, Position};
 
     use super::*;
+    use crate::message::Receipt;
 
     #[test]
     fn a_result_takes_no_more_than_was_reserved_for_it() {
         let position = Position { epoch: Epoch(u64::MAX), offset: Offset(u64::MAX) };
-        let result = publish::result(&ChannelName::new("a").unwrap(), Ok(position));
+        let receipt = Receipt { position, subscribers: 1 };
+        let result = publish::result(&ChannelName::new("a").unwrap(), Ok(receipt));
         assert!(serde_json::to_vec(&result).unwrap().len() < "a".len() + RESULT_BYTES_MAX);
         let refused = ApiError::new(Code::UnsupportedEncoding, "").without_message();
         assert!(serde_json::to_vec(&refused).unwrap().len() < RESULT_BYTES_MAX);

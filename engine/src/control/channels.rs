@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State as FromState};
-use ringfeed_protocol::ChannelName;
+use ringfeed_protocol::{ChannelName, lane};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -99,13 +99,21 @@ pub(super) async fn channels(
     collect(&state, listed, &query.after, limit, deadline).await.map(Json)
 }
 
-/// The first channels by name, of all.
+/// The first channels by name, of those that begin with `prefix` and that one `may_see`, for who knows nothing of the prefix.
 pub(super) async fn list(
     state: &State,
+    prefix: &str,
+    may_see: impl Fn(&str) -> bool,
     limit: usize,
     deadline: Instant,
 ) -> Result<ChannelsReply, ApiError> {
-    collect(state, |_| true, "", limit, deadline).await
+    let listed = |name: &str| name.starts_with(prefix) && may_see(name);
+    let mut reply = collect(state, listed, "", limit, deadline).await?;
+    let Ok(hidden) = u8::try_from(prefix.len()) else { return Ok(reply) };
+    for own in reply.channels.iter_mut().filter(|_| hidden > 0) {
+        own.channel = lane::shown(&own.channel, hidden).into_owned();
+    }
+    Ok(reply)
 }
 
 /// The first channels by name behind `after`, of those that are to be listed.

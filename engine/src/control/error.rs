@@ -63,7 +63,9 @@ impl Code {
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::Timeout => StatusCode::REQUEST_TIMEOUT,
-            Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::TooLarge | Code::Command(ErrorCode::MessageTooLong) => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
             Code::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             // Of a shard: its table of channels is full.
             Code::Command(ErrorCode::LimitReached) | Code::Busy | Code::Draining => {
@@ -80,6 +82,8 @@ pub fn error_words() -> Vec<&'static str> {
         Code::Command(ErrorCode::BadJson),
         Code::Command(ErrorCode::BadCommand),
         Code::Command(ErrorCode::BadChannel),
+        Code::Command(ErrorCode::MessageTooLong),
+        Code::Command(ErrorCode::InvalidMessage),
         Code::BadRequest,
         Code::Unauthorized,
         Code::Forbidden,

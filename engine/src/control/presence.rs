@@ -96,8 +96,9 @@ pub(super) async fn presence(
     let after =
         after.map_err(|e| ApiError::new(Code::BadRequest, format!("after: {e}")))?.map(Box::new);
     let config = state.shared.config();
-    if config.rule(&channel).is_none_or(|rule| rule.presence == Presence::Off) {
-        let message = format!("the rule of channel {channel} has presence = \"off\"");
+    if config.rule(&channel).is_none_or(|rule| rule.presence == Presence::Off && !rule.room) {
+        let message =
+            format!("the rule of channel {channel} has presence = \"off\" and room = false");
         return Err(ApiError::new(Code::BadRequest, message));
     }
     let most = config.limits.presence_reply_max;

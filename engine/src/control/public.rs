@@ -14,11 +14,12 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use ringfeed_protocol::command::Payload;
-use ringfeed_protocol::{ChannelName, Refused};
+use ringfeed_protocol::{ChannelName, Dialect, Refused, any_name};
 
 use super::error::ApiError;
 use super::guard::check_channel;
-use super::{State, api, publish};
+use super::publish::{self, Outcome};
+use super::{State, api};
 use crate::callers::Caller;
 use crate::config::{Endpoint, HttpRoutes};
 use crate::message::Post;
@@ -35,7 +36,7 @@ pub(super) fn router(state: &Arc<State>) -> Router {
             HttpRoutes::None => router,
             HttpRoutes::Wsnode => wsnode::add(router, beside, &tally),
             HttpRoutes::Cadsock => cadsock::add(router, beside),
-            HttpRoutes::Fluxus => fluxus::add(router, beside, &endpoint.path),
+            HttpRoutes::Fluxus => fluxus::add(router, beside, endpoint.example()),
         };
     }
     if !config.endpoints.iter().any(|endpoint| endpoint.serves_http("/health")) {
@@ -49,6 +50,8 @@ pub(super) fn router(state: &Arc<State>) -> Router {
 #[derive(Debug, Clone)]
 struct Beside {
     state: Arc<State>,
+    /// What its clients speak.
+    dialect: Dialect,
     /// In front of the names of channels.
     prefix: Arc<str>,
     /// In front of the routes.
@@ -58,26 +61,24 @@ struct Beside {
 impl Beside {
     fn new(endpoint: &Endpoint, state: &Arc<State>) -> Beside {
         let (prefix, directory) = (&*endpoint.channel_prefix, endpoint.directory());
-        Beside { state: state.clone(), prefix: prefix.into(), directory: directory.into() }
+        let (prefix, directory) = (prefix.into(), directory.into());
+        Beside { state: state.clone(), dialect: endpoint.dialect, prefix, directory }
     }
 
     fn path(&self, route: &str) -> String {
         format!("{}{route}", self.directory)
     }
 
-    /// Publishes as `POST /api/publish` does. Returns the channel, with the prefix.
-    async fn publish(
-        &self,
-        caller: &Caller,
-        name: &str,
-        payload: Payload<'_>,
-    ) -> Result<ChannelName, ApiError> {
+    /// Publishes as `POST /api/publish` does.
+    async fn publish(&self, caller: &Caller, name: &str, payload: Payload<'_>) -> Outcome {
         publish::not_draining(&self.state)?;
+        // As its clients give names.
+        let name = if self.dialect.has_any_names() { any_name::encode(name) } else { name.into() };
         let channel = ChannelName::new(&format!("{}{name}", self.prefix)).map_err(Refused::from)?;
         check_channel(caller, &channel)?;
-        let post = Post { channel: channel.clone(), payload: payload.into(), by: None };
+        let post = Post { channel, payload: payload.into(), by: None };
         let outcome = publish::publish_all(&self.state, vec![post]).await.pop();
-        outcome.unwrap_or_else(|| Err(ApiError::busy())).map(|_| channel)
+        outcome.unwrap_or_else(|| Err(ApiError::busy()))
     }
 }
 

@@ -11,6 +11,7 @@ use ringfeed_protocol::{ChannelName, Position, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use super::budget::Held;
@@ -18,13 +19,16 @@ use super::error::ApiError;
 use super::guard::check_channel;
 use super::{FULL_PAUSE, State};
 use crate::callers::Caller;
+use crate::config::ChannelRule;
 use crate::ids::{ConnectionId, ShardId};
-use crate::message::{NotTaken, Post, Published, Request, Sender};
+use crate::message::{NotTaken, Post, Published, Receipt, Request, Sender};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
 /// … and at most so many publications: what one turn of a shard is to bear.
 const PIECE_ITEMS_MAX: usize = 512;
+/// After so many bytes that were held against what their channels take, others have a turn.
+const CHECKED_BYTES_MAX: usize = 64 * 1024;
 /// What a publication takes beside its payload: its name, its place and its frame.
 const ITEM_BYTES: usize = 64;
 
@@ -70,7 +74,7 @@ pub(super) enum PublishResult {
 }
 
 /// What became of a publication.
-pub(super) type Outcome = Result<Position, ApiError>;
+pub(super) type Outcome = Result<Receipt, ApiError>;
 
 /// Reads one publication and checks name and payload, which is never longer than the text.
 pub(super) fn parse(text: &[u8]) -> Result<Post, ApiError> {
@@ -126,7 +130,7 @@ fn pieces(items: Vec<(u32, Post)>) -> Vec<Piece> {
     pieces
 }
 
-/// Hands publications to their homes and waits for the answers, in order. Publications to one
+/// Hands publications that their channels take to their homes and waits for the answers, in order. Publications to one
 /// channel keep their order. Where a shard takes nothing or does not answer in time, what it was to
 /// get from then on is answered with `busy`, or `draining` where it has ended, and of that some may be
 /// published.
@@ -134,7 +138,23 @@ pub(super) async fn publish_all(state: &State, items: Vec<Post>) -> Vec<Outcome>
     let shards = &state.shared.shards;
     let mut by_home: Vec<Vec<(u32, Post)>> = (0..shards.count()).map(|_| Vec::new()).collect();
     let mut outcomes: Vec<Outcome> = items.iter().map(|_| Err(ApiError::busy())).collect();
-    for (place, post) in (0u32..).zip(items) {
+    let config = state.shared.config();
+    let (checks, mut checked) = (config.says_content(), 0);
+    for ((place, post), outcome) in (0u32..).zip(items).zip(&mut outcomes) {
+        if checks {
+            if checked > CHECKED_BYTES_MAX {
+                checked = 0;
+                yield_now().await;
+            }
+            let Post { channel, payload, .. } = &post;
+            checked += payload.bytes.len() + ITEM_BYTES;
+            let takes =
+                |rule: &ChannelRule| rule.check_content(channel, payload.kind, &payload.bytes);
+            if let Err(refused) = config.rule(channel).map_or(Ok(()), takes) {
+                *outcome = Err(refused.into());
+                continue;
+            }
+        }
         by_home[shards.home(&post.channel).index()].push((place, post));
     }
     let homes = shards.ids().zip(by_home).filter(|(_, items)| !items.is_empty());
@@ -251,7 +271,7 @@ pub(super) async fn receive<T>(
 /// The JSON form of an outcome.
 pub(super) fn result(channel: &ChannelName, outcome: Outcome) -> PublishResult {
     match outcome {
-        Ok(Position { epoch, offset }) => PublishResult::Accepted {
+        Ok(Receipt { position: Position { epoch, offset }, .. }) => PublishResult::Accepted {
             channel: channel.to_string(),
             epoch: epoch.to_string(),
             offset: offset.0,

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use super::State;
 use super::figures::LogLimit;
 use super::hooks::{self, Backends, Call, HooksError};
-use crate::message::{Answer, Asked, Caller, Question};
+use crate::message::{Answer, Asked, Question};
 use crate::settings::Settings;
 use database::Database;
 use figures::{Kind, Outcome};
@@ -82,25 +82,21 @@ impl Rpc {
     pub(super) fn take(self: &Rc<Self>, asked: Asked, send: &reply::Send) {
         let Asked { shard, ticket, question } = asked;
         let reply = reply::Reply::new(send.clone(), shard, ticket, &question);
-        let Question::Rpc { caller, method, params, timeout } = question else { return };
+        let Question::Rpc { caller, prefix, method, params, timeout } = question else { return };
         let own = self.clone();
         tokio::task::spawn_local(async move {
-            let result = own.call(&caller, &method, params.as_deref(), timeout).await;
+            let (caller, params) = (&caller, params.as_deref());
+            let call = Call { caller, prefix: &prefix, method: &method, params };
+            let result = own.call(&call, timeout).await;
             reply.send(Answer::Rpc(result));
         });
     }
 
     /// Calls a method. What it gives is JSON of at most `rpc.answer_bytes_max` bytes.
-    pub(super) async fn call(
-        &self,
-        caller: &Caller,
-        name: &str,
-        params: Option<&str>,
-        timeout: Duration,
-    ) -> Result<Box<str>, CallError> {
+    async fn call(&self, call: &Call<'_>, timeout: Duration) -> Result<Box<str>, CallError> {
         let figures = &self.state.rpc;
         let running = self.running.borrow().clone();
-        let method = match running.methods.find_for(name, &caller.identity) {
+        let method = match running.methods.find_for(call.method, &call.caller.identity) {
             Ok(method) => method,
             Err(error) => {
                 let result = Err(error);
@@ -112,9 +108,8 @@ impl Rpc {
         let kind = Kind::of(&method.behind);
         figures.begin(kind);
         let deadline = Instant::now() + timeout.min(method.timeout);
-        let what = Call { caller, method: name, params };
-        let call = self.behind(&running, method, &what, deadline);
-        let result = timeout_at(deadline + LATE, call).await.unwrap_or(Err(CallError::TimedOut));
+        let answer = self.behind(&running, method, call, deadline);
+        let result = timeout_at(deadline + LATE, answer).await.unwrap_or(Err(CallError::TimedOut));
         let most = running.answer_bytes_max;
         let result = result.and_then(|text| match text.len() <= most {
             true => Ok(text),
@@ -133,7 +128,7 @@ impl Rpc {
     ) -> Result<Box<str>, CallError> {
         match &method.behind {
             Behind::Builtin(of) => {
-                builtin::call(&self.state, *of, call.caller, call.params, deadline).await
+                builtin::call(&self.state, &running.methods, *of, call, deadline).await
             }
             Behind::Http(at) => running.backends.ask(*at, call, deadline).await,
             Behind::Sql(statement) => self.run(running, statement, call, deadline).await,

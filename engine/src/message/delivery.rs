@@ -9,7 +9,8 @@ use ringfeed_protocol::command::{Payload, PayloadKind};
 use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 
-use super::presence::PresencePage;
+use super::presence::{PresencePage, Someone};
+use super::request::Request;
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
 /// A command of a session, to which an answer is owed.
@@ -253,14 +254,38 @@ pub enum Delivery {
         /// Subscribers of the channel, on all shards.
         subscribers: u64,
     },
+    /// A confirmation was noted.
+    Confirmed {
+        /// Who asked.
+        origin: Origin,
+        /// The channel.
+        channel: ChannelName,
+        /// The publication.
+        offset: Offset,
+        /// Whether it was waited for.
+        in_time: bool,
+    },
+    /// Who has confirmed a publication, and who has not in time.
+    Receipts {
+        /// The publisher.
+        session: SessionId,
+        /// The channel.
+        channel: ChannelName,
+        /// The publication.
+        position: Position,
+        /// In the order in which they have.
+        confirmed: Vec<Someone>,
+        /// In order.
+        missing: Vec<Someone>,
+    },
     /// What was asked of the history.
     History {
         /// Who asked.
         origin: Origin,
         /// The channel.
         channel: ChannelName,
-        /// The answer; `None` where there is no such channel.
-        page: Option<HistoryPage>,
+        /// The answer.
+        page: Result<HistoryPage, Refused>,
     },
     /// Who is on a channel.
     Presence {
@@ -268,8 +293,8 @@ pub enum Delivery {
         origin: Origin,
         /// The channel.
         channel: ChannelName,
-        /// The answer; `None` where there is no such channel.
-        page: Option<Box<PresencePage>>,
+        /// The answer.
+        page: Result<Box<PresencePage>, Refused>,
     },
     /// A command was refused by the home.
     Refused {
@@ -290,6 +315,13 @@ pub enum Delivery {
     /// The application was asked about a publication of a connection, or need not be: what is asked about the connection
     /// next comes behind it.
     Asked(ConnectionId),
+    /// The home of a user has counted a room, or not: what its session asks next comes behind the subscribe.
+    Entering {
+        /// The subscribe.
+        subscribe: Box<Request>,
+        /// Whether it may go on to the home of the room.
+        counted: Result<(), Refused>,
+    },
     /// To how many connections something was handed.
     Handed {
         /// Who asked.
@@ -305,6 +337,9 @@ pub enum Delivery {
 
 /// What a frame with something that is sent to a user takes in an outbox, besides what is sent.
 const FRAME_BYTES: usize = 128;
+
+/// Sessions that one order names: a shard looks at the time behind each, and a session takes some microseconds.
+pub(crate) const SESSIONS_PER_ORDER: usize = 128;
 
 /// What is to be done with a connection.
 #[derive(Debug, Clone)]
@@ -325,6 +360,8 @@ pub enum Order {
     },
     /// Its subscription ends.
     Unsubscribe(ChannelName),
+    /// Its subscription ends, since the room does.
+    LeaveRoom(ChannelName),
     /// Its user has too many: it is closed.
     TooMany,
 }
@@ -335,7 +372,7 @@ impl Order {
         match self {
             Order::Send { payload, .. } => payload.bytes.len(),
             Order::Disconnect { reason, .. } => reason.len(),
-            Order::Unsubscribe(_) | Order::TooMany => 0,
+            Order::Unsubscribe(_) | Order::LeaveRoom(_) | Order::TooMany => 0,
         }
     }
 }
@@ -366,6 +403,10 @@ impl Delivery {
                     page.iter().flat_map(|p| &p.publications).map(|p| p.payload.bytes.len()).sum()
                 }
                 Delivery::Presence { page, .. } => page.as_ref().map_or(0, |page| page.cost()),
+                Delivery::Receipts { confirmed, missing, .. } => {
+                    size_of_val(&confirmed[..]) + size_of_val(&missing[..])
+                }
+                Delivery::Entering { subscribe, .. } => subscribe.cost(),
                 Delivery::Order { sessions, order } => size_of_val(&sessions[..]) + order.cost(),
                 _ => 0,
             }

@@ -31,6 +31,25 @@ impl Someone {
     }
 }
 
+impl Someone {
+    /// Hands some of them over as dialects need them.
+    pub(crate) fn show<'a, T>(
+        all: impl Iterator<Item = &'a Someone> + Clone,
+        show: impl FnOnce(Vec<event::Someone>) -> T,
+    ) -> T {
+        let named = |own: &Someone| match own {
+            Someone::User(_) => None,
+            Someone::Connection(connection) => Some(connection.to_string()),
+        };
+        let connections: Vec<Option<String>> = all.clone().map(named).collect();
+        let shown = all.zip(&connections).filter_map(|(own, connection)| match own {
+            Someone::User(user) => Some(event::Someone::User(user)),
+            Someone::Connection(_) => connection.as_deref().map(event::Someone::Connection),
+        });
+        show(shown.collect())
+    }
+}
+
 impl fmt::Display for Someone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -70,19 +89,13 @@ pub struct Present {
 impl Present {
     /// Hands some of them over as dialects need them.
     pub(crate) fn show<T>(all: &[Present], show: impl FnOnce(Vec<event::Present>) -> T) -> T {
-        let named = |own: &Present| match &own.who {
-            Someone::User(_) => None,
-            Someone::Connection(connection) => Some(connection.to_string()),
-        };
-        let connections: Vec<Option<String>> = all.iter().map(named).collect();
-        let shown = all.iter().zip(&connections).filter_map(|(own, connection)| {
-            let who = match &own.who {
-                Someone::User(user) => event::Someone::User(user),
-                Someone::Connection(_) => event::Someone::Connection(connection.as_deref()?),
-            };
-            Some(event::Present { who, info: own.identity.info.as_deref() })
-        });
-        show(shown.collect())
+        Someone::show(all.iter().map(|own| &own.who), |names| {
+            let shown = names.into_iter().zip(all).map(|(who, own)| {
+                let info = own.identity.info.as_deref();
+                event::Present { who, info }
+            });
+            show(shown.collect())
+        })
     }
 }
 

@@ -96,6 +96,8 @@ pub enum Question {
     Rpc {
         /// Who calls.
         caller: Caller,
+        /// What stands in front of channels' names that the caller knows nothing of.
+        prefix: Box<str>,
         /// Name of the method.
         method: Box<str>,
         /// A JSON object, where there are any.

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::delivery::{ChannelPage, HistoryPage, Order, Origin, StoredPayload};
 use super::presence::{PresencePage, Someone};
 use super::question::Caller;
+use super::room::{RoomReply, RoomRequest};
 use crate::access::{Entry, Guest};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
@@ -32,6 +33,19 @@ pub struct Sender {
     pub meta: Option<Box<Meta>>,
     /// Who speaks, where the channel is a room; `None` once it is known that they may.
     pub speaker: Option<Box<Speaker>>,
+    /// Who wants those who get it to confirm it.
+    pub confirm: Option<Box<Confirm>>,
+}
+
+/// Who wants to know who has got a publication.
+#[derive(Debug, Clone)]
+pub struct Confirm {
+    /// Where that is told.
+    pub publisher: (ShardId, SessionId),
+    /// Who it is: nobody confirms to oneself.
+    pub who: Someone,
+    /// How long the others have.
+    pub within_ms: u32,
 }
 
 /// Who speaks in a room, as its home has to know it.
@@ -54,8 +68,17 @@ pub struct Post {
     pub by: By,
 }
 
+/// A publication that is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Where it stands.
+    pub position: Position,
+    /// Subscribers of the channel just behind it, on all shards.
+    pub subscribers: u64,
+}
+
 /// What came of a publication.
-pub type Published = Result<Position, Refused>;
+pub type Published = Result<Receipt, Refused>;
 
 /// How many connections an order was handed to.
 pub type Reached = Result<u32, Refused>;
@@ -118,6 +141,20 @@ pub enum Request {
         /// Whom the application is to be asked about before it is published; `None` where it need not be.
         ask: Option<Box<Caller>>,
     },
+    /// A publication has come to a subscriber; answered with `Delivery::Confirmed` or `Delivery::Refused` if there is an
+    /// origin.
+    Confirm {
+        /// Its shard.
+        shard: ShardId,
+        /// The subscriber.
+        session: SessionId,
+        /// Who wants an answer.
+        origin: Option<Origin>,
+        /// The channel.
+        channel: ChannelName,
+        /// The publication.
+        offset: Offset,
+    },
     /// Publications from the control thread, answered all at once.
     PublishBatch {
         /// Each with its place in the caller's list.
@@ -148,12 +185,14 @@ pub enum Request {
         /// Who asks.
         reply: Reply<Option<PresencePage>>,
     },
-    /// How many subscribers a channel has, on all shards.
-    Subscribers {
+    /// Something about a room, from the control thread.
+    Room {
         /// The channel.
         channel: ChannelName,
+        /// What.
+        what: Box<RoomRequest>,
         /// Where the answer goes.
-        reply: oneshot::Sender<u64>,
+        reply: RoomReply,
     },
     /// A page of the channels homed here, for the control thread.
     ListChannels {
@@ -209,6 +248,20 @@ pub enum UserRequest {
         shard: ShardId,
         /// Its session.
         session: SessionId,
+    },
+    /// A connection of the user wants to enter a room. Answered with `Delivery::Entering`.
+    Enter {
+        /// Its subscribe.
+        subscribe: Box<Request>,
+    },
+    /// It is there no more, or was not let in.
+    LeaveRoom {
+        /// Its shard.
+        shard: ShardId,
+        /// Its session.
+        session: SessionId,
+        /// The room.
+        channel: ChannelName,
     },
     /// An order for all connections, or for one.
     Order {
@@ -274,8 +327,9 @@ impl Request {
             | Request::Member { channel, .. }
             | Request::Presence { channel, .. }
             | Request::Publish { channel, .. }
+            | Request::Confirm { channel, .. }
             | Request::Pressure { channel, .. }
-            | Request::Subscribers { channel, .. }
+            | Request::Room { channel, .. }
             | Request::History { channel, .. } => Some(channel),
             Request::PublishBatch { .. }
             | Request::ListChannels { .. }
@@ -296,7 +350,9 @@ impl Request {
             | Request::Presence { reply: Reply::Session(origin), .. } => {
                 Some((origin.shard, origin.session))
             }
-            Request::Member { shard, session, .. } => Some((*shard, *session)),
+            Request::Member { shard, session, .. } | Request::Confirm { shard, session, .. } => {
+                Some((*shard, *session))
+            }
             _ => None,
         }
     }
@@ -316,11 +372,12 @@ impl Request {
                 items.iter().map(|(_, post)| post.payload.bytes.len() + 64).sum()
             }
             Request::User { what, .. } => {
-                let order = match &**what {
+                let more = match &**what {
                     UserRequest::Order { order, .. } => order.cost(),
+                    UserRequest::Enter { subscribe } => subscribe.cost(),
                     _ => 0,
                 };
-                size_of::<UserRequest>() + order
+                size_of::<UserRequest>() + more
             }
             _ => 0,
         };

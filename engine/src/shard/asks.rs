@@ -26,13 +26,32 @@ pub(super) enum Awaiting {
     /// A session, whose input is held until then.
     Session(SessionId, Then),
     /// A session has called a method, and goes on meanwhile.
-    Call(SessionId, Box<str>),
+    Call(SessionId, Calling),
     /// A publication that stands at its place in the queue of its channel.
     Publication(ChannelName),
     /// What is to be told next of who comes and goes.
     News,
     /// Nobody: it was only to be told.
     Nobody,
+}
+
+/// How a method was called, and so how its result is told.
+#[derive(Debug)]
+pub(super) enum Calling {
+    /// By its name, under an id.
+    Named(Box<str>),
+    /// By a message of its type, which may have an id.
+    Typed(Option<Box<str>>),
+}
+
+impl Calling {
+    /// The client's id.
+    pub(super) fn id(&self) -> Option<&str> {
+        match self {
+            Calling::Named(id) => Some(id),
+            Calling::Typed(id) => id.as_deref(),
+        }
+    }
 }
 
 /// How somebody wants to subscribe, whoever lets them.
@@ -276,7 +295,8 @@ mod tests {
             asks.ask(&questions, (ShardId(0), now), time, question, waiting)
         };
         let call = |seconds| {
-            ask(Awaiting::Call(session, "1".into()), Duration::from_secs(seconds)).map_err(|_| ())
+            let waiting = Awaiting::Call(session, Calling::Named("1".into()));
+            ask(waiting, Duration::from_secs(seconds)).map_err(|_| ())
         };
         let [long, short] = [60, 1].map(|seconds| call(seconds).unwrap());
         while asks.count() < CALLS_MAX {

@@ -122,6 +122,16 @@ type Interests<'a> = HashMap<(&'a ChannelName, Lane, ShardId), (LaneId, usize, b
 type Names<'a> = HashMap<(&'a ChannelName, ShardId, SessionId), Option<Someone>>;
 
 impl<W: Wire> Shard<W> {
+    /// Who has asked the home of which channel to be a subscriber, and has no answer yet.
+    fn asking(&self) -> impl Iterator<Item = (&ChannelName, ShardId, SessionId)> {
+        self.sessions.slots().flat_map(move |slot| {
+            let subscriptions =
+                self.sessions.get(slot).into_iter().flat_map(|own| &own.subscriptions);
+            let open = subscriptions.filter(|own| own.index.is_none());
+            open.map(move |own| (&self.feeds.lane(own.lane).name, self.id, self.sessions.id(slot)))
+        })
+    }
+
     /// Who is on which channel, of those whose homes are to know.
     fn named(&self) -> impl Iterator<Item = ((&ChannelName, ShardId, SessionId), Option<Someone>)> {
         let lanes = self.feeds.lanes().filter(|(_, lane)| lane.named);
@@ -143,12 +153,15 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
     let (mut counted, mut there) = (Interests::new(), Interests::new());
     let (mut known, mut joined) = (HashSet::new(), HashSet::new());
     let (mut members, mut named) = (Names::new(), Names::new());
+    let (mut seats, mut asking) = (Vec::new(), HashSet::new());
     for shard in shards {
         let outboxes = &shard.shared.shards.end(shard.id).outboxes;
         assert_eq!(outboxes.coming(), 0, "all that was handed over was taken");
         assert_eq!(outboxes.bytes(), shard.sessions.outbox_bytes(), "homes see what waits");
         known.extend(shard.users.iter().map(|(user, own)| (user, own.shard, own.session)));
         joined.extend(shard.joined().map(|(user, session)| (user, shard.id, session)));
+        seats.extend(shard.users.seats());
+        asking.extend(shard.asking());
         counted.extend(shard.homes.interests());
         let all = shard.homes.members();
         members.extend(all.map(|(name, at, session, who)| ((name, at, session), who.cloned())));
@@ -161,5 +174,11 @@ pub fn check_together<'a, W: Wire + 'a>(shards: impl Iterator<Item = &'a Shard<W
     }
     assert_eq!(known, joined, "homes of users know who is there");
     assert_eq!(counted, there, "homes count who is there, and know who is behind");
+    // Behind publications that are looked at a subscribe may wait for as long as the application likes.
+    let may_sit = |seat| members.contains_key(seat) || asking.contains(seat);
+    assert!(
+        seats.iter().all(may_sit),
+        "who is counted in a room for its user is there, or is to be"
+    );
     assert_eq!(members, named, "homes know who is on their channels");
 }

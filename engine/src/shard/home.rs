@@ -3,6 +3,8 @@
 //! which shards get it. It holds publications back while readers who read are behind.
 
 mod answer;
+mod confirmations;
+mod joining;
 mod kept;
 mod members;
 mod news;
@@ -18,9 +20,12 @@ use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Event, Lane, Offset, Position};
 use smallvec::SmallVec;
 
+use crate::access::MadeRoom;
 use crate::ids::{ConnectionId, LaneId, ShardId};
 use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
+use crate::shard::rate::ChannelRate;
 pub(super) use answer::{Asker, Batch, Publisher};
+use joining::Joining;
 use kept::Kept;
 use members::Members;
 use parked::{Parked, Parking};
@@ -53,6 +58,8 @@ struct Pending {
     ends: SmallVec<[FrameEnd; 2]>,
     first_offset: Offset,
     at: Option<Instant>,
+    /// What will be a frame behind them, in lanes whose frames hold several publications.
+    joining: Option<Box<Joining>>,
 }
 
 impl Pending {
@@ -76,7 +83,7 @@ impl Pending {
             connection.shard == shard && offset >= self.first_offset
         };
         let skips = excepted.iter().filter(here).filter_map(|&(offset, connection)| {
-            // One frame each, but for those that are no publication.
+            // What somebody is not sent has a frame of its own.
             let before = offset.since(self.first_offset);
             let place = self.ends.partition_point(|frame| u64::from(frame.publications) <= before);
             let to = self.ends.get(place)?.end;
@@ -111,6 +118,10 @@ struct Home {
     members: Option<Box<Members>>,
     /// Subscriptions that there may be; 0 is no limit.
     members_max: u32,
+    /// How often clients may publish, where that is limited.
+    rate: Option<Box<ChannelRate>>,
+    /// What was said of it over the API, where it is a room: as long as that counts, it is there.
+    made: Option<Box<MadeRoom>>,
     /// Something is pending.
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.
@@ -180,9 +191,8 @@ impl Home {
             self.excepted.get_or_insert_default().push((offset, connection));
         }
         let mut longest = 0;
-        for HomeLane { lane, pending, .. } in &mut self.lanes {
-            lane.write_publication(&mut pending.bytes, &self.name, &publication);
-            longest = longest.max(pending.end_frame(offset, 1, now));
+        for lane in &mut self.lanes {
+            longest = longest.max(lane.append(&self.name, &publication, except.is_some(), now));
         }
         if longest >= CHUNK_BYTES_MAX {
             self.seal(deliver);
@@ -195,6 +205,7 @@ impl Home {
         let next = self.last_offset.next();
         let mut longest = 0;
         for HomeLane { lane, pending, .. } in &mut self.lanes {
+            pending.end_joining(*lane);
             let before = pending.bytes.len();
             lane.write_notice(&mut pending.bytes, notice);
             if pending.bytes.len() > before {
@@ -210,7 +221,8 @@ impl Home {
     fn seal(&mut self, deliver: Deliver) {
         let excepted = self.excepted.take();
         let excepted = excepted.as_deref().map_or(&[][..], |excepted| excepted);
-        for HomeLane { interests, pending, .. } in &mut self.lanes {
+        for HomeLane { lane, interests, pending } in &mut self.lanes {
+            pending.end_joining(*lane);
             let Some(at) = pending.at.take() else { continue };
             let bytes = std::mem::take(&mut pending.bytes);
             let wasted = bytes.capacity() - bytes.len();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::event::Meta;
+use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Offset, Refused, UserId};
 use ringfeed_wire::Wire;
 use tokio::sync::oneshot;
@@ -13,7 +14,7 @@ use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::config::ChannelRule;
-use crate::ids::Ticket;
+use crate::ids::{SessionId, ShardId, Ticket};
 use crate::message::{
     By, Caller, Delivery, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
     Question, Reply, Request, Someone, StoredPayload, UserRequest,
@@ -115,14 +116,14 @@ impl<W: Wire> Shard<W> {
         false
     }
 
-    /// The rule of a channel, where it may want to know who publishes.
-    pub(super) fn rule_of_sender(&self, channel: &ChannelName) -> Option<&ChannelRule> {
-        if self.some_ask_who { self.config.rule(channel) } else { None }
+    /// The rule of a channel, where publications may have to be looked at.
+    pub(super) fn rule_of_publication(&self, channel: &ChannelName) -> Option<&ChannelRule> {
+        if self.some_look { self.config.rule(channel) } else { None }
     }
 
     /// Whether subscribers of a channel are told who has published something, and when.
     fn tells_sender(&self, channel: &ChannelName) -> bool {
-        self.rule_of_sender(channel).is_some_and(|rule| rule.sender)
+        self.rule_of_publication(channel).is_some_and(|rule| rule.sender)
     }
 
     /// Publishes to a channel that is homed here.
@@ -155,7 +156,8 @@ impl<W: Wire> Shard<W> {
         publisher: Publisher,
         caller: Caller,
     ) {
-        let asked = self.homes.may_ask(channel, self.work_ms).and_then(|()| {
+        let may_ask = self.homes.may_ask(channel, &publisher.asker, self.work_ms);
+        let asked = may_ask.and_then(|()| {
             let (channel, payload) = (channel.clone(), payload.clone());
             let waiting = Awaiting::Publication(channel.clone());
             let question = Question::Publish { caller, channel, payload };
@@ -194,6 +196,13 @@ impl<W: Wire> Shard<W> {
         ticket: Ticket,
         publish: Result<Option<StoredPayload>, Refused>,
     ) {
+        // What the application says instead is held to the same.
+        let publish = publish.and_then(|instead| {
+            if let (Some(rule), Some(payload)) = (self.rule_of_publication(channel), &instead) {
+                rule.check_content(channel, payload.kind, &payload.bytes)?;
+            }
+            Ok(instead)
+        });
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         self.homes.settle_asked(channel, ticket, publish, &mut deliver);
     }
@@ -273,7 +282,8 @@ impl<W: Wire> Shard<W> {
         for (place, Post { channel, payload, mut by }) in items {
             self.request_budget = self.request_budget.saturating_sub(REQUEST_BYTES);
             if self.tells_sender(&channel) {
-                let meta = Meta { time_ms: self.clock.unix_ms(), user: None, number: 0 };
+                let time_ms = self.clock.unix_ms();
+                let meta = Meta { time_ms, user: None, number: 0, confirm: false };
                 by.get_or_insert_default().meta = Some(meta.into());
             }
             let publisher = Publisher { asker: Asker::Batch(place, batch.clone()), by };
@@ -294,6 +304,21 @@ impl<W: Wire> Shard<W> {
                 }
             }
             UserRequest::Leave { shard, session } => self.users.leave(&user, shard, session),
+            UserRequest::Enter { subscribe } => {
+                let Request::Subscribe { origin, channel, .. } = &*subscribe else { return };
+                let most = self.config.limits.rooms_per_user_max;
+                let shard = origin.shard;
+                let counted = if self.users.enter(&user, channel, (shard, origin.session), most) {
+                    Ok(())
+                } else {
+                    let (limit, most) = (Limit::RoomsPerUser, most.into());
+                    Err(Refused::LimitReached { limit, most })
+                };
+                deliver(shard, Delivery::Entering { subscribe, counted });
+            }
+            UserRequest::LeaveRoom { shard, session, channel } => {
+                self.users.leave_room(&user, &channel, (shard, session));
+            }
             UserRequest::Order { connection, order, reply } => {
                 let to = (&self.shared.shards, room);
                 let reached = self.users.order(&user, connection, &order, to, &mut deliver);
@@ -313,6 +338,17 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Why a session is shown nothing of a channel, and whom to tell; the application is shown everything.
+    fn may_not_look<T>(
+        &self,
+        channel: &ChannelName,
+        reply: &Reply<T>,
+    ) -> Option<(Origin, Refused)> {
+        let Reply::Session(origin) = reply else { return None };
+        let refused = self.homes.may_look(channel, (origin.shard, origin.session)).err()?;
+        Some((origin.clone(), refused))
+    }
+
     /// Says who is on a channel that is homed here.
     fn serve_presence(
         &mut self,
@@ -325,18 +361,43 @@ impl<W: Wire> Shard<W> {
             Reply::Session(_) => self.config.limits.outbox_bytes_max / HISTORY_PARTS,
             Reply::Control(_) => self.config.api.body_bytes_max,
         };
+        if let Some((origin, refused)) = self.may_not_look(&channel, &reply) {
+            let mut deliver = route(self.id, &mut self.own, &mut self.links);
+            let (shard, page) = (origin.shard, Err(refused));
+            return deliver(shard, Delivery::Presence { origin, channel, page });
+        }
         let most = (limit, bytes_max as usize);
+        let of_room = matches!(reply, Reply::Control(_));
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
-        let page = self.homes.presence(&channel, after, most, &mut deliver);
+        let page = self.homes.presence(&channel, after, most, of_room, &mut deliver);
         let cost = page.as_ref().map_or(0, PresencePage::cost);
         self.request_budget = self.request_budget.saturating_sub(cost);
         match reply {
             Reply::Session(origin) => {
-                let (shard, page) = (origin.shard, page.map(Box::new));
+                let missing = || Refused::NoSuchChannel { channel: channel.clone() };
+                let (shard, page) = (origin.shard, page.map(Box::new).ok_or_else(missing));
                 deliver(shard, Delivery::Presence { origin, channel, page });
             }
             Reply::Control(reply) => drop(reply.send(page)),
         }
+    }
+
+    /// Notes that a publication has come to a subscriber.
+    fn serve_confirm(
+        &mut self,
+        seat: (ShardId, SessionId),
+        origin: Option<Origin>,
+        channel: ChannelName,
+        offset: Offset,
+    ) {
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        let confirmed = self.homes.confirm(&channel, seat, offset, &mut deliver);
+        let Some(origin) = origin else { return };
+        let answer = match confirmed {
+            Ok(in_time) => Delivery::Confirmed { origin, channel, offset, in_time },
+            Err(refused) => Delivery::Refused { origin, attempt: None, refused },
+        };
+        deliver(seat.0, answer);
     }
 
     /// Reads a channel's history.
@@ -352,11 +413,17 @@ impl<W: Wire> Shard<W> {
             Reply::Control(_) => self.config.api.body_bytes_max,
         };
         let bytes_max = bytes_max as usize;
+        if let Some((origin, refused)) = self.may_not_look(&channel, &reply) {
+            let mut deliver = route(self.id, &mut self.own, &mut self.links);
+            let (shard, page) = (origin.shard, Err(refused));
+            return deliver(shard, Delivery::History { origin, channel, page });
+        }
         let page = self.homes.history(&channel, after, limit, bytes_max, self.work_ms);
         self.request_budget = self.request_budget.saturating_sub(bytes_max);
         match reply {
             Reply::Session(origin) => {
                 let mut deliver = route(self.id, &mut self.own, &mut self.links);
+                let page = page.ok_or_else(|| Refused::NoSuchChannel { channel: channel.clone() });
                 deliver(origin.shard, Delivery::History { origin, channel, page });
             }
             Reply::Control(reply) => drop(reply.send(page)),
@@ -369,7 +436,7 @@ impl<W: Wire> Shard<W> {
         let shards = self.shared.shards.count();
         self.homes.reconfigure(config.clone(), home_limits(&config, shards));
         self.flush_limits = flush_limits(&config, shards);
-        self.some_ask_who = config.channels.iter().any(ChannelRule::asks_who_publishes);
+        self.some_look = config.channels.iter().any(ChannelRule::looks_at_publications);
         (self.config, self.access) = (config, access);
         self.review.begin(true);
     }
@@ -428,6 +495,10 @@ impl<W: Wire> Shard<W> {
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
                 self.publish_from_elsewhere(&channel, &payload, Publisher { asker, by }, ask);
             }
+            Request::Confirm { shard, session, origin, channel, offset } => {
+                drop(deliver);
+                self.serve_confirm((shard, session), origin, channel, offset);
+            }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);
                 self.serve_batch(items, reply);
@@ -440,8 +511,8 @@ impl<W: Wire> Shard<W> {
                 drop(deliver);
                 self.serve_presence(channel, after.as_deref(), limit, reply);
             }
-            Request::Subscribers { channel, reply } => {
-                let _ = reply.send(homes.subscribers(&channel));
+            Request::Room { channel, what, reply } => {
+                let _ = reply.send(homes.serve_room(&channel, *what, self.work_ms, &mut deliver));
             }
             Request::ListChannels { from, reply } => {
                 let _ = reply.send(homes.page(from));

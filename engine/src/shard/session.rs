@@ -10,7 +10,6 @@ mod holds;
 mod idle;
 mod intake;
 pub(super) mod outbox;
-mod rate;
 mod replies;
 mod standing;
 mod talking;
@@ -20,16 +19,17 @@ use ringfeed_protocol::{ChannelName, CloseCode, Connection, Dialect, Lane, Refus
 use ringfeed_wire::{SocketId, SocketOwners};
 use smallvec::SmallVec;
 
+use super::asks::Terms;
 use super::door::Permit;
 use super::feed::List;
 use crate::counters::CloseReason;
 use crate::ids::{LaneId, SessionId, SessionSlot};
+use crate::shard::rate::{CommandRates, Rate};
 use crate::slab::{Slab, place_bytes};
 pub(super) use commands::TOO_MANY_QUESTIONS;
 pub(super) use holds::{HISTORY_PARTS, Holds};
 use idle::UsedAt;
 use outbox::Outbox;
-use rate::{CommandRates, Rate};
 pub use standing::Credentials;
 use standing::Standing;
 pub(super) use talking::Conversation;
@@ -81,8 +81,21 @@ const ATTENTION_MS: u64 = 500;
 /// An answer that is given here, and waits until the homes have answered what was asked before it.
 #[derive(Debug)]
 pub(super) enum Deferred {
-    Unsubscribe { id: Option<Box<str>>, channel: ChannelName },
-    Refuse { id: Option<Box<str>>, refused: Refused },
+    /// To what was subscribed to before, without an answer so far: that may be refused.
+    Subscribe {
+        id: Option<Box<str>>,
+        channel: ChannelName,
+        terms: Terms,
+        token: Option<Box<str>>,
+    },
+    Unsubscribe {
+        id: Option<Box<str>>,
+        channel: ChannelName,
+    },
+    Refuse {
+        id: Option<Box<str>>,
+        refused: Refused,
+    },
 }
 
 /// Everything else about a session.

@@ -1,14 +1,15 @@
-//! The users homed on this shard: which connections each has, on all shards.
+//! The users homed on this shard: which connections each has, on all shards, and which rooms it is in, where these are
+//! limited.
 
-use ringfeed_protocol::{Refused, UserId};
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringfeed_protocol::{ChannelName, Refused, UserId};
 use smallvec::{SmallVec, smallvec};
 
 use crate::ids::{ConnectionId, SessionId, ShardId};
-use crate::message::{Delivery, Order, Reached, Shards, UserConnection};
+use crate::message::{Delivery, Order, Reached, SESSIONS_PER_ORDER, Shards, UserConnection};
 use crate::names::Names;
 
-/// Sessions that one order names: a shard looks at the time behind each, and a session takes some microseconds.
-const SESSIONS_PER_ORDER: usize = 128;
 /// Why something is not sent.
 const BEHIND: &str = "connections are behind with what is sent to them";
 
@@ -24,11 +25,63 @@ pub(super) struct Users {
     /// The first connection stands in the table itself: most users have no other.
     by_id: Names<UserId, SmallVec<[UserConnection; 1]>>,
     connections: usize,
+    /// Rooms with the sessions that are there, or want to be.
+    rooms: BTreeMap<UserId, Rooms>,
 }
+
+type Rooms = BTreeMap<ChannelName, BTreeSet<(ShardId, SessionId)>>;
 
 impl Users {
     pub(super) fn new() -> Users {
-        Users { by_id: Names::new(), connections: 0 }
+        Users { by_id: Names::new(), connections: 0, rooms: BTreeMap::new() }
+    }
+
+    /// Counts a session of a user into a room. `false` where the user is in `most` others already.
+    pub(super) fn enter(
+        &mut self,
+        user: &UserId,
+        channel: &ChannelName,
+        seat: (ShardId, SessionId),
+        most: u32,
+    ) -> bool {
+        let rooms = self.rooms.get(user);
+        let is_there = rooms.is_some_and(|rooms| rooms.contains_key(channel));
+        if !is_there && rooms.map_or(0, BTreeMap::len) >= most as usize {
+            return false;
+        }
+        let rooms = self.rooms.entry(user.clone()).or_default();
+        rooms.entry(channel.clone()).or_default().insert(seat);
+        true
+    }
+
+    /// Counts a session out of a room, if it was counted in.
+    pub(super) fn leave_room(
+        &mut self,
+        user: &UserId,
+        channel: &ChannelName,
+        seat: (ShardId, SessionId),
+    ) {
+        let Some(rooms) = self.rooms.get_mut(user) else { return };
+        let Some(seats) = rooms.get_mut(channel) else { return };
+        seats.remove(&seat);
+        if seats.is_empty() {
+            rooms.remove(channel);
+        }
+        if rooms.is_empty() {
+            self.rooms.remove(user);
+        }
+    }
+
+    /// Counts a session out of all rooms.
+    fn leave_rooms(&mut self, user: &UserId, seat: (ShardId, SessionId)) {
+        let Some(rooms) = self.rooms.get_mut(user) else { return };
+        rooms.retain(|_, seats| {
+            seats.remove(&seat);
+            !seats.is_empty()
+        });
+        if rooms.is_empty() {
+            self.rooms.remove(user);
+        }
     }
 
     /// Users who are there.
@@ -47,8 +100,9 @@ impl Users {
         true
     }
 
-    /// Counts a connection out, if it was counted in.
+    /// Counts a connection out, if it was counted in, and out of its rooms.
     pub(super) fn leave(&mut self, user: &UserId, shard: ShardId, session: SessionId) {
+        self.leave_rooms(user, (shard, session));
         let Some(all) = self.by_id.get_mut(user) else { return };
         let Some(at) = all.iter().position(|own| own.shard == shard && own.session == session)
         else {
@@ -100,6 +154,12 @@ impl Users {
         Ok(count)
     }
 
+    /// Everybody who is counted in a room.
+    pub(super) fn seats(&self) -> impl Iterator<Item = (&ChannelName, ShardId, SessionId)> {
+        let rooms = self.rooms.values().flatten();
+        rooms.flat_map(|(name, seats)| seats.iter().map(move |&(at, own)| (name, at, own)))
+    }
+
     /// All connections, with their users.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&UserId, &UserConnection)> {
         let all = self.by_id.iter();
@@ -110,6 +170,9 @@ impl Users {
     pub(super) fn check(&self) {
         assert!(self.by_id.iter().all(|(_, all)| !all.is_empty()), "a user has connections");
         assert_eq!(self.iter().count(), self.connections, "connections of users");
+        let mut rooms = self.rooms.values();
+        let occupied = |rooms: &Rooms| rooms.values().all(|seats| !seats.is_empty());
+        assert!(rooms.all(|own| !own.is_empty() && occupied(own)), "somebody is in each room");
     }
 }
 
@@ -158,6 +221,37 @@ mod tests {
             crate::message::queues(crate::message::Waker::new(event_fd), 1).0
         });
         Shards::new(queues.collect(), [1, 2])
+    }
+
+    #[test]
+    fn a_room_counts_once_for_all_connections_of_a_user() {
+        let mut users = Users::new();
+        let (ann, bob) = (UserId::new("ann").unwrap(), UserId::new("bob").unwrap());
+        let room = |name: &str| ChannelName::new(name).unwrap();
+        let seat = |slot: u32| (connection(0, slot).shard, connection(0, slot).session);
+        for (slot, name, fits) in [
+            (1, "a", true),
+            (1, "b", true),
+            (1, "c", false),
+            (2, "a", true),
+            (2, "a", true),
+            (2, "c", false),
+        ] {
+            assert_eq!(users.enter(&ann, &room(name), seat(slot), 2), fits, "{slot} {name}");
+            users.check();
+        }
+        assert!(users.enter(&bob, &room("c"), seat(3), 2), "he is somebody else");
+        users.leave_room(&ann, &room("a"), seat(1));
+        users.leave_room(&ann, &room("a"), seat(1));
+        assert!(!users.enter(&ann, &room("c"), seat(1), 2), "another connection is in a");
+        users.leave_room(&ann, &room("c"), seat(1));
+        users.leave(&ann, seat(2).0, seat(2).1);
+        assert!(users.enter(&ann, &room("c"), seat(1), 2));
+        assert_eq!(users.seats().count(), 3);
+        users.leave(&ann, seat(1).0, seat(1).1);
+        users.leave(&bob, seat(3).0, seat(3).1);
+        users.check();
+        assert_eq!((users.seats().count(), users.rooms.len()), (0, 0));
     }
 
     #[test]

@@ -182,7 +182,8 @@ impl World {
             let client = &self.clients[self.owners[conn]];
             let fits = client.link.as_ref().is_some_and(|link| {
                 let open = self.net.borrow().conns[conn].phase == Phase::Open;
-                open && link.conn == conn && link.is_at_ease()
+                // What it has published without an id may have to be refused yet, and what comes next is told behind that.
+                open && link.conn == conn && link.is_at_ease() && !self.judge.awaits_word(conn)
             });
             let ringfeed = client.speaks == Speaks::Ringfeed;
             if fits && ringfeed && client.habit.is_never_late(&self.setup) {
@@ -331,9 +332,11 @@ impl World {
         if !given_up {
             match (&posed.matter, &says) {
                 (Matter::Subscribe { channel }, Says::Allow(expires_s)) => {
+                    // Or it is a lobby.
                     let channel = self.judge.names.iter().position(|name| name == channel);
-                    let channel = channel.expect("a channel of the run");
-                    self.judge.ledgers.give(posed.conn, channel, *expires_s);
+                    if let Some(channel) = channel {
+                        self.judge.ledgers.give(posed.conn, channel, *expires_s);
+                    }
                 }
                 (Matter::Publish { payload, .. }, Says::Publish(_)) => {
                     self.judge.say(payload, Asked::Allowed, instead);

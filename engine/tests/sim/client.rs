@@ -16,17 +16,35 @@ use super::ledger::{Found, Written};
 use super::link::{Intent, Link, Pending, Want};
 use super::net::ConnId;
 use super::policy::Op;
+use super::rooms::PASSWORDS;
 use super::setup::{Mode, Setup};
+use super::talk::{Talk, portico};
 use super::token::Mint;
 use super::trace::{Trace, note};
 use super::ws;
 
 /// The dialect of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Speaks {
+    #[default]
     Ringfeed,
     Raw,
     Echo,
+    Rooms,
+    Fluxus,
+    Portico,
+}
+
+impl Speaks {
+    /// Whether it is a dialect of an existing system, which has a talk.
+    pub(crate) fn talks(self) -> bool {
+        matches!(self, Speaks::Rooms | Speaks::Fluxus | Speaks::Portico)
+    }
+
+    /// Where not, who misses something is closed.
+    pub(crate) fn tells_gaps(self) -> bool {
+        self == Speaks::Ringfeed
+    }
 }
 
 /// How a client treats its connection.
@@ -75,7 +93,7 @@ pub(crate) struct Client {
     pub(crate) reading: bool,
     pub(crate) user: Option<usize>,
     /// Channels it can name.
-    channels: Vec<usize>,
+    pub(super) channels: Vec<usize>,
     pub(crate) link: Option<Link>,
     /// Last position seen of each channel.
     pub(crate) seen: BTreeMap<usize, (u64, u64)>,
@@ -94,32 +112,40 @@ pub(crate) struct Scene<'a> {
     pub(crate) written: &'a mut VecDeque<(u64, Written)>,
     /// For how long everything that the client has sent is with the server, in ms.
     pub(crate) quiet_ms: u64,
+    /// Since the beginning.
+    pub(crate) now_ms: u64,
 }
 
 type Operation = fn(&mut Client, &mut Scene);
 
-/// Name, weight for `ringfeed.v1`, `raw.v1` and `echo`, and what is done.
-const OPERATIONS: &[(&str, [u32; 3], Operation)] = &[
-    ("subscribe", [30, 30, 0], |c, s| c.subscribe(s)),
-    ("unsubscribe", [14, 12, 0], |c, s| c.unsubscribe(s)),
-    ("resubscribe", [6, 6, 0], |c, s| c.resubscribe(s)),
-    ("move", [6, 4, 0], |c, s| c.move_on(s)),
-    ("subscribe to many", [3, 3, 0], |c, s| c.subscribe_to_many(s)),
-    ("publish", [25, 0, 0], |c, s| c.publish(s)),
-    ("publish a burst", [5, 0, 0], |c, s| c.publish_burst(s)),
-    ("history", [4, 0, 0], |c, s| c.history(s)),
-    ("presence", [6, 0, 0], |c, s| c.presence(s)),
-    ("ping", [3, 0, 0], |c, s| c.ping(s)),
-    ("several commands", [5, 0, 0], |c, s| c.several(s)),
-    ("send to a user", [3, 0, 0], |c, s| c.send(s)),
-    ("show a token", [6, 3, 0], |c, s| c.auth(s)),
-    ("ask the application", [3, 0, 0], |c, s| c.ask(s)),
-    ("call a method", [6, 0, 0], |c, s| c.call(s)),
-    ("bad command", [3, 1, 0], |c, s| c.bad(s)),
-    ("ping frame", [2, 2, 5], |c, s| c.ping_frame(s)),
-    ("echo", [0, 0, 30], |c, s| c.echo(s)),
-    ("break the protocol", [1, 1, 1], |c, s| c.break_protocol(s)),
-    ("half a frame", [1, 1, 1], |c, s| c.half_frame(s)),
+/// Name, weight for `ringfeed.v1`, `raw.v1`, `echo`, `rooms`, `fluxus` and `portico`, and what is done.
+const OPERATIONS: &[(&str, [u32; 6], Operation)] = &[
+    ("subscribe", [30, 30, 0, 30, 30, 0], |c, s| c.subscribe(s)),
+    ("unsubscribe", [14, 12, 0, 14, 14, 0], |c, s| c.unsubscribe(s)),
+    ("resubscribe", [6, 6, 0, 6, 6, 0], |c, s| c.resubscribe(s)),
+    ("move", [6, 4, 0, 6, 6, 0], |c, s| c.move_on(s)),
+    ("subscribe to many", [3, 3, 0, 3, 3, 0], |c, s| c.subscribe_to_many(s)),
+    ("publish", [25, 0, 0, 0, 0, 0], |c, s| c.publish(s)),
+    ("publish a burst", [5, 0, 0, 0, 0, 0], |c, s| c.publish_burst(s)),
+    ("history", [4, 0, 0, 0, 0, 0], |c, s| c.history(s)),
+    ("presence", [6, 0, 0, 0, 0, 0], |c, s| c.presence(s)),
+    ("confirm", [4, 0, 0, 0, 0, 0], |c, s| c.confirm(s)),
+    ("ping", [3, 0, 0, 0, 0, 0], |c, s| c.ping(s)),
+    ("several commands", [5, 0, 0, 0, 0, 0], |c, s| c.several(s)),
+    ("send to a user", [3, 0, 0, 4, 0, 0], |c, s| c.send(s)),
+    ("show a token", [6, 3, 0, 6, 6, 0], |c, s| c.auth(s)),
+    ("ask the application", [3, 0, 0, 3, 3, 0], |c, s| c.ask(s)),
+    ("call a method", [6, 0, 0, 0, 8, 0], |c, s| c.call(s)),
+    ("bad command", [3, 1, 0, 0, 0, 0], |c, s| c.bad(s)),
+    ("ping frame", [2, 2, 5, 2, 2, 2], |c, s| c.ping_frame(s)),
+    ("echo", [0, 0, 30, 0, 0, 0], |c, s| c.echo(s)),
+    ("break the protocol", [1, 1, 1, 1, 1, 1], |c, s| c.break_protocol(s)),
+    ("half a frame", [1, 1, 1, 1, 1, 1], |c, s| c.half_frame(s)),
+    ("broadcast", [0, 0, 0, 30, 30, 0], |c, s| c.broadcast(s)),
+    ("say how one is", [0, 0, 0, 6, 0, 0], |c, s| c.announce(s)),
+    ("ask for a pong", [0, 0, 0, 3, 0, 0], |c, s| c.ask_for_pong(s)),
+    ("bad words", [0, 0, 0, 4, 4, 0], |c, s| c.bad_words(s)),
+    ("speak of rooms and entities", [0, 0, 0, 0, 0, 90], |c, s| c.portico_act(s)),
 ];
 
 impl Client {
@@ -127,9 +153,12 @@ impl Client {
         let speaks = match dice.below(1000) as u32 {
             n if n < setup.raw => Speaks::Raw,
             n if n < setup.raw + setup.echo => Speaks::Echo,
-            _ => Speaks::Ringfeed,
+            n => setup.speaks_of_old(n - setup.raw - setup.echo),
         };
-        let endpoint = dice.below(setup.endpoints.len());
+        let endpoint = match speaks {
+            Speaks::Portico => setup.endpoint_of(portico::PREFIX),
+            _ => dice.below(setup.endpoints.len()),
+        };
         let prefix = setup.endpoints[endpoint].as_str();
         let mut channels: Vec<usize> = (0..setup.channels.len())
             .filter(|&at| setup.channels[at].name.len() > prefix.len())
@@ -165,15 +194,34 @@ impl Client {
     }
 
     /// `found` says who it is, and `name` how it is named outside where that is known.
-    pub(crate) fn connect(&mut self, conn: ConnId, found: Found, name: Option<String>) {
+    pub(crate) fn connect(
+        &mut self,
+        conn: ConnId,
+        found: Found,
+        name: Option<String>,
+        setup: &Setup,
+    ) {
         let who = format!("k{}/c{conn}", self.number);
         let channels = found.channels.clone();
         let mut link = Link::new(conn, who, found);
         link.name = name;
-        for channel in channels {
+        link.talk = Talk::new(self.speaks);
+        for channel in self.at_once(channels, setup) {
             link.expect_at_once(channel, self.speaks);
         }
         self.link = Some(link);
+        if self.speaks == Speaks::Portico {
+            self.begin_portico(setup);
+        }
+    }
+
+    /// Channels that the server subscribes it to by itself: who is not shown a prefix has those that begin with it alone.
+    pub(super) fn at_once(&self, named: Vec<usize>, setup: &Setup) -> Vec<usize> {
+        let prefix = &setup.endpoints[self.endpoint];
+        let fits = |channel: &usize| {
+            !self.speaks.talks() || setup.channels[*channel].name.starts_with(prefix)
+        };
+        named.into_iter().chain(setup.list(self.endpoint).iter().copied()).filter(fits).collect()
     }
 
     /// Says something, where it still may.
@@ -182,7 +230,8 @@ impl Client {
         if link.mute || link.close_sent.is_some() || link.close_seen.is_some() {
             return;
         }
-        if self.speaks != Speaks::Echo && scene.dice.chance(scene.setup.moves) {
+        let moves = !matches!(self.speaks, Speaks::Echo | Speaks::Portico);
+        if moves && scene.dice.chance(scene.setup.moves) {
             return self.move_on(scene);
         }
         if self.speaks == Speaks::Ringfeed && scene.dice.chance(scene.setup.looks) {
@@ -220,10 +269,14 @@ impl Client {
             (Speaks::Ringfeed, _) if scene.dice.chance(20) => Some((scene.dice.number(), 3)),
             _ => None,
         };
-        let more = recover.map_or(String::new(), |(epoch, offset)| {
+        let mut more = recover.map_or(String::new(), |(epoch, offset)| {
             format!(",\"recover\":{{\"epoch\":\"{epoch:016x}\",\"offset\":{offset}}}")
         });
-        self.command(Want::Subscribe { recover }, Some(channel), &more, scene);
+        let password = Client::any_password(channel, scene);
+        if let Some(password) = password {
+            more.push_str(&format!(",\"password\":\"{}\"", PASSWORDS[password]));
+        }
+        self.command(Want::Subscribe { recover, password }, Some(channel), &more, scene);
     }
 
     fn unsubscribe(&mut self, scene: &mut Scene) {
@@ -293,6 +346,7 @@ impl Client {
         if let Some(link) = &self.link {
             let must_ask = link.chance(Op::Publish, channel, scene.setup).asked;
             scene.judge.sent_by(number, link.conn, must_ask);
+            link.speaks(number, channel, (scene.setup, scene.judge));
         }
         // What has no bytes does not show whose it was.
         let echo = len == 0 || !scene.dice.chance(scene.setup.no_echo);
@@ -311,6 +365,9 @@ impl Client {
         if !echo || scene.dice.chance(20) {
             more.push_str(&format!(",\"echo\":{echo}"));
         }
+        if let Some(link) = self.link.as_ref().filter(|_| len > 0) {
+            more.push_str(&Client::ask_to_confirm(number, channel, link.conn, scene));
+        }
         self.command(Want::Publish(number), Some(channel), &more, scene);
     }
 
@@ -328,7 +385,7 @@ impl Client {
 
     /// A message that holds several commands.
     fn several(&mut self, scene: &mut Scene) {
-        const SINGLE: [Operation; 11] = [
+        const SINGLE: [Operation; 12] = [
             |c, s| c.subscribe(s),
             |c, s| c.auth(s),
             |c, s| c.subscribe(s),
@@ -337,6 +394,7 @@ impl Client {
             |c, s| c.publish(s),
             |c, s| c.history(s),
             |c, s| c.presence(s),
+            |c, s| c.confirm(s),
             |c, s| c.ask(s),
             |c, s| c.call(s),
             |c, s| c.send(s),
@@ -363,7 +421,13 @@ impl Client {
         let user = scene.dice.below(scene.setup.users + 1);
         let number = scene.judge.orders.len();
         let payload = judge::direct(number);
-        let more = format!(",\"user\":\"u{user}\",\"data\":{}", String::from_utf8_lossy(&payload));
+        let payload = String::from_utf8_lossy(&payload);
+        let (to, what) = match self.speaks {
+            Speaks::Rooms => ("to", "message"),
+            _ => ("user", "data"),
+        };
+        let more = format!(",\"{to}\":\"u{user}\",\"{what}\":{payload}");
+        let payload = payload.into_owned().into_bytes();
         scene.judge.order(Target::User(user), Order::Send(payload));
         self.command(Want::Send(number), None, &more, scene);
     }
@@ -425,6 +489,7 @@ impl Client {
             channel: None,
             before: Intent::Maybe,
             turn: 0,
+            at: 0,
         };
         link.pending.push_back(pending);
         link.say(ws::TEXT, with_id(text).as_bytes(), scene);
@@ -526,6 +591,9 @@ impl Client {
         more: &str,
         scene: &mut Scene,
     ) {
+        if self.speaks.talks() {
+            return self.tell(want, channel, more, scene);
+        }
         let prefix = &scene.setup.endpoints[self.endpoint];
         let Some(link) = &mut self.link else { return };
         let raw = self.speaks == Speaks::Raw;
@@ -540,9 +608,13 @@ impl Client {
             Want::Auth { .. } => "auth",
             Want::Other => "custom",
             Want::Call(_) => "rpc",
+            Want::Confirm { .. } => "confirm",
         };
         let key = if raw || scene.dice.chance(100) { "action" } else { "type" };
-        let nameless = link.may_go_without_id(want, channel, scene.setup)
+        let is_asked =
+            matches!(want, Want::Publish(number) if scene.judge.confirmations.is_asked(number));
+        let nameless = !is_asked
+            && link.may_go_without_id(want, channel, scene.setup)
             && scene.dice.chance(if matches!(want, Want::Publish(_)) { 400 } else { 100 });
         let id = (!raw && !nameless).then(|| {
             let id = link.next_id;

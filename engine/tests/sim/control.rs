@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringfeed_engine::access::{Admitted, Grant, Grants, Identity, Statement};
-use ringfeed_engine::config::{ChannelRule, Config, Permission, Publishers, Subscribers};
+use ringfeed_engine::access::{Admitted, Grant, Grants, Identity, Room, RoomChange, Statement};
+use ringfeed_engine::callers::KeyHash;
+use ringfeed_engine::config::{ChannelRule, Config, Permission, Publishers, Speakers, Subscribers};
 use ringfeed_engine::ids::{ConnectionId, ShardId, Ticket};
 use ringfeed_engine::message::{
     Answer, Asked, Caller, Change, Denied, Heard, Order as EngineOrder, Question, Reply, Request,
-    Revocation, Revoked as EngineRevoked, StoredPayload, SubscribeAllowed, UserRequest,
+    Revocation, Revoked as EngineRevoked, RoomDenied, RoomReport, RoomRequest, StoredPayload,
+    SubscribeAllowed, UserRequest,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::Credentials;
@@ -22,6 +24,7 @@ use super::ledger::{Found, Revoked};
 use super::net::ConnId;
 use super::node::{Cluster, Waiting, configuration};
 use super::policy::{Line, Op, Policy, Whom, Word};
+use super::rooms::{Field, PASSWORDS, RoomOrder, Terms, Told};
 use super::setup::Setup;
 
 /// What a shard asks, in plain types; connections are known by a claim or by their number.
@@ -124,6 +127,7 @@ fn operation(op: Op) -> Operation {
         Op::Publish => Operation::Publish,
         Op::History => Operation::History,
         Op::Presence => Operation::Presence,
+        Op::Moderate => Operation::Moderate,
     }
 }
 
@@ -220,6 +224,65 @@ pub(super) fn apply(policy: &Policy, config: &mut Config) {
         allow: vec![Operation::Send],
         deny: vec![],
     });
+}
+
+fn password_of(number: usize) -> KeyHash {
+    KeyHash::of(PASSWORDS[number].as_bytes())
+}
+
+/// The rules of a room, as an engine has them.
+pub(super) fn room_of(terms: &Terms) -> Room {
+    Room {
+        members_max: terms.members_max,
+        public: terms.public,
+        moderated: terms.moderated,
+        speak: if terms.anyone { Speakers::Anyone } else { Speakers::Members },
+        password: terms.password.map(password_of),
+        moderators: terms.moderators.iter().copied().map(user_id).collect(),
+        members: terms.invited.iter().copied().map(user_id).collect(),
+    }
+}
+
+fn change(fields: &[Field]) -> RoomChange {
+    let mut change = RoomChange::default();
+    let users = |users: Vec<usize>| users.into_iter().map(user_id).collect();
+    for field in fields.iter().cloned() {
+        match field {
+            Field::MembersMax(most) => change.members_max = Some(most),
+            Field::Public(public) => change.public = Some(public),
+            Field::Moderated(moderated) => change.moderated = Some(moderated),
+            Field::Anyone(true) => change.speak = Some(Speakers::Anyone),
+            Field::Anyone(false) => change.speak = Some(Speakers::Members),
+            Field::Password(password) => change.password = Some(password.map(password_of)),
+            Field::Moderators(own) => change.moderators = Some(users(own)),
+            Field::Invited(own) => change.members = Some(users(own)),
+            Field::EndsWhenEmpty(ends) => change.ends_when_empty = Some(ends),
+        }
+    }
+    change
+}
+
+/// What is told of a room, in plain types.
+pub(super) fn told_of_room(told: Result<RoomReport, RoomDenied>) -> Told {
+    let RoomReport { rules, ends_when_empty, .. } = told.map_err(|denied| match denied {
+        RoomDenied::NoRooms => "no_rooms",
+        RoomDenied::NotMade => "not_made",
+        RoomDenied::Refused(refused) => refused.code().as_str(),
+    })?;
+    let users = |all: &std::collections::BTreeSet<UserId>| {
+        all.iter().map(|user| user[1..].parse().expect("a user's number")).collect()
+    };
+    let known = |own| (0..PASSWORDS.len()).find(|&number| password_of(number) == own);
+    let terms = Terms {
+        members_max: rules.members_max,
+        public: rules.public,
+        moderated: rules.moderated,
+        anyone: rules.speak == Speakers::Anyone,
+        password: rules.password.map(|own| known(own).expect("a known password")),
+        moderators: users(&rules.moderators),
+        invited: users(&rules.members),
+    };
+    Ok((terms, ends_when_empty))
 }
 
 fn connection_of(Caller { connection, identity }: &Caller) -> ConnId {
@@ -338,6 +401,21 @@ impl Cluster {
     /// The second issuer's keys are known from now on.
     pub(crate) fn publish_keys(&self) {
         self.shared.remote_keys.store(Arc::new(super::token::published_keys()));
+    }
+
+    /// Asks the home of a room for something; `None` where its queue is full.
+    pub(crate) fn room(&self, channel: usize, name: &str, order: &RoomOrder) -> Option<Waiting> {
+        let what = match order {
+            RoomOrder::Make(fields) => RoomRequest::Make(change(fields)),
+            RoomOrder::Change(fields) => RoomRequest::Change(change(fields)),
+            RoomOrder::Show => RoomRequest::Show,
+            RoomOrder::End => RoomRequest::End,
+        };
+        let (reply, answer) = oneshot::channel();
+        let (home, what) = (self.home(name), what.into());
+        let room = ChannelName::new(name).expect("a valid name");
+        let request = Request::Room { channel: room, what, reply };
+        self.request(home, request).then_some(Waiting::Room(channel, answer))
     }
 
     pub(crate) fn home_of_user(&self, user: usize) -> usize {

@@ -38,6 +38,13 @@ pub(crate) struct Said<'a> {
     #[serde(borrow)]
     users: Option<Vec<Person<'a>>>,
     pub(crate) next: Option<&'a str>,
+    /// Whether it is to be confirmed, of a message.
+    pub(crate) confirm: Option<bool>,
+    pub(crate) in_time: Option<bool>,
+    #[serde(borrow)]
+    confirmed: Option<Vec<Person<'a>>>,
+    #[serde(borrow)]
+    missing: Option<Vec<Person<'a>>>,
 }
 
 /// A user, or a connection without one.
@@ -47,15 +54,30 @@ struct Person<'a> {
     connection: Option<&'a str>,
 }
 
-impl Said<'_> {
-    /// Who is named, where anybody may be.
-    pub(crate) fn names(&self) -> Option<Vec<String>> {
-        let name = |own: &Person| match (own.user, own.connection) {
+impl Person<'_> {
+    fn name(&self) -> String {
+        match (self.user, self.connection) {
             (Some(user), None) => format!("user:{user}"),
             (None, Some(connection)) => format!("connection:{connection}"),
             _ => "nobody".into(),
-        };
-        Some(self.users.as_ref()?.iter().map(name).collect())
+        }
+    }
+}
+
+impl Said<'_> {
+    /// Who is named, where anybody may be.
+    pub(crate) fn names(&self) -> Option<Vec<String>> {
+        Some(self.users.as_ref()?.iter().map(Person::name).collect())
+    }
+
+    /// Who has confirmed something.
+    pub(crate) fn confirmed(&self) -> Option<Vec<String>> {
+        Some(self.confirmed.as_ref()?.iter().map(Person::name).collect())
+    }
+
+    /// Who has not.
+    pub(crate) fn missing(&self) -> Option<Vec<String>> {
+        Some(self.missing.as_ref()?.iter().map(Person::name).collect())
     }
 }
 

@@ -5,6 +5,7 @@ use super::client::{Client, Speaks};
 use super::judge::Rule;
 use super::net::{ConnId, Fate, Faults, Phase};
 use super::node::Held;
+use super::talk::portico;
 use super::trace::note;
 use super::world::World;
 
@@ -124,7 +125,35 @@ impl World {
             if has_heartbeat {
                 self.unread_are_gone();
             }
+            self.check_confirmations();
             self.check_presence();
+            self.check_timers();
+        }
+    }
+
+    /// Who is still there is told by the clock that the server is, and once for each time.
+    fn check_timers(&mut self) {
+        let pings = |world: &World| -> Vec<(ConnId, u64)> {
+            let there = world.held().into_iter().filter_map(|(conn, client)| {
+                let link = client.link.as_ref().filter(|link| link.conn == conn)?;
+                let told = client.server_pings().filter(|_| client.reading)?;
+                (link.close_seen.is_none() && link.close_sent.is_none()).then_some((conn, told))
+            });
+            there.collect()
+        };
+        let before = pings(self);
+        if before.is_empty() {
+            return;
+        }
+        self.rest(portico::SERVER_PING_MS + 1000);
+        for (conn, now) in pings(self) {
+            let then = before.iter().find(|(of, _)| *of == conn).map(|(_, then)| *then);
+            let times = then.map(|then| now - then);
+            if times.is_some_and(|times| !(1..=2).contains(&times)) {
+                let what =
+                    format_args!("c{conn} was told {times:?} times that the server is there");
+                self.judge.broken(Rule::Timers, what);
+            }
         }
     }
 
@@ -162,7 +191,7 @@ impl World {
                 conn.phase == Phase::Open && conn.fate == Fate::Alive
             });
             if alive && client.reading {
-                client.settled(bells, &self.newest, &self.judge);
+                client.settled(bells, &self.newest, &self.setup, &self.judge);
             }
         }
     }

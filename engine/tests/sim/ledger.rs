@@ -140,6 +140,12 @@ pub(crate) struct Written {
     pub(crate) ms: u64,
 }
 
+/// What somebody is told who is believed, as far as the dialect tells it.
+pub(crate) struct Believed<'a> {
+    pub(crate) user: Option<Option<&'a str>>,
+    pub(crate) expires_in_ms: Option<Option<u64>>,
+}
+
 /// A pass that its shard has not taken yet.
 #[derive(Debug)]
 struct Given {
@@ -219,6 +225,12 @@ impl Ledgers {
         }
     }
 
+    /// How often a connection was to be subscribed to a channel at once.
+    pub(crate) fn named(&self, channel: usize) -> u64 {
+        let shown = self.conns.iter().flat_map(|own| &own.shown);
+        shown.filter(|shown| shown.found.channels.contains(&channel)).count() as u64
+    }
+
     // What is shown in band.
 
     /// Something is shown that may be believed. Returns its number. `may_fail`: also where nothing is wrong with it.
@@ -249,7 +261,7 @@ impl Ledgers {
         number: usize,
         sent: u64,
         Written { turn, ms }: Written,
-        (user, expires_in_ms): (Option<&str>, Option<u64>),
+        told: Believed,
     ) -> Option<&'static str> {
         if number == BAD {
             return Some("nobody has to believe it");
@@ -258,13 +270,17 @@ impl Ledgers {
         let own = &mut self.conns[conn].shown[number];
         own.sure = Some(turn);
         let name = own.found.person.user.map(|user| format!("u{user}"));
-        let in_time = own.expires_ms.is_some_and(|(first, last)| {
-            expires_in_ms.is_some_and(|left| left <= last && ms + left >= first)
+        let in_time = told.expires_in_ms.is_none_or(|told| {
+            own.expires_ms.is_some_and(|(first, last)| {
+                told.is_some_and(|left| left <= last && ms + left >= first)
+            })
         });
         match () {
             () if was_revoked => Some("it was revoked"),
             () if !own.was_good => Some("it had expired"),
-            () if name.as_deref() != user => Some("it is another user"),
+            () if told.user.is_some_and(|user| name.as_deref() != user) => {
+                Some("it is another user")
+            }
             () if !in_time => Some("it expires at another time"),
             () => None,
         }
@@ -304,9 +320,43 @@ impl Ledgers {
         users.map(|user| user.map(|user| format!("u{user}")))
     }
 
+    /// Names of the users that it is, was or may be.
+    pub(crate) fn anybody(&self, conn: ConnId) -> impl Iterator<Item = Option<String>> {
+        let users = self.conns[conn].shown.iter().map(|shown| shown.found.person.user);
+        users.map(|user| user.map(|user| format!("u{user}")))
+    }
+
     /// Whether a connection is or was a user's, as far as anybody can tell.
     pub(crate) fn was(&self, conn: ConnId, user: usize) -> bool {
         self.conns[conn].shown.iter().any(|shown| shown.found.person.user == Some(user))
+    }
+
+    /// Whether somebody named so may be a connection at any time.
+    pub(crate) fn may_be_named(&self, conn: ConnId, name: &str) -> bool {
+        self.conns[conn].shown.iter().any(|shown| match shown.found.person.user {
+            Some(user) => name == format!("user:u{user}"),
+            None => name.starts_with("connection:"),
+        })
+    }
+
+    /// Whether a connection never was anybody else than the user of this name.
+    pub(crate) fn is_only_named(&self, conn: ConnId, name: &str) -> bool {
+        name.starts_with("user:")
+            && self.conns[conn].shown.len() == 1
+            && self.may_be_named(conn, name)
+    }
+
+    /// Whether a connection never was anybody else.
+    pub(crate) fn is_one(&self, conn: ConnId) -> bool {
+        self.conns[conn].shown.len() == 1
+    }
+
+    /// Whether two connections may be one user's.
+    pub(crate) fn may_be_same(&self, conn: ConnId, other: ConnId) -> bool {
+        let users = |conn: ConnId| {
+            self.conns[conn].shown.iter().filter_map(|shown| shown.found.person.user)
+        };
+        users(conn).any(|user| users(other).any(|own| own == user))
     }
 
     /// Whose it surely is.

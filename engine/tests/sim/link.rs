@@ -6,12 +6,15 @@ use super::client::{Client, Scene, Speaks};
 use super::control::Order;
 use super::event::{Said, payload_of};
 use super::judge::{Hole, Judge, Rule};
-use super::ledger::{Found, Written};
+use super::ledger::{Believed, Found, Written};
 use super::net::ConnId;
 use super::policy::{self, Chance, Op};
 use super::presence::List;
 use super::raw::RawRun;
+use super::rooms::Try;
 use super::setup::{Setup, Shows};
+use super::talk::Talk;
+use super::talk::rooms::RATE_MESSAGES;
 use super::trace::{note, shown};
 use super::ws::{self, Parser};
 
@@ -28,6 +31,8 @@ pub(crate) enum Intent {
 pub(crate) enum Want {
     Subscribe {
         recover: Option<(u64, u64)>,
+        /// What is said to enter a room.
+        password: Option<usize>,
     },
     Unsubscribe,
     Publish(u64),
@@ -51,6 +56,11 @@ pub(crate) enum Want {
     Other,
     /// What a method gives to the call of this number.
     Call(u64),
+    /// To say that a publication has come: perhaps that of this number.
+    Confirm {
+        number: Option<u64>,
+        offset: u64,
+    },
     /// To be refused with this code.
     Bad(&'static str),
 }
@@ -66,12 +76,16 @@ pub(crate) struct Pending {
     pub(crate) before: Intent,
     /// Turns that the shard had begun when it was sent.
     pub(crate) turn: u64,
+    /// The moment when it was sent, as rooms count.
+    pub(crate) at: u64,
 }
 
 /// A subscription as its client sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum View {
     Off,
+    /// It was told that it is subscribed, in a dialect that tells no offsets.
+    Told,
     /// `seam`: recovered up to here, without any gap.
     Live {
         epoch: u64,
@@ -90,10 +104,18 @@ pub(crate) struct Own {
     pub(crate) subscribed: u64,
     pub(crate) unsubscribed: u64,
     pub(crate) list: List,
+    /// Attempts to subscribe, where it is a room.
+    pub(crate) tries: Vec<Try>,
+    /// The moment of the last `subscribed`, as rooms count.
+    pub(crate) joined: u64,
+    /// Of `raw.v1`: it was found that it may be in the room.
+    pub(crate) entered: bool,
+    /// Users that have come and gone by notices without versions: whether they have come.
+    pub(crate) came: BTreeMap<String, bool>,
 }
 
 impl Own {
-    fn fresh() -> Own {
+    pub(super) fn fresh() -> Own {
         Own {
             intent: Intent::No,
             view: View::Off,
@@ -101,6 +123,10 @@ impl Own {
             subscribed: 0,
             unsubscribed: 0,
             list: List::default(),
+            tries: Vec::new(),
+            joined: 0,
+            entered: false,
+            came: BTreeMap::new(),
         }
     }
 }
@@ -144,8 +170,11 @@ pub(crate) struct Link {
     pub(crate) directs: Vec<usize>,
     /// Commands of a message that is not sent yet.
     pub(crate) several: Option<Vec<String>>,
+    /// What it was asked to confirm: number, channel and offset.
+    pub(crate) to_confirm: Vec<(u64, usize, u64)>,
     /// When the frame was written that is looked at.
     pub(crate) written: Option<Written>,
+    pub(crate) talk: Talk,
 }
 
 impl Link {
@@ -174,7 +203,9 @@ impl Link {
             name: None,
             directs: Vec::new(),
             several: None,
+            to_confirm: Vec::new(),
             written: None,
+            talk: Talk::default(),
         }
     }
 
@@ -211,13 +242,16 @@ impl Link {
         let open = self.pending.iter().any(|p| p.id.is_none() && p.channel == channel);
         let sure = !open && setup.messages_per_second_max == 0;
         match want {
-            Want::Publish(_) | Want::Ping => true,
+            Want::Publish(_) | Want::Ping | Want::Confirm { .. } => true,
             Want::Unsubscribe => sure && intent == Intent::Yes,
-            Want::Subscribe { recover: None } => {
+            Want::Subscribe { recover: None, .. } => {
                 let allowed = channel
                     .is_some_and(|channel| self.chance(Op::Subscribe, channel, setup).always);
                 let room = self.channels.len() < setup.subscriptions_max as usize
-                    && channel.is_some_and(|channel| setup.group(channel).members_max == 0);
+                    && channel.is_some_and(|channel| {
+                        let group = setup.group(channel);
+                        group.members_max == 0 && group.room.is_none()
+                    });
                 // An order may end it before it begins.
                 let sure = sure && setup.orders == 0;
                 sure && intent == Intent::No && allowed && room && setup.channels_max >= 1000
@@ -258,15 +292,22 @@ impl Link {
         let own = self.channels.entry(channel).or_insert_with(Own::fresh);
         own.intent = Intent::Maybe;
         own.raw.subscribes += 1;
+        own.tries.push(Try { at: 0, password: None });
+        if speaks.talks() {
+            (own.raw.silent, own.subscribed) = (true, 0);
+            self.errors_open += 1;
+        }
         if speaks == Speaks::Ringfeed {
             self.errors_open += 1;
-            let (want, before) = (Want::Subscribe { recover: None }, Intent::Maybe);
+            let (recover, password) = (None, None);
+            let (want, before) = (Want::Subscribe { recover, password }, Intent::Maybe);
             self.pending.push_back(Pending {
                 id: None,
                 want,
                 channel: Some(channel),
                 before,
                 turn: 0,
+                at: 0,
             });
         }
     }
@@ -285,21 +326,26 @@ impl Link {
         let mut before = Intent::Maybe;
         let touches = matches!(want, Want::Subscribe { .. } | Want::Unsubscribe);
         if let Some(channel) = channel.filter(|_| touches) {
+            // A lobby is one, too.
             let most = scene.setup.subscriptions_max as usize;
+            let most = most - self.talk.hidden_subscriptions();
             let others = self
                 .channels
                 .iter()
                 .filter(|(other, own)| **other != channel && own.intent != Intent::No);
             let full = others.count() >= most
                 || scene.setup.channels_max < 1000
-                || scene.setup.group(channel).members_max > 0;
+                || scene.setup.group(channel).members_max > 0
+                || scene.setup.group(channel).room.is_some();
             let (forbidden, sure) = (chance.never, chance.always);
             if raw && matches!(want, Want::Subscribe { .. }) {
                 self.refusable |= !sure || full || scene.judge.draining;
             }
             // What the server does by itself may come at any time.
             let at_once = self.pending.iter().any(|p| p.turn == 0 && p.channel == Some(channel));
+            let limited = self.is_limited(scene.setup);
             let own = self.channels.entry(channel).or_insert_with(Own::fresh);
+            let at_once = at_once || own.raw.silent;
             if at_once {
                 own.intent = Intent::Maybe;
             }
@@ -310,18 +356,20 @@ impl Link {
                 own.raw.subscribes += u32::from(own.intent != Intent::Yes);
                 own.intent = match before {
                     _ if forbidden => before,
-                    _ if scene.setup.messages_per_second_max > 0 => Intent::Maybe,
+                    _ if limited => Intent::Maybe,
                     Intent::Yes => Intent::Yes,
                     _ if full || !sure || scene.judge.draining => Intent::Maybe,
                     _ => Intent::Yes,
                 };
             } else {
-                let limited = scene.setup.messages_per_second_max > 0;
                 own.intent =
                     if limited && before != Intent::No { Intent::Maybe } else { Intent::No };
             }
             if at_once {
                 own.intent = Intent::Maybe;
+            }
+            if let Want::Subscribe { password, .. } = want {
+                self.tries(channel, password, scene.judge);
             }
         }
         if raw {
@@ -329,13 +377,24 @@ impl Link {
         }
         if id.is_none() {
             self.errors_open += 1;
-            if let (Want::Publish(_), Some(channel)) = (want, channel) {
-                scene.judge.unacknowledged[channel] += 1;
-                return;
+            match (want, channel) {
+                (Want::Publish(_), Some(channel)) => {
+                    scene.judge.unacknowledged[channel] += 1;
+                    return;
+                }
+                // Nothing is said to it.
+                (Want::Confirm { .. }, _) => return,
+                _ => {}
             }
         }
         let turn = scene.judge.ledgers.turns[scene.judge.ledgers.shard(self.conn)];
-        self.pending.push_back(Pending { id, want, channel, before, turn });
+        let at = scene.judge.rooms.now();
+        self.pending.push_back(Pending { id, want, channel, before, turn, at });
+    }
+
+    /// Whether what it sends may be one message too many.
+    pub(super) fn is_limited(&self, setup: &Setup) -> bool {
+        setup.messages_per_second_max > 0 || self.talk.said >= RATE_MESSAGES
     }
 
     /// Writes a message or a control frame, whole or in fragments.
@@ -409,7 +468,7 @@ impl Link {
     }
 
     /// Everything is quiet: what was ordered for it while it was there is done.
-    pub(crate) fn check_orders(&self, judge: &Judge) {
+    pub(crate) fn check_orders(&self, speaks: Speaks, judge: &Judge) {
         let Some(name) = &self.name else { return };
         for (number, ordered) in judge.orders.iter().enumerate() {
             if ordered.refused && self.directs.contains(&number) {
@@ -424,11 +483,15 @@ impl Link {
             let rule = match &ordered.order {
                 Order::Send(_) if self.directs.contains(&number) => continue,
                 Order::Send(_) => Rule::Direct,
+                // Of its end nobody is told.
+                Order::Unsubscribe(_) if speaks == Speaks::Fluxus => continue,
                 Order::Unsubscribe(channel) => {
                     let own = self.channels.iter().find(|(of, _)| judge.names[**of] == *channel);
                     match own {
                         Some((_, own))
-                            if own.view != View::Off && own.subscribed < ordered.sent[shard] => {}
+                            if own.view != View::Off
+                                && !own.raw.silent
+                                && own.subscribed < ordered.sent[shard] => {}
                         _ => continue,
                     }
                     Rule::Ordered
@@ -470,24 +533,13 @@ impl Link {
         seen: &mut BTreeMap<usize, (u64, u64)>,
         scene: &mut Scene,
     ) -> Option<&'static str> {
+        if said.kind == "error" {
+            return self.refused(pending, said.code.unwrap_or_default(), scene);
+        }
         let Scene { setup, judge, .. } = scene;
         let own = |op| pending.channel.map(|channel| self.chance(op, channel, setup));
         let never = |op| own(op).is_some_and(|chance: Chance| chance.never);
         let (no_subscribe, no_publish) = (never(Op::Subscribe), never(Op::Publish));
-        if said.kind == "error" {
-            let code = said.code.unwrap_or_default();
-            self.doubt_after(pending, code);
-            if let Want::Send(number) = pending.want {
-                judge.orders[number].refused = true;
-            }
-            if let (Want::Auth { shown: Some(shown) }, "unauthenticated") = (pending.want, code)
-                && judge.ledgers.may_refuse(self.conn, shown)
-            {
-                judge.ledgers.refuse(self.conn, shown);
-                return None;
-            }
-            return (!self.error_fits(pending, code, scene)).then_some("no such error is due");
-        }
         let channel = pending.channel.filter(|_| pending.channel == named);
         match (pending.want, said.kind) {
             (Want::Ping, "pong") => None,
@@ -501,7 +553,7 @@ impl Link {
                 (!may).then_some("it had to be refused")
             }
             (Want::Auth { shown }, "connected") => self.connected(pending, shown, said, scene),
-            (Want::Subscribe { recover }, "subscribed") => {
+            (Want::Subscribe { recover, password }, "subscribed") => {
                 let (Some(channel), Some(epoch), Some(offset)) = (channel, epoch, said.offset)
                 else {
                     return Some("channel, epoch or offset is missing");
@@ -521,8 +573,16 @@ impl Link {
                 let next = from.map_or(offset, |(_, from)| from) + 1;
                 let seam = from.map_or(0, |_| offset);
                 self.set_view(channel, View::Live { epoch, next, seam });
+                let tried = Try { at: pending.at, password };
+                let entered = self.enters(channel, Some(&tried), "subscribed", (setup, judge));
+                if judge.rooms.is_room(channel) && !entered {
+                    let name = &judge.names[channel];
+                    let what = format_args!("{} has entered {name} with {tried:?}", self.who);
+                    judge.broken(Rule::RoomEnters, what);
+                }
                 if let Some(own) = self.channels.get_mut(&channel) {
                     own.list = List::default();
+                    own.joined = judge.rooms.now();
                 }
                 seen.insert(channel, (epoch, next - 1));
                 if pending.before == Intent::Yes || no_subscribe {
@@ -543,23 +603,66 @@ impl Link {
                 };
                 let is = judge.ident(number);
                 judge.learn(channel, epoch, offset, is, &self.who);
+                judge.confirmations.accept(number);
                 no_publish.then_some("it had to be refused")
+            }
+            (Want::Confirm { number, offset }, "confirmed") => {
+                if channel.is_none() || said.offset != Some(offset) {
+                    return Some("it is not what was confirmed");
+                }
+                Client::told_in_time(self.conn, number, said.in_time, scene)
             }
             (Want::History { after, limit }, "history") => {
                 let (Some(channel), Some(epoch)) = (channel, epoch) else {
                     return Some("channel or epoch is missing");
                 };
+                if self.is_no_member(channel, setup) {
+                    return Some("only members are shown what was said in a room");
+                }
                 let most = limit.unwrap_or(u32::MAX).min(setup.history_reply_max);
                 self.history(said, (channel, epoch), after, most as usize, scene)
             }
             (Want::Presence { all, limit }, "presence") => {
                 let Some(channel) = channel else { return Some("another channel is named") };
+                if self.is_no_member(channel, setup) {
+                    return Some("only members are shown who is in a room");
+                }
                 let own = self.channels.get_mut(&channel).filter(|own| own.view != View::Off);
                 let list = own.map(|own| &mut own.list);
                 Client::told_who_is_there(said, channel, (all, limit), list, scene)
             }
             _ => Some("another reply is due"),
         }
+    }
+
+    /// Whether it has never tried to enter a room.
+    fn is_no_member(&self, channel: usize, setup: &Setup) -> bool {
+        let own = self.channels.get(&channel);
+        setup.group(channel).room.is_some() && own.is_none_or(|own| own.tries.is_empty())
+    }
+
+    /// A command was refused; says what is wrong with that.
+    fn refused(
+        &mut self,
+        pending: &Pending,
+        code: &str,
+        scene: &mut Scene,
+    ) -> Option<&'static str> {
+        let judge = &mut *scene.judge;
+        self.doubt_after(pending, code);
+        if let Want::Send(number) = pending.want {
+            judge.orders[number].refused = true;
+        }
+        if let Some(silenced) = self.silenced(pending, code, judge) {
+            return (!silenced).then_some("it may speak there");
+        }
+        if let (Want::Auth { shown: Some(shown) }, "unauthenticated") = (pending.want, code)
+            && judge.ledgers.may_refuse(self.conn, shown)
+        {
+            judge.ledgers.refuse(self.conn, shown);
+            return None;
+        }
+        (!self.error_fits(pending, code, scene)).then_some("no such error is due")
     }
 
     /// It is told who it is.
@@ -579,7 +682,8 @@ impl Link {
             return (!fits).then_some("it is another user");
         };
         self.vouched.get_or_insert(written.turn);
-        ledgers.believe(self.conn, shown, pending.turn, written, (said.user, said.expires_in_ms))
+        let told = Believed { user: Some(said.user), expires_in_ms: Some(said.expires_in_ms) };
+        ledgers.believe(self.conn, shown, pending.turn, written, told)
     }
 
     /// Publications of a history reply: known, dense, behind `after` and not too many.
@@ -622,8 +726,28 @@ impl Link {
         let asking = seeing || matches!(pending.want, Want::History { .. });
         let of = |op| pending.channel.map(|channel| self.chance(op, channel, setup));
         let may_not = |op| of(op).is_some_and(|chance| !chance.always);
+        let is_asked =
+            matches!(pending.want, Want::Publish(own) if judge.confirmations.is_asked(own));
+        let confirming = matches!(pending.want, Want::Confirm { .. });
+        let group = pending.channel.map(|channel| setup.group(channel));
         match code {
-            "rate_limited" => setup.messages_per_second_max > 0,
+            "limit_reached" | "busy" if is_asked => true,
+            "forbidden" if is_asked && group.is_some_and(|group| !group.confirm) => true,
+            "forbidden" if confirming => {
+                group.is_some_and(|group| !group.confirm && group.presence != Shows::Full)
+            }
+            // What it was subscribed to by then is not followed.
+            "not_subscribed" if confirming => true,
+            "draining" if confirming => judge.draining,
+            "rate_limited" => {
+                let too_often = |channel| judge.may_be_too_often(channel);
+                setup.messages_per_second_max > 0
+                    || publishing && pending.channel.is_some_and(too_often)
+            }
+            "message_too_long" | "invalid_message" => match pending.want {
+                Want::Publish(number) => judge.unfit(number) == Some(code),
+                _ => false,
+            },
             "draining" => {
                 let calling = matches!(pending.want, Want::Call(_));
                 judge.draining && (subscribing || publishing || asking || calling)
@@ -642,20 +766,26 @@ impl Link {
                 let others = self.channels.keys().filter(|other| Some(**other) != pending.channel);
                 let full = others.count() >= setup.subscriptions_max as usize;
                 let table_full = setup.channels_max < 1000;
-                (subscribing && (full || table_full)) || (publishing && table_full)
+                let rooms = pending.channel.is_some_and(|at| self.may_be_in_too_many(at, scene));
+                (subscribing && (full || table_full || rooms)) || (publishing && table_full)
             }
             "forbidden" if subscribing => {
                 let off = |channel| self.is_ordered_off(channel, judge);
-                may_not(Op::Subscribe) || pending.channel.is_some_and(off)
+                let over = |channel| judge.rooms.may_have_ended(channel);
+                may_not(Op::Subscribe)
+                    || pending.channel.is_some_and(|channel| off(channel) || over(channel))
             }
             "forbidden" if seeing => {
                 let shows = |channel| setup.group(channel).presence != Shows::Off;
                 may_not(Op::Presence) || !pending.channel.is_some_and(shows)
             }
+            "members_only" if asking => group.is_some_and(|group| group.room.is_some()),
+            "no_such_room" if asking => group.is_some_and(|group| group.only_made),
             "forbidden" if asking => may_not(Op::History),
-            "channel_full" => {
-                let limited = |channel| setup.group(channel).members_max > 0;
-                subscribing && pending.channel.is_some_and(limited)
+            "channel_full" | "wrong_password" | "members_only" | "no_such_room" if subscribing => {
+                pending
+                    .channel
+                    .is_some_and(|channel| self.may_be_kept_out(pending, channel, code, scene))
             }
             "forbidden" if publishing => may_not(Op::Publish),
             "forbidden" => match pending.want {
@@ -681,7 +811,7 @@ impl Link {
     }
 
     /// A command was refused: what was expected of later ones on its channel may not hold.
-    fn doubt_after(&mut self, pending: &Pending, code: &str) {
+    pub(super) fn doubt_after(&mut self, pending: &Pending, code: &str) {
         let expected = match pending.want {
             Want::Subscribe { .. } => pending.before == Intent::Yes && code == "already_subscribed",
             Want::Unsubscribe => pending.before == Intent::No && code == "not_subscribed",
@@ -730,10 +860,10 @@ impl Link {
                 let hole = Hole { channel, epoch, from: next, to: offset, conn, who };
                 Some(if next > seam && judge.passes_over(hole) { offset } else { next })
             }
-            View::Off if raw && !own.raw.may_jump() => own.raw.at.map(|at| at.1 + 1),
-            View::Off => None,
+            View::Off | View::Told if raw && own.raw.knows_next() => own.raw.at.map(|at| at.1 + 1),
+            View::Off | View::Told => None,
         };
-        match (due, own.raw.last.filter(|_| raw && !own.raw.may_jump())) {
+        match (due, own.raw.last.filter(|_| raw && own.raw.knows_next())) {
             (Some(due), _) if due != offset => {
                 let name = &judge.names[channel];
                 let what = format_args!(

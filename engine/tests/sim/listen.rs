@@ -8,6 +8,8 @@ use super::event::{Said, payload_of};
 use super::judge::{self, Hole, Ident, Judge, Kind, Last, Rule};
 use super::link::{Intent, Pending, View, Want};
 use super::policy::Op;
+use super::setup::Setup;
+use super::talk::rooms::LOBBY;
 use super::trace::{note, shown};
 use super::ws::{self, Frame};
 
@@ -87,6 +89,7 @@ impl Client {
                 }
             }
             Speaks::Raw => self.raw_message(opcode, body, scene),
+            Speaks::Rooms | Speaks::Fluxus | Speaks::Portico => self.talked(opcode, body, scene),
             Speaks::Ringfeed => {
                 let text = std::str::from_utf8(body).ok().filter(|_| opcode == ws::TEXT);
                 match text.map(serde_json::from_str::<Said>) {
@@ -127,6 +130,7 @@ impl Client {
         own.raw.last = Some(is);
         own.raw.next(channel, is, &link.who, scene.judge);
         link.check_allowed(channel, scene);
+        link.check_entered(channel, (scene.setup, scene.judge));
     }
 
     fn said(&mut self, said: &Said, scene: &mut Scene) {
@@ -175,6 +179,7 @@ impl Client {
                 link.channels.entry(channel).and_modify(|own| own.list.forget());
                 self.seen.insert(channel, (epoch, to));
             }
+            "receipts" => self.told_receipts(said, (named, epoch), scene),
             "join" | "leave" => self.noticed(said, named, scene),
             "presence" if said.id.is_none() => self.noticed(said, named, scene),
             "drain" => {
@@ -245,13 +250,19 @@ impl Client {
         link.check_allowed(channel, scene);
         link.set_view(channel, View::Live { epoch, next: offset + 1, seam });
         self.seen.insert(channel, (epoch, offset));
+        if said.confirm == Some(true)
+            && let Some(is) = scene.judge.identify(&payload, &who)
+        {
+            self.is_asked(is, (channel, offset), offset > seam, scene);
+        }
     }
 
     /// The server has ended a subscription by itself.
     fn sent_off(&mut self, named: Option<usize>, scene: &mut Scene) {
         let Some((link, channel)) = self.link.as_mut().zip(named) else { return };
         let always = link.chance(Op::Subscribe, channel, scene.setup).always;
-        if always && !link.is_ordered_off(channel, scene.judge) {
+        let over = scene.judge.rooms.may_have_ended(channel);
+        if always && !over && !link.is_ordered_off(channel, scene.judge) {
             let name = &scene.judge.names[channel];
             let what = format_args!("{} was taken {name}, which it may have", link.who);
             scene.judge.broken(Rule::Ordered, what);
@@ -337,10 +348,10 @@ impl Client {
         *scene.judge.closes.entry(code).or_default() += 1;
         let setup = scene.setup;
         let silent = u64::from(setup.heartbeat_interval_ms) + u64::from(setup.heartbeat_timeout_ms);
-        let raw = self.speaks == Speaks::Raw;
+        let raw = !self.speaks.tells_gaps();
         let lags = |&channel: &usize| raw || setup.group(channel).disconnect;
         let allowed = match code {
-            4000 => link.channels.keys().any(lags),
+            4000 => self.speaks == Speaks::Rooms || link.channels.keys().any(lags),
             4001 => setup.heartbeat_interval_ms > 0 && scene.silence_ms >= silent,
             4002 => true,
             1012 => scene.judge.draining,
@@ -355,7 +366,7 @@ impl Client {
                 let refused = link.refusable
                     || setup.messages_per_second_max > 0
                     || link.channels.keys().any(off);
-                self.speaks != Speaks::Ringfeed && refused
+                matches!(self.speaks, Speaks::Raw | Speaks::Echo) && refused
             }
             4501 => setup.messages_per_second_max > 0,
             4005 | 4503 | 4504 | 4505 => link
@@ -402,7 +413,7 @@ impl Client {
             let ledgers = &scene.judge.ledgers;
             [4005, 4504].iter().any(|&code| ledgers.may_close(link.conn, code, written))
         });
-        if code == 4000 && !turned_out {
+        if code == 4000 && !turned_out && !reason.contains(LOBBY) {
             link.check_reason(&reason, raw, scene);
         }
         if self.answers && link.close_sent.is_none() && !link.mute {
@@ -415,12 +426,13 @@ impl Client {
     /// The connection is over and everything that came was read. `excused`: something other than the
     /// server's will may have ended it.
     pub(crate) fn ended(&mut self, excused: bool, scene: &mut Scene) {
-        let Some(link) = self.link.take() else { return };
+        let Some(mut link) = self.link.take() else { return };
         let who = &link.who;
         note!(scene.trace, "{who} is over, close seen {:?}", link.close_seen);
         // Where nothing can be kept of a half-sent frame there is no whole one to say why.
         let half = link.parser.pending() > 0;
         let excused = excused || half && scene.setup.retained_bytes_max < 1 << 20;
+        let excused = excused || self.speaks == Speaks::Fluxus && self.may_be_cut(scene);
         if link.close_seen.is_none() && !excused {
             let cut = link.parser.pending();
             let what = format_args!("{who} was cut without a close frame ({cut} bytes of a frame)");
@@ -431,8 +443,8 @@ impl Client {
                 scene.judge.unacknowledged[channel] += 1;
             }
         }
-        for (channel, own) in link.channels {
-            scene.judge.run(channel, who, own.raw.unknown);
+        for (&channel, own) in &mut link.channels {
+            own.raw.end(channel, link.conn, who, scene.judge);
         }
     }
 
@@ -441,6 +453,7 @@ impl Client {
         &self,
         bells: &[Option<u64>],
         newest: &[Option<(u64, u64)>],
+        setup: &Setup,
         judge: &Judge,
     ) {
         let Some(link) = &self.link else { return };
@@ -456,7 +469,11 @@ impl Client {
         }
         // An echo is told nothing else.
         if self.speaks != Speaks::Echo {
-            link.check_orders(judge);
+            link.check_orders(self.speaks, judge);
+            link.check_rooms(judge);
+        }
+        if self.speaks.talks() {
+            self.talk_is_settled(bells, setup, judge);
         }
         if let Some((_, body)) = link.echoes.front().filter(|_| !link.mute) {
             judge.broken(Rule::Complete, format_args!("{who} has no echo of {}", shown(body)));

@@ -4,11 +4,13 @@
 //! every dialect and habit ([`client`]), a socket layer that does what networks do ([`net`]), a clock
 //! that stands still until it is moved, and a judge that knows only what clients may rely on
 //! ([`judge`], with what it knows of who may have what in [`ledger`]); tokens that are shown in band are real ones
-//! ([`token`]). The engine is met in [`node`] and
+//! ([`token`]); what holds in rooms is worked out in [`rooms`]. The engine is met in [`node`] and
 //! [`control`] alone.
 //!
 //! `cargo test -p ringfeed-engine --test sim` runs fresh seeds for a minute; `-- --help` says more. A
 //! seed that fails is printed with the command that runs it again, with a trace to be read.
+//!
+//! Dialects of existing systems ([`talk`]) are spoken by some clients: what each of them promises stands in a file of its own.
 //!
 //! To add an operation of clients: [`client::OPERATIONS`]; something that happens: [`world::STEPS`]; a
 //! fault of sockets: [`net::Faults`]; a promise to clients: `rules!` in [`judge`]; a limit or a shape
@@ -18,6 +20,7 @@
 
 mod application;
 mod client;
+mod confirm;
 mod control;
 mod dice;
 mod door;
@@ -32,8 +35,11 @@ mod node;
 mod policy;
 mod presence;
 mod raw;
+mod rooms;
 mod run;
 mod setup;
+mod takes;
+mod talk;
 mod token;
 mod trace;
 mod world;

@@ -18,8 +18,8 @@ use ringfeed_engine::config::{
 };
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Post, PresencePage, Published, Reached, Reply, Request,
-    Sender, Shards, StoredPayload, UserConnection, Waker, queues,
+    Asked, ChannelPage, HistoryPage, Post, PresencePage, Published, Reached, Receipt, Reply,
+    Request, RoomDenied, RoomReport, Sender, Shards, StoredPayload, UserConnection, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
@@ -27,6 +27,7 @@ use ringfeed_engine::shard::{
     Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
 };
 use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::handshake::Request as Head;
 use ringfeed_protocol::{ChannelName, Dialect, Offset};
 use tokio::sync::{mpsc, oneshot};
 
@@ -37,7 +38,10 @@ use super::judge::Kind;
 use super::ledger::Found;
 use super::net::{ConnId, Net, SimWire};
 use super::presence::Present;
+use super::rooms::Told;
 use super::setup::{Setup, Shows};
+use super::talk::portico;
+use super::talk::rooms::LOBBY;
 use super::token;
 
 /// One shard, and what is on its thread besides.
@@ -80,6 +84,8 @@ pub(crate) enum Waiting {
     History(usize, oneshot::Receiver<Option<HistoryPage>>),
     Rows(oneshot::Receiver<ChannelPage>),
     Presence(usize, oneshot::Receiver<Option<PresencePage>>),
+    /// What is said to an order for a room.
+    Room(usize, oneshot::Receiver<Result<RoomReport, RoomDenied>>),
     /// Connections of a user, as an order by this number finds them.
     There(usize, oneshot::Receiver<Vec<UserConnection>>),
     /// How many connections the order has reached.
@@ -97,6 +103,7 @@ pub(crate) enum Answer {
     Rows(Vec<Row>),
     /// Of a channel, if there is such a one.
     Presence(usize, Option<Present>),
+    Room(usize, Told),
     /// Names of connections.
     There(usize, Vec<String>),
     /// `None`: it was refused.
@@ -260,7 +267,15 @@ impl Cluster {
             Speaks::Ringfeed => Dialect::Ringfeed,
             Speaks::Raw => Dialect::Raw,
             Speaks::Echo => Dialect::Echo,
+            Speaks::Rooms => Dialect::Rooms,
+            Speaks::Fluxus => Dialect::Fluxus,
+            Speaks::Portico => Dialect::Portico,
         };
+        let cookie = portico::cookie(conn);
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{cookie}\r\n");
+        let request = Head::parse_whole(head.as_bytes());
+        let hidden = setup.endpoints[endpoint].len() as u8;
+        let talk = dialect.talk(&request.expect("a request"), hidden);
         let endpoint = endpoint as u8;
         let answer = Vec::new();
         let credentials = control::credentials(found, conn, setup);
@@ -268,7 +283,7 @@ impl Cluster {
             socket,
             endpoint,
             dialect,
-            talk: None,
+            talk,
             answer,
             rest,
             permit,
@@ -391,7 +406,7 @@ impl Waiting {
                 let outcomes = answers.into_iter().map(|(place, result)| {
                     let (number, channel) = numbers[place as usize];
                     let place = result
-                        .map(|position| (position.epoch.0, position.offset.0))
+                        .map(|Receipt { position, .. }| (position.epoch.0, position.offset.0))
                         .map_err(|refused| refused.code().as_str().to_owned());
                     Outcome { number, channel, place }
                 });
@@ -422,6 +437,10 @@ impl Waiting {
                 });
                 Answer::Presence(*channel, page)
             }),
+            Waiting::Room(channel, answer) => {
+                let told = answer.try_recv().map(control::told_of_room);
+                told.map(|told| Answer::Room(*channel, told))
+            }
             Waiting::Rows(answer) => answer.try_recv().map(|page| {
                 let rows = page.rows.into_iter().map(|row| Row {
                     name: row.name.to_string(),
@@ -452,6 +471,14 @@ impl Waiting {
     }
 }
 
+fn presence(shows: Shows) -> Presence {
+    match shows {
+        Shows::Off => Presence::Off,
+        Shows::Count => Presence::Count,
+        Shows::Full => Presence::Full,
+    }
+}
+
 /// The configuration that a run begins with.
 pub(super) fn configuration(setup: &Setup) -> Config {
     static DEFAULTS: OnceLock<Config> = OnceLock::new();
@@ -463,6 +490,8 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     limits.messages_burst = setup.messages_burst;
     limits.subscriptions_per_connection_max = setup.subscriptions_max;
     limits.channels_max = setup.channels_max;
+    limits.rooms_max = setup.rooms_max;
+    limits.rooms_per_user_max = setup.rooms_per_user_max;
     limits.outbox_bytes_max = setup.outbox_bytes_max;
     limits.outbox_timeout_ms = setup.outbox_timeout_ms;
     limits.outboxes_bytes_max = setup.outboxes_bytes_max;
@@ -473,6 +502,8 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     limits.retained_bytes_max = setup.retained_bytes_max;
     limits.history_reply_max = setup.history_reply_max;
     limits.presence_reply_max = setup.presence_reply_max;
+    limits.confirm_receivers_max = setup.confirm_receivers_max;
+    limits.confirm_ms_max = setup.confirm_ms_max;
     limits.recovery_bytes_max = setup.recovery_bytes_max;
     limits.cross_shard_bytes_max = setup.cross_shard_bytes_max;
     limits.rpc_calls_per_connection_max = setup.rpc_calls_max;
@@ -496,12 +527,24 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     config.heartbeat.timeout_ms = setup.heartbeat_timeout_ms;
     let endpoint = config.endpoints[0].clone();
     config.endpoints.clear();
-    for prefix in &setup.endpoints {
+    for (at, prefix) in setup.endpoints.iter().enumerate() {
         let mut endpoint = endpoint.clone();
         endpoint.channel_prefix.clone_from(prefix);
+        let names = setup.list(at).iter().map(|&channel| &setup.channels[channel].name);
+        endpoint.subscribe = names.map(|name| name[prefix.len()..].to_owned()).collect();
         config.endpoints.push(endpoint);
     }
     let rule = config.channels[0].clone();
+    let (shows, presence_interval_ms) = setup.lobby;
+    let lobby = ChannelRule {
+        pattern: LOBBY.into(),
+        subscribe: Subscribers::Anyone,
+        publish: Publishers::Anyone,
+        presence: presence(shows),
+        join_leave: shows == Shows::Full,
+        presence_interval_ms,
+        ..rule.clone()
+    };
     config.channels = setup
         .groups
         .iter()
@@ -517,19 +560,22 @@ pub(super) fn configuration(setup: &Setup) -> Config {
             window_bytes: group.window_bytes,
             window_age_ms: group.window_age_ms,
             sender: group.sender,
-            presence: match group.presence {
-                Shows::Off => Presence::Off,
-                Shows::Count => Presence::Count,
-                Shows::Full => Presence::Full,
-            },
+            confirm: group.confirm,
+            presence: presence(group.presence),
             join_leave: group.join_leave,
             presence_interval_ms: group.presence_interval_ms,
             presence_hook: group.presence_hook,
             members_max: group.members_max,
+            room: group.room.is_some(),
+            room_rules: group.room.as_ref().map(|terms| Arc::new(control::room_of(terms))),
+            only_made: group.only_made,
             ..rule.clone()
         })
-        .chain([rule.clone()])
+        .chain([lobby, rule.clone()])
         .collect();
+    for (rule, group) in config.channels.iter_mut().zip(&setup.groups) {
+        group.takes.apply(rule);
+    }
     control::apply(&setup.policies[0], &mut config);
     config
 }

@@ -9,6 +9,7 @@ pub(crate) enum Op {
     Publish,
     History,
     Presence,
+    Moderate,
 }
 
 /// The word of a channel's rule.
@@ -87,8 +88,8 @@ impl Chance {
 }
 
 impl Policy {
-    /// `named`: the channel is one to which the connection was to be subscribed at once.
-    pub(crate) fn verdict(&self, person: &Person, op: Op, group: usize, named: bool) -> Verdict {
+    /// What lines say; `None` where they say nothing.
+    pub(crate) fn permitted(&self, person: &Person, op: Op, group: usize) -> Option<bool> {
         let fits = |line: &&Line| line.group == group && line.op == op;
         let about = |line: &&Line| match line.whom {
             Whom::Anonymous => person.user.is_none(),
@@ -98,17 +99,25 @@ impl Policy {
         let own = person.grants.iter().filter(fits);
         let all: Vec<&Line> = self.lines.iter().filter(fits).filter(about).chain(own).collect();
         if all.iter().any(|line| !line.allow) {
-            return Verdict::No;
+            return Some(false);
         }
-        if !all.is_empty() || named && op == Op::Subscribe {
-            return Verdict::Yes;
+        (!all.is_empty()).then_some(true)
+    }
+
+    /// `named`: the channel is one to which the connection was to be subscribed at once.
+    pub(crate) fn verdict(&self, person: &Person, op: Op, group: usize, named: bool) -> Verdict {
+        match self.permitted(person, op, group) {
+            Some(false) => return Verdict::No,
+            Some(true) => return Verdict::Yes,
+            None if named && op == Op::Subscribe => return Verdict::Yes,
+            None => {}
         }
         let (subscribe, publish) = self.words[group];
         match (if op == Op::Publish { publish } else { subscribe }, op) {
             (Word::Anyone, _) => Verdict::Yes,
             (Word::Users, _) if person.user.is_some() => Verdict::Yes,
             (Word::Users | Word::Nobody, _) => Verdict::No,
-            (Word::Hook, Op::History | Op::Presence) => Verdict::WhileSubscribed,
+            (Word::Hook, Op::History | Op::Presence | Op::Moderate) => Verdict::WhileSubscribed,
             (Word::Hook, _) => Verdict::Ask,
         }
     }
@@ -157,7 +166,14 @@ pub(crate) fn line(dice: &mut Dice, groups: usize) -> Line {
     Line {
         whom: dice.pick(&[Whom::Anonymous, user, user, role, role]),
         group: dice.below(groups),
-        op: dice.pick(&[Op::Subscribe, Op::Subscribe, Op::Publish, Op::History, Op::Presence]),
+        op: dice.pick(&[
+            Op::Subscribe,
+            Op::Subscribe,
+            Op::Publish,
+            Op::History,
+            Op::Presence,
+            Op::Moderate,
+        ]),
         allow: dice.chance(600),
     }
 }

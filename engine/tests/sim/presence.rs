@@ -141,8 +141,8 @@ impl Client {
             return Some("version, count or connections are missing");
         };
         let group = scene.setup.group(channel);
-        let most = group.members_max;
-        if most > 0 && connections > most.into() {
+        let most = scene.judge.rooms.members_max(channel, group.members_max);
+        if let Some(most) = most.filter(|most| connections > u64::from(*most)) {
             let name = &scene.judge.names[channel];
             let what = format_args!("{connections} are said to be on {name}, of {most}");
             scene.judge.broken(Rule::MembersAtMost, what);
@@ -231,6 +231,7 @@ struct Known {
 impl World {
     /// Everything is quiet: who is said to be on each channel is, and clients that were told know it.
     pub(super) fn check_presence(&mut self) {
+        self.check_rooms_of_users();
         let before = self.ask_presence();
         self.rest(TOLD_MS);
         let now = self.ask_presence();
@@ -255,7 +256,7 @@ impl World {
         std::mem::take(&mut self.present)
     }
 
-    fn is_heard(&self, conn: ConnId, client: &Client) -> bool {
+    pub(super) fn is_heard(&self, conn: ConnId, client: &Client) -> bool {
         let net = self.net.borrow();
         let state = &net.conns[conn];
         let Some(link) = client.link.as_ref().filter(|link| link.conn == conn) else {
@@ -274,7 +275,8 @@ impl World {
             let Some(own) = own else { continue };
             let users: BTreeSet<_> = self.judge.ledgers.users(conn, u64::MAX).collect();
             let sure = users.len() == 1
-                && client.speaks == Speaks::Ringfeed
+                && matches!(client.speaks, Speaks::Ringfeed | Speaks::Rooms)
+                && !own.raw.silent
                 && self.is_heard(conn, client)
                 && own.view != View::Off;
             known.connections.0 += u64::from(sure);
@@ -301,8 +303,9 @@ impl World {
         let known = self.known(channel);
         let Some(present) = present.filter(|_| group.presence != Shows::Off) else { return };
         let within = |(least, most): (u64, u64), of: u64| (least..=most).contains(&of);
-        let most = u64::from(group.members_max);
-        if most > 0 && (present.connections > most || known.connections.0 > most) {
+        let most = self.judge.rooms.members_max(channel, group.members_max).map(u64::from);
+        let there = present.connections.max(known.connections.0);
+        if let Some(most) = most.filter(|most| there > *most) {
             let what = format_args!("of {most} on {name} there are {present:?} {known:?}");
             self.judge.broken(Rule::MembersAtMost, what);
         }
@@ -343,6 +346,15 @@ impl World {
         for client in self.clients.iter().filter(|_| group.join_leave) {
             let Some(link) = client.link.as_ref() else { continue };
             let own = link.channels.get(&channel).filter(|own| own.view != View::Off);
+            let lies = own
+                .into_iter()
+                .flat_map(|own| &own.came)
+                .find(|(user, came)| names.contains(&format!("user:{user}")) != **came);
+            if let Some((user, came)) = lies.filter(|_| self.is_heard(link.conn, client)) {
+                let name = &self.setup.channels[channel].name;
+                let what = format_args!("{} hears {user} is on {name}: {came}", link.who);
+                self.judge.broken(Rule::PresentAsTold, what);
+            }
             let list = own.and_then(|own| own.list.names.as_ref());
             if let Some(list) = list.filter(|_| self.is_heard(link.conn, client))
                 && *list != names

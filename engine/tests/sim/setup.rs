@@ -1,9 +1,13 @@
 //! What one seed runs with: sizes, limits and rules far below those of a machine, so that little work
 //! meets every limit.
 
+use super::client::Speaks;
 use super::control::Order;
 use super::dice::Dice;
-use super::policy::{self, Policy};
+use super::policy::{self, Line, Policy};
+use super::rooms::Terms;
+use super::takes::Takes;
+use super::talk::portico;
 
 /// What most of the load looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub(crate) struct Group {
     pub(crate) window_bytes: u32,
     pub(crate) window_age_ms: u32,
     pub(crate) sender: bool,
+    /// Publishers may ask receivers to confirm.
+    pub(crate) confirm: bool,
     pub(crate) presence: Shows,
     pub(crate) join_leave: bool,
     pub(crate) presence_interval_ms: u32,
@@ -47,6 +53,11 @@ pub(crate) struct Group {
     pub(crate) presence_hook: bool,
     /// 0 is no limit.
     pub(crate) members_max: u32,
+    pub(crate) takes: Takes,
+    /// Its channels are rooms.
+    pub(crate) room: Option<Terms>,
+    /// Only once they were made.
+    pub(crate) only_made: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -76,11 +87,16 @@ pub(crate) struct Setup {
     pub(crate) channels: Vec<Channel>,
     /// Prefix of each endpoint.
     pub(crate) endpoints: Vec<String>,
+    /// What each of them subscribes everybody to.
+    pub(crate) lists: Vec<Vec<usize>>,
     pub(crate) message_bytes_max: u32,
     pub(crate) messages_per_second_max: u32,
     pub(crate) messages_burst: u32,
     pub(crate) subscriptions_max: u32,
     pub(crate) channels_max: u32,
+    pub(crate) rooms_max: u32,
+    /// 0 is no limit.
+    pub(crate) rooms_per_user_max: u32,
     pub(crate) outbox_bytes_max: u32,
     pub(crate) outbox_timeout_ms: u32,
     pub(crate) outboxes_bytes_max: u64,
@@ -91,6 +107,8 @@ pub(crate) struct Setup {
     pub(crate) retained_bytes_max: u64,
     pub(crate) history_reply_max: u32,
     pub(crate) presence_reply_max: u32,
+    pub(crate) confirm_receivers_max: u32,
+    pub(crate) confirm_ms_max: u32,
     pub(crate) presence_batch_max: u32,
     pub(crate) presence_queue_max: u32,
     pub(crate) recovery_bytes_max: u32,
@@ -121,6 +139,11 @@ pub(crate) struct Setup {
     pub(crate) sip_bytes: usize,
     pub(crate) raw: u32,
     pub(crate) echo: u32,
+    pub(crate) rooms: u32,
+    pub(crate) fluxus: u32,
+    pub(crate) portico: u32,
+    /// What is told in the lobby that has no prefix, every so many ms.
+    pub(crate) lobby: (Shows, u32),
     /// Of 1,000 things that clients do: leave all channels for another one.
     pub(crate) moves: u32,
     /// Of 1,000 subscribes to a channel of which something was seen before: those that recover.
@@ -158,6 +181,8 @@ pub(crate) struct Setup {
     pub(crate) no_echo: u32,
     /// Of 1,000 orders: those that end a subscription.
     pub(crate) taken_off: u32,
+    /// Of rooms.
+    pub(crate) room_orders: u32,
     pub(crate) revocations: u32,
     pub(crate) reconfigurations: u32,
     /// The clock on the wall is set.
@@ -231,11 +256,14 @@ impl Setup {
             } else {
                 vec!["".into()]
             },
+            lists: Vec::new(),
             message_bytes_max: dice.pick(&[1 << 20, 1 << 16, 1 << 16, 4096, 700]),
             messages_per_second_max: if limited { dice.range(5, 50) as u32 } else { 0 },
             messages_burst: dice.range(5, 30) as u32,
             subscriptions_max: dice.pick(&[128, 128, 128, 8, 3, 1]),
             channels_max: if dice.chance(100) { dice.range(1, 12) as u32 } else { 1_000_000 },
+            rooms_max: dice.pick(&[1000, 1000, 1]),
+            rooms_per_user_max: if access { dice.pick(&[0, 0, 1, 2]) } else { 0 },
             outbox_bytes_max: dice.pick(&[1 << 20, 1 << 16, 16_384, 4096, 1024]),
             outbox_timeout_ms: dice.pick(&[10_000, 10_000, 1000]),
             outboxes_bytes_max: dice.pick(&[64 << 20, 64 << 20, 64 << 20, 200_000, 200_000, 1500]),
@@ -246,6 +274,8 @@ impl Setup {
             retained_bytes_max: dice.pick(&[32 << 20, 32 << 20, 4000]),
             history_reply_max: dice.pick(&[1000, 10, 2]),
             presence_reply_max: dice.pick(&[1000, 1000, 2]),
+            confirm_receivers_max: dice.pick(&[1000, 1000, 3]),
+            confirm_ms_max: dice.pick(&[2000, 500]),
             presence_batch_max: dice.pick(&[1000, 2, 1]),
             presence_queue_max: dice.pick(&[100_000, 100_000, 100_000, 8]),
             recovery_bytes_max: dice.pick(&[1 << 24, 1 << 16, 2000]),
@@ -269,6 +299,10 @@ impl Setup {
             sip_bytes: 65_536,
             raw: dice.pick(&[0, 100, 300, 1000]),
             echo: dice.pick(&[0, 0, 50]),
+            rooms: 0,
+            fluxus: 0,
+            portico: 0,
+            lobby: (Shows::Off, 0),
             moves: dice.pick(&[0, 0, 300, 800]),
             recovers: 600,
             rewinds: 50,
@@ -290,6 +324,7 @@ impl Setup {
             stuffed: if asks && dice.chance(30) { 2 } else { 0 },
             taken_off: 200,
             orders: on(dice, 500, 15),
+            room_orders: dice.pick(&[0, 5, 30]),
             no_echo: dice.pick(&[0, 0, 100, 500]),
             revocations: on(dice, 400, 5),
             reconfigurations: on(dice, 500, 8),
@@ -318,8 +353,41 @@ impl Setup {
             setup.have_replays_wait(dice);
         } else if dice.chance(150) {
             setup.have_them_come_and_go(dice);
+        } else if dice.chance(250) {
+            setup.have_rooms(dice);
+        }
+        if dice.chance(350) {
+            setup.have_them_talk(dice);
         }
         setup
+    }
+
+    /// Few clients on few channels, which are rooms; whoever may do with them what they like does so all the time.
+    fn have_rooms(&mut self, dice: &mut Dice) {
+        self.steps = dice.range(300, 1500);
+        self.channels.truncate(2);
+        self.clients = self.clients.min(6);
+        self.attentive = 1000;
+        self.raw = dice.pick(&[0, 0, 200]);
+        self.moves = dice.pick(&[0, 200, 500]);
+        (self.subscriptions_max, self.channels_max) = (128, 1_000_000);
+        self.messages_per_second_max = 0;
+        self.turns = dice.magnitude(1000, 2500) as u32;
+        self.room_orders = dice.pick(&[0, 20, 60]);
+        (self.orders, self.strangers) = (0, self.strangers.min(300));
+        self.policies.truncate(1);
+        for policy in &mut self.policies {
+            policy.words.fill((policy::Word::Anyone, policy::Word::Anyone));
+            for _ in 0..dice.below(3) {
+                let op = policy::Op::Moderate;
+                policy.lines.push(Line { op, ..policy::line(dice, self.groups.len()) });
+            }
+        }
+        for group in &mut self.groups {
+            let room = Terms::draw(dice, group.members_max);
+            group.only_made = self.room_orders > 0 && dice.chance(200);
+            group.room = Some(room);
+        }
     }
 
     /// Clients come to few channels and leave them, are told so, and ask who is there meanwhile.
@@ -337,6 +405,46 @@ impl Setup {
             (group.presence, group.join_leave) = (Shows::Full, true);
             group.presence_hook = self.access;
             group.presence_interval_ms = dice.pick(&[0, 100, 500, 500]);
+        }
+    }
+
+    /// Some clients are those of existing systems.
+    fn have_them_talk(&mut self, dice: &mut Dice) {
+        (self.rooms, self.fluxus, self.portico) = dice.pick(&[
+            (1000, 0, 0),
+            (600, 0, 0),
+            (0, 1000, 0),
+            (0, 600, 0),
+            (300, 300, 0),
+            (0, 0, 700),
+            (200, 200, 300),
+        ]);
+        self.raw = self.raw.min(100);
+        // A payload of nothing does not say which channel it is of.
+        self.portico *= u32::from(self.empty == 0);
+        if self.portico > 0 {
+            if !self.endpoints.iter().any(|prefix| prefix == portico::PREFIX) {
+                self.endpoints.push(portico::PREFIX.into());
+            }
+            let names = portico::ROOMS.iter().map(|name| format!("{}{name}", portico::PREFIX));
+            self.channels.extend(names.map(|name| Channel { name, group: 0 }));
+        }
+        let shows = dice.pick(&[Shows::Off, Shows::Full, Shows::Full]);
+        self.lobby = (shows, dice.pick(&[0, 0, 100, 500]));
+        for group in &mut self.groups {
+            group.sender |= dice.chance(500);
+            // Of these their dialects tell in words of their own.
+            (group.takes, group.confirm) = (Takes::default(), false);
+            (group.room, group.only_made) = (None, false);
+        }
+        (self.room_orders, self.rooms_per_user_max) = (0, 0);
+        for prefix in self.endpoints.iter().filter(|_| self.empty == 0) {
+            let most = dice.pick(&[0, 0, 2]);
+            let own = (0..self.channels.len()).filter(|&at| {
+                let name = &self.channels[at].name;
+                name.len() > prefix.len() && name.starts_with(prefix) && dice.chance(150)
+            });
+            self.lists.push(own.take(most).collect());
         }
     }
 
@@ -367,6 +475,26 @@ impl Setup {
         self.attentive == 1000
     }
 
+    /// The endpoint with a prefix.
+    pub(crate) fn endpoint_of(&self, prefix: &str) -> usize {
+        self.endpoints.iter().position(|own| own == prefix).unwrap_or(0)
+    }
+
+    /// What a client speaks who speaks neither `raw.v1` nor `echo`, by a number below 1,000.
+    pub(crate) fn speaks_of_old(&self, number: u32) -> Speaks {
+        match number {
+            n if n < self.rooms => Speaks::Rooms,
+            n if n < self.rooms + self.fluxus => Speaks::Fluxus,
+            n if n < self.rooms + self.fluxus + self.portico => Speaks::Portico,
+            _ => Speaks::Ringfeed,
+        }
+    }
+
+    /// What everybody at an endpoint is subscribed to.
+    pub(crate) fn list(&self, endpoint: usize) -> &[usize] {
+        self.lists.get(endpoint).map_or(&[], Vec::as_slice)
+    }
+
     pub(crate) fn group(&self, channel: usize) -> &Group {
         &self.groups[self.channels[channel].group]
     }
@@ -374,7 +502,10 @@ impl Setup {
 
 impl Group {
     fn draw(dice: &mut Dice) -> Group {
+        let sender = dice.chance(300);
         let presence = dice.pick(&[Shows::Off, Shows::Off, Shows::Count, Shows::Full, Shows::Full]);
+        let members_max = dice.pick(&[0, 0, 0, 0, 0, 1, 2, 5]);
+        let room = dice.chance(300).then(|| Terms::draw(dice, members_max));
         Group {
             history_size: dice.pick(&[0, 0, 1, 5, 40, 1000]),
             history_bytes: dice.pick(&[16 << 20, 16 << 20, 10_000]),
@@ -382,12 +513,16 @@ impl Group {
             disconnect: dice.chance(300),
             window_bytes: dice.magnitude(256, 256 * 1024) as u32,
             window_age_ms: dice.pick(&[10_000, 10_000, 1000, 100]),
-            sender: dice.chance(200),
+            sender,
+            confirm: sender && dice.chance(500),
             presence,
             join_leave: presence == Shows::Full && dice.chance(600),
             presence_interval_ms: dice.pick(&[0, 0, 100, 500]),
             presence_hook: false,
-            members_max: dice.pick(&[0, 0, 0, 0, 0, 1, 2, 5]),
+            takes: Takes::draw(dice),
+            members_max,
+            only_made: room.is_some() && dice.chance(200),
+            room,
         }
     }
 }

@@ -257,9 +257,11 @@ impl Client {
             _ => Want::Auth { shown: Some(BAD) },
         };
         self.command(want, None, &more, scene);
+        let at_once = self.at_once(at_once, scene.setup);
         if let (Some(link), Good | Expired, false) = (&mut self.link, fault, unasked) {
             for channel in at_once {
                 link.expect_at_once(channel, self.speaks);
+                scene.judge.rooms.is_tried(channel);
             }
         }
     }

@@ -19,6 +19,7 @@ use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
 use super::node::{Answer, Cluster, Item, Outcome, Page, Row, Waiting, configuration};
 use super::presence::Present;
 use super::setup::{Mode, Setup};
+use super::talk::rooms::LOBBY;
 use super::token::Mint;
 use super::trace::{Trace, Tracing, note};
 
@@ -117,6 +118,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("nothing can be asked", |w| w.setup.stuffed, World::stuff_questions),
     ("the door has an answer", |w| if w.at_door.is_empty() { 0 } else { 60 }, World::answer_door),
     ("the API orders", |w| w.setup.orders, World::order),
+    ("the API orders a room", |w| w.setup.room_orders, World::order_room),
     ("somebody is revoked", |w| w.setup.revocations, World::revoke),
     ("a policy is set", |w| w.setup.reconfigurations, World::set_policy),
     ("a shard is told", |w| w.tells(), World::tell),
@@ -137,10 +139,8 @@ impl World {
         let mut ledgers = Ledgers::new(setup.shards, setup.policies.clone());
         ledgers.most_per_user = setup.connections_per_user_max;
         ledgers.authentication_ms = setup.authentication_timeout_ms.into();
-        let names: Vec<String> =
-            setup.channels.iter().map(|channel| channel.name.clone()).collect();
         World {
-            judge: Judge::new(names, ledgers, rules),
+            judge: Judge::new(&setup, ledgers, elapsed.clone(), rules),
             clients: Vec::new(),
             owners: Vec::new(),
             open: Vec::new(),
@@ -318,7 +318,12 @@ impl World {
         self.judge.ledgers.promoted(shard, found.clone());
         let name = found.number.map(|number| name_of(shard, number));
         let client = &mut self.clients[at];
-        client.connect(conn, found.clone(), name);
+        client.connect(conn, found.clone(), name, &self.setup);
+        // Of what a token names it is known.
+        let by_itself = client.link.iter().flat_map(|link| link.channels.keys());
+        for &channel in by_itself.filter(|channel| !found.channels.contains(channel)) {
+            self.judge.rooms.is_tried(channel);
+        }
         note!(
             self.trace,
             "k{at}/c{conn} connects to s{shard}: {:?} {:?}, {capacity} bytes of buffer, {found:?}",
@@ -662,8 +667,10 @@ impl World {
             Answer::Rows(rows) => {
                 for Row { name, epoch, newest: offset, subscribers } in rows {
                     let at = self.setup.channels.iter().position(|channel| channel.name == name);
-                    let most = at.map_or(0, |at| self.setup.group(at).members_max);
-                    if most > 0 && subscribers > most.into() {
+                    let most = at.and_then(|at| {
+                        judge.rooms.members_max(at, self.setup.group(at).members_max)
+                    });
+                    if let Some(most) = most.filter(|most| subscribers > u64::from(*most)) {
                         let what = format_args!("{name} has {subscribers} members of {most}");
                         judge.broken(Rule::MembersAtMost, what);
                     }
@@ -674,10 +681,12 @@ impl World {
                             judge.newest(at, epoch, offset);
                             self.newest[at] = Some((epoch, offset));
                         }
+                        None if name.ends_with(LOBBY) => {}
                         None => judge.broken(Rule::Api, format_args!("a channel {name} is listed")),
                     }
                 }
             }
+            Answer::Room(channel, told) => self.told_of_room(channel, &told),
             Answer::There(..)
             | Answer::Reached(..)
             | Answer::Reconfigured(..)
@@ -711,6 +720,7 @@ impl World {
             mint: &mut self.mint,
             written: &mut state.written,
             silence_ms: silent_ms.max(state.silence_ms),
+            now_ms: self.elapsed.get().as_millis() as u64,
             quiet_ms: if is_quiet { silent_ms } else { 0 },
         };
         act(client, &mut scene);

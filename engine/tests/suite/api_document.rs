@@ -49,7 +49,7 @@ fn the_openapi_document_is_valid() {
     let mut ids = BTreeSet::new();
     for (path, method, operation) in operations(&document) {
         let name = format!("{method} {path}");
-        assert!(["get", "post"].contains(&method.as_str()), "{name}");
+        assert!(["get", "post", "patch", "delete"].contains(&method.as_str()), "{name}");
         assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{name}");
         let responses = operation["responses"].as_object().unwrap();
         assert!(responses.contains_key("200"), "{name}");
@@ -87,8 +87,13 @@ fn the_openapi_document_is_valid() {
             needed.map(|p| format!("{path} {}", p["name"].as_str().unwrap())).collect::<Vec<_>>()
         })
         .collect();
-    let needed = ["/api/connections user", "/api/history channel", "/api/presence channel"]
-        .map(str::to_owned);
+    let needed = [
+        "/api/connections user",
+        "/api/history channel",
+        "/api/presence channel",
+        "/api/rooms channel",
+    ]
+    .map(str::to_owned);
     assert_eq!(required, BTreeSet::from(needed));
 }
 
@@ -156,7 +161,7 @@ fn same_shape(shown: &Value, got: &Value) -> bool {
 #[test]
 fn the_examples_of_the_page_are_answered_as_it_says() {
     let server = TestServer::start(
-        "[[channels]]\npattern = \"news\"\nhistory_size = 100\npresence = \"full\"\n[[channels]]\npattern = \"*\"\n",
+        "[[channels]]\npattern = \"news\"\nhistory_size = 100\npresence = \"full\"\n[[channels]]\npattern = \"club.*\"\nroom = true\n[[channels]]\npattern = \"*\"\n",
         &["server.shards=1", "api.keys=KEY"],
     );
     let examples = examples();
@@ -165,14 +170,17 @@ fn the_examples_of_the_page_are_answered_as_it_says() {
         let mut words = words(&command).into_iter();
         assert_eq!(words.next().as_deref(), Some("curl"), "{command}");
         let (mut headers, mut body, mut target) = (String::new(), None, String::new());
+        let mut method = None;
         while let Some(word) = words.next() {
             match word.as_str() {
                 "-H" => headers.push_str(&format!("{}\r\n", words.next().unwrap())),
+                "-X" => method = words.next(),
                 "-d" | "--data-binary" => body = words.next(),
                 url => target = url.strip_prefix("http://127.0.0.1:9801").unwrap().to_owned(),
             }
         }
-        let method = if body.is_some() { "POST" } else { "GET" };
+        let implied = if body.is_some() { "POST" } else { "GET" };
+        let method = method.as_deref().unwrap_or(implied);
         let body = body.unwrap_or_default();
         let (got_status, got) = http(server.internal, method, &target, &headers, &body);
         assert_eq!(got_status, status, "{command}\n{got}");

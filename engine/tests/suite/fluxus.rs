@@ -2,18 +2,12 @@
 
 use std::io::{ErrorKind, Read as _};
 
-use super::common::tokens::{SECRET, token};
-use super::common::{Client, TestServer, http};
+use super::common::tokens::token;
+use super::common::{Client, TestServer, example, http};
 use serde_json::{Value, json};
 
 fn start() -> TestServer {
-    let toml = include_str!("../../../config/examples/fluxus.toml");
-    // The example is for a machine that has the secrets; the API is on loopback here.
-    let (before, after) = toml.split_once("[[api_keys]]").unwrap();
-    let after = after.split_once("[[endpoints]]").unwrap().1;
-    let toml = format!("{before}[[endpoints]]{after}");
-    let toml = toml.replace("secret_env = \"JWT_SECRET\"", &format!("secret = {SECRET:?}"));
-    TestServer::start(&toml, &[])
+    TestServer::start(&example(include_str!("../../../config/examples/fluxus.toml")), &[])
 }
 
 impl TestServer {
@@ -164,6 +158,53 @@ fn a_call_is_accepted_before_it_has_a_result() {
     ann.send(json!({"action":"rpc","id":"m2","method":"server.stats","params":{}}));
     assert_eq!(ann.receive()["status"], "accepted");
     assert_eq!(ann.receive()["error"]["code"], 403);
+}
+
+#[test]
+fn channels_and_methods_are_listed_without_the_prefix() {
+    let server = start();
+    let mut admin = server.member("eve", &["ws:admin"]);
+    assert_eq!(
+        told(&mut admin, json!({"action":"subscribe","channel":"my news"})),
+        success("Suscrito al canal: my news")
+    );
+    server.publish("elsewhere", json!(1));
+    server.publish("fluxus.my%20news", json!("hi"));
+    assert_eq!(admin.receive()["channel"], "my news");
+    let listed = admin.ask(json!({"action":"list_channels"}));
+    assert_eq!(listed["type"], "channel_list");
+    let expected = json!([{"name":"general","subscribers":1},{"name":"my news","subscribers":1}]);
+    assert_eq!(listed["channels"], expected);
+    admin.send(json!({"action":"rpc","id":"m1","method":"channels.list","params":{}}));
+    assert_eq!(admin.receive()["status"], "accepted");
+    let result = admin.receive()["result"].take();
+    assert_eq!(
+        (&result["total"], &result["channels"][1]["channel"]),
+        (&json!(2), &json!("my news"))
+    );
+    let mut guest = server.guest();
+    assert_eq!(told(&mut guest, json!({"action":"list_channels"})), error("No autenticado"));
+    let methods = guest.ask(json!({"action":"list_rpc_methods"}));
+    assert_eq!(methods["type"], "rpc_methods_list");
+    let all = methods["methods"].as_array().unwrap();
+    assert_eq!(methods["total"], all.len());
+    let stats = all.iter().find(|method| method["name"] == "server.stats").unwrap();
+    assert_eq!(
+        (&stats["requires_auth"], &stats["allowed_roles"]),
+        (&json!(true), &json!(["ws:admin"]))
+    );
+}
+
+#[test]
+fn who_finds_a_channel_full_is_told_of_it_by_the_name_that_it_knows() {
+    let toml = "[auth]\nanonymous = true\n[[endpoints]]\npath = \"/\"\ndialect = \"fluxus\"\nchannel_prefix = \"hidden.\"\n\
+                [[channels]]\npattern = \"*\"\nmembers_max = 1\n";
+    let server = TestServer::start(toml, &[]);
+    let (mut one, mut other) = (server.guest(), server.guest());
+    let subscribe = json!({"action":"subscribe","channel":"small"});
+    assert_eq!(told(&mut one, subscribe.clone()).0, "success");
+    let full = "small has as many members as it may have, 1";
+    assert_eq!(told(&mut other, subscribe), error(full));
 }
 
 #[test]

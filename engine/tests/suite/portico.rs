@@ -1,6 +1,6 @@
 //! The deployment of `config/examples/portico.toml`, with clients that do what its published ones do.
 
-use super::common::{Client, TestServer};
+use super::common::{Client, TestServer, example};
 use super::hooks::Application;
 use serde_json::{Value, json};
 use tungstenite::Message;
@@ -11,14 +11,9 @@ fn start() -> TestServer {
 
 /// With an application there.
 fn start_with(application: &str, flags: &[&str]) -> TestServer {
-    let toml = include_str!("../../../config/examples/portico.toml");
-    // The example is for a machine that has the key; the API is on loopback here.
-    let (before, after) = toml.split_once("[[api_keys]]").unwrap();
-    let after = after.split_once("[heartbeat]").unwrap().1;
-    let toml = format!("{before}[heartbeat]{after}");
+    let toml = example(include_str!("../../../config/examples/portico.toml"));
     let url = "https://portico.example.org/ringfeed/partial-applications";
     let toml = toml.replace(url, application);
-    let toml = toml.replace("secret_file = \"/etc/ringfeed/hook-secret\"", "");
     TestServer::start(&toml, flags)
 }
 
@@ -199,4 +194,20 @@ fn the_application_is_asked_for_what_a_session_has_begun() {
         (&failed["data"]["error"], &failed["data"]["status"]),
         (&json!(true), &json!("error"))
     );
+}
+
+#[test]
+fn an_entity_may_have_any_name() {
+    let server = start();
+    let mut ann = server.portico_there(None, 0);
+    ann.send(json!({"type":"subscribe","entityType":"hall","entityId":"A \"1\"*"}));
+    let room = "entity_hall_A \"1\"*";
+    let joined = receive(&mut ann);
+    assert_eq!((&joined["roomId"], &joined["entityId"]), (&json!(room), &json!("A \"1\"*")));
+    assert_eq!(receive(&mut ann)["status"], "subscribed");
+    server.publish(
+        "portico.entity_hall_A%20%221%22%2A",
+        json!({"type":"room_message","roomId":room}),
+    );
+    assert_eq!(ann.receive()["roomId"], room);
 }

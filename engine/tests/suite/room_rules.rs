@@ -33,6 +33,13 @@ publish = "anyone"
 room = true
 sender = true
 [[channels]]
+pattern = "secret.*"
+publish = "anyone"
+room = true
+password = "hush"
+presence = "full"
+history_size = 10
+[[channels]]
 pattern = "token.*"
 subscribe = "token"
 publish = "anyone"
@@ -224,4 +231,48 @@ fn dialects_without_answers_are_closed_with_the_reason() {
     let (code, reason) = other.closed();
     assert_eq!(code, 4500);
     assert!(reason.starts_with("wrong_password: "), "{reason}");
+}
+
+#[test]
+fn who_asks_again_before_the_answer_is_not_told_of_having_subscribed() {
+    let server = start();
+    let mut client = server.client();
+    let enter = |id: u32, password: &str| json!({"type":"subscribe","id":id,"channel":"locked.twice","password":password});
+    // The second one is looked at while the first has no answer.
+    client.send(json!([enter(1, "wrong"), enter(2, "wrong"), enter(3, "open sesame")]));
+    for id in [1, 2] {
+        let answer = client.receive();
+        assert_eq!((&answer["id"], &answer["code"]), (&json!(id), &json!("wrong_password")));
+    }
+    assert_eq!(client.receive()["type"], "subscribed");
+}
+
+#[test]
+fn what_was_said_in_a_room_and_who_is_there_is_shown_to_its_members_alone() {
+    let server = start();
+    let (mut ann, mut eve) = (come(&server, "ann", &[]), come(&server, "eve", &[]));
+    let look = |client: &mut Client, kind: &str| {
+        client.ask(json!({"type": kind, "id": 3, "channel": "secret.1"}))
+    };
+    assert_eq!(look(&mut eve, "history")["code"], "members_only", "also where nobody ever was");
+    assert_eq!(enter(&mut ann, "secret.1", Some("hush"))["type"], "subscribed");
+    server.publish("secret.1", json!("the key is under the mat"));
+    assert_eq!(ann.receive()["data"], "the key is under the mat");
+    for kind in ["history", "presence"] {
+        let refused = look(&mut eve, kind);
+        assert_eq!(refused["code"], "members_only", "{refused}");
+        assert_eq!(refused["message"], "secret.1 is for its members");
+        assert_eq!(look(&mut ann, kind)["type"], kind);
+    }
+    // A wrong password between makes nobody a member, and who leaves is none.
+    let wrong = json!({"type": "subscribe", "id": 1, "channel": "secret.1", "password": "x"});
+    let history = json!({"type": "history", "id": 2, "channel": "secret.1"});
+    eve.send(json!([wrong, history]));
+    assert_eq!(eve.receive()["code"], "wrong_password");
+    assert_eq!(eve.receive()["code"], "members_only");
+    ann.send(json!([{"type": "unsubscribe", "id": 4, "channel": "secret.1"}, history]));
+    assert_eq!(ann.receive()["type"], "unsubscribed");
+    assert_eq!(ann.receive()["code"], "members_only");
+    let (status, body) = server.http("GET", "/api/history?channel=secret.1", "");
+    assert!(status == 200 && body.contains("under the mat"), "the application sees all: {body}");
 }

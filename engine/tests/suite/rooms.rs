@@ -1,19 +1,13 @@
 //! The deployment of `config/examples/rooms.toml`, with clients as its documentation shows them.
 
-use super::common::tokens::{SECRET, token};
-use super::common::{Client, TestServer};
+use super::common::tokens::token;
+use super::common::{Client, TestServer, example};
 use serde_json::{Value, json};
 
 const ORIGIN: (&str, &str) = ("Origin", "https://app.example.org");
 
 fn start() -> TestServer {
-    let toml = include_str!("../../../config/examples/rooms.toml");
-    // The example is for a machine that has the secrets; the API is on loopback here.
-    let (before, after) = toml.split_once("[[api_keys]]").unwrap();
-    let after = after.split_once("[limits]").unwrap().1;
-    let toml = format!("{before}[limits]{after}");
-    let toml = toml.replace("secret_env = \"JWT_SECRET\"", &format!("secret = {SECRET:?}"));
-    TestServer::start(&toml, &[])
+    TestServer::start(&example(include_str!("../../../config/examples/rooms.toml")), &[])
 }
 
 impl TestServer {
@@ -203,4 +197,134 @@ fn members_are_told_who_joins_and_leaves_and_not_of_themselves() {
     let offline = ann.receive();
     assert_eq!((&offline["userId"], &offline["status"]), (&json!("bob"), &json!("offline")));
     assert!(offline["timestamp"].as_u64() > Some(1_600_000_000));
+}
+
+#[test]
+fn messages_that_come_together_are_a_batch_for_who_asks() {
+    let server = start();
+    let headers = [ORIGIN];
+    let mut batched = Client::connect_with(server.public, "/any/path?batch=1", &headers);
+    let mut plain = server.visitor();
+    assert_eq!(batched.receive()["type"], "welcome");
+    for client in [&mut batched, &mut plain] {
+        client.send(json!({"type":"join_room","room":"my \"room\" 50%"}));
+        let joined = json!({"type":"room_joined","room":"my \"room\" 50%"});
+        assert_eq!(next(client), joined);
+    }
+    let channel = "rooms.my%20%22room%22%2050%25";
+    let all: Vec<Value> = (0..5).map(|n| json!({"channel":channel,"data":n})).collect();
+    let body = json!({"publications": all}).to_string();
+    assert_eq!(server.http("POST", "/api/batch", &body).0, 200);
+    let mut expected = Vec::new();
+    for n in 0..5 {
+        let said = next(&mut plain);
+        assert_eq!((&said["room"], &said["message"]), (&json!("my \"room\" 50%"), &json!(n)));
+        expected.push(said);
+    }
+    // One turn takes them all, or several do.
+    let (mut told, mut frames) = (Vec::new(), 0);
+    while told.len() < 5 {
+        let said = next(&mut batched);
+        frames += 1;
+        match said["type"].as_str() {
+            Some("batch") => {
+                let messages = said["messages"].as_array().unwrap();
+                assert!(messages.len() > 1, "one alone comes as itself: {said}");
+                assert_eq!(said["timestamp"], messages[messages.len() - 1]["timestamp"]);
+                told.extend(messages.iter().cloned());
+            }
+            _ => told.push(said),
+        }
+    }
+    assert_eq!(told, expected);
+    assert!(frames < 5, "a request is one turn's work");
+    // What somebody is not sent leaves out nothing else, and one alone comes as ever.
+    batched.send(
+        json!({"type":"broadcast","room":"my \"room\" 50%","message":"mine","exclude_sender":true}),
+    );
+    assert_eq!(next(&mut plain)["message"], "mine");
+    plain.send(json!({"type":"broadcast","room":"my \"room\" 50%","message":"yours"}));
+    assert_eq!(next(&mut plain)["message"], "yours");
+    let said = next(&mut batched);
+    assert_eq!((&said["type"], &said["message"]), (&json!("room_message"), &json!("yours")));
+    plain.send(json!({"type":"leave_room","room":"my \"room\" 50%"}));
+    assert_eq!(next(&mut plain)["room"], "my \"room\" 50%");
+}
+
+/// A client of a user that is told the numbers of messages.
+fn numbered(server: &TestServer, user: &str) -> Client {
+    let mut client = Client::connect_with(server.public, "/?ids=1", &[ORIGIN]);
+    let token = token(user, 60, json!({"username":user,"roles":["member"]}));
+    client.send(json!({"type":"auth","token":token}));
+    while client.receive()["type"] != "auth_success" {}
+    client
+}
+
+#[test]
+fn what_was_missed_comes_to_who_says_since_when() {
+    let server = start();
+    let mut ann = server.user("ann");
+    let mut bob = numbered(&server, "bob");
+    ann.send(json!({"type":"join_room","room":"lounge"}));
+    assert_eq!(next(&mut ann), json!({"type":"room_joined","room":"lounge"}), "as ever");
+    bob.send(json!({"type":"join_room","room":"lounge"}));
+    let joined = next(&mut bob);
+    assert_eq!((&joined["type"], &joined["messageId"]), (&json!("room_joined"), &json!(0)));
+    ann.send(json!({"type":"broadcast","room":"lounge","message":"first"}));
+    assert!(next(&mut ann).get("messageId").is_none(), "who has not asked is not told");
+    assert_eq!(next(&mut bob)["messageId"], 1);
+    drop(bob);
+    for message in ["second", "third"] {
+        ann.send(json!({"type":"broadcast","room":"lounge","message":message}));
+        assert_eq!(next(&mut ann)["message"], message);
+    }
+    let mut bob = numbered(&server, "bob");
+    let since = json!({"epoch": joined["epoch"], "messageId": 1});
+    bob.send(json!({"type":"join_room","room":"lounge","since":since}));
+    let again = next(&mut bob);
+    assert_eq!((&again["recovered"], &again["messageId"]), (&json!(true), &json!(3)));
+    for (number, message) in [(2, "second"), (3, "third")] {
+        let said = next(&mut bob);
+        assert_eq!((&said["messageId"], &said["message"]), (&json!(number), &json!(message)));
+    }
+    bob.send(json!({"type":"join_room","room":"x","since":7}));
+    assert_eq!(next(&mut bob)["message"], "Invalid since: epoch and messageId required");
+}
+
+#[test]
+fn who_has_got_a_message_is_told_its_sender() {
+    let server = start();
+    let (mut ann, mut bob) = (server.user("ann"), server.user("bob"));
+    let mut nobody = server.visitor();
+    for client in [&mut ann, &mut bob, &mut nobody] {
+        client.send(json!({"type":"join_room","room":"lounge"}));
+        assert_eq!(next(client)["type"], "room_joined");
+    }
+    let broadcast = json!({"type":"broadcast","room":"lounge","message":"dinner","confirm_ms":500});
+    ann.send(broadcast);
+    for client in [&mut ann, &mut bob, &mut nobody] {
+        let said = next(client);
+        assert_eq!((&said["message"], &said["confirm"]), (&json!("dinner"), &json!(true)));
+        assert_eq!(said["messageId"], 1);
+    }
+    bob.send(json!({"type":"confirm","room":"lounge","messageId":1}));
+    let mut told = next(&mut ann);
+    assert!(told["missing"][0]["connection"].is_string(), "{told}");
+    told.as_object_mut().unwrap().remove("timestamp").unwrap();
+    told["missing"][0].as_object_mut().unwrap().remove("connection");
+    let expected = json!({
+        "type":"message_confirmed","room":"lounge","messageId":1,
+        "confirmed":[{"userId":"bob"}],"missing":[{"userId":null}],
+    });
+    assert_eq!(told, expected);
+    for (wrong, why) in [
+        (json!({"type":"confirm","room":"lounge"}), "Room and message ID required"),
+        (
+            json!({"type":"broadcast","room":"lounge","message":1,"confirm_ms":"x"}),
+            "Invalid confirm_ms",
+        ),
+    ] {
+        ann.send(wrong);
+        assert_eq!(next(&mut ann), json!({"type":"error","message":why}));
+    }
 }

@@ -77,7 +77,7 @@ fn a_nodes_clients_subscribe_and_are_broadcast_to() {
 #[test]
 fn an_envelope_is_around_what_is_broadcast_by_form() {
     let toml = format!(
-        "[auth]\nanonymous = true\n[[api_keys]]\nname = \"app\"\nkey = {KEY:?}\nscopes = [\"publish\"]\nchannels = [\"*\"]\n\
+        "[auth]\nanonymous = true\n[[api_keys]]\nname = \"app\"\nkey = {KEY:?}\nscopes = [\"publish\", \"metrics\"]\nchannels = [\"*\"]\n\
          [[endpoints]]\npath = \"/ws\"\ndialect = \"cadsock\"\nchoose = false\nchannel_prefix = \"php.\"\nhttp = \"cadsock\"\n\
          [[channels]]\npattern = \"php.*\"\n"
     );
@@ -110,8 +110,72 @@ fn an_envelope_is_around_what_is_broadcast_by_form() {
         (202, 202)
     );
     assert_eq!(client.receive()["payload"], "text");
+    let key = format!("X-API-Key: {KEY}\r\n");
+    let metrics = http(server.internal, "GET", "/metrics", &key, "").1;
+    assert!(metrics.contains("ringfeed_http_broadcasts_dropped_total 1.0\n"), "{metrics}");
     client.send_text(r#"{"action":"unsubscribe","channel":"c"}"#);
     assert_eq!(client.receive(), json!({"type":"unsubscribed","channel":"c"}));
+}
+
+#[test]
+fn without_an_envelope_text_is_broadcast_as_it_is() {
+    let toml = format!(
+        "[auth]\nanonymous = true\n[[api_keys]]\nname = \"app\"\nkey = {KEY:?}\nscopes = [\"publish\", \"channels\"]\nchannels = [\"*\"]\n\
+         [[endpoints]]\npath = \"/ws\"\ndialect = \"raw.v1\"\nhttp = \"cadsock\"\n[[channels]]\npattern = \"*\"\nhistory_size = 10\n"
+    );
+    let server = TestServer::start(&toml, &[]);
+    let post = |message: &str| {
+        let headers = format!(
+            "X-Broadcast-Secret: {KEY}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        );
+        let body = format!("channel=c&message={message}");
+        assert_eq!(http(server.public, "POST", "/internal/broadcast", &headers, &body).0, 202);
+    };
+    let mut client = Client::connect(server.public, "/ws?protocol=ringfeed.v1");
+    client.subscribe("c");
+    let mut raw = Client::connect(server.public, "/ws");
+    raw.send_text(r#"{"action":"subscribe","channel":"c"}"#);
+    let key = format!("X-API-Key: {KEY}\r\n");
+    let channels = || http(server.internal, "GET", "/api/channels", &key, "").1;
+    wait_until("channels", channels, |listed| listed.contains("\"subscribers\":2"));
+    for message in ["nonsense", "%7B%22a%22%3A1%7D", "%7B%22a%22"] {
+        post(message);
+    }
+    let told: Vec<Value> = (0..3).map(|_| client.receive()["data"].clone()).collect();
+    assert_eq!(told, [json!("nonsense"), json!({"a": 1}), json!("{\"a\"")]);
+    for text in ["nonsense", "{\"a\":1}", "{\"a\""] {
+        assert_eq!(raw.message(), tungstenite::Message::text(text));
+    }
+}
+
+#[test]
+fn pages_of_the_same_host_may_connect_and_others_not() {
+    let server = TestServer::open(&["server.origins=same-host"]);
+    let host = server.public.to_string();
+    drop(Client::connect_with(server.public, "/ws", &[("Origin", &format!("http://{host}"))]));
+    let upgrade = format!(
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://{host}\r\n"
+    );
+    // Asked for by another name.
+    assert_eq!(http(server.public, "GET", "/ws", &upgrade, "").0, 403);
+}
+
+#[test]
+fn any_path_is_an_endpoints_that_is_not_anothers() {
+    let toml = "[auth]\nanonymous = true\n[[endpoints]]\npath = \"*\"\ndialect = \"wsnode\"\nhttp = \"fluxus\"\n\
+                [[endpoints]]\npath = \"/ws\"\n";
+    let server = TestServer::start(toml, &[]);
+    for path in ["/", "/any/where?x=1", "/ws/"] {
+        let greeting = Client::connect(server.public, path).receive();
+        assert_eq!(greeting["type"], "connected", "{path}");
+    }
+    let mut own = Client::connect(server.public, "/ws");
+    assert_eq!(own.ask(json!({"type":"ping","id":1}))["type"], "pong");
+    // What is no upgrade is as ever.
+    assert_eq!(http(server.public, "GET", "/any/where", "", "").0, 404);
+    assert_eq!(http(server.public, "GET", "/health", "", "").0, 200);
+    assert_eq!(http(server.public, "GET", "/api/rpc-methods", "", "").0, 200);
 }
 
 /// A page that says who connects, as `auth.php` does: by the one cookie that it is shown.

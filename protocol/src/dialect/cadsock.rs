@@ -23,7 +23,7 @@ impl Cadsock {
     }
 
     fn done(&self, kind: &str, channel: &str) -> Step {
-        let channel = quoted(shown(channel, self.hidden));
+        let channel = quoted(&shown(channel, self.hidden));
         Step::say(&format!("{{\"type\":\"{kind}\",\"channel\":{channel}}}"))
     }
 }
@@ -35,7 +35,7 @@ fn error(why: &str) -> Step {
 /// A `message`, of a channel whose name is `shown`.
 pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Publication) {
     let mut body =
-        format!("{{\"type\":\"message\",\"channel\":\"{shown}\",\"payload\":").into_bytes();
+        format!("{{\"type\":\"message\",\"channel\":{},\"payload\":", quoted(shown)).into_bytes();
     raw::write_json(&mut body, publication.kind, publication.bytes);
     body.push(b'}');
     frame::write_server(out, Opcode::Text, &body);

@@ -5,9 +5,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
+
 use super::object::{Object, quoted};
 use super::raw;
-use super::talk::{Opening, Step, Talk};
+use super::talk::{self, Opening, Step, Talk};
 use crate::command::{Action, Payload, PayloadKind};
 use crate::connection::Incoming;
 use crate::error::ErrorCode;
@@ -28,6 +30,9 @@ mod asked {
     pub(super) const UNSUBSCRIBE: &str = "unsubscribe:";
     pub(super) const PUBLISH: &str = "publish:";
     pub(super) const CALL: &str = "call:";
+    pub(super) const OTHER: &str = "other:";
+    pub(super) const METHODS: &str = "list_rpc_methods";
+    pub(super) const CHANNELS: &str = "list_channels";
 }
 
 /// See the module's description.
@@ -104,8 +109,35 @@ impl Fluxus {
         let bytes = Cow::Owned(data.into_owned().into_bytes());
         let payload = Payload { kind: PayloadKind::Json, bytes };
         let id = format!("{}{channel}", asked::PUBLISH);
-        let channel = Cow::Owned(channel);
-        Step::ask_as(id, Action::Publish { channel, payload, echo: true })
+        Step::ask_as(id, Action::publish(channel, payload, true))
+    }
+
+    /// Tells which methods there are; `data` is the result of `server.methods`.
+    fn methods(&mut self, data: &str, now_ms: u64) -> Step {
+        let listed: Listed = serde_json::from_str(data).unwrap_or_default();
+        let each = listed.methods.iter().map(|own| {
+            serde_json::json!({
+                "name": own.method, "requires_auth": !own.allow_guest, "allowed_roles": own.roles,
+                "available_in_worker": true, "description": own.description, "registered_at": null,
+            })
+        });
+        let methods: Vec<_> = each.collect();
+        let (total, methods) = (methods.len(), serde_json::Value::from(methods));
+        let now = now_ms / 1000;
+        let meta = format!("{{\"worker_id\":{WORKER},\"timestamp\":{now}}}");
+        let more = format!("\"methods\":{methods},\"total\":{total},\"_metadata\":{meta}");
+        self.reply("rpc_methods_list", &more, now_ms)
+    }
+
+    /// Tells which channels there are; `data` is the result of `channels.list`.
+    fn channels(&mut self, data: &str, now_ms: u64) -> Step {
+        let listed: Listed = serde_json::from_str(data).unwrap_or_default();
+        let each = listed
+            .channels
+            .iter()
+            .map(|own| serde_json::json!({"name": own.channel, "subscribers": own.subscribers}));
+        let channels = serde_json::Value::from(each.collect::<Vec<_>>());
+        self.reply("channel_list", &format!("\"channels\":{channels}"), now_ms)
     }
 
     fn call(&mut self, message: &Object, now_ms: u64) -> Vec<Step> {
@@ -135,6 +167,12 @@ impl Fluxus {
         vec![accepted, Step::ask_as(format!("{}{id}", asked::CALL), call)]
     }
 
+    fn unknown(&mut self, action: &str, now_ms: u64) -> Step {
+        let action = Printable::name(action);
+        let text = format!("El mensaje no puede procesarse no processor for {action}");
+        self.error(&text, now_ms)
+    }
+
     fn command(&mut self, message: &Object, now_ms: u64) -> Vec<Step> {
         let action = message.text("action").unwrap_or_default();
         match &*action {
@@ -154,17 +192,20 @@ impl Fluxus {
             }],
             "publish" => vec![self.publish(message, now_ms)],
             "rpc" => self.call(message, now_ms),
+            asked::METHODS => vec![ask_for_list(asked::METHODS, "server.methods")],
+            asked::CHANNELS => vec![ask_for_list(asked::CHANNELS, "channels.list")],
             "send_file" | "request_file" => {
                 let request = message.raw("request_id").unwrap_or("null");
                 let why = quoted("Transferencia de archivos no disponible");
                 let more = format!("\"request_id\":{request},\"success\":false,\"error\":{why}");
                 vec![self.reply("file_response", &more, now_ms)]
             }
-            other => {
-                let other = Printable::name(other);
-                let text = format!("El mensaje no puede procesarse no processor for {other}");
-                vec![self.error(&text, now_ms)]
+            other if talk::may_be_known(other) => {
+                let id = format!("{}{other}", asked::OTHER);
+                let otherwise = Err(talk::unknown(other, "fluxus"));
+                vec![Step::other(id, other, message.with(&[]), otherwise)]
             }
+            other => vec![self.unknown(other, now_ms)],
         }
     }
 
@@ -184,6 +225,18 @@ impl Fluxus {
                 _ => (500, why),
             };
             return failed(id, number, text, now_ms);
+        }
+        if asked == asked::METHODS && code == ErrorCode::UnknownMethod {
+            return self.error("Protocolo de RPC no disponible", now_ms);
+        }
+        let is_list = matches!(asked, asked::METHODS | asked::CHANNELS);
+        if let Some(action) = asked.strip_prefix(asked::OTHER).or(is_list.then_some(asked)) {
+            return match code {
+                ErrorCode::UnknownMethod => self.unknown(action, now_ms),
+                ErrorCode::UnknownCommand => self.unknown(action, now_ms),
+                ErrorCode::Forbidden if !self.is_user => self.error("No autenticado", now_ms),
+                _ => self.error(why, now_ms),
+            };
         }
         match code {
             ErrorCode::AlreadySubscribed | ErrorCode::NotSubscribed => self.done(asked, 0, now_ms),
@@ -209,6 +262,37 @@ impl Fluxus {
     }
 }
 
+/// What there is, as methods of the engine say it.
+#[derive(Debug, Default, Deserialize)]
+struct Listed<'a> {
+    #[serde(borrow, default)]
+    methods: Vec<Method<'a>>,
+    #[serde(borrow, default)]
+    channels: Vec<Channel<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Method<'a> {
+    #[serde(borrow)]
+    method: Cow<'a, str>,
+    #[serde(borrow)]
+    description: Cow<'a, str>,
+    allow_guest: bool,
+    roles: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Channel<'a> {
+    #[serde(borrow)]
+    channel: Cow<'a, str>,
+    subscribers: u64,
+}
+
+fn ask_for_list(asked: &'static str, method: &'static str) -> Step {
+    let (method, params, timeout_ms) = (Cow::Borrowed(method), None, None);
+    Step::ask_as(asked, Action::Rpc { method, params, timeout_ms })
+}
+
 /// A call without a result, as all clients understand it. `id` is JSON.
 fn failed(id: &str, code: u16, message: &str, now_ms: u64) -> Step {
     let (message, now) = (quoted(message), now_ms / 1000);
@@ -222,7 +306,8 @@ fn failed(id: &str, code: u16, message: &str, now_ms: u64) -> Step {
 pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Publication) {
     let (seconds, number) =
         publication.meta.map_or((0, 0), |meta| (meta.time_ms / 1000, meta.number));
-    let mut body = format!("{{\"type\":\"message\",\"channel\":\"{shown}\",\"data\":").into_bytes();
+    let shown = quoted(shown);
+    let mut body = format!("{{\"type\":\"message\",\"channel\":{shown},\"data\":").into_bytes();
     raw::write_json(&mut body, publication.kind, publication.bytes);
     let meta = format!(
         ",\"_metadata\":{{\"timestamp\":{seconds},\"publisher\":{number},\"origin_server\":{}}}}}",
@@ -262,6 +347,8 @@ impl Talk for Fluxus {
             Event::Published { id: Some(asked), subscribers, .. } => {
                 self.done(asked, *subscribers, now_ms)
             }
+            Event::Result { id: asked::METHODS, data } => self.methods(data, now_ms),
+            Event::Result { id: asked::CHANNELS, data } => self.channels(data, now_ms),
             Event::Result { id, data } => {
                 let Some(id) = id.strip_prefix(asked::CALL) else { return Vec::new() };
                 let began_ms = self.calls.remove(id).unwrap_or(now_ms);
@@ -271,6 +358,8 @@ impl Talk for Fluxus {
                      \"_metadata\":{{\"execution_time\":{took},\"timestamp\":{now}}}}}"
                 ))
             }
+            // What the application says to an action of its own is what is sent.
+            Event::Reply { data, .. } if *data != "null" => Step::say(data),
             Event::Direct { kind, bytes, .. } => Step::payload(*kind, bytes),
             Event::Error { id, code, message } => {
                 self.refused(id.unwrap_or_default(), *code, message, now_ms)

@@ -21,7 +21,7 @@ use crate::command::{Command, CommandError};
 use crate::connection::Incoming;
 use crate::event::Event;
 use crate::handshake::Request;
-use crate::lane::{Form, Lane};
+use crate::lane::{Form, Lane, RoomsForm};
 use crate::refused::Refused;
 
 /// The languages spoken inside WebSocket messages.
@@ -85,7 +85,7 @@ impl Dialect {
             Dialect::Raw => Some(Lane::RAW),
             // What is published there is what is sent.
             Dialect::Portico => Some(Lane { hidden, ..Lane::RAW }),
-            Dialect::Rooms => Some(Lane { form: Form::Rooms, hidden }),
+            Dialect::Rooms => Some(Lane { form: Form::Rooms(RoomsForm::default()), hidden }),
             Dialect::Fluxus => Some(Lane { form: Form::Fluxus, hidden }),
             Dialect::Wsnode => Some(Lane { form: Form::Wsnode, hidden }),
             Dialect::Cadsock => Some(Lane { form: Form::Cadsock, hidden }),
@@ -121,12 +121,17 @@ impl Dialect {
     pub fn talk(self, request: &Request, hidden: u8) -> Option<Box<dyn Talk>> {
         match self {
             Dialect::Portico => Some(Box::new(portico::Portico::new(request, hidden))),
-            Dialect::Rooms => Some(Box::new(rooms::Rooms::new(hidden))),
+            Dialect::Rooms => Some(Box::new(rooms::Rooms::new(request, hidden))),
             Dialect::Fluxus => Some(Box::new(fluxus::Fluxus::new())),
             Dialect::Wsnode => Some(Box::new(wsnode::Wsnode::new(hidden))),
             Dialect::Cadsock => Some(Box::new(cadsock::Cadsock::new(hidden))),
             Dialect::Ringfeed | Dialect::Raw | Dialect::Echo => None,
         }
+    }
+
+    /// Whether its clients give channels any names ([`crate::any_name`]), and are not shown what an endpoint puts in front of them.
+    pub fn has_any_names(self) -> bool {
+        !matches!(self, Dialect::Ringfeed | Dialect::Raw | Dialect::Echo)
     }
 
     /// Whether a client can show a token inside the dialect.

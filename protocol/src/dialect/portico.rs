@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::object::{Object, quoted};
-use super::talk::{Opening, Step, Talk};
+use super::talk::{self, Deed, Opening, Step, Talk};
 use crate::command::{Action, Payload, PayloadKind};
 use crate::connection::Incoming;
 use crate::date::iso_seconds;
@@ -58,8 +58,11 @@ mod asked {
     pub(super) const UPDATED: &str = "updated";
     pub(super) const LEFT: &str = "left";
     pub(super) const APPLICATIONS: &str = "applications";
-    /// With the entity behind it.
+    /// With the entity behind them.
     pub(super) const ENTITY: &str = "entity:";
+    pub(super) const LEAVE: &str = "leave:";
+    /// With the type of the message behind it.
+    pub(super) const OTHER: &str = "other:";
 }
 
 /// What a connection shows of its session.
@@ -85,6 +88,8 @@ pub(super) struct Portico {
     session: Option<Session>,
     /// Of entities, with the type and the id as the client wrote them, in JSON.
     rooms: BTreeMap<String, Entity>,
+    /// The one that it has asked to leave last.
+    leaving: Option<Entity>,
     ids: u64,
     ticks: u32,
 }
@@ -115,6 +120,7 @@ impl Portico {
             cookies: cookies(request),
             session: None,
             rooms: BTreeMap::new(),
+            leaving: None,
             ids: 0,
             ticks: 0,
         }
@@ -152,7 +158,7 @@ impl Portico {
         }
         let bytes = Cow::Owned(message.with(&fields).into_bytes());
         let payload = Payload { kind: PayloadKind::Json, bytes };
-        Step::ask(Action::Publish { channel: Cow::Owned(to.to_owned()), payload, echo })
+        Step::ask(Action::publish(to.to_owned(), payload, echo))
     }
 
     fn update_session(&mut self, message: &Object, now_ms: u64) -> Vec<Step> {
@@ -213,8 +219,19 @@ impl Portico {
         let Some((room, entity)) = Entity::of(message) else {
             return vec![refused("INVALID_ENTITY", ENTITY_NEEDED, now_ms)];
         };
-        let left = self.rooms.remove(&room).map(|_| Step::unsubscribe(asked::LEFT, &room));
-        left.into_iter().chain([confirmed(&entity, "unsubscribed", now_ms)]).collect()
+        if !self.rooms.contains_key(&room) {
+            return vec![confirmed(&entity, "unsubscribed", now_ms)];
+        }
+        // Nothing more is read before that is answered.
+        self.leaving = Some(entity);
+        vec![Step::unsubscribe(format!("{}{room}", asked::LEAVE), &room)]
+    }
+
+    /// It has left the room of an entity, as it has asked for.
+    fn left(&mut self, room: &str, now_ms: u64) -> Vec<Step> {
+        let entity = self.rooms.remove(room);
+        let entity = self.leaving.take().or(entity);
+        entity.iter().map(|entity| confirmed(entity, "unsubscribed", now_ms)).collect()
     }
 
     fn room_message(&self, message: &Object, now_ms: u64) -> Vec<Step> {
@@ -243,10 +260,25 @@ impl Portico {
         }
     }
 
+    /// A message of a type that only the application may know; it goes to all others where nobody does. Whose session it is is ours
+    /// to say.
+    fn other(&self, message: &Object, kind: &str, now_ms: u64) -> Step {
+        let relay = match self.relay(message, ALL, &[], false, now_ms) {
+            Step::Do(Deed { action, .. }) if talk::may_be_known(kind) => action,
+            relay => return relay,
+        };
+        let (id, of) = match &self.session {
+            Some(Session { id, kind }) => (quoted(id), quoted(kind)),
+            None => ("null".into(), "null".into()),
+        };
+        let message = message.with(&[("sessionId", &id), ("sessionType", &of)]);
+        Step::other(format!("{}{kind}", asked::OTHER), kind, message, Ok(Box::new(relay)))
+    }
+
     /// Asks the application for what it calls partial applications; its answer is passed on as it is.
     fn applications(&self, now_ms: u64) -> Step {
         let Some(session) = &self.session else {
-            return applications(&failure("No session found"), now_ms);
+            return applications(&failure(ErrorCode::Forbidden, "No session found"), now_ms);
         };
         let (id, kind) = (quoted(&session.id), session.kind);
         let params = format!("{{\"sessionId\":{id},\"sessionType\":\"{kind}\"}}");
@@ -273,7 +305,7 @@ impl Portico {
     /// A room was joined.
     fn joined(&mut self, asked: &str, channel: &str, size: u64, now_ms: u64) -> Vec<Step> {
         let (room, time) = (shown(channel, self.hidden), iso_seconds(now_ms));
-        let id = quoted(room);
+        let id = quoted(&room);
         let joined = |kind: &str, more: &str| {
             Step::say(&format!(
                 "{{\"type\":\"room_joined\",\"roomId\":{id},\"roomType\":\"{kind}\",\"message\":\"Joined room\",\
@@ -294,7 +326,7 @@ impl Portico {
                     if asked == asked::SET { "Session ID set" } else { "Session ID updated" };
                 vec![joined("session", ""), self.session_updated(asked, text, size, now_ms)]
             }
-            _ => match self.rooms.get(room) {
+            _ => match self.rooms.get(&*room) {
                 Some(entity) => {
                     let confirmed = confirmed(entity, "subscribed", now_ms);
                     vec![joined("entity", &entity.fields()), confirmed]
@@ -308,11 +340,18 @@ impl Portico {
     fn refused(&mut self, asked: &str, code: ErrorCode, why: &str, now_ms: u64) -> Vec<Step> {
         match asked {
             asked::LEFT => return Vec::new(),
-            asked::APPLICATIONS => return vec![applications(&failure(why), now_ms)],
+            asked::APPLICATIONS => return vec![applications(&failure(code, why), now_ms)],
             asked::GREETING | asked::SET | asked::UPDATED => self.session = None,
             _ => {
                 if let Some(room) = asked.strip_prefix(asked::ENTITY) {
                     self.rooms.remove(room);
+                } else if let Some(room) = asked.strip_prefix(asked::LEAVE)
+                    && code == ErrorCode::NotSubscribed
+                {
+                    return self.left(room, now_ms);
+                }
+                if let Some(kind) = asked.strip_prefix(asked::OTHER) {
+                    return vec![response(kind, &failure(code, why), now_ms)];
                 }
             }
         }
@@ -334,14 +373,23 @@ fn refused(code: &str, message: &str, now_ms: u64) -> Step {
 
 /// `data` is JSON.
 fn applications(data: &str, now_ms: u64) -> Step {
-    let time = iso_seconds(now_ms);
-    Step::say(&format!(
-        "{{\"type\":\"partial_applications_response\",\"data\":{data},\"timestamp\":\"{time}\"}}"
-    ))
+    response(APPLICATIONS_METHOD, data, now_ms)
 }
 
-fn failure(message: &str) -> String {
-    format!("{{\"error\":true,\"message\":{},\"status\":\"error\"}}", quoted(message))
+/// What is said to a message of a type that only the application knows. `data` is JSON.
+fn response(kind: &str, data: &str, now_ms: u64) -> Step {
+    let kind = format!("{}_response", kind.strip_prefix("get_").unwrap_or(kind));
+    let (kind, time) = (quoted(&kind), iso_seconds(now_ms));
+    Step::say(&format!("{{\"type\":{kind},\"data\":{data},\"timestamp\":\"{time}\"}}"))
+}
+
+fn failure(code: ErrorCode, message: &str) -> String {
+    let (code, message) = (code.as_str().to_uppercase(), quoted(message));
+    format!("{{\"error\":true,\"code\":\"{code}\",\"message\":{message},\"status\":\"error\"}}")
+}
+
+fn has_type(data: &str) -> bool {
+    Object::parse(data).is_some_and(|object| object.text("type").is_some())
 }
 
 fn confirmed(entity: &Entity, status: &str, now_ms: u64) -> Step {
@@ -446,7 +494,8 @@ impl Talk for Portico {
             Some(own) if SERVERS_OWN.contains(&own) => {
                 vec![refused("INVALID_TYPE", "Only the server says that", now_ms)]
             }
-            _ => vec![self.relay(message, ALL, &[], false, now_ms)],
+            Some("chat") | None => vec![self.relay(message, ALL, &[], false, now_ms)],
+            Some(other) => vec![self.other(message, other, now_ms)],
         }
     }
 
@@ -455,15 +504,26 @@ impl Talk for Portico {
             Event::Subscribed { id: Some(asked), channel, subscribers, .. } => {
                 self.joined(asked, channel, *subscribers, now_ms)
             }
+            Event::Unsubscribed { id: Some(asked), .. } => {
+                let room = asked.strip_prefix(asked::LEAVE);
+                room.map_or(Vec::new(), |room| self.left(room, now_ms))
+            }
             Event::Unsubscribed { id: None, channel, .. } => {
                 let room = shown(channel, self.hidden);
-                if self.session_room().as_deref() == Some(room) {
+                if self.session_room().as_deref() == Some(&*room) {
                     self.session = None;
                 }
-                let entity = self.rooms.remove(room);
+                let entity = self.rooms.remove(&*room);
                 entity.iter().map(|entity| confirmed(entity, "unsubscribed", now_ms)).collect()
             }
             Event::Result { id: asked::APPLICATIONS, data } => vec![applications(data, now_ms)],
+            Event::Reply { data: "null", .. } => Vec::new(),
+            // An answer with a type is what is sent.
+            Event::Reply { data, .. } if has_type(data) => vec![Step::say(data)],
+            Event::Reply { id: Some(asked), data } => {
+                let kind = asked.strip_prefix(asked::OTHER).unwrap_or_default();
+                vec![response(kind, data, now_ms)]
+            }
             Event::Direct { kind, bytes, .. } => vec![Step::payload(*kind, bytes)],
             Event::Error { id, code, message } => {
                 self.refused(id.unwrap_or_default(), *code, message, now_ms)

@@ -8,7 +8,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::call::METHOD_BYTES_MAX;
-use crate::command::{Action, Command, CommandError, Payload, PayloadKind, present};
+use crate::command::{
+    Action, Command, CommandError, KIND_BYTES_MAX, Payload, PayloadKind, present,
+};
 use crate::event::{Epoch, Meta, Offset, Position, Publication};
 use crate::frame::{self, Opcode};
 use crate::json::has_lone_surrogate;
@@ -24,10 +26,8 @@ pub(crate) use events::write_event;
 /// Longest JSON text of an id.
 const ID_BYTES_MAX: usize = 64;
 
-/// Longest type of a message that somebody else may know.
-const KIND_BYTES_MAX: usize = 64;
-
-const COMMANDS: &str = "auth, subscribe, unsubscribe, publish, send, history, presence, rpc, ping";
+const COMMANDS: &str =
+    "auth, subscribe, unsubscribe, publish, confirm, send, history, presence, rpc, ping";
 
 /// Every field that any command has. `data` is validated but kept as it came. Unknown fields are
 /// ignored, so that a newer client can speak to an older server.
@@ -64,9 +64,13 @@ pub(super) struct Fields<'a> {
     params: Option<&'a RawValue>,
     #[serde(borrow, default)]
     timeout_ms: Option<&'a RawValue>,
-    // That of `subscribe`, likewise.
+    // That of `subscribe`, that of `publish` and that of `confirm`, likewise.
     #[serde(borrow, default)]
     password: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    confirm_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    offset: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -139,8 +143,36 @@ impl<'a> Fields<'a> {
     fn publish(mut self) -> Result<Command<'a>, CommandError<'a>> {
         let payload = Payload::from_fields(self.data, self.text.take(), self.base64.take())
             .map_err(|refused| CommandError { id: self.id(), refused })?;
-        let echo = self.echo.unwrap_or(true);
-        self.with_channel(|channel| Action::Publish { channel, payload, echo })
+        let (echo, confirm_ms) =
+            (self.echo.unwrap_or(true), self.millis("confirm_ms", self.confirm_ms)?);
+        if confirm_ms.is_some() && self.id().is_none() {
+            return Err(self.bad("'id' is missing: its reply says which publication is confirmed"));
+        }
+        self.with_channel(|channel| Action::Publish { channel, payload, echo, confirm_ms })
+    }
+
+    fn confirm(self) -> Result<Command<'a>, CommandError<'a>> {
+        let offset = self.offset.and_then(|own| own.get().parse::<u64>().ok()).map(Offset);
+        let Some(offset) = offset.filter(|&offset| offset != Offset::NONE) else {
+            return Err(self.bad("'offset' must be that of a publication"));
+        };
+        self.with_channel(|channel| Action::Confirm { channel, offset })
+    }
+
+    /// A time in milliseconds, where there is one.
+    fn millis(
+        &self,
+        name: &str,
+        value: Option<&RawValue>,
+    ) -> Result<Option<u32>, CommandError<'a>> {
+        match value.map(|own| own.get().parse::<u32>()) {
+            None => Ok(None),
+            Some(Ok(millis)) if millis > 0 => Ok(Some(millis)),
+            Some(_) => {
+                let most = u32::MAX;
+                Err(self.bad(format_args!("'{name}' must be a whole number from 1 to {most}")))
+            }
+        }
     }
 
     pub(super) fn auth(self) -> Command<'a> {
@@ -165,16 +197,7 @@ impl<'a> Fields<'a> {
             return Err(self
                 .bad(format_args!("'method' must be a string of 1 to {METHOD_BYTES_MAX} bytes")));
         };
-        let timeout_ms = match self.timeout_ms.map(|own| own.get().parse::<u32>()) {
-            None => None,
-            Some(Ok(timeout_ms)) if timeout_ms > 0 => Some(timeout_ms),
-            Some(_) => {
-                return Err(self.bad(format_args!(
-                    "'timeout_ms' must be a whole number from 1 to {}",
-                    u32::MAX
-                )));
-            }
-        };
+        let timeout_ms = self.millis("timeout_ms", self.timeout_ms)?;
         let params = self.params.map(RawValue::get);
         if params.is_some_and(|params| !params.starts_with('{')) {
             return Err(self.bad("'params' must be an object"));
@@ -205,7 +228,8 @@ impl<'a> Fields<'a> {
             // Longer ones are nobody's.
             Some(kind) if kind.len() <= KIND_BYTES_MAX => {
                 let message = Cow::Borrowed(message);
-                Ok(Command { id, action: Action::Other { kind, message, refused } })
+                let otherwise = Err(refused);
+                Ok(Command { id, action: Action::Other { kind, message, otherwise } })
             }
             _ => Err(CommandError { id, refused }),
         }
@@ -289,6 +313,7 @@ pub(super) fn parse(text: &str) -> Result<Command<'_>, CommandError<'_>> {
         Some("subscribe") => fields.subscribe(),
         Some("unsubscribe") => fields.unsubscribe(),
         Some("publish") => fields.publish(),
+        Some("confirm") => fields.confirm(),
         Some("history") => fields.history(),
         Some("presence") => fields.presence(),
         Some("ping") => Ok(Command { id: fields.id(), action: Action::Ping }),
@@ -334,15 +359,18 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, channel: &str, publication: &
     frame::write_server(out, Opcode::Text, &body);
 }
 
-/// Appends `,"from":…` and `,"time":…` where they are known.
+/// Appends `,"from":…` and `,"time":…` where they are known, and `,"confirm":true` where that is asked for.
 fn write_meta(body: &mut Vec<u8>, meta: Option<&Meta>) {
-    let Some(Meta { time_ms, user, .. }) = meta else { return };
+    let Some(Meta { time_ms, user, confirm, .. }) = meta else { return };
     if let Some(user) = user {
         body.extend_from_slice(b",\"from\":");
         write_string(body, user);
     }
     // Writing to a `Vec` cannot fail.
     let _ = write!(body, ",\"time\":{time_ms}");
+    if *confirm {
+        body.extend_from_slice(b",\"confirm\":true");
+    }
 }
 
 /// Appends `,"data":…` and, for bytes, `,"encoding":"base64"`.

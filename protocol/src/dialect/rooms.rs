@@ -7,15 +7,15 @@ use std::collections::VecDeque;
 
 use super::object::{Object, quoted};
 use super::raw;
-use super::talk::{Opening, Step, Talk};
+use super::talk::{self, Opening, Step, Talk};
 use crate::command::{Action, Payload, PayloadKind};
 use crate::connection::Incoming;
 use crate::error::ErrorCode;
-use crate::event::{Event, Present, Publication, Someone};
+use crate::event::{Epoch, Event, Offset, Position, Present, Publication, Someone};
 use crate::frame::{self, Opcode};
-use crate::lane::shown;
-use crate::printable::{Detail, Printable};
-use crate::refused::Refused;
+use crate::handshake::Request;
+use crate::lane::{Form, RoomsForm, shown};
+use crate::printable::Printable;
 use crate::user_id::UserId;
 
 /// Everybody's channel, whose name no room has.
@@ -25,8 +25,6 @@ const RATE_MESSAGES: usize = 100;
 const RATE_MS: u64 = 60_000;
 /// A ping is answered if the last one that was is this old: the published client sets up one ping more for each answer.
 const PONG_MS: u64 = 25_000;
-/// Longest type of a message that somebody else may know.
-const KIND_BYTES_MAX: usize = 64;
 const STATES: [&str; 4] = ["online", "away", "busy", "offline"];
 
 /// What an answer is to, with the room or the user behind it.
@@ -36,6 +34,7 @@ mod asked {
     pub(super) const JOIN: &str = "join:";
     pub(super) const LEAVE: &str = "leave:";
     pub(super) const PRIVATE: &str = "to:";
+    pub(super) const SAID: &str = "said";
     pub(super) const OTHER: &str = "other:";
 }
 
@@ -43,6 +42,8 @@ mod asked {
 #[derive(Debug)]
 pub(super) struct Rooms {
     hidden: u8,
+    /// What it has asked for in the URL.
+    form: RoomsForm,
     user: Option<UserId>,
     in_lobby: bool,
     /// When the messages of the last minute were taken.
@@ -51,8 +52,18 @@ pub(super) struct Rooms {
 }
 
 impl Rooms {
-    pub(super) fn new(hidden: u8) -> Rooms {
-        Rooms { hidden, user: None, in_lobby: false, taken_ms: VecDeque::new(), ponged_ms: None }
+    pub(super) fn new(request: &Request, hidden: u8) -> Rooms {
+        Rooms {
+            hidden,
+            form: RoomsForm {
+                batch: request.query_value("batch") == Some("1"),
+                ids: request.query_value("ids") == Some("1"),
+            },
+            user: None,
+            in_lobby: false,
+            taken_ms: VecDeque::new(),
+            ponged_ms: None,
+        }
     }
 
     /// The user as JSON.
@@ -82,8 +93,7 @@ impl Rooms {
         let frame = presence_update(&self.user(), status, now_ms);
         let bytes = Cow::Owned(frame.clone().into_bytes());
         let payload = Payload { kind: PayloadKind::Json, bytes };
-        let channel = Cow::Borrowed(LOBBY);
-        vec![Step::say(&frame), Step::ask(Action::Publish { channel, payload, echo: false })]
+        vec![Step::say(&frame), Step::ask(Action::publish(LOBBY, payload, false))]
     }
 
     fn ping(&mut self, now_ms: u64) -> Vec<Step> {
@@ -124,8 +134,12 @@ impl Rooms {
                 let channel = Cow::Owned(room.clone());
                 let id = format!("{}{room}", asked::JOIN);
                 let password = message.text("password").map(|own| Cow::Owned(own.into_owned()));
-                let (recover, token) = (None, None);
-                vec![Step::ask_as(id, Action::Subscribe { channel, recover, token, password })]
+                let recover = match since(message) {
+                    Ok(recover) => recover,
+                    Err(said) => return vec![said],
+                };
+                let subscribe = Action::Subscribe { channel, recover, token: None, password };
+                vec![Step::ask_as(id, subscribe)]
             }
             "broadcast" => {
                 let payload = payload(message);
@@ -133,8 +147,25 @@ impl Rooms {
                     return vec![error("Room and message required")];
                 };
                 let echo = message.raw("exclude_sender") != Some("true");
+                let confirm_ms = match message.raw("confirm_ms").map(str::parse::<u32>) {
+                    None => None,
+                    Some(Ok(confirm_ms)) if confirm_ms > 0 => Some(confirm_ms),
+                    Some(_) => return vec![error("Invalid confirm_ms")],
+                };
+                if confirm_ms.is_none() {
+                    return vec![Step::ask(Action::publish(room, payload, echo))];
+                }
                 let channel = Cow::Owned(room);
-                vec![Step::ask(Action::Publish { channel, payload, echo })]
+                let publish = Action::Publish { channel, payload, echo, confirm_ms };
+                vec![Step::ask_as(asked::SAID, publish)]
+            }
+            "confirm" => {
+                let number = message.raw("messageId").and_then(|own| own.parse::<u64>().ok());
+                let Some((room, number)) = room(message, "room").zip(number) else {
+                    return vec![error("Room and message ID required")];
+                };
+                let (channel, offset) = (Cow::Owned(room), Offset(number));
+                vec![Step::ask(Action::Confirm { channel, offset })]
             }
             "private_message" => {
                 let payload = payload(message);
@@ -146,14 +177,12 @@ impl Rooms {
                 vec![Step::ask_as(id, Action::Send { user, payload })]
             }
             "presence" => self.presence(message, now_ms),
-            other if other.is_empty() || other.len() > KIND_BYTES_MAX => vec![unknown(other)],
-            other => {
-                let (given, allowed) = (Detail::new(Printable::name(other)), "");
-                let refused = Refused::UnknownCommand { given, allowed, dialect: "rooms" };
+            other if talk::may_be_known(other) => {
                 let id = format!("{}{other}", asked::OTHER);
-                let (kind, message) = (Cow::Owned(other.to_owned()), Cow::Owned(text.to_owned()));
-                vec![Step::ask_as(id, Action::Other { kind, message, refused })]
+                let otherwise = Err(talk::unknown(other, "rooms"));
+                vec![Step::other(id, other, text.to_owned(), otherwise)]
             }
+            other => vec![unknown(other)],
         }
     }
 
@@ -168,13 +197,15 @@ impl Rooms {
                 vec![Step::say("{\"type\":\"auth_failed\",\"message\":\"Invalid token\"}")]
             }
             (asked, ErrorCode::AlreadySubscribed) => {
-                asked.strip_prefix(asked::JOIN).map(room_joined).into_iter().collect()
+                let room = asked.strip_prefix(asked::JOIN);
+                room.map(|room| room_joined(room, None)).into_iter().collect()
             }
             (_, ErrorCode::NotSubscribed) => Vec::new(),
             (_, ErrorCode::WrongPassword) => vec![error("Invalid room password")],
             (_, ErrorCode::ChannelFull) => vec![error("Room is full")],
             (_, ErrorCode::MembersOnly) => vec![error("Room is for members only")],
             (_, ErrorCode::Moderated) => vec![error("Only moderators may speak in this room")],
+            (_, ErrorCode::NoSuchRoom) => vec![error("Room does not exist")],
             (_, ErrorCode::RateLimited) => vec![error("Rate limit exceeded")],
             (asked, ErrorCode::UnknownCommand) => {
                 vec![unknown(asked.strip_prefix(asked::OTHER).unwrap_or_default())]
@@ -226,8 +257,39 @@ fn unknown(kind: &str) -> Step {
     error(&format!("Unknown message type: {}", Printable::name(kind)))
 }
 
-fn room_joined(room: &str) -> Step {
-    Step::say(&format!("{{\"type\":\"room_joined\",\"room\":{}}}", quoted(room)))
+/// `known` is where the messages begin, and whether what was missed comes first.
+fn room_joined(room: &str, known: Option<(&Position, Option<bool>)>) -> Step {
+    let mut body = format!("{{\"type\":\"room_joined\",\"room\":{}", quoted(room));
+    if let Some((Position { epoch, offset }, recovered)) = known {
+        body.push_str(&format!(",\"epoch\":\"{epoch}\",\"messageId\":{offset}"));
+        if let Some(recovered) = recovered {
+            body.push_str(&format!(",\"recovered\":{recovered}"));
+        }
+    }
+    body.push('}');
+    Step::say(&body)
+}
+
+/// Those who have, or have not, confirmed something: users, and connections of nobody.
+fn names(all: &[Someone]) -> String {
+    let names = all.iter().map(|own| match own {
+        Someone::User(user) => format!("{{\"userId\":{}}}", quoted(user)),
+        Someone::Connection(connection) => {
+            format!("{{\"userId\":null,\"connection\":{}}}", quoted(connection))
+        }
+    });
+    format!("[{}]", names.collect::<Vec<_>>().join(","))
+}
+
+/// From where on a client has missed what was said.
+fn since(message: &Object) -> Result<Option<Position>, Step> {
+    let Some(raw) = message.raw("since").filter(|raw| *raw != "null") else { return Ok(None) };
+    let since = Object::parse(raw).and_then(|since| {
+        let epoch = since.text("epoch")?.parse::<Epoch>().ok()?;
+        let offset = since.raw("messageId")?.parse::<u64>().ok().map(Offset)?;
+        Some(Position { epoch, offset })
+    });
+    since.map(Some).ok_or_else(|| error("Invalid since: epoch and messageId required"))
 }
 
 /// `user` is JSON.
@@ -238,11 +300,28 @@ fn presence_update(user: &str, status: &str, now_ms: u64) -> String {
     )
 }
 
+/// Whether a name is one of a room.
+pub(crate) fn is_room(shown: &str) -> bool {
+    shown != LOBBY
+}
+
 /// `room_message`, of a room whose name is `shown`. What is published to the lobby is what is sent.
-pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Publication) {
-    if shown == LOBBY {
+pub(crate) fn write_publication(
+    out: &mut Vec<u8>,
+    shown: &str,
+    publication: &Publication,
+    ids: bool,
+) {
+    if !is_room(shown) {
         return raw::write_publication(out, publication);
     }
+    let mut body = Vec::new();
+    write_message(&mut body, shown, publication, ids);
+    frame::write_server(out, Opcode::Text, &body);
+}
+
+/// The JSON of a `room_message`; with its number where `ids` are asked for, or where it is to be confirmed.
+pub(crate) fn write_message(body: &mut Vec<u8>, shown: &str, publication: &Publication, ids: bool) {
     let meta = publication.meta;
     let from = match meta {
         // As the documentation of the original has it.
@@ -251,10 +330,23 @@ pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Pu
         Some(meta) => meta.user.as_ref().map_or_else(|| "null".into(), |user| quoted(user)),
     };
     let time = meta.map_or(0, |meta| meta.time_ms / 1000);
-    let mut body =
-        format!("{{\"type\":\"room_message\",\"room\":\"{shown}\",\"message\":").into_bytes();
-    raw::write_json(&mut body, publication.kind, publication.bytes);
-    body.extend_from_slice(format!(",\"from\":{from},\"timestamp\":{time}}}").as_bytes());
+    let head = format!("{{\"type\":\"room_message\",\"room\":{},\"message\":", quoted(shown));
+    body.extend_from_slice(head.as_bytes());
+    raw::write_json(body, publication.kind, publication.bytes);
+    body.extend_from_slice(format!(",\"from\":{from},\"timestamp\":{time}").as_bytes());
+    let confirm = meta.is_some_and(|meta| meta.confirm);
+    if ids || confirm {
+        let number = format!(",\"messageId\":{}", publication.offset);
+        body.extend_from_slice(number.as_bytes());
+    }
+    body.extend_from_slice(if confirm { b",\"confirm\":true}" } else { b"}" });
+}
+
+/// A `batch` of messages, in JSON with commas between them.
+pub(crate) fn write_batch(out: &mut Vec<u8>, messages: &[u8], time_ms: u64) {
+    let mut body = b"{\"type\":\"batch\",\"messages\":[".to_vec();
+    body.extend_from_slice(messages);
+    body.extend_from_slice(format!("],\"timestamp\":{}}}", time_ms / 1000).as_bytes());
     frame::write_server(out, Opcode::Text, &body);
 }
 
@@ -271,18 +363,22 @@ pub(crate) fn write_notice(out: &mut Vec<u8>, hidden: u8, notice: &Event) {
             Someone::User(user) => quoted(user),
             Someone::Connection(_) => "null".into(),
         };
-        let body = match (shown, kind) {
+        let body = match (&*shown, kind) {
             // Who is online says so itself, with a token.
             (LOBBY, "user_joined") => continue,
             (LOBBY, _) if user == "null" => continue,
             (LOBBY, _) => presence_update(&user, "offline", time_ms),
-            _ => format!("{{\"type\":\"{kind}\",\"room\":{},\"userId\":{user}}}", quoted(shown)),
+            _ => format!("{{\"type\":\"{kind}\",\"room\":{},\"userId\":{user}}}", quoted(&shown)),
         };
         frame::write_server(out, Opcode::Text, body.as_bytes());
     }
 }
 
 impl Talk for Rooms {
+    fn form(&self) -> Option<Form> {
+        Some(Form::Rooms(self.form))
+    }
+
     fn open(&mut self, opening: &Opening, now_ms: u64) -> Vec<Step> {
         self.user = opening.user.cloned();
         let (number, now) = (opening.number, now_ms / 1000);
@@ -320,13 +416,30 @@ impl Talk for Rooms {
                     Vec::new()
                 }
             },
-            Event::Subscribed { id: Some(asked), .. } => {
-                asked.strip_prefix(asked::JOIN).map(room_joined).into_iter().collect()
+            Event::Subscribed { id: Some(asked), position, recovered, .. } => {
+                let known = self.form.ids.then_some((position, *recovered));
+                let room = asked.strip_prefix(asked::JOIN);
+                room.map(|room| room_joined(room, known)).into_iter().collect()
+            }
+            Event::Receipts { channel, position, confirmed, missing } => {
+                let room = quoted(&shown(channel, self.hidden));
+                vec![Step::say(&format!(
+                    "{{\"type\":\"message_confirmed\",\"room\":{room},\"messageId\":{},\"confirmed\":{},\"missing\":{},\"timestamp\":{}}}",
+                    position.offset,
+                    names(confirmed),
+                    names(missing),
+                    now_ms / 1000
+                ))]
+            }
+            // Clients know nothing of it.
+            Event::Unsubscribed { channel, .. } if shown(channel, self.hidden) == LOBBY => {
+                self.in_lobby = false;
+                Vec::new()
             }
             Event::Unsubscribed { id, channel, .. } => {
                 let room = id.and_then(|asked| asked.strip_prefix(asked::LEAVE));
-                let room = room.unwrap_or_else(|| shown(channel, self.hidden));
-                vec![Step::say(&format!("{{\"type\":\"room_left\",\"room\":{}}}", quoted(room)))]
+                let room = room.map_or_else(|| shown(channel, self.hidden), Cow::Borrowed);
+                vec![Step::say(&format!("{{\"type\":\"room_left\",\"room\":{}}}", quoted(&room)))]
             }
             Event::Sent { id, connections: 0, .. } if id.is_some() => {
                 vec![error("User not online")]
@@ -348,6 +461,7 @@ impl Talk for Rooms {
                 vec![Step::Say(out)]
             }
             // What the application says to a type of its own is what is sent.
+            Event::Reply { data: "null", .. } => Vec::new(),
             Event::Reply { data, .. } => vec![Step::say(data)],
             Event::Error { id, code, message } => {
                 self.refused(id.unwrap_or_default(), *code, message)

@@ -9,10 +9,13 @@ use std::fmt;
 
 use super::raw;
 use crate::close::CloseCode;
-use crate::command::{Action, PayloadKind};
+use crate::command::{Action, KIND_BYTES_MAX, PayloadKind};
 use crate::connection::Incoming;
 use crate::event::Event;
 use crate::frame::{self, Opcode};
+use crate::lane::Form;
+use crate::printable::{Detail, Printable};
+use crate::refused::Refused;
 use crate::user_id::UserId;
 
 /// A connection that is open.
@@ -64,6 +67,17 @@ impl Step {
         Step::ask_as(id, Action::Unsubscribe { channel: Cow::Owned(channel.to_owned()) })
     }
 
+    /// Asks whoever knows messages of this type, one that [`may_be_known`]. `id` comes back with the answer.
+    pub(super) fn other(
+        id: String,
+        kind: &str,
+        message: String,
+        otherwise: Result<Box<Action<'static>>, Refused>,
+    ) -> Step {
+        let (kind, message) = (Cow::Owned(kind.to_owned()), Cow::Owned(message));
+        Step::ask_as(id, Action::Other { kind, message, otherwise })
+    }
+
     /// Asks for this, without an answer unless it is refused.
     pub fn ask(action: Action<'static>) -> Step {
         Step::Do(Deed { id: None, action })
@@ -86,6 +100,11 @@ pub struct Deed {
 
 /// See the module's description.
 pub trait Talk: fmt::Debug {
+    /// What stands around the payloads that its client is sent, where that is not as for all of the dialect.
+    fn form(&self) -> Option<Form> {
+        None
+    }
+
     /// The connection is open. `now_ms` is in milliseconds since 1970, here and below.
     fn open(&mut self, opening: &Opening, now_ms: u64) -> Vec<Step>;
 
@@ -99,6 +118,17 @@ pub trait Talk: fmt::Debug {
     fn tick(&mut self, _now_ms: u64) -> Vec<Step> {
         Vec::new()
     }
+}
+
+/// Whether somebody else may know messages of this type.
+pub(super) fn may_be_known(kind: &str) -> bool {
+    (1..=KIND_BYTES_MAX).contains(&kind.len())
+}
+
+/// What the refusal of a message is like whose type nobody knows; the dialect has words of its own for it.
+pub(super) fn unknown(kind: &str, dialect: &'static str) -> Refused {
+    let given = Detail::new(Printable::name(kind));
+    Refused::UnknownCommand { given, allowed: "", dialect }
 }
 
 /// What a step says, as JSON.

@@ -42,7 +42,7 @@ fn subscribed(channel: &str, now_ms: u64) -> Step {
 pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Publication) {
     let time = iso_millis(publication.meta.map_or(0, |meta| meta.time_ms));
     let mut body =
-        format!("{{\"type\":\"broadcast\",\"channel\":\"{shown}\",\"message\":").into_bytes();
+        format!("{{\"type\":\"broadcast\",\"channel\":{},\"message\":", quoted(shown)).into_bytes();
     raw::write_json(&mut body, publication.kind, publication.bytes);
     let node = quoted(node::name());
     body.extend_from_slice(format!(",\"timestamp\":\"{time}\",\"nodeId\":{node}}}").as_bytes());
@@ -72,7 +72,7 @@ impl Talk for Wsnode {
     fn event(&mut self, event: &Event, now_ms: u64) -> Vec<Step> {
         match event {
             Event::Subscribed { channel, .. } => {
-                vec![subscribed(shown(channel, self.hidden), now_ms)]
+                vec![subscribed(&shown(channel, self.hidden), now_ms)]
             }
             Event::Error { id: Some(channel), code: ErrorCode::AlreadySubscribed, .. } => {
                 vec![subscribed(channel, now_ms)]

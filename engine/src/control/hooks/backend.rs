@@ -31,6 +31,8 @@ const REFUSED: &str = "the application refuses it";
 /// A call, as the application is told of it.
 pub(in crate::control) struct Call<'a> {
     pub(in crate::control) caller: &'a Caller,
+    /// What stands in front of channels' names that the caller knows nothing of.
+    pub(in crate::control) prefix: &'a str,
     pub(in crate::control) method: &'a str,
     /// A JSON object.
     pub(in crate::control) params: Option<&'a str>,
@@ -138,7 +140,7 @@ impl Backends {
     }
 }
 
-fn event(Call { caller, method, params }: &Call) -> Option<Event> {
+fn event(Call { caller, method, params, .. }: &Call) -> Option<Event> {
     let stamp = Stamp::new();
     let identity = &caller.identity;
     let roles = identity.attributes.iter().filter_map(|own| own.strip_prefix("role:"));

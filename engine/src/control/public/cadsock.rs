@@ -8,7 +8,8 @@ use axum::extract::{Extension, Request, State as FromState};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use ringfeed_protocol::command::Payload;
+use ringfeed_protocol::Dialect;
+use ringfeed_protocol::command::{Payload, PayloadKind};
 use serde_json::value::RawValue;
 
 use super::Beside;
@@ -68,9 +69,17 @@ async fn taken(
     };
     let json = serde_json::from_str::<&RawValue>(&message).ok();
     let payload = json.and_then(|json| Payload::from_fields(Some(json), None, None).ok());
-    let Some(payload) = payload else {
-        drop_message(state, &channel);
-        return Ok(());
+    let payload = match payload {
+        Some(payload) => payload,
+        // Nothing stands around it.
+        None if beside.dialect == Dialect::Raw => {
+            let bytes = Cow::Borrowed(message.as_bytes());
+            Payload { kind: PayloadKind::Text, bytes }
+        }
+        None => {
+            drop_message(state, &channel);
+            return Ok(());
+        }
     };
     beside.publish(&caller, &channel, payload).await.map_err(refusal)?;
     Ok(())

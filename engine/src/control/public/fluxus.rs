@@ -102,7 +102,9 @@ async fn stats(
 async fn listed(fluxus: &Fluxus, client: IpAddr, headers: &HeaderMap) -> Result<Value, ApiError> {
     let state = &fluxus.beside.state;
     let given = headers.get("x-api-key").map(|value| value.as_bytes()).unwrap_or_default();
-    holder(state, given, Scope::Channels, client)?;
-    let listed = channels::list(state, CHANNELS_MAX, publish::deadline(state)).await?;
+    let caller = holder(state, given, Scope::Channels, client)?;
+    let (prefix, may_see) = (&*fluxus.beside.prefix, |name: &str| caller.may_use(name));
+    let deadline = publish::deadline(state);
+    let listed = channels::list(state, prefix, may_see, CHANNELS_MAX, deadline).await?;
     Ok(json!(listed)["channels"].take())
 }

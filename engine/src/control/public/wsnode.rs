@@ -15,7 +15,6 @@ use ringfeed_protocol::date::iso_millis;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use super::Beside;
 use crate::clock::Clock;
@@ -26,7 +25,6 @@ use crate::control::error::{ApiError, Code};
 use crate::control::guard::{Peer, holder};
 use crate::control::publish;
 use crate::counters::Totals;
-use crate::message::Request as ShardRequest;
 pub(super) use tally::Tally;
 
 /// Largest body.
@@ -123,12 +121,8 @@ impl Node {
             return Err(NotDone::Refused(StatusCode::BAD_REQUEST, why.into()));
         };
         let payload = Payload::from_fields(Some(message), None, None).map_err(ApiError::from)?;
-        let name = self.beside.publish(&caller, &channel, payload).await?;
-        let (reply, answer) = oneshot::channel();
-        let (home, until) = (state.shared.shards.home(&name), publish::deadline(state));
-        let asked = ShardRequest::Subscribers { channel: name, reply };
-        publish::send(state, home, asked, until).await?;
-        let subscribers = publish::receive(answer, until).await?;
+        let receipt = self.beside.publish(&caller, &channel, payload).await?;
+        let subscribers = receipt.subscribers;
         self.tally.broadcast(&channel, message.get().len() as u64, subscribers);
         let node = self.id();
         if subscribers == 0 {

@@ -6,8 +6,9 @@ use ringfeed_protocol::CallError;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::methods::Builtin;
+use super::methods::{Builtin, Methods};
 use crate::clock::Clock;
+use crate::control::hooks::Call;
 use crate::control::{State, channels, stats};
 use crate::message::Caller;
 
@@ -17,24 +18,25 @@ const CHANNELS_MAX: usize = 1000;
 /// Calls one of them. They have no parameters.
 pub(super) async fn call(
     state: &Arc<State>,
+    methods: &Methods,
     builtin: Builtin,
-    caller: &Caller,
-    params: Option<&str>,
+    call: &Call<'_>,
     deadline: Instant,
 ) -> Result<Box<str>, CallError> {
-    super::params::read(&[], params)?;
+    super::params::read(&[], call.params)?;
     let value = match builtin {
         Builtin::Ping => json!({ "message": "pong", "time_ms": Clock::Machine.unix_ms() }),
-        Builtin::ClientInfo => client_info(caller),
+        Builtin::ClientInfo => client_info(call.caller),
         Builtin::ServerStats => {
             let stats = stats::collect(state);
             serde_json::to_value(stats).map_err(|_| CallError::failed("there are none"))?
         }
         Builtin::ChannelsList => {
-            let listed = channels::list(state, CHANNELS_MAX, deadline).await;
+            let listed = channels::list(state, call.prefix, |_| true, CHANNELS_MAX, deadline).await;
             let listed = listed.map_err(|_| CallError::TimedOut)?;
             serde_json::to_value(listed).map_err(|_| CallError::failed("there are none"))?
         }
+        Builtin::ServerMethods => methods.listed(),
     };
     Ok(value.to_string().into())
 }

@@ -10,11 +10,11 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use ringfeed_protocol::CallError;
-use sqlx::ConnectOptions as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPool};
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use sqlx::{ConnectOptions as _, Executor as _};
 use tokio::time::{Instant, timeout_at};
 
 use super::params::Value;
@@ -224,6 +224,30 @@ async fn acquire<DB: sqlx::Database>(
 struct Ran {
     result: Result<(), Trouble>,
     clean: bool,
+}
+
+/// The values of a statement in the order in which it binds them, each with the number of its parameter.
+fn bound<'a>(
+    statement: &'a Statement,
+    values: &'a [Value],
+) -> impl Iterator<Item = Result<(usize, &'a Value), Trouble>> {
+    statement.sql.binds.iter().map(|&at| {
+        let missing = || Trouble::Value(CallError::failed("a value is missing"));
+        values.get(at).map(|value| (at, value)).ok_or_else(missing)
+    })
+}
+
+/// Ends the transaction of a statement.
+async fn end<C>(connection: &mut C, statement: &Statement, result: Result<(), Trouble>) -> Ran
+where
+    for<'c> &'c mut C: sqlx::Executor<'c>,
+{
+    let end = if statement.write && result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = connection.execute(end).await;
+    let clean = ended.is_ok();
+    // What could not be committed was not done.
+    let result = result.and_then(|()| Ok(ended.map(drop)?));
+    Ran { result, clean }
 }
 
 /// A connection that may be in the middle of something serves nobody any more.

@@ -21,6 +21,7 @@ pub(crate) enum Builtin {
     ClientInfo,
     ServerStats,
     ChannelsList,
+    ServerMethods,
 }
 
 /// What is behind a method.
@@ -48,6 +49,8 @@ pub struct Methods {
     named: BTreeMap<String, Method>,
     /// In the order of the configuration.
     patterns: Vec<(String, Method)>,
+    /// Which one is called by a message of a type.
+    types: BTreeMap<String, String>,
     /// In the order of the configuration.
     pub(crate) places: Vec<Place>,
 }
@@ -91,6 +94,12 @@ impl Methods {
                 &rpc.allow_channels_list,
                 Builtin::ChannelsList,
             ),
+            (
+                "server.methods",
+                "Methods that have a name of their own",
+                &rpc.allow_server_methods,
+                Builtin::ServerMethods,
+            ),
         ] {
             let timeout = Duration::from_millis(rpc.timeout_ms_max.into());
             let (allow, behind) = (whom(allow), Behind::Builtin(builtin));
@@ -107,6 +116,8 @@ impl Methods {
                 timeout: Duration::from_millis(own.timeout_ms.into()),
                 behind: Behind::Http(i),
             };
+            let types = own.types.iter().map(|kind| (kind.clone(), own.name.clone()));
+            self.types.extend(types);
             if own.name.contains('*') {
                 self.patterns.push((own.name.clone(), method));
             } else if self.named.insert(own.name.clone(), method).is_some() {
@@ -155,6 +166,11 @@ impl Methods {
         self.named.get(name).or_else(|| Some(&fitting.next()?.1))
     }
 
+    /// The name of the method that is called by a message of a type that no dialect knows.
+    pub(crate) fn of_type(&self, kind: &str) -> Option<&str> {
+        self.types.get(kind).map(|name| &**name)
+    }
+
     /// The method that somebody calls, if there is one and they may.
     pub(crate) fn find_for(&self, name: &str, caller: &Identity) -> Result<&Method, CallError> {
         let unknown = || CallError::Unknown { method: Detail::new(Printable::name(name)) };
@@ -167,8 +183,18 @@ impl Methods {
         Ok(method)
     }
 
-    /// Which methods there are, as generated clients read it: those with a name of their own, not those that fit a pattern.
+    /// Which methods there are, as generated clients read it.
     pub(crate) fn listing(&self, server: &str, date: &str) -> Value {
+        let mut listing = self.listed();
+        if let Some(listing) = listing.as_object_mut() {
+            listing.extend([("server".into(), server.into()), ("date".into(), date.into())]);
+            listing.insert("type".into(), "rpc".into());
+        }
+        listing
+    }
+
+    /// Those with a name of their own, not those that fit a pattern.
+    pub(crate) fn listed(&self) -> Value {
         let stranger = Identity::default();
         let each = self.named.iter().map(|(name, method)| {
             let params: Vec<Value> = match &method.behind {
@@ -180,10 +206,11 @@ impl Methods {
                 "description": method.description,
                 "params": params,
                 "allow_guest": method.allow.iter().any(|who| who.fits(&stranger)),
+                "roles": method.allow.iter().filter_map(Who::role).collect::<Vec<_>>(),
             })
         });
         let methods: Vec<Value> = each.collect();
-        json!({ "server": server, "date": date, "type": "rpc", "methods": methods })
+        json!({ "methods": methods })
     }
 }
 

@@ -357,10 +357,13 @@ fn methods_are_listed_as_generated_clients_read_them() {
     assert_eq!((&listed["server"], &listed["type"]), (&json!("one"), &json!("rpc")));
     let all = listed["methods"].as_array().unwrap();
     let names: Vec<&str> = all.iter().map(|own| own["method"].as_str().unwrap()).collect();
-    assert_eq!(names, ["channels.list", "client.info", "ping", "products.find", "server.stats"]);
+    assert_eq!(
+        names,
+        ["channels.list", "client.info", "ping", "products.find", "server.methods", "server.stats"]
+    );
     assert!(all.iter().all(|own| own["description"].is_string() && own["params"].is_array()));
     let guests: Vec<bool> = all.iter().map(|own| own["allow_guest"].as_bool().unwrap()).collect();
-    assert_eq!(guests, [false, true, true, true, false]);
+    assert_eq!(guests, [false, true, true, true, false, false]);
     let expected = json!([
         {"name": "name", "type": "text", "description": "Of it", "default": null, "required": true, "example": null,
          "validation": {"max_length": 5}, "injected": false},

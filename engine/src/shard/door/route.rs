@@ -46,9 +46,11 @@ pub(super) fn route(head: &[u8], settings: &Settings, address: IpAddr) -> Result
     }
     let request = request.bare()?;
     let endpoints = (0u8..=u8::MAX).zip(&config.endpoints);
-    if let Some((number, endpoint)) = { endpoints }.find(|(_, e)| e.path == request.path) {
+    let own = { endpoints.clone() }.find(|(_, endpoint)| endpoint.path == request.path);
+    let any = || { endpoints }.find(|(_, endpoint)| endpoint.is_anywhere());
+    if let Some((number, endpoint)) = own.or_else(|| any().filter(|_| request.wants_upgrade())) {
         let mut upgrade = request.upgrade()?;
-        if !origins.allow(request.header("origin")) {
+        if !origins.allow(request.header("origin"), request.header("host")) {
             let text =
                 "pages of this Origin may not connect; server.origins lists those that may\n";
             return Err(Refusal::new(403, text));
@@ -57,16 +59,14 @@ pub(super) fn route(head: &[u8], settings: &Settings, address: IpAddr) -> Result
         let shown = Shown::of(&request, &upgrade.protocols, settings, address);
         upgrade.protocols.retain(|protocol| !is_token(protocol, config));
         let dialect = choose(&request, &upgrade, endpoint, &mut answer)?;
-        // Shorter than a channel's name may be.
-        let hidden = u8::try_from(endpoint.channel_prefix.len()).unwrap_or(u8::MAX);
-        let talk = dialect.talk(&request, hidden);
+        let talk = dialect.talk(&request, endpoint.hidden());
         return Ok(Answer::Upgrade { endpoint: number, dialect, talk, answer, shown });
     }
     match request.path {
         "/health" => page(&request, JSON, "{\"status\":\"ok\"}\n"),
         "/" if config.server.demo_page && !request.wants_upgrade() => page(&request, HTML, PAGE),
         _ => {
-            let paths: Vec<&str> = config.endpoints.iter().map(|e| e.path.as_str()).collect();
+            let paths: Vec<&str> = config.endpoints.iter().map(Endpoint::example).collect();
             let text = format!("there is nothing here; WebSocket is at {}\n", paths.join(", "));
             Err(Refusal::new(404, text))
         }

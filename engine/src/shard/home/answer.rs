@@ -7,7 +7,7 @@ use ringfeed_protocol::{ChannelName, Refused};
 use tokio::sync::oneshot;
 
 use super::Deliver;
-use crate::message::{By, Delivery, Origin, Published};
+use crate::message::{By, Delivery, Origin, Published, Receipt};
 
 /// Who published something.
 #[derive(Debug)]
@@ -62,15 +62,14 @@ impl Drop for Batch {
 impl Asker {
     /// Answers whoever wanted to publish something that is refused.
     pub(in crate::shard) fn refuse(self, channel: &ChannelName, why: Refused, deliver: Deliver) {
-        self.answer(channel, Err(why), || 0, deliver);
+        self.answer(channel, Err(why), deliver);
     }
 
-    /// Answers whoever published. `subscribers` is how many the channel has.
+    /// Answers whoever published.
     pub(in crate::shard) fn answer(
         self,
         channel: &ChannelName,
         published: Published,
-        subscribers: impl FnOnce() -> u64,
         deliver: Deliver,
     ) {
         match self {
@@ -79,8 +78,8 @@ impl Asker {
             Asker::Session(origin) => {
                 let shard = origin.shard;
                 let answer = match published {
-                    Ok(position) => {
-                        let (channel, subscribers) = (channel.clone(), subscribers());
+                    Ok(Receipt { position, subscribers }) => {
+                        let channel = channel.clone();
                         Delivery::Published { origin, channel, position, subscribers }
                     }
                     Err(refused) => Delivery::Refused { origin, attempt: None, refused },

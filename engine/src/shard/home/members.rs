@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ringfeed_protocol::UserId;
 
+use super::confirmations::Confirmations;
 use super::notices::{Notice, Notices};
 use crate::access::Identity;
 use crate::ids::{SessionId, ShardId};
@@ -52,6 +53,8 @@ pub(super) struct Members {
     heard: bool,
     /// Users who have come or gone, of whom it is to be told.
     news: Vec<(UserId, bool, Arc<Identity>)>,
+    /// What they are asked to confirm.
+    pub(super) confirmations: Confirmations,
 }
 
 impl Members {
@@ -172,12 +175,22 @@ impl Members {
 
     /// Whether it is known who a session is; `None` where it is no member.
     pub(super) fn knows(&self, seat: Seat) -> bool {
-        self.by_session.get(&seat).is_some_and(|member| member.who.is_some())
+        self.who(seat).is_some()
     }
 
     /// Whether a session is a member.
     pub(super) fn has(&self, seat: Seat) -> bool {
         self.by_session.contains_key(&seat)
+    }
+
+    /// Who a session is; `None` where it is no member, or that is not known.
+    pub(super) fn who(&self, seat: Seat) -> Option<&Someone> {
+        self.by_session.get(&seat)?.who.as_ref()
+    }
+
+    /// All who are there, in order.
+    pub(super) fn present(&self) -> impl Iterator<Item = &Someone> {
+        self.present.keys()
     }
 
     /// How often who is there has changed.

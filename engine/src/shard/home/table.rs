@@ -1,5 +1,7 @@
 //! The table of homes.
 
+mod asked;
+mod confirm;
 mod presence;
 mod room;
 
@@ -22,9 +24,9 @@ use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
 use crate::access::Entry;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::ids::{LaneId, SessionId, ShardId, Ticket};
+use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
-    Caller, ChannelPage, ChannelRow, HistoryPage, Replay, Request, Start, StoredPayload,
+    Caller, ChannelPage, ChannelRow, HistoryPage, Receipt, Replay, Request, Start,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -63,6 +65,9 @@ pub(in crate::shard) struct HomeLimits {
     pub(in crate::shard) own_channels_max: usize,
     /// Memory of all history.
     pub(in crate::shard) history_bytes_max: usize,
+    /// Rooms made over the API, of the whole server and of this shard.
+    pub(in crate::shard) rooms_max: u64,
+    pub(in crate::shard) own_rooms_max: usize,
     /// Publications held back.
     pub(in crate::shard) parked_bytes_max: usize,
     /// Changes of which the application was not told.
@@ -75,10 +80,18 @@ pub(in crate::shard) struct Homes {
     clock: Clock,
     by_name: Names<ChannelName, u32>,
     homes: Slab<Home>,
+    /// Rooms that were made over the API.
+    rooms: usize,
     /// With something pending.
     dirty: Vec<u32>,
     /// Where subscribers are to be told of who comes and goes, and when; some of them gone.
     due: BTreeSet<(u64, u32)>,
+    /// When publishers are to be told who has not confirmed what.
+    confirm_due: BTreeSet<(u64, u32, Offset)>,
+    /// Who was asked to confirm that.
+    unconfirmed: usize,
+    /// More publishers are to be told than one turn tells.
+    some_are_due: bool,
     /// What the application is to be told of users who come and go.
     pub(in crate::shard) news: NewsQueue,
     /// With something parked.
@@ -97,6 +110,8 @@ pub(in crate::shard) struct Homes {
     limits: HomeLimits,
     sweep: u32,
     turn: u64,
+    /// Some rules limit how often clients publish.
+    some_are_limited: bool,
     /// Nothing is published any more.
     closed: bool,
     rng: SmallRng,
@@ -126,6 +141,10 @@ pub(in crate::shard) enum Subscribed {
     Later,
 }
 
+fn are_limited(config: &Config) -> bool {
+    config.channels.iter().any(|rule| rule.messages_per_second_max > 0)
+}
+
 impl Homes {
     pub(in crate::shard) fn new(
         config: Arc<Config>,
@@ -137,8 +156,12 @@ impl Homes {
             clock,
             by_name: Names::new(),
             homes: Slab::default(),
+            rooms: 0,
             dirty: Vec::new(),
             due: BTreeSet::new(),
+            confirm_due: BTreeSet::new(),
+            unconfirmed: 0,
+            some_are_due: false,
             news: NewsQueue::new(limits.news_max),
             waiting: VecDeque::new(),
             parked_bytes: 0,
@@ -148,6 +171,7 @@ impl Homes {
             encoded_room: ENCODED_ROOM,
             encoded_bytes: 0,
             replay_memory: ReplayMemory::new(limits.history_bytes_max / REPLAY_PARTS),
+            some_are_limited: are_limited(&config),
             config,
             limits,
             sweep: 0,
@@ -160,6 +184,7 @@ impl Homes {
     /// Goes by another configuration from now on. Channels that are there keep the history, window and
     /// members they have.
     pub(in crate::shard) fn reconfigure(&mut self, config: Arc<Config>, limits: HomeLimits) {
+        self.some_are_limited = are_limited(&config);
         (self.config, self.limits) = (config, limits);
         self.news.reconfigure(limits.news_max);
     }
@@ -198,6 +223,9 @@ impl Homes {
 
     /// Whether something that was held back can go on in the next turn.
     pub(in crate::shard) fn has_work(&self) -> bool {
+        if self.some_are_due {
+            return true;
+        }
         let most = self.parked_max();
         let mut waiting = self.waiting.iter().filter_map(|&index| self.homes.get(index));
         waiting.any(|home| !home.is_held(self.turn + 1, most))
@@ -235,6 +263,8 @@ impl Homes {
             excepted: None,
             members,
             members_max: rule.map_or(0, |rule| rule.members_max),
+            rate: None,
+            made: None,
             dirty: false,
             quiet_ms: now_ms,
             parked: None,
@@ -275,6 +305,10 @@ impl Homes {
                 return false;
             }
         };
+        if let Err(refused) = self.take_rate(index, &publisher.asker, now.1) {
+            self.refuse(name, publisher.asker, refused, deliver);
+            return false;
+        }
         if self.is_held(index) {
             if !self.has_room_behind_asked(index) {
                 self.refuse(name, publisher.asker, TOO_MUCH_ASKED, deliver);
@@ -283,36 +317,23 @@ impl Homes {
             self.park(index, Parked::Publication(payload.into(), publisher));
             return false;
         }
-        self.append(index, &payload, publisher, now, deliver);
-        true
+        self.append(index, &payload, publisher, now, deliver)
     }
 
-    /// Whether one more publication may be asked about before it is published. `Err` says why not.
-    pub(in crate::shard) fn may_ask(
-        &mut self,
-        name: &ChannelName,
-        now_ms: u64,
-    ) -> Result<(), Refused> {
-        if self.closed {
-            return Err(Refused::Draining);
+    /// Counts a publication of a client, if it is not one too many for the channel.
+    fn take_rate(&mut self, index: u32, asker: &Asker, now_ms: u64) -> Result<(), Refused> {
+        if !self.some_are_limited || matches!(asker, Asker::Batch(..)) {
+            return Ok(());
         }
-        let index = self.open(name, now_ms)?;
-        if self.parked_bytes > self.limits.parked_bytes_max / 2 {
-            return Err(TOO_MUCH_ASKED);
+        let home = self.homes.get_mut(index).expect("an indexed home is there");
+        let Home { rate, name, .. } = home;
+        match self.config.rule(name).filter(|rule| rule.messages_per_second_max > 0) {
+            Some(rule) => rate.get_or_insert_default().take(name, rule, now_ms),
+            None => {
+                *rate = None;
+                Ok(())
+            }
         }
-        if self.has_room_behind_asked(index) { Ok(()) } else { Err(TOO_MUCH_ASKED) }
-    }
-
-    /// Holds a publication back, at its place, until it is known whether it may be.
-    pub(in crate::shard) fn park_asked(
-        &mut self,
-        name: &ChannelName,
-        ticket: Ticket,
-        payload: StoredPayload,
-        publisher: Publisher,
-    ) {
-        let index = *self.by_name.get(name).expect("the channel was opened to ask");
-        self.park(index, Parked::Asked(ticket, payload, publisher));
     }
 
     /// Refuses a publication, behind what its session has published before.
@@ -334,38 +355,6 @@ impl Homes {
             Some(index) => self.park(index, Parked::Refused(refused, asker)),
             None => asker.refuse(name, refused, deliver),
         }
-    }
-
-    /// Goes on with a publication that was asked about.
-    pub(in crate::shard) fn settle_asked(
-        &mut self,
-        name: &ChannelName,
-        ticket: Ticket,
-        publish: Result<Option<StoredPayload>, Refused>,
-        deliver: Deliver,
-    ) {
-        let Some(&index) = self.by_name.get(name) else { return };
-        if self.homes.get(index).is_none_or(|home| home.parked.is_none()) {
-            return;
-        }
-        let refused = self.with_parking(index, |parked| parked.answered(ticket, publish));
-        if self.home_mut(index).parked.is_none() {
-            self.waiting.retain(|&waiting| waiting != index);
-        }
-        if let Some((asker, refused)) = refused {
-            asker.refuse(name, refused, deliver);
-        }
-    }
-
-    /// What waits behind a question waits as long as somebody outside likes: it may take so much, and the shard goes
-    /// on with everything else.
-    fn has_room_behind_asked(&self, index: u32) -> bool {
-        let most = self.limits.parked_bytes_max;
-        let parked = self.homes.get(index).and_then(|home| home.parked.as_ref());
-        parked.is_none_or(|parked| {
-            let full = parked.bytes() > most / PARKED_PARTS || self.parked_bytes > most / 2;
-            !full || !parked.has_asked()
-        })
     }
 
     fn park(&mut self, index: u32, parked: Parked) {
@@ -413,14 +402,19 @@ impl Homes {
         home.is_some_and(|home| home.parked.is_some() || home.is_held(self.turn, most))
     }
 
+    /// Publishes now. Returns whether that could be.
     fn append(
         &mut self,
         index: u32,
         payload: &Payload,
-        Publisher { asker, by }: Publisher,
+        Publisher { asker, mut by }: Publisher,
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
-    ) {
+    ) -> bool {
+        if let Err(refused) = self.may_be_confirmed(index, &by) {
+            asker.refuse(&self.home_mut(index).name, refused, deliver);
+            return false;
+        }
         let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {
@@ -431,14 +425,22 @@ impl Homes {
             home.dirty = true;
             self.dirty.push(index);
         }
+        let confirm = by.as_mut().and_then(|by| by.confirm.take());
         let meta = by.and_then(|by| by.meta);
         self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
         // Who adds makes room: other channels' history is not theirs to take.
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)
         {}
-        let home = self.home_mut(index);
-        asker.answer(&home.name, Ok(position), || home.subscribers(), deliver);
+        if !matches!(asker, Asker::Nobody) {
+            let home = self.home_mut(index);
+            let receipt = Receipt { position, subscribers: home.subscribers() };
+            asker.answer(&home.name, Ok(receipt), deliver);
+        }
+        if let Some(confirm) = confirm {
+            self.await_confirmations(index, position.offset, *confirm, now_ms, deliver);
+        }
+        true
     }
 
     /// Begins a turn: goes on with what was held back, where it may, up to so many bytes. Returns how many
@@ -464,8 +466,9 @@ impl Homes {
                             publisher.asker.refuse(&self.home_mut(index).name, refused, deliver);
                             continue;
                         }
-                        self.append(index, &payload.borrowed(), publisher, now, deliver);
-                        published += 1;
+                        let appended =
+                            self.append(index, &payload.borrowed(), publisher, now, deliver);
+                        published += u64::from(appended);
                     }
                     Parked::Refused(refused, asker) => {
                         asker.refuse(&self.home_mut(index).name, refused, deliver);
@@ -527,8 +530,8 @@ impl Homes {
     ) -> Result<Subscribed, Refused> {
         let Subscribe { name, shard, session, who, entry, lane, to, .. } = subscribe;
         let Subscribe { recover, recovery_bytes_max, .. } = subscribe;
+        self.may_enter(name, entry)?;
         let index = self.open(name, now_ms)?;
-        self.may_enter(index, entry)?;
         let home = self.home_mut(index);
         home.seal(deliver);
         let mut replay: Option<Option<Replay>> = None;
@@ -621,6 +624,7 @@ impl Homes {
         home.quiet_ms = now_ms;
         let fresh = home.last_offset == Offset::NONE;
         self.members_changed(index, now_ms);
+        self.end_if_empty(index);
         // Nothing was ever said there: nobody can come back to it.
         if fresh {
             self.close_if_idle(index, u64::MAX);
@@ -668,12 +672,6 @@ impl Homes {
         ChannelPage { rows: rows.collect(), next: (end < self.homes.slots()).then_some(end) }
     }
 
-    /// Subscribers of a channel, on all shards.
-    pub(in crate::shard) fn subscribers(&self, name: &str) -> u64 {
-        let home = self.by_name.get(name).and_then(|&index| self.homes.get(index));
-        home.map_or(0, Home::subscribers)
-    }
-
     /// Forgets aged history of some channels, and channels that nobody needs; over many calls, of all.
     pub(in crate::shard) fn sweep(&mut self, now_ms: u64) {
         let slots = self.homes.slots();
@@ -708,7 +706,11 @@ impl Homes {
                 && home.lanes.is_empty()
                 && home.history() == 0
                 && home.parked.is_none()
+                && home.members.as_ref().is_none_or(|members| members.confirmations.len() == 0)
+                && home.made.is_none()
                 && !home.dirty
+                // Who comes back would find the burst as if nothing had been published.
+                && home.rate.as_ref().is_none_or(|rate| rate.is_fresh(now_ms))
         });
         if idle && let Some(home) = self.homes.remove(index) {
             self.by_name.remove(&home.name);
@@ -737,6 +739,7 @@ impl Homes {
     /// Panics if what is counted is not what is there.
     pub(in crate::shard) fn check(&self) {
         self.news.check();
+        self.check_confirmations();
         let homes = || self.homes.iter().map(|(_, home)| home);
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();
@@ -756,6 +759,7 @@ impl Homes {
             let interests = home.lanes.iter().flat_map(|lane| &lane.interests);
             assert!(interests.into_iter().all(|interest| interest.subscribers > 0));
         }
+        assert_eq!(homes().filter(|home| home.made.is_some()).count(), self.rooms, "made rooms");
         let waiting = homes().filter(|home| home.parked.is_some()).count();
         assert_eq!(waiting, self.waiting.len(), "each home with something parked is listed once");
     }

@@ -1,11 +1,12 @@
 //! What comes back of questions that were asked outside.
 
-use ringfeed_protocol::{Event, Operation, Refused};
+use ringfeed_protocol::{Operation, Refused};
 use ringfeed_wire::Wire;
 
+use super::calls::NOTHING;
 use super::{CLOSING, Holds};
 use crate::ids::{ConnectionId, SessionSlot, Ticket};
-use crate::message::{Answer, Denied, Heard};
+use crate::message::{Answer, Denied, Heard, Request};
 use crate::shard::Shard;
 use crate::shard::asks::{Awaiting, Then};
 
@@ -55,7 +56,7 @@ impl<W: Wire> Shard<W> {
                 };
                 self.settle_asked(&channel, ticket, publish);
             }
-            Awaiting::Call(session, id) => self.handle_result(session, &id, answer),
+            Awaiting::Call(session, calling) => self.handle_result(session, &calling, answer),
             Awaiting::Session(session, then) => {
                 let Some(slot) = self.sessions.current(session) else { return };
                 if self.sessions.has(slot, CLOSING) {
@@ -82,6 +83,32 @@ impl<W: Wire> Shard<W> {
                 }
             }
         }
+    }
+
+    /// The home of its user has counted a room that a session wants to enter, or has not.
+    pub(super) fn handle_entering(&mut self, subscribe: Request, counted: Result<(), Refused>) {
+        let Request::Subscribe { origin, attempt, channel, .. } = &subscribe else { return };
+        let Some(slot) = self.sessions.current(origin.session) else { return };
+        if self.sessions.has(slot, CLOSING) {
+            return;
+        }
+        self.waited_for(slot);
+        let subscriptions = self.sessions.get(slot).map(|session| &session.subscriptions);
+        let goes_on =
+            subscriptions.is_some_and(|all| all.iter().any(|own| own.attempt == *attempt));
+        let refused = match counted {
+            Ok(()) if goes_on => return self.request(subscribe),
+            Err(refused) if goes_on => refused,
+            // It was ended before it began.
+            _ => {
+                let (operation, channel) = (Operation::Subscribe, channel.clone());
+                Refused::Forbidden { operation, channel, hint: "no more" }
+            }
+        };
+        self.settle_owed(slot, 1);
+        self.forget_attempt(slot, *attempt);
+        // Behind what homes of channels have not answered yet.
+        self.refuse(slot, origin.id.as_deref(), refused);
     }
 
     /// Holds a session's input until one thing more that is asked about it is there.
@@ -127,13 +154,8 @@ impl<W: Wire> Shard<W> {
             Then::Message { id } => {
                 let id = id.as_deref();
                 match answer {
-                    Some(Answer::Message(Ok(Some(data)))) => {
-                        self.reply(slot, &Event::Reply { id, data: &data });
-                    }
-                    Some(Answer::Message(Ok(None))) => {
-                        if id.is_some() {
-                            self.reply(slot, &Event::Reply { id, data: "null" });
-                        }
+                    Some(Answer::Message(Ok(data))) => {
+                        self.reply_to_message(slot, id, data.as_deref().unwrap_or(NOTHING));
                     }
                     Some(Answer::Message(Err(denied))) => self.refuse(slot, id, refusal(denied)),
                     _ => self.refuse(slot, id, refusal(NO_ANSWER)),

@@ -16,6 +16,11 @@ use crate::shard::timers::{Purpose, Timer};
 /// How long the peer has to read the close frame after it broke the protocol.
 const FAIL_LINGER_MS: u64 = 100;
 
+/// Whether a connection ends without a close frame for this reason, so that its client comes back.
+fn is_cut(dialect: Dialect, why: CloseReason) -> bool {
+    why.is_passing() && dialect.comes_back_when_cut()
+}
+
 impl<W: Wire> Shard<W> {
     /// Takes a channel from a session. A half-sent frame of it is still completed.
     pub(in crate::shard) fn detach(&mut self, slot: SessionSlot, at: usize) {
@@ -69,6 +74,8 @@ impl<W: Wire> Shard<W> {
         let own = self.sessions.get(slot).and_then(|session| session.subscriptions.get(at));
         let Some(channel) = own.map(|own| self.feeds.lane(own.lane).name.clone()) else { return };
         self.detach(slot, at);
+        // Where all of them end, its end says so.
+        self.leave_room(slot, &channel);
         self.take_pass(slot, &channel);
         self.give_up_channel(slot, &channel);
     }
@@ -113,7 +120,7 @@ impl<W: Wire> Shard<W> {
         self.detach_all(slot);
         self.leave(slot);
         let now_ms = self.now_ms;
-        let cut = why.is_passing() && self.dialect(slot).is_some_and(Dialect::comes_back_when_cut);
+        let cut = self.dialect(slot).is_some_and(|dialect| is_cut(dialect, why));
         if !cut {
             let mut frame = Vec::new();
             frame::write_server(&mut frame, Opcode::Close, &frame::close_body(code, reason));
@@ -143,6 +150,13 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Whether a session is being closed, and without a close frame.
+    fn is_cut(&self, slot: SessionSlot) -> bool {
+        self.sessions.get(slot).is_some_and(|session| {
+            session.closed.is_some_and(|(why, _)| is_cut(session.dialect, why))
+        })
+    }
+
     fn dialect(&self, slot: SessionSlot) -> Option<Dialect> {
         self.sessions.get(slot).map(|session| session.dialect)
     }
@@ -163,8 +177,9 @@ impl<W: Wire> Shard<W> {
     /// told so.
     pub(super) fn give_up_and_close(&mut self, slot: SessionSlot, why: CloseReason, reason: &str) {
         if self.sessions.has(slot, OUTBOX) {
-            let closing = self.sessions.has(slot, CLOSING);
-            self.sessions.with_outbox(slot, |outbox| match closing {
+            // Of who is cut, the last is no close frame, and is nothing without what is before it.
+            let says_why = self.sessions.has(slot, CLOSING) && !self.is_cut(slot);
+            self.sessions.with_outbox(slot, |outbox| match says_why {
                 false => outbox.give_up(),
                 true => outbox.give_up_before_last(),
             });
@@ -199,10 +214,11 @@ impl<W: Wire> Shard<W> {
         self.partial_bytes -= std::mem::take(&mut session.partial_bytes);
     }
 
-    /// Ends a session whose closing handshake is over.
+    /// Ends a session whose closing handshake is over, or that has none and was sent all that waited.
     pub(in crate::shard) fn end_if_closed(&mut self, slot: SessionSlot) {
         let peer_closed = self.sessions.get(slot).is_some_and(|session| session.peer_closed);
-        if peer_closed && self.sessions.has(slot, CLOSING) && !self.sessions.has(slot, OUTBOX) {
+        let is_over = peer_closed || self.is_cut(slot);
+        if is_over && self.sessions.has(slot, CLOSING) && !self.sessions.has(slot, OUTBOX) {
             self.remove_session(slot, CloseReason::Normal);
         }
     }

@@ -6,19 +6,19 @@ use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::refused::{Limit, Operation};
-use ringfeed_protocol::{ChannelName, Event, Offset, Refused, UserId};
+use ringfeed_protocol::{ChannelName, Event, Offset, Refused, UserId, any_name};
 use ringfeed_wire::Wire;
 
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
 use crate::access::Verdict;
 use crate::access::token::TokenError;
-use crate::config::Presence;
+use crate::config::{ChannelRule, Presence};
 use crate::ids::{LaneId, SessionSlot};
 use crate::message::{
-    By, Order, Origin, Question, Reply, Request, Sender, Someone, Speaker, UserRequest,
+    By, Confirm, Order, Origin, Question, Reply, Request, Sender, Someone, Speaker, UserRequest,
 };
 use crate::shard::Shard;
-use crate::shard::asks::{Terms, Then};
+use crate::shard::asks::{Calling, Terms, Then};
 use crate::shard::feed::{Subscriber, Window};
 
 /// Why nobody was asked.
@@ -36,13 +36,14 @@ impl<W: Wire> Shard<W> {
                 Ok(user) => self.send(slot, id, user, payload),
                 Err(e) => self.refuse(slot, id, Refused::BadUser(e)),
             },
-            Action::Other { kind, message, refused } => {
-                self.ask_about_message(slot, id, &kind, &message, refused);
+            Action::Other { kind, message, otherwise } => {
+                self.handle_other(slot, id, &kind, &message, otherwise);
             }
             Action::Rpc { method, params, timeout_ms } => {
                 // The dialects see to it that there is one.
                 if let Some(id) = id {
-                    self.call(slot, id, &method, params.as_deref(), timeout_ms);
+                    let calling = Calling::Named(id.into());
+                    self.call(slot, calling, &method, params.as_deref(), timeout_ms);
                 }
             }
             Action::Ping => self.reply(slot, &Event::Pong { id }),
@@ -63,9 +64,14 @@ impl<W: Wire> Shard<W> {
                     self.unsubscribe(slot, id, name);
                 }
             }
-            Action::Publish { channel, payload, echo } => {
+            Action::Publish { channel, payload, echo, confirm_ms } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
-                    self.publish(slot, id, name, payload, echo);
+                    self.publish(slot, id, name, payload, (echo, confirm_ms));
+                }
+            }
+            Action::Confirm { channel, offset } => {
+                if let Some(name) = self.channel_name(slot, id, &channel) {
+                    self.confirm(slot, id, name, offset);
                 }
             }
             Action::History { channel, after, limit } => {
@@ -81,6 +87,13 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// What the endpoint of a session puts in front of channels' names.
+    pub(super) fn prefix(&self, slot: SessionSlot) -> &str {
+        let endpoint = self.sessions.get(slot).map(|session| usize::from(session.endpoint));
+        let endpoint = endpoint.and_then(|endpoint| self.config.endpoints.get(endpoint));
+        endpoint.map_or("", |endpoint| &endpoint.channel_prefix)
+    }
+
     /// The full and valid name of a channel, or `None` after the refusal was told.
     fn channel_name(
         &mut self,
@@ -88,10 +101,12 @@ impl<W: Wire> Shard<W> {
         id: Option<&str>,
         name: &str,
     ) -> Option<ChannelName> {
-        let endpoint = self.sessions.get(slot)?.endpoint;
-        let prefix = &self.config.endpoints.get(usize::from(endpoint))?.channel_prefix;
+        let (session, prefix) = (self.sessions.get(slot)?, self.prefix(slot));
+        // Clients of existing systems give any names.
+        let name =
+            if session.dialect.has_any_names() { any_name::encode(name) } else { name.into() };
         let full = if prefix.is_empty() {
-            ChannelName::new(name)
+            ChannelName::new(&name)
         } else {
             ChannelName::new(&format!("{prefix}{name}"))
         };
@@ -112,6 +127,11 @@ impl<W: Wire> Shard<W> {
         terms: Terms,
         token: Option<&str>,
     ) {
+        if self.is_asked_for(slot, &channel) {
+            let (id, token) = (id.map(Box::from), token.map(Box::from));
+            self.defer(slot, Deferred::Subscribe { id, channel, terms, token });
+            return;
+        }
         let operation = Operation::Subscribe;
         let hint = match self.may(slot, operation, &channel) {
             Verdict::Yes => return self.subscribe_allowed(slot, id, channel, terms),
@@ -196,6 +216,14 @@ impl<W: Wire> Shard<W> {
         session.subscriptions.iter().position(|own| own.lane == known)
     }
 
+    /// Whether a session has subscribed to a channel whose home has not answered yet.
+    fn is_asked_for(&self, slot: SessionSlot, channel: &ChannelName) -> bool {
+        let at = self.subscription_to(slot, channel);
+        let session = self.sessions.get(slot).filter(|session| session.owed > 0);
+        let own = session.zip(at).and_then(|(session, at)| session.subscriptions.get(at));
+        own.is_some_and(|own| own.index.is_none())
+    }
+
     /// What stands against one more subscription, whoever may have it.
     fn has_room_to_subscribe(
         &self,
@@ -259,7 +287,15 @@ impl<W: Wire> Shard<W> {
         self.owe(slot, 1);
         let subscribe =
             Request::Subscribe { origin, attempt, channel, lane, to, recover, who, entry };
-        self.request(subscribe);
+        match self.user_in_rooms(slot).filter(|_| is_room) {
+            Some(user) => {
+                // What it asks next is to come behind this.
+                self.wait_for_answer(slot);
+                let what = UserRequest::Enter { subscribe: subscribe.into() };
+                self.request(Request::User { user, what: what.into() });
+            }
+            None => self.request(subscribe),
+        }
     }
 
     /// A session with several subscriptions is served as a whole from here on: its first one moves to
@@ -336,7 +372,7 @@ impl<W: Wire> Shard<W> {
         id: Option<&str>,
         channel: ChannelName,
         payload: Payload,
-        echo: bool,
+        (echo, confirm_ms): (bool, Option<u32>),
     ) {
         let operation = Operation::Publish;
         let ask = match self.may(slot, operation, &channel) {
@@ -353,10 +389,15 @@ impl<W: Wire> Shard<W> {
         if self.draining {
             return self.refuse(slot, id, Refused::Draining);
         }
-        let by = self.sender(slot, &channel, echo);
-        // A room may refuse it, and that is told whoever does not ask for an answer.
-        let speaks = by.as_ref().is_some_and(|by| by.speaker.is_some());
-        let origin = (id.is_some() || speaks).then(|| self.origin(slot, id));
+        let rule = self.rule_of_publication(&channel);
+        let takes = |rule: &ChannelRule| rule.check_content(&channel, payload.kind, &payload.bytes);
+        if let Err(refused) = rule.map_or(Ok(()), takes) {
+            return self.refuse(slot, id, refused);
+        }
+        let by = self.sender(slot, &channel, rule, echo, confirm_ms);
+        // Its home may refuse it, and that is told whoever does not ask for an answer.
+        let minds = rule.is_some_and(|rule| rule.room || rule.messages_per_second_max > 0);
+        let origin = (id.is_some() || minds).then(|| self.origin(slot, id));
         if origin.is_some() {
             self.owe(slot, 1);
         }
@@ -377,22 +418,57 @@ impl<W: Wire> Shard<W> {
     }
 
     /// Who a publication is by, where that matters.
-    fn sender(&self, slot: SessionSlot, channel: &ChannelName, echo: bool) -> By {
-        let rule = self.rule_of_sender(channel);
+    fn sender(
+        &self,
+        slot: SessionSlot,
+        channel: &ChannelName,
+        rule: Option<&ChannelRule>,
+        echo: bool,
+        confirm_ms: Option<u32>,
+    ) -> By {
         let (tells, is_room) = rule.map_or((false, false), |rule| (rule.sender, rule.room));
-        if echo && !tells && !is_room {
+        if echo && !tells && !is_room && confirm_ms.is_none() {
             return None;
         }
+        let confirm = confirm_ms.map(|within_ms| {
+            let within_ms = within_ms.min(self.config.limits.confirm_ms_max);
+            let (publisher, who) =
+                ((self.id, self.sessions.id(slot)), Someone::of(&self.caller(slot)));
+            Box::new(Confirm { publisher, who, within_ms })
+        });
         let speaker = is_room.then(|| {
             let seat = (self.id, self.sessions.id(slot));
             Box::new(Speaker { seat, guest: self.guest(slot, channel) })
         });
         let meta = tells.then(|| {
             let user = self.identity(slot).user.clone();
-            Box::new(Meta { time_ms: self.clock.unix_ms(), user, number: self.number(slot) })
+            let (time_ms, number) = (self.clock.unix_ms(), self.number(slot));
+            Box::new(Meta { time_ms, user, number, confirm: confirm.is_some() })
         });
         let except = (!echo).then(|| self.connection_id(slot));
-        Some(Box::new(Sender { except, meta, speaker }))
+        Some(Box::new(Sender { except, meta, speaker, confirm }))
+    }
+
+    /// Says that a publication has come.
+    fn confirm(
+        &mut self,
+        slot: SessionSlot,
+        id: Option<&str>,
+        channel: ChannelName,
+        offset: Offset,
+    ) {
+        if self.draining {
+            // Who wants to know hears nothing more.
+            return if id.is_some() {
+                self.refuse(slot, id, Refused::Draining)
+            };
+        }
+        let origin = id.is_some().then(|| self.origin(slot, id));
+        if origin.is_some() {
+            self.owe(slot, 1);
+        }
+        let (shard, session) = (self.id, self.sessions.id(slot));
+        self.request(Request::Confirm { shard, session, origin, channel, offset });
     }
 
     fn history(
@@ -474,26 +550,6 @@ impl<W: Wire> Shard<W> {
         self.owe(slot, 1);
         let what = UserRequest::Order { connection: None, order, reply };
         self.request(Request::User { user, what: what.into() });
-    }
-
-    /// Has the application say something to a message of a type that is not ours.
-    fn ask_about_message(
-        &mut self,
-        slot: SessionSlot,
-        id: Option<&str>,
-        kind: &str,
-        message: &str,
-        refused: Refused,
-    ) {
-        if self.config.hooks.message_url.0.is_empty() {
-            return self.refuse(slot, id, refused);
-        }
-        let (caller, kind) = (self.caller(slot), kind.into());
-        let message = Bytes::copy_from_slice(message.as_bytes());
-        let then = Then::Message { id: id.map(Box::from) };
-        if self.ask_for(slot, Question::Message { caller, kind, message }, then).is_err() {
-            self.refuse(slot, id, Refused::Unavailable { detail: TOO_MANY_QUESTIONS });
-        }
     }
 
     fn origin(&self, slot: SessionSlot, id: Option<&str>) -> Origin {

@@ -133,9 +133,16 @@ impl<W: Wire> Shard<W> {
                 Some(Deferred::Refuse { id, refused }) => {
                     self.tell_refused(slot, id.as_deref(), &refused);
                 }
+                Some(Deferred::Subscribe { id, channel, terms, token }) => {
+                    self.subscribe(slot, id.as_deref(), channel, terms, token.as_deref());
+                }
                 Some(Deferred::Unsubscribe { id, channel }) => {
                     self.unsubscribe(slot, id.as_deref(), channel);
                 }
+            }
+            // It may have to wait again.
+            if self.sessions.get(slot).is_none_or(|session| !session.holds.is_empty()) {
+                continue;
             }
             self.handle_rest(slot);
             let again = self.sessions.current(id).and_then(|slot| self.sessions.get_mut(slot));

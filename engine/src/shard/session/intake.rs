@@ -7,14 +7,22 @@ use ringfeed_protocol::{CloseCode, Connection, Incoming, Rated, Refused, Role};
 use ringfeed_wire::Wire;
 
 use super::CLOSING;
-use super::rate::{Allowance, check_command};
+use crate::config::Limits;
 use crate::counters::CloseReason;
 use crate::ids::SessionSlot;
 use crate::shard::Shard;
+use crate::shard::rate::{Allowance, Rate, check_command};
 use crate::shard::timers::{Purpose, Timer};
 
 /// An unfinished message up to this size never counts as what filled the budget.
 const PARTIAL_BYTES_FAIR: usize = 16 * 1024;
+
+/// Whether one message more is too many, and what is said then.
+fn rate_message(rate: &mut Rate, limits: &Limits, now_ms: u64) -> (Allowance, Refused) {
+    let (per_second, burst) = (limits.messages_per_second_max, limits.messages_burst);
+    let allowance = rate.take(now_ms, per_second, burst);
+    (allowance, Refused::RateLimited { what: Rated::Messages, per_second })
+}
 
 impl<W: Wire> Shard<W> {
     /// Takes what a session's socket has received. While the session is held, it waits.
@@ -169,13 +177,11 @@ impl<W: Wire> Shard<W> {
     fn handle_message(&mut self, slot: SessionSlot, message: &Incoming) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let limits = &self.config.limits;
-        let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
-        let allowance = session.rate.take(self.work_ms, rate, burst);
+        let (allowance, often) = rate_message(&mut session.rate, limits, self.work_ms);
         let command = session.dialect.parse(message);
         if !matches!(command, Ok(Command { action: Action::Ping, .. })) {
             session.used.set(self.now_ms, limits.idle_timeout_ms);
         }
-        let often = Refused::RateLimited { what: Rated::Messages, per_second: rate };
         match (allowance, command) {
             (Allowance::Within, Ok(command)) => self.handle_rated(slot, command),
             (Allowance::Within, Err(CommandError { id, refused })) => {
@@ -205,10 +211,8 @@ impl<W: Wire> Shard<W> {
     fn handle_talk(&mut self, slot: SessionSlot, message: &Incoming) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let limits = &self.config.limits;
-        let (rate, burst) = (limits.messages_per_second_max, limits.messages_burst);
-        let allowance = session.rate.take(self.work_ms, rate, burst);
+        let (allowance, often) = rate_message(&mut session.rate, limits, self.work_ms);
         session.used.set(self.now_ms, limits.idle_timeout_ms);
-        let often = Refused::RateLimited { what: Rated::Messages, per_second: rate };
         match allowance {
             Allowance::Within => self.talk(slot, |talk, now_ms| talk.message(message, now_ms)),
             Allowance::Above => self.refuse(slot, None, often),

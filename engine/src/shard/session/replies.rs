@@ -14,7 +14,7 @@ use crate::ids::SessionId;
 use crate::ids::{ConnectionId, LaneId, SessionSlot};
 use crate::message::{
     Chunk, Delivery, HistoryPage, Naming, Order, Origin, PresencePage, Present, Reached, Replay,
-    Request, Skip, Start,
+    Request, Skip, Someone, Start,
 };
 use crate::shard::Shard;
 use crate::shard::feed::{FOLLOWS, LaneState};
@@ -48,6 +48,22 @@ impl<W: Wire> Shard<W> {
                 let id = Some(id);
                 self.reply(slot, &Event::Published { id, channel, position, subscribers });
             }
+            Delivery::Confirmed { origin, channel, offset, in_time } => {
+                let Some(slot) = self.sessions.current(origin.session) else { return };
+                self.settle_owed(slot, 1);
+                let (id, channel) = (origin.id.as_deref(), &channel);
+                self.reply(slot, &Event::Confirmed { id, channel, offset, in_time });
+            }
+            Delivery::Receipts { session, channel, position, confirmed, missing } => {
+                let Some(slot) = self.sessions.current(session) else { return };
+                Someone::show(confirmed.iter(), |confirmed| {
+                    Someone::show(missing.iter(), |missing| {
+                        let channel = &channel;
+                        let receipts = Event::Receipts { channel, position, confirmed, missing };
+                        self.reply(slot, &receipts);
+                    });
+                });
+            }
             Delivery::History { origin, channel, page } => {
                 self.handle_history(&origin, channel, page);
             }
@@ -63,6 +79,7 @@ impl<W: Wire> Shard<W> {
                 self.tell_refused(slot, origin.id.as_deref(), &refused);
             }
             Delivery::Asked(connection) => self.handle_asked(connection),
+            Delivery::Entering { subscribe, counted } => self.handle_entering(*subscribe, counted),
             Delivery::Order { .. } => self.handle_handed(&delivery),
             Delivery::Handed { origin, user, connections } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
@@ -190,6 +207,9 @@ impl<W: Wire> Shard<W> {
                     let code = CloseCode(*code);
                     self.close_with(slot, CloseReason::Disconnected, code, reason);
                 }
+                Order::LeaveRoom(channel) => {
+                    self.end_subscription(slot, channel, "the room has ended");
+                }
                 Order::Unsubscribe(channel) => {
                     self.end_subscription(slot, channel, "the application has ended it");
                     if self.sessions.get(slot).is_some_and(|session| session.asked > 0) {
@@ -220,7 +240,7 @@ impl<W: Wire> Shard<W> {
         Ok(1)
     }
 
-    fn forget_attempt(&mut self, slot: SessionSlot, attempt: u32) {
+    pub(super) fn forget_attempt(&mut self, slot: SessionSlot, attempt: u32) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let at = session.subscriptions.iter().position(|own| own.attempt == attempt);
         if let Some(at) = at {
@@ -228,16 +248,23 @@ impl<W: Wire> Shard<W> {
             self.subscription_count -= 1;
             let channel = self.feeds.lane(own.lane).name.clone();
             self.feeds.release(own.lane);
+            self.leave_room(slot, &channel);
             self.take_pass(slot, &channel);
         }
     }
 
-    fn handle_history(&mut self, origin: &Origin, channel: ChannelName, page: Option<HistoryPage>) {
+    fn handle_history(
+        &mut self,
+        origin: &Origin,
+        channel: ChannelName,
+        page: Result<HistoryPage, Refused>,
+    ) {
         let Some(slot) = self.sessions.current(origin.session) else { return };
         self.settle_owed(slot, self.owed_by_history());
         let id = origin.id.as_deref();
-        let Some(page) = page else {
-            return self.tell_refused(slot, id, &Refused::NoSuchChannel { channel });
+        let page = match page {
+            Ok(page) => page,
+            Err(refused) => return self.tell_refused(slot, id, &refused),
         };
         let publications = page
             .publications
@@ -257,13 +284,14 @@ impl<W: Wire> Shard<W> {
         &mut self,
         origin: &Origin,
         channel: ChannelName,
-        page: Option<Box<PresencePage>>,
+        page: Result<Box<PresencePage>, Refused>,
     ) {
         let Some(slot) = self.sessions.current(origin.session) else { return };
         self.settle_owed(slot, self.owed_by_history());
         let id = origin.id.as_deref();
-        let Some(page) = page else {
-            return self.tell_refused(slot, id, &Refused::NoSuchChannel { channel });
+        let page = match page {
+            Ok(page) => page,
+            Err(refused) => return self.tell_refused(slot, id, &refused),
         };
         let next = page.next();
         let PresencePage { position, version, count, connections, present, .. } = *page;
@@ -303,6 +331,10 @@ impl<W: Wire> Shard<W> {
         let Some(session) = self.sessions.get(slot) else { return };
         let code = refused.code();
         if session.dialect.answers_in_band() {
+            let refused = match session.dialect.has_any_names() {
+                true => &refused.clone().shown(self.config.hidden(session.endpoint)),
+                false => refused,
+            };
             return self.reply(slot, &Event::Error { id, code, message: &refused.to_string() });
         }
         match refused {

@@ -163,14 +163,15 @@ impl<W: Wire> Shard<W> {
             let session = self.sessions.id(slot);
             self.wheel.add(Timer { due_ms, session, purpose: Purpose::Authentication });
         }
-        if let Some(admitted) = admitted {
-            match self.admit(slot, *admitted) {
-                Ok(channels) => {
-                    self.tell_connected(slot, None);
-                    self.subscribe_at_once(slot, channels);
-                }
-                Err(why) => self.let_nobody_in(slot, &why),
+        match admitted.map(|admitted| self.admit(slot, *admitted)) {
+            None => self.open_talk(slot),
+            Some(Ok(channels)) => {
+                // Whatever comes of the rest is told behind the dialect's greeting.
+                self.open_talk(slot);
+                self.tell_connected(slot, None);
+                self.subscribe_at_once(slot, channels);
             }
+            Some(Err(why)) => self.let_nobody_in(slot, &why),
         }
     }
 
@@ -361,6 +362,9 @@ impl<W: Wire> Shard<W> {
 
     fn subscribe_at_once(&mut self, slot: SessionSlot, channels: Vec<ChannelName>) {
         for channel in channels {
+            if !self.can_be_named(slot, &channel) {
+                continue;
+            }
             // What it has already it keeps: a newer token names the same ones.
             if self.subscription_to(slot, &channel).is_none() && !self.sessions.has(slot, CLOSING) {
                 self.subscribe(slot, None, channel, Terms::default(), None);
@@ -368,12 +372,20 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Whether a session's dialect, where it does not show what an endpoint puts in front of names, has one for a channel.
+    fn can_be_named(&self, slot: SessionSlot, channel: &ChannelName) -> bool {
+        let Some(session) = self.sessions.get(slot) else { return false };
+        session.talk.is_none() || channel.starts_with(self.prefix(slot))
+    }
+
     /// Subscribes to what everybody at its endpoint has, where it may.
     pub(in crate::shard) fn subscribe_as_all(&mut self, slot: SessionSlot) {
         let Some(session) = self.sessions.get(slot) else { return };
-        let config = self.config.clone();
-        let Some(endpoint) = config.endpoints.get(usize::from(session.endpoint)) else { return };
-        if endpoint.subscribe.is_empty() || self.must_authenticate(slot) {
+        let endpoint = self.config.endpoints.get(usize::from(session.endpoint));
+        let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.subscribe.is_empty()) else {
+            return;
+        };
+        if self.must_authenticate(slot) {
             return;
         }
         let prefix = &endpoint.channel_prefix;
@@ -629,6 +641,21 @@ impl<W: Wire> Shard<W> {
             since: self.clock.unix_s(),
         };
         self.request(Request::User { user, what: Box::new(UserRequest::Join(connection)) });
+    }
+
+    /// The user of a session, where the rooms that a user is in are limited.
+    pub(super) fn user_in_rooms(&self, slot: SessionSlot) -> Option<UserId> {
+        let limited = self.config.limits.rooms_per_user_max > 0;
+        limited.then(|| self.identity(slot).user.clone()).flatten()
+    }
+
+    /// Tells a user's home that a session is in a channel no more: it knows whether that was a room.
+    pub(super) fn leave_room(&mut self, slot: SessionSlot, channel: &ChannelName) {
+        if let Some(user) = self.user_in_rooms(slot) {
+            let (shard, session) = (self.id, self.sessions.id(slot));
+            let what = UserRequest::LeaveRoom { shard, session, channel: channel.clone() };
+            self.request(Request::User { user, what: what.into() });
+        }
     }
 
     /// Tells a user's home that a connection is there no more; nothing more is sent to it as the user's.

@@ -65,12 +65,13 @@ impl<W: Wire> Shard<W> {
         }
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let Some(Conversation { talk, waiting }) = session.talk.as_deref_mut() else { return };
-        let steps = tell(&mut **talk, now_ms);
-        if waiting.is_empty() {
-            self.take_steps(slot, steps.into());
-        } else {
-            waiting.extend(steps);
+        let mut steps = tell(&mut **talk, now_ms);
+        if !waiting.is_empty() {
+            // What is said before anything is done is about what was done before, and what its channels send does not wait.
+            let at = steps.iter().position(|step| matches!(step, Step::Do(_)));
+            waiting.extend(steps.split_off(at.unwrap_or(steps.len())));
         }
+        self.take_steps(slot, steps.into());
     }
 
     /// A session's dialect wanted to be told that some time is over.

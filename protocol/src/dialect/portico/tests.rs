@@ -23,7 +23,7 @@ fn subscribed(talk: &mut Portico, id: &str, channel: &str) -> Vec<Step> {
 /// The channel that is published to, what, and whether the publisher gets it.
 fn published(step: &Step) -> (&str, serde_json::Value, bool) {
     let Step::Do(deed) = step else { panic!("{step:?}") };
-    let Action::Publish { channel, payload, echo } = &deed.action else { panic!("{deed:?}") };
+    let Action::Publish { channel, payload, echo, .. } = &deed.action else { panic!("{deed:?}") };
     (channel, serde_json::from_slice(&payload.bytes).unwrap(), *echo)
 }
 
@@ -78,7 +78,10 @@ fn what_only_the_server_says_is_not_relayed_and_what_nobody_knows_is() {
         assert_eq!(said(&steps[0])["code"], "INVALID_TYPE", "{own}");
     }
     for text in [r#"{"type":"area_update","x":1.0}"#, r#"{"x":1.0}"#, r#"{"type":7,"x":1.0}"#] {
-        let steps = talk.message(&Incoming::Text(text), 0);
+        let mut steps = talk.message(&Incoming::Text(text), 0);
+        if let Step::Do(Deed { action: Action::Other { otherwise, .. }, .. }) = &steps[0] {
+            steps = vec![Step::ask((**otherwise.as_ref().unwrap()).clone())];
+        }
         let (channel, relayed, echo) = published(&steps[0]);
         assert_eq!((channel, echo), (ALL, false));
         assert_eq!(relayed["x"].to_string(), "1.0");
@@ -135,6 +138,36 @@ fn a_room_that_is_refused_or_ended_is_left() {
     let ended = Event::Unsubscribed { id: None, channel: "p.entity_resource_42", reason: None };
     assert_eq!(said(&talk.event(&ended, 0)[0])["status"], "unsubscribed");
     assert!(talk.rooms.is_empty());
+}
+
+#[test]
+fn a_room_is_left_when_that_is_done_and_not_before() {
+    let (mut talk, _) = opened("");
+    let entity = r#""entityType":"resource","entityId":42"#;
+    let subscribe = format!(r#"{{"type":"subscribe",{entity}}}"#);
+    let unsubscribe = format!(r#"{{"type":"unsubscribe",{entity}}}"#);
+    let confirmed = |steps: &[Step]| (steps.len(), said(&steps[0])["status"].clone());
+    let not_there = talk.message(&Incoming::Text(&unsubscribe), 0);
+    assert_eq!(confirmed(&not_there), (1, "unsubscribed".into()));
+
+    let leave = Step::unsubscribe("leave:entity_resource_42", "entity_resource_42");
+    let channel = "p.entity_resource_42";
+    // Before the subscribe is answered: its answer comes first.
+    talk.message(&Incoming::Text(&subscribe), 0);
+    assert_eq!(talk.message(&Incoming::Text(&unsubscribe), 0), std::slice::from_ref(&leave));
+    assert_eq!(subscribed(&mut talk, "entity:entity_resource_42", channel).len(), 2);
+    let id = Some("leave:entity_resource_42");
+    let left = Event::Unsubscribed { id, channel, reason: None };
+    assert_eq!(confirmed(&talk.event(&left, 0)), (1, "unsubscribed".into()));
+    assert!(talk.rooms.is_empty());
+
+    // It was refused.
+    talk.message(&Incoming::Text(&subscribe), 0);
+    assert_eq!(talk.message(&Incoming::Text(&unsubscribe), 0), [leave]);
+    let error = |id, code| Event::Error { id: Some(id), code, message: "no" };
+    talk.event(&error("entity:entity_resource_42", ErrorCode::Forbidden), 0);
+    let steps = talk.event(&error("leave:entity_resource_42", ErrorCode::NotSubscribed), 0);
+    assert_eq!(confirmed(&steps), (1, "unsubscribed".into()));
 }
 
 #[test]

@@ -76,16 +76,24 @@ impl<'a> Object<'a> {
         }
     }
 
+    fn someone(self, who: &Someone) -> Object<'a> {
+        match who {
+            Someone::User(user) => self.text("user", user),
+            Someone::Connection(connection) => self.text("connection", connection),
+        }
+    }
+
     fn users(mut self, users: &[Present]) -> Object<'a> {
         self.name("users");
         write_list(self.0, users, |body, Present { who, info }| {
-            let object = Object::of(body);
-            let object = match who {
-                Someone::User(user) => object.text("user", user),
-                Someone::Connection(connection) => object.text("connection", connection),
-            };
-            object.plain_if("info", info.as_deref()).end();
+            Object::of(body).someone(who).plain_if("info", info.as_deref()).end();
         });
+        self
+    }
+
+    fn names(mut self, name: &str, names: &[Someone]) -> Object<'a> {
+        self.name(name);
+        write_list(self.0, names, |body, who| Object::of(body).someone(who).end());
         self
     }
 
@@ -145,6 +153,16 @@ fn write_body(object: Object, event: &Event) {
             let object = object.kind("published").id(id).word("channel", channel);
             object.position(position).word("ack", "accepted")
         }
+        Event::Confirmed { id, channel, offset, in_time } => {
+            let object = object.kind("confirmed").id(id).word("channel", channel);
+            object.plain("offset", offset).plain("in_time", in_time)
+        }
+        Event::Receipts { channel, position, confirmed, missing } => object
+            .kind("receipts")
+            .word("channel", channel)
+            .position(position)
+            .names("confirmed", confirmed)
+            .names("missing", missing),
         Event::History { id, channel, position, publications } => {
             let object = object.kind("history").id(id).word("channel", channel);
             let mut object = object.position(position);

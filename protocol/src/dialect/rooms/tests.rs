@@ -12,9 +12,13 @@ fn error_of(steps: &[Step]) -> String {
     said["message"].as_str().unwrap().to_owned()
 }
 
+fn rooms() -> Rooms {
+    Rooms::new(&Request::parse_whole(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap(), 0)
+}
+
 #[test]
 fn every_error_has_its_words() {
-    let mut talk = Rooms::new(0);
+    let mut talk = rooms();
     for (text, words) in [
         ("", "Invalid message format"),
         ("{}", "Invalid message format"),
@@ -43,7 +47,7 @@ fn every_error_has_its_words() {
 
 #[test]
 fn a_room_is_joined_with_its_password_and_what_its_rules_refuse_has_words() {
-    let mut talk = Rooms::new(0);
+    let mut talk = rooms();
     for (text, expected) in [
         (r#"{"type":"join_room","room":"a","password":"x\u0079"}"#, Some("xy")),
         (r#"{"type":"join_room","room":"a","password":7}"#, None),
@@ -60,6 +64,7 @@ fn a_room_is_joined_with_its_password_and_what_its_rules_refuse_has_words() {
         (Some("join:a"), ErrorCode::ChannelFull, "Room is full"),
         (None, ErrorCode::MembersOnly, "Room is for members only"),
         (None, ErrorCode::Moderated, "Only moderators may speak in this room"),
+        (Some("join:a"), ErrorCode::NoSuchRoom, "Room does not exist"),
     ] {
         let refused = Event::Error { id, code, message: "" };
         assert_eq!(error_of(&talk.event(&refused, 0)), words);
@@ -68,7 +73,7 @@ fn a_room_is_joined_with_its_password_and_what_its_rules_refuse_has_words() {
 
 #[test]
 fn the_hundred_and_first_message_of_a_minute_is_refused_and_does_not_prolong_it() {
-    let mut talk = Rooms::new(0);
+    let mut talk = rooms();
     let join = r#"{"type":"join_room","room":"a"}"#;
     for n in 0..100 {
         assert!(matches!(tell(&mut talk, join, n)[..], [Step::Do(_)]), "message {n}");
@@ -84,7 +89,7 @@ fn the_hundred_and_first_message_of_a_minute_is_refused_and_does_not_prolong_it(
 
 #[test]
 fn pings_that_double_are_answered_once_and_count_as_nothing() {
-    let mut talk = Rooms::new(0);
+    let mut talk = rooms();
     let ping = r#"{"type":"ping"}"#;
     assert_eq!(said(&tell(&mut talk, ping, 1000)[0])["timestamp"], 1);
     for now_ms in (2000..26_000).step_by(10) {
@@ -96,7 +101,7 @@ fn pings_that_double_are_answered_once_and_count_as_nothing() {
 
 #[test]
 fn who_is_found_out_about_is_announced_before_it_is_told_so() {
-    let mut talk = Rooms::new(0);
+    let mut talk = rooms();
     talk.open(&Opening { number: 5, connection: "c", user: None }, 0);
     assert!(tell(&mut talk, r#"{"type":"presence","status":"away"}"#, 0).is_empty());
     let user = UserId::new("ann").unwrap();
@@ -118,4 +123,22 @@ fn who_is_found_out_about_is_announced_before_it_is_told_so() {
         said(&tell(&mut talk, r#"{"type":"presence","status":"busy"}"#, 0)[0])["status"],
         "busy"
     );
+}
+
+#[test]
+fn nobody_is_told_of_the_lobbys_end_and_it_is_entered_again() {
+    let mut talk = Rooms { hidden: 2, ..rooms() };
+    talk.in_lobby = true;
+    let ended = |channel| Event::Unsubscribed { id: None, channel, reason: None };
+    assert_eq!(talk.event(&ended("p.@all"), 0), []);
+    assert!(!talk.in_lobby);
+    assert_eq!(said(&talk.event(&ended("p.hall"), 0)[0])["room"], "hall");
+}
+
+#[test]
+fn of_an_application_that_says_nothing_nobody_is_told() {
+    let mut talk = rooms();
+    let reply = |data| Event::Reply { id: Some("other:fly"), data };
+    assert_eq!(talk.event(&reply("null"), 0), []);
+    assert_eq!(talk.event(&reply("{\"type\":\"flown\"}"), 0).len(), 1);
 }

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::{Stream, StreamExt as _};
 use sqlx::{Column as _, Row};
 use time::format_description::well_known::Rfc3339;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 
 use super::Trouble;
 use crate::control::rpc::statement::{Shape, Statement};
@@ -145,27 +145,29 @@ pub(super) fn time(time: OffsetDateTime, out: &mut String) -> Result<(), String>
     Ok(())
 }
 
-/// The same without an offset, whole or in part: `date` ends with its day, `clock` begins behind it.
-pub(super) fn local(time: PrimitiveDateTime, part: Part, out: &mut String) -> Result<(), String> {
-    let text = time.assume_utc().format(&Rfc3339);
-    let text = text.map_err(|_| "a time beyond the year 9999".to_owned())?;
-    let text = text.trim_end_matches('Z');
-    let (date, clock) = text.split_once('T').unwrap_or((text, ""));
-    string(
-        match part {
-            Part::Whole => text,
-            Part::Date => date,
-            Part::Clock => clock,
-        },
-        out,
-    );
-    Ok(())
+/// The same without an offset.
+pub(super) fn local(time: PrimitiveDateTime, out: &mut String) -> Result<(), String> {
+    part(time, out, |text| text)
 }
 
-/// See [`local`].
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
-    Whole,
-    Date,
-    Clock,
+/// The day alone.
+pub(super) fn date(date: Date, out: &mut String) -> Result<(), String> {
+    part(date.midnight(), out, |text| text.split_once('T').map_or(text, |(date, _)| date))
+}
+
+/// The time of day alone.
+pub(super) fn clock(clock: Time, out: &mut String) -> Result<(), String> {
+    let time = PrimitiveDateTime::new(OffsetDateTime::UNIX_EPOCH.date(), clock);
+    part(time, out, |text| text.split_once('T').map_or(text, |(_, clock)| clock))
+}
+
+fn part(
+    time: PrimitiveDateTime,
+    out: &mut String,
+    of: impl Fn(&str) -> &str,
+) -> Result<(), String> {
+    let text = time.assume_utc().format(&Rfc3339);
+    let text = text.map_err(|_| "a time beyond the year 9999".to_owned())?;
+    string(of(text.trim_end_matches('Z')), out);
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! MySQL and MariaDB. Statements that only read run in a `READ ONLY` transaction and are stopped by the server. MySQL limits
 //! no other statement's time: one that writes is waited for no longer, and its connection is given up.
 
-use ringfeed_protocol::CallError;
 use sqlx::mysql::{MySql, MySqlArguments, MySqlConnection, MySqlRow};
 use sqlx::query::Query;
 use sqlx::types::{Json, JsonRawValue};
@@ -9,8 +8,8 @@ use sqlx::{Executor as _, Row as _, TypeInfo as _, ValueRef as _};
 use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 use tokio::time::Instant;
 
-use super::answer::{self, Answer, Part};
-use super::{Complaint, Ran, Trouble, left_ms};
+use super::answer::{self, Answer};
+use super::{Complaint, Ran, Trouble, bound, end, left_ms};
 use crate::control::rpc::params::Value;
 use crate::control::rpc::statement::Statement;
 
@@ -28,11 +27,7 @@ pub(super) async fn run(
         return Ran { result: Err(e.into()), clean: false };
     }
     let result = rows(connection, statement, values, answer).await;
-    let end = if statement.write && result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = connection.execute(end).await;
-    let clean = ended.is_ok();
-    let result = result.and_then(|()| Ok(ended.map(drop)?));
-    Ran { result, clean }
+    end(connection, statement, result).await
 }
 
 async fn begin(
@@ -66,11 +61,8 @@ async fn rows(
     answer: &mut Answer,
 ) -> Result<(), Trouble> {
     let mut query = sqlx::query(&statement.sql.text);
-    for &at in &statement.sql.binds {
-        let value = values
-            .get(at)
-            .ok_or_else(|| Trouble::Value(CallError::failed("a value is missing")))?;
-        query = bind(query, value);
+    for value in bound(statement, values) {
+        query = bind(query, value?.1);
     }
     if answer.counts() {
         answer.affected(query.execute(connection).await?.rows_affected());
@@ -118,20 +110,13 @@ fn cell(row: &MySqlRow, at: usize, out: &mut String) -> Result<(), String> {
             answer::time(row.try_get::<OffsetDateTime, _>(at).map_err(broken)?, out)?;
         }
         "DATETIME" => {
-            let time = row.try_get::<PrimitiveDateTime, _>(at).map_err(broken)?;
-            answer::local(time, Part::Whole, out)?;
+            answer::local(row.try_get::<PrimitiveDateTime, _>(at).map_err(broken)?, out)?;
         }
         "DATE" => {
-            let date = row.try_get::<Date, _>(at).map_err(broken)?;
-            answer::local(date.midnight(), Part::Date, out)?;
+            answer::date(row.try_get::<Date, _>(at).map_err(broken)?, out)?;
         }
         "TIME" => {
-            let clock = row.try_get::<Time, _>(at).map_err(broken)?;
-            answer::local(
-                PrimitiveDateTime::new(OffsetDateTime::UNIX_EPOCH.date(), clock),
-                Part::Clock,
-                out,
-            )?;
+            answer::clock(row.try_get::<Time, _>(at).map_err(broken)?, out)?;
         }
         "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" | "ENUM" | "SET" => {
             answer::string(row.try_get_unchecked(at).map_err(broken)?, out);

@@ -9,8 +9,8 @@ use sqlx::{Executor as _, Row as _, TypeInfo as _, ValueRef as _};
 use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 use tokio::time::Instant;
 
-use super::answer::{self, Answer, Part};
-use super::{Ran, Trouble, left_ms};
+use super::answer::{self, Answer};
+use super::{Ran, Trouble, bound, end, left_ms};
 use crate::control::rpc::params::Value;
 use crate::control::rpc::statement::Statement;
 
@@ -28,12 +28,7 @@ pub(super) async fn run(
         return Ran { result: Err(e.into()), clean: false };
     }
     let result = rows(connection, statement, values, answer).await;
-    let end = if statement.write && result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = connection.execute(end).await;
-    let clean = ended.is_ok();
-    // What could not be committed was not done.
-    let result = result.and_then(|()| Ok(ended.map(drop)?));
-    Ran { result, clean }
+    end(connection, statement, result).await
 }
 
 async fn rows(
@@ -43,10 +38,8 @@ async fn rows(
     answer: &mut Answer,
 ) -> Result<(), Trouble> {
     let mut query = sqlx::query(&statement.sql.text);
-    for &at in &statement.sql.binds {
-        let value = values
-            .get(at)
-            .ok_or_else(|| Trouble::Value(CallError::failed("a value is missing")))?;
+    for value in bound(statement, values) {
+        let (at, value) = value?;
         if let Value::Text(Some(text)) = value
             && text.contains('\0')
         {
@@ -106,20 +99,13 @@ fn cell(row: &PgRow, at: usize, out: &mut String) -> Result<(), String> {
             answer::time(row.try_get::<OffsetDateTime, _>(at).map_err(broken)?, out)?;
         }
         "TIMESTAMP" => {
-            let time = row.try_get::<PrimitiveDateTime, _>(at).map_err(broken)?;
-            answer::local(time, Part::Whole, out)?;
+            answer::local(row.try_get::<PrimitiveDateTime, _>(at).map_err(broken)?, out)?;
         }
         "DATE" => {
-            let date = row.try_get::<Date, _>(at).map_err(broken)?;
-            answer::local(date.midnight(), Part::Date, out)?;
+            answer::date(row.try_get::<Date, _>(at).map_err(broken)?, out)?;
         }
         "TIME" => {
-            let clock = row.try_get::<Time, _>(at).map_err(broken)?;
-            answer::local(
-                PrimitiveDateTime::new(OffsetDateTime::UNIX_EPOCH.date(), clock),
-                Part::Clock,
-                out,
-            )?;
+            answer::clock(row.try_get::<Time, _>(at).map_err(broken)?, out)?;
         }
         "UUID" => uuid(&value, out).ok_or(of)?,
         "VOID" => out.push_str("null"),

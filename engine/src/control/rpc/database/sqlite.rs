@@ -1,14 +1,13 @@
 //! SQLite. Connections for statements that only read are opened so; what has run out of time is stopped by the handler that
 //! SQLite asks while it works.
 
-use ringfeed_protocol::CallError;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 use tokio::time::Instant;
 
 use super::answer::{self, Answer};
-use super::{Complaint, Ran, Trouble};
+use super::{Complaint, Ran, Trouble, bound};
 use crate::control::rpc::params::Value;
 use crate::control::rpc::statement::Statement;
 
@@ -47,11 +46,8 @@ async fn rows(
     answer: &mut Answer,
 ) -> Result<(), Trouble> {
     let mut query = sqlx::query(&statement.sql.text);
-    for &at in &statement.sql.binds {
-        let value = values
-            .get(at)
-            .ok_or_else(|| Trouble::Value(CallError::failed("a value is missing")))?;
-        query = bind(query, value);
+    for value in bound(statement, values) {
+        query = bind(query, value?.1);
     }
     if answer.counts() {
         answer.affected(query.execute(connection).await?.rows_affected());

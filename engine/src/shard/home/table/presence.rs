@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ringfeed_protocol::{ChannelName, Event, Refused};
+use ringfeed_protocol::{ChannelName, Event};
 
 use super::Homes;
 use crate::config::Presence;
@@ -12,13 +12,6 @@ use crate::shard::home::notices::Notice;
 use crate::shard::home::{Deliver, Home};
 
 impl Home {
-    /// Whether one more member may be.
-    pub(super) fn has_place(&self) -> Result<(), Refused> {
-        let full = self.members_max > 0 && self.subscribers() >= u64::from(self.members_max);
-        let (channel, most) = (self.name.clone(), self.members_max);
-        if full { Err(Refused::ChannelFull { channel, most }) } else { Ok(()) }
-    }
-
     /// Notes who was counted in, where that is kept.
     pub(super) fn join(
         &mut self,
@@ -139,17 +132,20 @@ impl Homes {
         }
     }
 
-    /// Who is on a channel, as many as are asked for, in pages; `None` for a channel that does not exist. What was
-    /// published before is handed out first, so that the answer stands in order among the chunks.
+    /// Who is on a channel, as many as are asked for, in pages; `None` for a channel that does not exist. Rooms show it
+    /// to the application whatever their rule shows to clients (`of_room`). What was published before is handed out first, so that the answer stands in order among the chunks.
     pub(in crate::shard) fn presence(
         &mut self,
         channel: &ChannelName,
         after: Option<&Someone>,
         (limit, bytes_max): (u32, usize),
+        of_room: bool,
         deliver: Deliver,
     ) -> Option<PresencePage> {
         let index = *self.by_name.get(channel)?;
-        let shows = self.config.rule(channel).is_some_and(|rule| rule.presence == Presence::Full);
+        let rule = self.config.rule(channel);
+        let shows =
+            rule.is_some_and(|rule| rule.presence == Presence::Full || of_room && rule.room);
         let home = self.homes.get_mut(index)?;
         home.seal(deliver);
         home.members.iter_mut().for_each(|members| members.ask());

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::{Config, Sources};
-use crate::ids::{SessionId, SessionSlot};
-use crate::message::{Delivery, Origin};
+use crate::ids::{SessionId, SessionSlot, Ticket};
+use crate::message::{Delivery, Origin, StoredPayload};
 use ringfeed_protocol::command::{Payload, PayloadKind};
 use tokio::sync::oneshot;
 
@@ -43,6 +43,8 @@ impl Bench {
         let limits = HomeLimits {
             channels_max: 7,
             own_channels_max: 3,
+            rooms_max: 2,
+            own_rooms_max: 1,
             history_bytes_max: 1 << 20,
             parked_bytes_max: 8000,
             news_max: 10,
@@ -75,7 +77,7 @@ impl Bench {
 
     fn publish(&mut self, name: &str, now_ms: u64) -> Position {
         let mut answer = self.publish_bytes(name, 1, now_ms);
-        answer.try_recv().unwrap()[0].1.clone().unwrap()
+        answer.try_recv().unwrap()[0].1.clone().unwrap().position
     }
 
     fn subscribe(
@@ -258,7 +260,10 @@ fn what_is_too_much_for_one_turn_goes_on_in_the_next_in_order() {
     }
     assert!(turns >= 5, "{turns}");
     for (offset, answer) in (1..).zip(&mut answers) {
-        assert_eq!(answer.try_recv().unwrap()[0].1.clone().unwrap().offset, Offset(offset));
+        assert_eq!(
+            answer.try_recv().unwrap()[0].1.clone().unwrap().position.offset,
+            Offset(offset)
+        );
     }
 }
 
@@ -267,7 +272,7 @@ fn ask(bench: &mut Bench, channel: &ChannelName, id: u32, bytes: usize) {
     let session = SessionId { slot: SessionSlot(0), generation: 1 };
     let origin = Origin { shard: ShardId(0), session, id: Some(id.to_string().into()) };
     let payload = StoredPayload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
-    bench.homes.may_ask(channel, 0).unwrap();
+    bench.homes.may_ask(channel, &Asker::Nobody, 0).unwrap();
     let ticket = Ticket { slot: id, generation: 0 };
     bench.homes.park_asked(
         channel,
@@ -312,11 +317,65 @@ fn what_waits_for_the_application_is_bounded_and_fills_no_shard() {
     let [a, b] = ["a", "b"].map(|name| ChannelName::new(name).unwrap());
     ask(&mut bench, &a, 1, 20_000);
     assert!(!bench.homes.is_full(), "requests for other channels are served");
-    assert_eq!(bench.homes.may_ask(&b, 0), Err(TOO_MUCH_ASKED));
+    assert_eq!(bench.homes.may_ask(&b, &Asker::Nobody, 0), Err(TOO_MUCH_ASKED));
     bench.homes.check();
     settle(&mut bench, &a, 1, Ok(()));
     assert!(bench.homes.is_full(), "nobody outside is waited for now");
     assert_eq!((bench.begin_turn(), bench.homes.is_full()), (1, false));
-    assert_eq!(bench.homes.may_ask(&b, 0), Ok(()));
+    assert_eq!(bench.homes.may_ask(&b, &Asker::Nobody, 0), Ok(()));
     bench.homes.check();
+}
+
+/// Publishes for a client that wants an answer. Returns whether it was published.
+fn speak(bench: &mut Bench, name: &str, now_ms: u64) -> bool {
+    let origin = Origin { shard: ShardId(0), session: session(0), id: Some("1".into()) };
+    let payload = Payload { kind: PayloadKind::Json, bytes: b"1".into() };
+    let publisher = Publisher { asker: Asker::Session(origin), by: None };
+    let (name, now) = (ChannelName::new(name).unwrap(), (bench.now, now_ms));
+    let delivered = &mut bench.delivered;
+    let deliver = &mut |shard, delivery| delivered.push((shard, delivery));
+    let published = bench.homes.publish(&name, payload, publisher, now, deliver);
+    match bench.delivered.pop() {
+        Some((_, Delivery::Published { .. })) => assert!(published),
+        Some((_, Delivery::Refused { refused, .. })) => {
+            assert_eq!(refused, Refused::ChannelRateLimited { channel: name, per_second: 1 });
+            assert!(!published);
+        }
+        other => panic!("{other:?}"),
+    }
+    published
+}
+
+#[test]
+fn clients_together_publish_no_more_often_than_a_channel_takes_and_the_api_is_not_counted() {
+    let mut bench = Bench::new(0);
+    let mut config = (*bench.homes.config).clone();
+    let rule = &mut config.channels[0];
+    (rule.messages_per_second_max, rule.messages_burst) = (1, 20);
+    let limits = bench.homes.limits;
+    bench.homes.reconfigure(Arc::new(config), limits);
+    let spoken =
+        |bench: &mut Bench, name, now| (0..100).filter(|_| speak(bench, name, now)).count();
+    assert_eq!(spoken(&mut bench, "a", 0), 20);
+    bench.publish("a", 0);
+    assert_eq!(spoken(&mut bench, "b", 0), 20, "each channel for itself");
+    assert_eq!((spoken(&mut bench, "a", 999), spoken(&mut bench, "a", 1000)), (0, 1));
+    // A channel that is gone is one that anybody may begin anew: not before its burst is there again.
+    let now = 1000 + LINGER_MS;
+    bench.homes.seal_all(&mut |_, _| {});
+    bench.homes.sweep(now);
+    assert_eq!(bench.homes.count(), 2);
+    assert_eq!(spoken(&mut bench, "a", now), 10);
+    // Also of what the application is asked about.
+    let b = ChannelName::new("b").unwrap();
+    let mut may_ask = |now| bench.homes.may_ask(&b, &Asker::Nobody, now).is_ok();
+    assert_eq!((0..100).filter(|_| may_ask(now)).count(), 11);
+    bench.homes.seal_all(&mut |_, _| {});
+    bench.homes.sweep(now + LINGER_MS + 20_000);
+    assert_eq!(bench.homes.count(), 0);
+}
+
+#[test]
+fn a_home_is_four_cache_lines() {
+    assert!(size_of::<Home>() <= 4 * 64, "{}", size_of::<Home>());
 }

@@ -1,9 +1,9 @@
-//! How many messages a client may send.
+//! How many messages a client may send, and how many all of them may publish to a channel.
 
 use ringfeed_protocol::command::Action;
-use ringfeed_protocol::{Rated, Refused};
+use ringfeed_protocol::{ChannelName, Rated, Refused};
 
-use crate::config::Limits;
+use crate::config::{ChannelRule, Limits};
 
 /// A message rate as a bucket of tokens, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
@@ -18,6 +18,37 @@ pub(in crate::shard) struct CommandRates {
     subscribes: Rate,
     publications: Rate,
     histories: Rate,
+}
+
+/// How often clients together may publish to one channel.
+#[derive(Debug, Default)]
+pub(in crate::shard) struct ChannelRate {
+    rate: Rate,
+    /// As the rule had it last.
+    per_second: u32,
+}
+
+impl ChannelRate {
+    /// Counts a publication, if it is not one too many for a rule that has a limit.
+    pub(in crate::shard) fn take(
+        &mut self,
+        channel: &ChannelName,
+        rule: &ChannelRule,
+        now_ms: u64,
+    ) -> Result<(), Refused> {
+        let (per_second, burst) = (rule.messages_per_second_max, rule.messages_burst);
+        self.per_second = per_second;
+        if self.rate.take_within(now_ms, per_second, burst) {
+            return Ok(());
+        }
+        Err(Refused::ChannelRateLimited { channel: channel.clone(), per_second })
+    }
+
+    /// Whether it is as if nothing had ever been published.
+    pub(in crate::shard) fn is_fresh(&self, now_ms: u64) -> bool {
+        let back = now_ms.saturating_sub(self.rate.at_ms).saturating_mul(self.per_second.into());
+        back >= self.rate.spent
+    }
 }
 
 /// What stands against a command: what there may be only so much of, and how much in a second.
