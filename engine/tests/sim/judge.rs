@@ -4,12 +4,20 @@
 //! a call of [`Judge::broken`] where it can be seen; the caller goes on as if nothing had happened, so
 //! that every rule can be switched off.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Arguments;
+use std::rc::Rc;
+use std::time::Duration;
 
+use super::confirm::Confirmations;
 use super::control::{Order, Target};
 use super::ledger::Ledgers;
 use super::net::ConnId;
+use super::rooms::Rooms;
+use super::setup::Setup;
+use super::takes::Takes;
+use super::talk::{portico, rooms};
 
 macro_rules! rules {
     ($($rule:ident $name:literal: $what:literal),* $(,)?) => {
@@ -25,6 +33,9 @@ macro_rules! rules {
 rules! {
     Frames "frames": "what arrives is a run of whole frames that a server may send, holding events of the dialect",
     Dense "dense": "publications of a subscription come in order, without hole or repetition that no gap has told",
+    Told "told": "a client of an existing system is told what its dialect promises, in that order: each request is answered once",
+    Sender "sender": "who has sent something is said where that is told, and it is who it was",
+    Timers "timers": "what a dialect does by the clock is done in time, for who is there",
     Payload "payload": "a payload arrives as it was published, on the channel it was published to",
     OneAtAnOffset "one-at-an-offset": "there is one publication at an offset, and everybody sees the same",
     NoEcho "no-echo": "a publication is not sent to the connection that is excepted from it, other than as what it missed",
@@ -60,7 +71,14 @@ rules! {
     PresentAsTold "present-as-told": "who is said to be on a channel is there, and so says a list that was followed by the rules",
     MembersAtMost "members-at-most": "no channel has more members than it may",
     VersionsGrow "versions-grow": "what is told of who comes and goes has versions that grow",
+    Receipts "receipts": "a publisher who wants it is told once who has confirmed, which is true, and who has not in time",
     HeardInOrder "heard-in-order": "the application is told of each user who comes to a channel and leaves it, in turn, and knows who is there",
+    Takes "takes": "what clients publish is published only where the channel takes it, and refused for that only where it does not",
+    RateAtMost "rate-at-most": "clients together publish no more often to a channel than they may, in any time",
+    RoomEnters "room-enters": "in a room are those who may enter it, and whoever is refused may not",
+    RoomSpeaks "room-speaks": "in a room nobody is heard who may not speak there, and whoever is refused may not",
+    RoomEnds "room-ends": "who was in a room that has ended is there no more",
+    RoomsOfUser "rooms-of-user": "no user is in more rooms than one may be",
     Api "api": "requests of the control thread are answered, and the answers agree with what clients see",
 }
 
@@ -100,6 +118,10 @@ pub(crate) struct Publication {
     asked: Asked,
     /// Epoch and offset, once anybody knows.
     pub(crate) place: Option<(u64, u64)>,
+    /// When it was sent, and when anybody knew of it first.
+    pub(crate) ms: (u64, u64),
+    /// What is relayed as it came, perhaps with something behind it.
+    relayed: Option<String>,
 }
 
 /// What the application has said to a publication.
@@ -156,6 +178,9 @@ struct Life {
 pub(crate) struct Judge {
     on: u64,
     pub(crate) names: Vec<String>,
+    /// Of each channel.
+    pub(crate) takes: Vec<Takes>,
+    elapsed: Rc<Cell<Duration>>,
     lives: Vec<BTreeMap<u64, Life>>,
     pub(crate) publications: Vec<Publication>,
     /// Publications without acknowledgement, by channel: they may or may not have an offset.
@@ -174,6 +199,12 @@ pub(crate) struct Judge {
     sent_away: Vec<(usize, Last, ConnId, String)>,
     pub(crate) ledgers: Ledgers,
     pub(crate) orders: Vec<Ordered>,
+    pub(crate) confirmations: Confirmations,
+    pub(crate) rooms: Rooms,
+    /// What connections have seen of channels that do not get all that they publish: channel, whose, who, in order.
+    seen: Vec<(usize, ConnId, String, Vec<Ident>)>,
+    /// How often clients of lobbies have said, or may have, that a user is online, away, …
+    pub(crate) announced: BTreeMap<(String, String), u64>,
     /// Calls that were made.
     calls: u64,
     pub(crate) draining: bool,
@@ -183,9 +214,18 @@ pub(crate) struct Judge {
 }
 
 impl Judge {
-    pub(crate) fn new(names: Vec<String>, ledgers: Ledgers, on: u64) -> Judge {
+    pub(crate) fn new(
+        setup: &Setup,
+        ledgers: Ledgers,
+        elapsed: Rc<Cell<Duration>>,
+        on: u64,
+    ) -> Judge {
+        let rooms = Rooms::new(setup);
+        let names: Vec<String> = setup.channels.iter().map(|own| own.name.clone()).collect();
         Judge {
             on,
+            takes: (0..names.len()).map(|channel| setup.group(channel).takes).collect(),
+            elapsed,
             lives: names.iter().map(|_| BTreeMap::new()).collect(),
             unacknowledged: vec![0; names.len()],
             submitted: vec![0; names.len()],
@@ -196,14 +236,22 @@ impl Judge {
             holes: Vec::new(),
             unanswered: Vec::new(),
             sent_away: Vec::new(),
+            confirmations: Confirmations::default(),
+            seen: Vec::new(),
+            announced: BTreeMap::new(),
             calls: 0,
             ledgers,
             orders: Vec::new(),
+            rooms,
             draining: false,
             deliveries: 0,
             gaps: 0,
             closes: BTreeMap::new(),
         }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.elapsed.get().as_millis() as u64
     }
 
     pub(crate) fn is_on(&self, rule: Rule) -> bool {
@@ -224,10 +272,25 @@ impl Judge {
         let number = self.publications.len() as u64 + 1;
         self.submitted[channel] += 1;
         let (asked, by, except) = (Asked::Not, None, None);
-        let publication =
-            Publication { channel, kind, len, by, except, must_ask: false, asked, place: None };
+        let publication = Publication {
+            channel,
+            kind,
+            len,
+            by,
+            except,
+            must_ask: false,
+            asked,
+            place: None,
+            ms: (self.now_ms(), 0),
+            relayed: None,
+        };
         self.publications.push(publication);
         number
+    }
+
+    /// A publication is a client's own message.
+    pub(crate) fn relayed(&mut self, number: u64, text: &str) {
+        self.publications[number as usize - 1].relayed = Some(text.to_owned());
     }
 
     /// A connection is not to get it.
@@ -266,10 +329,28 @@ impl Judge {
 
     /// The number of the publication in a payload that has one.
     pub(crate) fn number_in(&self, payload: &[u8]) -> Option<u64> {
+        if rooms::is_announcement(payload) {
+            return None;
+        }
         match self.identify(payload, "the application") {
             Some(Ident::Number(number)) => Some(number),
             _ => None,
         }
+    }
+
+    /// Whether it may not be decided yet if something that a connection has sent is published: the application has not
+    /// said so, or the home, which may refuse it, holds it back for readers who are behind.
+    pub(crate) fn awaits_word(&self, conn: ConnId) -> bool {
+        let mut own = self.publications.iter().filter(|own| own.by == Some(conn));
+        own.any(|own| {
+            let limited = self.takes[own.channel].per_second > 0 || self.rooms.is_room(own.channel);
+            own.place.is_none()
+                && match own.asked {
+                    Asked::Waiting | Asked::Allowed => true,
+                    Asked::Not => own.must_ask || limited,
+                    Asked::Refused => false,
+                }
+        })
     }
 
     /// The application was asked about a payload, or has answered: perhaps it is to be another one.
@@ -278,7 +359,7 @@ impl Judge {
         let publication = &mut self.publications[number as usize - 1];
         publication.asked = said;
         if let Some((kind, len)) = instead {
-            (publication.kind, publication.len) = (kind, len);
+            (publication.kind, publication.len, publication.relayed) = (kind, len, None);
         }
     }
 
@@ -321,6 +402,9 @@ impl Judge {
 
     pub(crate) fn payload(&self, number: u64) -> Vec<u8> {
         let publication = &self.publications[number as usize - 1];
+        if let Some(text) = &publication.relayed {
+            return text.clone().into_bytes();
+        }
         payload(number, publication.kind, publication.len)
     }
 
@@ -343,7 +427,9 @@ impl Judge {
             self.broken(Rule::Payload, format_args!("{who} got what nobody published: {shown}"));
             return None;
         }
-        if self.payload(number) != payload {
+        let relays = self.publications[number as usize - 1].relayed.is_some();
+        let as_it_was = if relays { portico::without_context(payload) } else { payload.into() };
+        if *self.payload(number) != *as_it_was {
             let (shown, whole) =
                 (super::trace::shown(payload), super::trace::shown(&self.payload(number)));
             let what = format_args!("{who} got publication {number} as {shown}, not as {whole}");
@@ -381,7 +467,20 @@ impl Judge {
                     );
                     return self.broken(Rule::AskedFirst, what);
                 }
-                _ => self.publications[number as usize - 1].place = Some((epoch, offset)),
+                Some(_) => {}
+                None => {
+                    if publication.by.is_some() {
+                        self.check_taken(number, who);
+                    }
+                    let now_ms = self.now_ms();
+                    let publication = &mut self.publications[number as usize - 1];
+                    (publication.place, publication.ms.1) = (Some((epoch, offset)), now_ms);
+                }
+            }
+            if let Some(why) = self.rooms.is_heard(number) {
+                let name = &self.names[channel];
+                let what = format_args!("{who} got publication {number} of {name}: {why}");
+                return self.broken(Rule::RoomSpeaks, what);
             }
         }
         let life = self.lives[channel].entry(epoch).or_default();
@@ -427,6 +526,32 @@ impl Judge {
         }
     }
 
+    /// What a connection has seen of a channel, in order, that is not sent all that it publishes there.
+    pub(crate) fn seen(&mut self, channel: usize, conn: ConnId, who: &str, seen: Vec<Ident>) {
+        if seen.len() > 1 {
+            self.seen.push((channel, conn, who.to_owned(), seen));
+        }
+    }
+
+    /// Between two publications that somebody has seen one behind the other there are only those it is not to get.
+    fn are_seen_whole(&mut self) {
+        for (channel, conn, who, seen) in std::mem::take(&mut self.seen) {
+            for pair in seen.windows(2) {
+                let (Some((epoch, last)), Some(next)) = (self.place(pair[0]), self.place(pair[1]))
+                else {
+                    continue;
+                };
+                let (from, to) = (last + 1, next.1);
+                let hole = Hole { channel, epoch, from, to, conn, who: who.clone() };
+                if next.0 != epoch || !self.passes_over(hole) {
+                    let name = &self.names[channel];
+                    let what = format_args!("{who} got {to} of {name} where {from} was due");
+                    self.broken(Rule::Dense, what);
+                }
+            }
+        }
+    }
+
     /// A close for lag has named an offset as the first missing behind `last`.
     pub(crate) fn reason(&mut self, last: Ident, named: u64, who: &str) {
         self.reasons.push((last, named, who.to_owned()));
@@ -466,6 +591,8 @@ impl Judge {
             }
         }
         self.are_in_order();
+        self.check_rates();
+        self.are_seen_whole();
         for (last, named, who) in std::mem::take(&mut self.reasons) {
             if let Some((_, offset)) = self.place(last)
                 && named != offset + 1
