@@ -360,9 +360,10 @@ MODE, DELAY_MS, UNDER_WAY, MOST, ELSEWHERE, FLOODED, FLOODED_MOST, CALLS = range
 class Application:
     """What the server asks: a process that does what `mode` says. A user whose name begins with `fan` is let in at once."""
 
-    def __init__(self, host="127.0.0.1", delay=0.0):
+    def __init__(self, host="127.0.0.1", delay=0.0, events=EVENTS):
+        self.events = events
         context = multiprocessing.get_context("fork")
-        self.shared = context.Array("q", CALLS + len(EVENTS))
+        self.shared = context.Array("q", CALLS + len(events))
         self.shared[DELAY_MS] = int(delay * 1000)
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -377,7 +378,7 @@ class Application:
         self.shared[MODE] = mode
 
     def calls(self, event):
-        return self.shared[CALLS + EVENTS.index(event)]
+        return self.shared[CALLS + self.events.index(event)]
 
     def run(self):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -413,7 +414,7 @@ class Application:
         if event == "connect" and "as=fan" in question.get("query", ""):
             write(200, {"user": "fan" + question["connection"]})
             return
-        shared[CALLS + EVENTS.index(event)] += 1
+        shared[CALLS + self.events.index(event)] += 1
         shared[UNDER_WAY] += 1
         shared[MOST] = max(shared[MOST], shared[UNDER_WAY])
         try:
@@ -958,10 +959,10 @@ def reload(options):
         check(not closes, f"the server has ended nobody {closes or ''}")
 
 
-def main():
-    listed = "\n".join(f"  {name:8} {function.__doc__}" for name, function in SCENARIOS.items())
-    parser = argparse.ArgumentParser(description=f"{__doc__}\nscenarios:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
+def main(scenarios, description):
+    listed = "\n".join(f"  {name:8} {function.__doc__}" for name, function in scenarios.items())
+    parser = argparse.ArgumentParser(description=f"{description}\nscenarios:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(scenarios))
     parser.add_argument("--scale", default="full", choices=["full", "small"], help="small takes two to three minutes and few cores, and judges no latencies")
     parser.add_argument("--io", default="io_uring", choices=["io_uring", "epoll"])
     parser.add_argument("--shards", type=int, default=2)
@@ -974,9 +975,9 @@ def main():
     parser.add_argument("--limit", type=int, default=900, help="seconds after which a scenario is ended, and has failed")
     options = parser.parse_args()
     options.full = options.scale == "full"
-    unknown = [name for name in options.scenarios if name not in SCENARIOS]
+    unknown = [name for name in options.scenarios if name not in scenarios]
     if unknown:
-        parser.error(f"no scenario is called {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+        parser.error(f"no scenario is called {', '.join(unknown)}; there are {', '.join(scenarios)}")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -984,12 +985,12 @@ def main():
         raise TooLong
     signal.signal(signal.SIGALRM, too_long)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    for name in options.scenarios or SCENARIOS:
-        print(f"{name} ({options.scale}, {options.io}, {options.shards} shards): {SCENARIOS[name].__doc__}", flush=True)
+    for name in options.scenarios or scenarios:
+        print(f"{name} ({options.scale}, {options.io}, {options.shards} shards): {scenarios[name].__doc__}", flush=True)
         failed, begun = len(FAILED), time.time()
         signal.alarm(options.limit)
         try:
-            SCENARIOS[name](options)
+            scenarios[name](options)
         except TooLong:
             check(False, f"{name} did not end within {options.limit} s")
         except (OSError, AssertionError, subprocess.SubprocessError) as e:
@@ -1003,4 +1004,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(SCENARIOS, __doc__)

@@ -74,7 +74,7 @@ class Server:
         for _ in range(200):
             time.sleep(0.05)
             text = open(self.log_path).read()
-            found = re.findall(r"127\.0\.0\.1:(\d+)", text)
+            found = re.findall(r"://127\.0\.0\.1:(\d+)", text)
             if len(found) >= 2:
                 break
         else:
