@@ -586,6 +586,7 @@ impl<W: Wire> Shard<W> {
             sessions: &mut self.sessions,
             counters: &self.counters,
             limits: self.flush_limits,
+            clock: &self.clock,
             now: self.now,
             now_ms: self.now_ms,
             work_ms: self.work_ms,

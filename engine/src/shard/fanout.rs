@@ -16,12 +16,13 @@ mod stage;
 mod walk;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ringfeed_wire::{Segment, ShortSend, Wire};
 
 use super::feed::Feeds;
 use super::session::{QUEUED, Sessions};
+use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::ids::{LaneId, LogPosition, SessionId, SessionSlot};
 use crate::message::{Chunk, Skip};
@@ -39,6 +40,14 @@ const BYTES_PER_COST: usize = 512;
 pub(super) const SEND_BYTES_MAX: usize = 64 * 1024;
 /// What one turn puts together from short runs at most; what comes after that is sent as it lies.
 const JOINED_BYTES: usize = 2 << 20;
+/// Sends of one lane after which another one has its turn: a channel with tens of thousands of subscribers does not keep
+/// the others waiting, and of channels with fewer each is done with before the next one.
+const WALK_SENDS: usize = 512;
+/// Small sends between two looks at the time, …
+const SENDS_PER_LOOK: usize = 64;
+/// … and the time after which a flush ends. A send takes 3 us mostly, but several times that where sockets are cold, or
+/// where each wakes somebody up.
+const FLUSH_TIME_MAX: Duration = Duration::from_millis(2);
 /// Readers that may meet the lag policy in one turn, for each send that it may make: it takes a tenth of one.
 const FALLS_PER_SEND: usize = 4;
 /// Pause before a socket that was writable and took nothing is tried again.
@@ -78,6 +87,8 @@ pub(super) struct Context<'a, W> {
     pub(super) sessions: &'a mut Sessions,
     pub(super) counters: &'a Counters,
     pub(super) limits: FlushLimits,
+    pub(super) clock: &'a Clock,
+    /// When the turn began.
     pub(super) now: Instant,
     /// What readers are blamed by.
     pub(super) now_ms: u64,
@@ -112,6 +123,15 @@ struct Queued {
     since_ms: u32,
 }
 
+/// Where a session waits to be served, first in, first out: in one queue at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Queue {
+    /// There is something in logs for it.
+    Feed,
+    /// Something else is in its outbox. Those who ask much at once, each for itself, do not keep the feed waiting.
+    Replies,
+}
+
 /// What fan-out keeps between turns.
 #[derive(Debug)]
 pub(super) struct Fanout {
@@ -119,8 +139,10 @@ pub(super) struct Fanout {
     sends_max: usize,
     /// Lanes with something that not every subscriber in their walked list was sent, and since when.
     dirty: VecDeque<(LaneId, u64)>,
-    /// Sessions to be served, first in, first out.
-    queue: VecDeque<Queued>,
+    /// What the first of them may still take of a turn's budget before it is another one's turn.
+    walk_left: usize,
+    /// Sessions to be served, by [`Queue`].
+    queues: [VecDeque<Queued>; 2],
     recent: Recent,
     /// Where short runs of one send are put together.
     joined: Segment,
@@ -162,7 +184,8 @@ impl Fanout {
         Fanout {
             sends_max,
             dirty: VecDeque::new(),
-            queue: VecDeque::new(),
+            walk_left: WALK_SENDS * COST_OF_SEND,
+            queues: Default::default(),
             recent: Recent::default(),
             joined: Segment::new(JOINED_BYTES),
             staged: Vec::new(),
@@ -185,10 +208,7 @@ impl Fanout {
 
     /// Whether there is something to do at once.
     pub(super) fn has_work(&self) -> bool {
-        !self.dirty.is_empty()
-            || !self.queue.is_empty()
-            || !self.touched.is_empty()
-            || self.unaged > 0
+        !self.dirty.is_empty() || self.queued() > 0 || !self.touched.is_empty() || self.unaged > 0
     }
 
     /// Whether nothing more may be appended.
@@ -198,7 +218,7 @@ impl Fanout {
 
     /// Sessions waiting to be served.
     pub(super) fn queued(&self) -> usize {
-        self.queue.len()
+        self.queues.iter().map(VecDeque::len).sum()
     }
 
     /// What the last flush, or tick, has found about sessions.
@@ -211,14 +231,21 @@ impl Fanout {
         std::mem::take(&mut self.pressures)
     }
 
-    /// Puts a session in the queue, once.
-    pub(super) fn enqueue(&mut self, sessions: &mut Sessions, slot: SessionSlot, now_ms: u64) {
+    /// Puts a session in a queue, where it is in none.
+    pub(super) fn enqueue(
+        &mut self,
+        sessions: &mut Sessions,
+        slot: SessionSlot,
+        queue: Queue,
+        now_ms: u64,
+    ) {
         let session = sessions.id(slot);
         let hot = sessions.hot_mut(slot);
         if hot.flags & QUEUED == 0 {
             hot.flags |= QUEUED;
             // Compared within minutes: the low bits do.
-            self.queue.push_back(Queued { session, since_ms: now_ms as u32 });
+            let queued = Queued { session, since_ms: now_ms as u32 };
+            self.queues[queue as usize].push_back(queued);
         }
     }
 
@@ -256,18 +283,21 @@ impl Fanout {
         }
     }
 
-    /// Sends what there is to send, up to the turn's limit.
+    /// Sends what there is to send, up to the turn's limits.
     pub(super) fn flush<W: Wire>(&mut self, cx: &mut Context<W>) -> std::io::Result<()> {
-        let budget = self.sends_max * COST_OF_SEND;
-        // Neither way of scheduling can starve the other: each has half, and what the other leaves.
-        let mut left = if self.dirty.is_empty() { budget } else { budget / 2 };
-        let spared = budget - left;
-        self.serve_queue(cx, &mut left);
-        left += spared;
-        self.walk_lanes(cx, &mut left);
-        self.serve_queue(cx, &mut left);
-        let submitted = self.submit(cx);
-        self.settle(cx);
+        let began = cx.clock.now();
+        let mut left = self.sends_max * COST_OF_SEND;
+        let mut submitted = Ok(());
+        while submitted.is_ok() && left > 0 {
+            let most = left.min(SENDS_PER_LOOK * COST_OF_SEND);
+            let spent = self.stage_some(cx, most);
+            submitted = self.submit(cx);
+            self.settle(cx);
+            left = left.saturating_sub(spent);
+            if spent < most || cx.clock.now() - began > FLUSH_TIME_MAX {
+                break;
+            }
+        }
         self.recent.forget(cx.feeds, &mut self.touched);
         // Kept for the next turn: no turn allocates.
         while let Some(id) = self.touched.pop() {
@@ -280,6 +310,24 @@ impl Fanout {
         submitted
     }
 
+    /// Stages what is to be sent next, for so much of the budget. Returns what it is of that.
+    fn stage_some<W: Wire>(&mut self, cx: &mut Context<W>, most: usize) -> usize {
+        // None of the ways of scheduling can starve another: each has its share, and what the others leave.
+        let ways = self.queues.iter().filter(|queue| !queue.is_empty()).count()
+            + usize::from(!self.dirty.is_empty());
+        let share = most / ways.max(1);
+        let mut left = most;
+        for queue in [Queue::Feed, Queue::Replies] {
+            let mut own = share;
+            self.serve_queue(cx, queue, &mut own);
+            left -= share - own;
+        }
+        self.walk_lanes(cx, &mut left);
+        self.serve_queue(cx, Queue::Feed, &mut left);
+        self.serve_queue(cx, Queue::Replies, &mut left);
+        most - left
+    }
+
     fn is_late<W>(&self, cx: &Context<W>) -> bool {
         let now_ms = cx.work_ms;
         // A walk that has begun goes on with the newest state of its log: it is not late.
@@ -288,21 +336,21 @@ impl Fanout {
             .iter()
             .filter(|&&(id, _)| cx.feeds.try_lane(id).is_some_and(|lane| lane.walk == 0));
         let lane = waiting.next().is_some_and(|&(_, since_ms)| now_ms - since_ms > LATE_MS);
-        let first = self.queue.front();
+        let first = self.queues[Queue::Feed as usize].front();
         let waits = |queued: &Queued| u64::from((now_ms as u32).wrapping_sub(queued.since_ms));
         lane || first.is_some_and(|queued| waits(queued) > LATE_MS)
     }
 
-    /// Serves sessions in their order.
-    fn serve_queue<W: Wire>(&mut self, cx: &mut Context<W>, left: &mut usize) {
+    /// Serves sessions of a queue in their order.
+    fn serve_queue<W: Wire>(&mut self, cx: &mut Context<W>, queue: Queue, left: &mut usize) {
         // Each at most once: who has more than fits goes behind the others.
-        for _ in 0..self.queue.len() {
+        for _ in 0..self.queues[queue as usize].len() {
             if *left == 0 {
                 return;
             }
-            let Some(queued) = self.queue.pop_front() else { return };
+            let Some(queued) = self.queues[queue as usize].pop_front() else { return };
             let Some(slot) = cx.sessions.current(queued.session) else { continue };
-            *left = left.saturating_sub(self.serve(cx, slot));
+            *left = left.saturating_sub(self.serve(cx, slot, queue));
         }
     }
 
@@ -311,14 +359,22 @@ impl Fanout {
         // Each at most once: a second walk could send to a socket twice.
         for _ in 0..self.dirty.len() {
             let Some((id, since_ms)) = self.dirty.pop_front() else { return };
-            match self.walk(cx, id, left) {
-                Walk::Done => {}
-                Walk::Again => self.dirty.push_back((id, cx.work_ms)),
-                Walk::OutOfBudget => {
+            let others_wait = !self.dirty.is_empty();
+            let most = if others_wait { self.walk_left.min(*left) } else { *left };
+            let mut own = most;
+            let walk = self.walk(cx, id, &mut own);
+            *left -= most - own;
+            self.walk_left = self.walk_left.saturating_sub(most - own);
+            match walk {
+                Walk::OutOfBudget if *left == 0 && (self.walk_left > 0 || !others_wait) => {
                     self.dirty.push_front((id, since_ms));
                     return;
                 }
+                Walk::OutOfBudget => self.dirty.push_back((id, since_ms)),
+                Walk::Again => self.dirty.push_back((id, cx.work_ms)),
+                Walk::Done => {}
             }
+            self.walk_left = WALK_SENDS * COST_OF_SEND;
         }
     }
 
@@ -348,6 +404,6 @@ impl Fanout {
             assert_eq!(listed, usize::from(lane.lagging), "{} lags and is listed once", lane.name);
         }
         let waiting = self.recent.waiting();
-        assert!(waiting == 0 || !self.queue.is_empty(), "who waits for a chunk is in the queue");
+        assert!(waiting == 0 || self.queued() > 0, "who waits for a chunk is in a queue");
     }
 }

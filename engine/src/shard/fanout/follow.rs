@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Context, Fanout, list_once};
+use super::{Context, Fanout, Queue, list_once};
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::message::Skip;
 use crate::shard::feed::{FOLLOWS, Feeds};
@@ -151,7 +151,7 @@ impl Fanout {
             } else {
                 overflowed.push(subscriber.session);
             }
-            self.enqueue(cx.sessions, subscriber.session, cx.work_ms);
+            self.enqueue(cx.sessions, subscriber.session, Queue::Feed, cx.work_ms);
         }
         if waiting > 0 {
             if lane.followed == 0 {

@@ -5,7 +5,7 @@ use ringfeed_protocol::Event;
 use ringfeed_wire::{Segment, SocketId, VECTORED_RUNS_MAX, Wire};
 
 use super::{
-    BYTES_PER_COST, COST_OF_PART, COST_OF_SEND, Context, Fanout, SEND_BYTES_MAX, list_once,
+    BYTES_PER_COST, COST_OF_PART, COST_OF_SEND, Context, Fanout, Queue, SEND_BYTES_MAX, list_once,
 };
 use crate::ids::{LaneId, LogPosition, SessionSlot};
 use crate::shard::feed::{FOLLOWS, GAPPED, List};
@@ -96,9 +96,14 @@ impl Staged {
 
 impl Fanout {
     /// Stages everything that one session has to send: the rest of a half-sent frame's lane, its
-    /// outbox, then its channels. What does not fit waits for its next turn in the queue. Returns what it
+    /// outbox, then its channels. What does not fit waits for its next turn in its queue. Returns what it
     /// costs of the turn's budget.
-    pub(super) fn serve<W: Wire>(&mut self, cx: &mut Context<W>, slot: SessionSlot) -> usize {
+    pub(super) fn serve<W: Wire>(
+        &mut self,
+        cx: &mut Context<W>,
+        slot: SessionSlot,
+        queue: Queue,
+    ) -> usize {
         let hot = cx.sessions.hot_mut(slot);
         hot.flags &= !QUEUED;
         // It comes back when its socket takes bytes again.
@@ -107,7 +112,7 @@ impl Fanout {
         }
         // Once in a submission: it may have been put in the queue again by what its send left over.
         if hot.staged != NOT_STAGED {
-            self.enqueue(cx.sessions, slot, cx.work_ms);
+            self.enqueue(cx.sessions, slot, queue, cx.work_ms);
             return COST_OF_PART;
         }
         if hot.flags & GAPS != 0 {
@@ -118,7 +123,7 @@ impl Fanout {
         staged.finish_joining(&self.joined);
         let cost = COST_OF_PART * staged.parts.len() + staged.bytes / BYTES_PER_COST;
         if left_over {
-            self.enqueue(cx.sessions, slot, cx.work_ms);
+            self.enqueue(cx.sessions, slot, queue, cx.work_ms);
         }
         if staged.parts.is_empty() {
             cx.sessions.hot_mut(slot).flags &= !WOKEN;

@@ -11,6 +11,7 @@ use crate::ids::SessionSlot;
 use crate::message::{Question, Request};
 use crate::shard::Shard;
 use crate::shard::asks::Awaiting;
+use crate::shard::fanout::Queue;
 use crate::shard::timers::{Purpose, Timer};
 
 /// How long the peer has to read the close frame after it broke the protocol.
@@ -90,7 +91,8 @@ impl<W: Wire> Shard<W> {
 
     /// Has a session looked at as a whole in the next flush.
     pub(in crate::shard) fn look_at(&mut self, slot: SessionSlot) {
-        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
+        let queue = if self.sessions.has(slot, OUTBOX) { Queue::Replies } else { Queue::Feed };
+        self.fanout.enqueue(&mut self.sessions, slot, queue, self.work_ms);
     }
 
     /// Begins the closing handshake with the code of its reason.

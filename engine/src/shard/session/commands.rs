@@ -315,7 +315,7 @@ impl<W: Wire> Shard<W> {
         }
         // With cursors first; once it has everything, it follows.
         self.sessions.hot_mut(slot).flags |= MULTI | CURSORS;
-        self.fanout.enqueue(&mut self.sessions, slot, self.work_ms);
+        self.look_at(slot);
     }
 
     /// Takes a subscriber out of its lane. The last one moves to its place, and its session is told.
