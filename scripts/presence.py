@@ -127,6 +127,8 @@ def until_members(server, count, seconds=120):
     return time.time()
 
 
+# A channel stays usable if p99 of another one becomes no more worse than this while tens of thousands join and leave.
+STORM_SLACK_MS = 50
 HALL = """
 [[channels]]
 pattern = "hall"
@@ -137,13 +139,22 @@ pattern = "*"
 """
 
 
+def leave_cores_to(shards):
+    """Clients and loadgen on other cores than the shards, where there are two more: the shards are what is measured."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= shards + 2:
+        os.sched_setaffinity(0, cores[shards:])
+    return cores
+
+
 @scenario
 def members(options):
     """Many join one channel at once, and leave it at once: how long, how many bytes for each, the longest turn, and what others feel."""
     count, parts, conns, rate, seconds, rounds = (50_000, 8, 1000, 100, 15, 3) if options.full else (400, 2, 100, 50, 6, 1)
     flags = ("--conns", conns, "--channels", 10, "--rate", rate, "--duration", seconds, "--settle", 1)
     reports, times, shares, turns = {"without": [], "beside": []}, {}, {}, []
-    with serving(options, HALL + access.ISSUER, ["auth.anonymous=true"]) as server:
+    with serving(options, HALL + access.ISSUER, ["auth.anonymous=true", "server.pin=true"]) as server:
+        cores = leave_cores_to(options.shards)
         for _ in range(rounds):
             all_parts = [Part(server, n * (count // parts), count // parts) for n in range(parts)]
 
@@ -178,15 +189,18 @@ def members(options):
             for part in all_parts:
                 part.process.join()
             turns.append((after["turn_max_us"] / 1000, after["turn_cpu_max_us"] / 1000, before["turn_cpu_max_us"] / 1000))
+        os.sched_setaffinity(0, cores)
         for name, all_times in times.items():
             say(f"{count} {name}: {', '.join(f'{t:.2f}' for t in all_times)} s")
         for name, all_shares in shares.items():
             share = statistics.median(all_shares)
             check(share < 4096, f"{name}: {share:.0f} bytes to each, notices and all (bar: 4096)")
-        for wall, cpu, before in turns:
-            check(cpu < 10 or not options.full, f"longest turn {cpu:.1f} ms CPU, {wall:.1f} ms (before, also of the connecting: {before:.1f} ms CPU; bar: 10 ms CPU)")
+        wall, cpu, before = (statistics.median(column) for column in zip(*turns))
+        check(cpu < 10 or not options.full, f"longest turn {cpu:.1f} ms CPU, {wall:.1f} ms (before, also of the connecting: {before:.1f} ms CPU; medians of {len(turns)}; bar: 10 ms CPU)")
         for report in reports["without"] + reports["beside"]:
             lossless(report, "another channel")
+        # The shards have all hands full for a third of the time: the 99th of a hundred is one of the worst of that third.
+        options.slack_ms = max(options.slack_ms, STORM_SLACK_MS)
         compare(options, reports["without"], reports["beside"], f"{count} who join and leave")
         closes = {kind: n for kind, n in server.closes().items() if not kind.startswith(("normal", "peer_gone"))}
         check(not closes, f"the server has ended nobody {closes or ''}")

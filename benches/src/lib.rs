@@ -40,6 +40,10 @@ pub struct Switch {
     pub refuse: Cell<bool>,
     /// Sends tried.
     pub sends: Cell<u64>,
+    /// The socket that the last one was for.
+    pub last: Cell<Option<SocketId>>,
+    /// The socket that was taken in last.
+    pub newest: Cell<Option<SocketId>>,
 }
 
 impl NullWire {
@@ -54,7 +58,8 @@ impl NullWire {
         })
     }
 
-    fn tried(&mut self, tag: u32, bytes: usize) {
+    fn tried(&mut self, socket: SocketId, tag: u32, bytes: usize) {
+        self.switch.last.set(Some(socket));
         self.usage.sends += 1;
         self.usage.bytes_out += bytes as u64;
         self.switch.sends.set(self.usage.sends);
@@ -68,16 +73,18 @@ impl Wire for NullWire {
     fn adopt(&mut self, _: OwnedFd) -> Result<SocketId, WireError> {
         self.usage.sockets += 1;
         // Far fewer sockets than a slot number holds.
-        Ok(SocketId::new(self.usage.sockets as u32, 0))
+        let socket = SocketId::new(self.usage.sockets as u32, 0);
+        self.switch.newest.set(Some(socket));
+        Ok(socket)
     }
     fn connect(&mut self, _: SocketAddr, _: Option<IpAddr>) -> Result<SocketId, WireError> {
         Err(WireError::Full(0))
     }
-    fn send(&mut self, _: SocketId, tag: u32, bytes: &Bytes) {
-        self.tried(tag, bytes.len());
+    fn send(&mut self, socket: SocketId, tag: u32, bytes: &Bytes) {
+        self.tried(socket, tag, bytes.len());
     }
-    fn send_vectored(&mut self, _: SocketId, tag: u32, runs: &[Bytes]) {
-        self.tried(tag, runs.iter().map(Bytes::len).sum());
+    fn send_vectored(&mut self, socket: SocketId, tag: u32, runs: &[Bytes]) {
+        self.tried(socket, tag, runs.iter().map(Bytes::len).sum());
     }
     fn submit(&mut self, short: &mut Vec<ShortSend>) -> io::Result<()> {
         short.append(&mut self.short);
@@ -109,6 +116,7 @@ impl Wire for NullWire {
 pub struct Stage {
     shard: Shard<NullWire>,
     shared: Arc<Shared>,
+    local: Rc<Local>,
     channels: Vec<ChannelName>,
     switch: Rc<Switch>,
 }
@@ -138,40 +146,55 @@ impl Stage {
             local.clone(),
             Environment::machine(),
         );
-        let names = (0..channels).map(|i| ChannelName::new(&format!("bench.c{i}")));
-        let channels: Vec<ChannelName> =
-            names.collect::<Result<_, _>>().map_err(io::Error::other)?;
-        let mut stage = Stage { shard, shared: shared.clone(), channels, switch };
+        let mut stage = Stage { shard, shared, local, channels: Vec::new(), switch };
+        for _ in 0..channels {
+            stage.add_channel()?;
+        }
         let mut next = (0..stage.channels.len()).cycle();
         for _ in 0..subscribers {
-            let mut rest = Vec::new();
-            for at in next.by_ref().take(each as usize) {
-                let command =
-                    format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", stage.channels[at]);
-                write_client(&mut rest, Opcode::Text, command.as_bytes(), [0; 4]);
-            }
-            let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            let permit = shared.admission.admit(address).map_err(io::Error::other)?;
-            let socket = File::open("/dev/null")?.into();
-            let dialect = Dialect::Ringfeed;
-            let answer = Vec::new();
-            let credentials = Credentials::default();
-            local.promote(Promoted {
-                socket,
-                endpoint: 0,
-                dialect,
-                talk: None,
-                answer,
-                rest,
-                permit,
-                credentials,
-            });
-            if stage.turn()? {
-                stage.settle()?;
-            }
+            stage.connect(next.by_ref().take(each as usize))?;
         }
         stage.settle()?;
         Ok(stage)
+    }
+
+    /// One channel more.
+    ///
+    /// # Errors
+    /// When it has no name.
+    pub fn add_channel(&mut self) -> io::Result<()> {
+        let name = format!("bench.c{}", self.channels.len());
+        self.channels.push(ChannelName::new(&name).map_err(io::Error::other)?);
+        Ok(())
+    }
+
+    /// One connection more, on these channels.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn connect(&mut self, channels: impl Iterator<Item = usize>) -> io::Result<()> {
+        let mut rest = Vec::new();
+        for at in channels {
+            let command =
+                format!("{{\"type\":\"subscribe\",\"channel\":\"{}\"}}", self.channels[at]);
+            write_client(&mut rest, Opcode::Text, command.as_bytes(), [0; 4]);
+        }
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let permit = self.shared.admission.admit(address).map_err(io::Error::other)?;
+        self.local.promote(Promoted {
+            socket: File::open("/dev/null")?.into(),
+            endpoint: 0,
+            dialect: Dialect::Ringfeed,
+            talk: None,
+            answer: Vec::new(),
+            rest,
+            permit,
+            credentials: Credentials::default(),
+        });
+        if self.turn()? {
+            self.settle()?;
+        }
+        Ok(())
     }
 
     /// Hands the shard publications of one payload, to its channels in turn from `first` on.
@@ -205,5 +228,31 @@ impl Stage {
     pub fn settle(&mut self) -> io::Result<()> {
         while self.turn()? {}
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_with_many_subscribers_does_not_keep_others_waiting() {
+        let many = 5_000;
+        let mut stage = Stage::new(many, 1, 1).unwrap();
+        stage.add_channel().unwrap();
+        stage.connect([1].into_iter()).unwrap();
+        stage.settle().unwrap();
+        let payload = Bytes::from_static(b"1");
+        let before = stage.switch().sends.get();
+        stage.publish(0, 1, &payload);
+        stage.turn().unwrap();
+        stage.publish(1, 1, &payload);
+        while stage.switch().last.get() != stage.switch().newest.get() {
+            assert!(stage.turn().unwrap(), "it is sent");
+        }
+        let sends = stage.switch().sends.get() - before;
+        assert!(sends < u64::from(many) / 2, "{sends} sends came first");
+        stage.settle().unwrap();
+        assert_eq!(stage.switch().sends.get() - before, u64::from(many) + 1);
     }
 }

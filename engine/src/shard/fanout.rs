@@ -42,7 +42,7 @@ pub(super) const SEND_BYTES_MAX: usize = 64 * 1024;
 const JOINED_BYTES: usize = 2 << 20;
 /// Sends of one lane after which another one has its turn: a channel with tens of thousands of subscribers does not keep
 /// the others waiting, and of channels with fewer each is done with before the next one.
-const WALK_SENDS: usize = 512;
+const WALK_SENDS: usize = 1024;
 /// Small sends between two looks at the time, …
 const SENDS_PER_LOOK: usize = 64;
 /// … and the time after which a flush ends. A send takes 3 us mostly, but several times that where sockets are cold, or
