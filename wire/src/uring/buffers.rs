@@ -18,6 +18,8 @@ pub(super) struct Buffers {
     entries: u16,
     buffer_bytes: u32,
     tail: u16,
+    /// Those that we know the kernel has filled and that were not given back.
+    taken: u16,
 }
 
 impl Buffers {
@@ -41,7 +43,7 @@ impl Buffers {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(address.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mut buffers = Buffers { base, mapped, entries, buffer_bytes, tail: 0 };
+        let mut buffers = Buffers { base, mapped, entries, buffer_bytes, tail: 0, taken: entries };
         // SAFETY: the mapping holds `entries` page-aligned entries and stays until `Buffers` drops,
         // which is after the ring is closed.
         unsafe {
@@ -60,6 +62,16 @@ impl Buffers {
         let offset = Self::entry_bytes(self.entries) + usize::from(id) * self.buffer_bytes as usize;
         // SAFETY: within the mapping, by the assertion and the mapping's size.
         unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// A completion has handed a buffer to us.
+    pub(super) fn note_taken(&mut self) {
+        self.taken += 1;
+    }
+
+    /// Buffers that the kernel has, as far as its completions were looked at.
+    pub(super) fn free(&self) -> u16 {
+        self.entries - self.taken
     }
 
     /// The first `len` bytes of a buffer that a completion has handed to us.
@@ -82,6 +94,7 @@ impl Buffers {
         entry.set_len(self.buffer_bytes);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
+        self.taken -= 1;
         // SAFETY: the tail lies in the first entry, is aligned, and is shared with the kernel,
         // which reads it with acquire ordering.
         let tail = unsafe {

@@ -73,8 +73,8 @@ pub(super) struct Ring {
     slots: Vec<Slot>,
     free: Vec<u32>,
     capacity: u32,
-    /// Receives to be armed again once buffers are back.
-    starved: Vec<u32>,
+    /// Receives to be armed again once buffers are back, first in, first out.
+    starved: VecDeque<u32>,
     /// Socket addresses that staged submissions point to; the kernel copies them on submission.
     #[expect(clippy::vec_box, reason = "the kernel is given their addresses: they must not move")]
     addresses: Vec<Box<Address>>,
@@ -132,7 +132,7 @@ impl Ring {
             slots: Vec::new(),
             free: Vec::new(),
             capacity,
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             addresses: Vec::new(),
             one: Box::new(1),
             completed: VecDeque::new(),
@@ -243,7 +243,10 @@ impl Ring {
     /// Submits all that is staged and what waits to be armed again; skips the kernel if it has
     /// nothing.
     pub(super) fn enter(&mut self) -> io::Result<()> {
-        for slot in std::mem::take(&mut self.starved) {
+        // No more than can be served: where thousands send at once, arming all of them again only to have most of them
+        // turned away costs far more than what is received.
+        for _ in 0..self.buffers.free() {
+            let Some(slot) = self.starved.pop_front() else { break };
             let Slot { state, receiving, paused, .. } = *self.slot(slot);
             if state == State::Open && !receiving && !paused {
                 self.start_receiving(slot);
@@ -526,6 +529,7 @@ impl Ring {
             Op::Receive => {
                 self.slot(slot).receiving = more;
                 if let Some(buffer) = cqueue::buffer_select(flags) {
+                    self.buffers.note_taken();
                     if result > 0 && state == State::Open {
                         let len = result.unsigned_abs();
                         self.usage.bytes_in += u64::from(len);
@@ -578,13 +582,13 @@ impl Ring {
             0 => tell(Outcome::Closed { slot, generation, error: 0 }),
             libc::ENOBUFS => {
                 self.usage.buffer_shortages += 1;
-                self.starved.push(slot);
+                self.starved.push_back(slot);
             }
             libc::ECANCELED if paused => {}
             error if error > 0 && error != libc::ECANCELED => {
                 tell(Outcome::Closed { slot, generation, error });
             }
-            _ => self.starved.push(slot),
+            _ => self.starved.push_back(slot),
         }
     }
 }

@@ -173,6 +173,23 @@ fn bytes_flow_through_a_pool_smaller_than_what_is_under_way() {
 }
 
 #[test]
+fn who_waits_for_a_buffer_is_not_turned_away_again_and_again() {
+    const SOCKETS: usize = 200;
+    let mut wire = open(small());
+    let mut far_ends: Vec<_> = (0..SOCKETS).map(|_| adopted(&mut *wire).1).collect();
+    for far in &mut far_ends {
+        far.write_all(b"all at once").unwrap();
+    }
+    let mut seen = 0;
+    drive(&mut *wire, |_, what| {
+        seen += usize::from(matches!(what, What::Received(..)));
+        seen == SOCKETS
+    });
+    let shortages = wire.usage().buffer_shortages;
+    assert!(shortages <= 2 * SOCKETS as u64, "{shortages} for {SOCKETS} sockets");
+}
+
+#[test]
 fn more_completions_at_once_than_the_queue_holds_all_arrive() {
     let config = WireConfig { receive_buffers: 1024, ..small() };
     let mut wire = open(config);
