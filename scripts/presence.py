@@ -38,14 +38,15 @@ OPEN, JOIN, LEAVE, CUT = range(4)
 class Part:
     """A process with some of the connections. It does what `order` says and answers with what it saw."""
 
-    def __init__(self, server, first, count):
+    def __init__(self, server, first, count, cores):
         context = multiprocessing.get_context("fork")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=self.run, args=(other, server.public, first, count), daemon=True)
+        self.process = context.Process(target=self.run, args=(other, server.public, first, count, cores), daemon=True)
         self.process.start()
 
-    def run(self, pipe, port, first, count):
+    def run(self, pipe, port, first, count, cores):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.sched_setaffinity(0, cores)
         os.nice(10)  # the clients are not what is measured
         self.pollers = select.epoll()
         self.sockets, self.buffers = {}, {}
@@ -139,12 +140,11 @@ pattern = "*"
 """
 
 
-def leave_cores_to(shards):
-    """Clients and loadgen on other cores than the shards, where there are two more: the shards are what is measured."""
+def spread(shards):
+    """Cores: those that loadgen, and what this process does itself, have, and those of the clients. The shards, which are what is
+    measured, have the first ones for themselves, where there are two more."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= shards + 2:
-        os.sched_setaffinity(0, cores[shards:])
-    return cores
+    return (cores[shards:shards + 1], cores[shards + 1:]) if len(cores) >= shards + 2 else (cores, cores)
 
 
 @scenario
@@ -154,9 +154,11 @@ def members(options):
     flags = ("--conns", conns, "--channels", 10, "--rate", rate, "--duration", seconds, "--settle", 1)
     reports, times, shares, turns = {"without": [], "beside": []}, {}, {}, []
     with serving(options, HALL + access.ISSUER, ["auth.anonymous=true", "server.pin=true"]) as server:
-        cores = leave_cores_to(options.shards)
+        before_all = os.sched_getaffinity(0)
+        own_cores, client_cores = spread(options.shards)
+        os.sched_setaffinity(0, own_cores)
         for _ in range(rounds):
-            all_parts = [Part(server, n * (count // parts), count // parts) for n in range(parts)]
+            all_parts = [Part(server, n * (count // parts), count // parts, client_cores) for n in range(parts)]
 
             def together(order):
                 for part in all_parts:
@@ -189,7 +191,7 @@ def members(options):
             for part in all_parts:
                 part.process.join()
             turns.append((after["turn_max_us"] / 1000, after["turn_cpu_max_us"] / 1000, before["turn_cpu_max_us"] / 1000))
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, before_all)
         for name, all_times in times.items():
             say(f"{count} {name}: {', '.join(f'{t:.2f}' for t in all_times)} s")
         for name, all_shares in shares.items():
