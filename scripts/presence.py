@@ -287,10 +287,10 @@ def told(options):
                         check(good, f"{NAMES[now]}: {turns} came or went, in the end it knows who is there: {len(there)}{given_up}")
                         for client in clients.values():
                             client.close()
-                        # Where something was given up it does not hear of everybody who has left: of whom, the gauge knows,
-                        # which is written once a second.
+                        # Where something was given up it does not hear of everybody who has left, or of some who never came: when
+                        # that is all, the gauge knows, which is written once a second.
                         end, heard = time.time() + 60, time.time() + 3
-                        while time.time() < end and there and (not lost or time.time() < heard):
+                        while time.time() < end and (time.time() < heard if lost else there):
                             if members_of(server) or server.totals()["presence_changes_waiting"]:
                                 heard = time.time() + 3
                             time.sleep(0.1)

@@ -333,15 +333,18 @@ impl Link {
         let sure = self.talk.errors == 0;
         let first = own.find(|pending| is_this(pending) || sure && is_owed(pending, speaks));
         let asked = first.is_some_and(is_this);
+        let always = self.chance(Op::Subscribe, channel, scene.setup).always;
+        let may_be_taken = !always || self.is_ordered_off(channel, scene.judge);
         if asked || !unasked {
+            // Or it was taken, and what was asked for is still to be refused.
+            self.errors_open += u64::from(unasked && !sure && may_be_taken);
             let Some(pending) = self.answered(channel, is_this, scene) else { return };
             if let Some(own) = self.channels.get_mut(&channel) {
                 own.unsubscribed = pending.turn;
                 own.view = View::Off;
             }
         } else {
-            let always = self.chance(Op::Subscribe, channel, scene.setup).always;
-            if always && !self.is_ordered_off(channel, scene.judge) {
+            if !may_be_taken {
                 let name = &scene.judge.names[channel];
                 let what = format_args!("{} was taken {name}, which it may have", self.who);
                 scene.judge.broken(Rule::Ordered, what);
