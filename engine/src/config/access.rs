@@ -108,6 +108,9 @@ impl Config {
                 }
             }
         }
+        if self.limits.rooms_per_user_max > 0 && !self.channels.iter().any(|rule| rule.room) {
+            hazards.push("limits.rooms_per_user_max: no rule of [[channels]] has room = true, so it limits nothing".into());
+        }
         hazards
     }
 }
@@ -279,6 +282,14 @@ mod tests {
         let hazards = config.hazards();
         assert_eq!(hazards.len(), 2, "{hazards:?}");
         assert!(hazards[0].starts_with("permissions[2].channels: \"e.{user}.*\": "), "{hazards:?}");
+    }
+
+    #[test]
+    fn a_limit_of_rooms_where_there_are_none_is_told() {
+        let flags = vec!["limits.rooms_per_user_max=2".to_owned()];
+        let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
+        let hazards = config.hazards();
+        assert!(hazards[0].starts_with("limits.rooms_per_user_max: "), "{hazards:?}");
     }
 
     #[test]

@@ -38,7 +38,7 @@ const COST_OF_PART: usize = 1;
 const BYTES_PER_COST: usize = 512;
 /// Most bytes in one send to one connection.
 pub(super) const SEND_BYTES_MAX: usize = 64 * 1024;
-/// What one turn puts together from short runs at most; what comes after that is sent as it lies.
+/// What one submission puts together from short runs at most; what comes after that is sent as it lies.
 const JOINED_BYTES: usize = 2 << 20;
 /// Sends of one lane after which another one has its turn: a channel with tens of thousands of subscribers does not keep
 /// the others waiting, and of channels with fewer each is done with before the next one.

@@ -245,11 +245,14 @@ impl Ring {
     pub(super) fn enter(&mut self) -> io::Result<()> {
         // No more than can be served: where thousands send at once, arming all of them again only to have most of them
         // turned away costs far more than what is received.
-        for _ in 0..self.buffers.free() {
-            let Some(slot) = self.starved.pop_front() else { break };
+        let mut room = self.buffers.free();
+        while room > 0
+            && let Some(slot) = self.starved.pop_front()
+        {
             let Slot { state, receiving, paused, .. } = *self.slot(slot);
             if state == State::Open && !receiving && !paused {
                 self.start_receiving(slot);
+                room -= 1;
             }
         }
         let queue = self.ring.submission();
