@@ -40,13 +40,13 @@ const BYTES_PER_COST: usize = 512;
 pub(super) const SEND_BYTES_MAX: usize = 64 * 1024;
 /// What one submission puts together from short runs at most; what comes after that is sent as it lies.
 const JOINED_BYTES: usize = 2 << 20;
-/// Sends of one lane after which another one has its turn: a channel with tens of thousands of subscribers does not keep
-/// the others waiting, and of channels with fewer each is done with before the next one.
-const WALK_SENDS: usize = 1024;
-/// Small sends between two looks at the time, …
-const SENDS_PER_LOOK: usize = 64;
-/// … and the time after which a flush ends. A send takes 3 us mostly, but several times that where sockets are cold, or
-/// where each wakes somebody up.
+/// Turns' budgets that one lane takes before another one has its turn: a channel with tens of thousands of subscribers does
+/// not keep the others waiting, and of channels with up to 1,024 on a shard each is done with before the next one.
+const WALK_TURNS: usize = 4;
+/// Parts of a turn's budget, between which a flush looks at the time, …
+const FLUSH_PARTS: usize = 4;
+/// … and the time after which it ends. A send takes 3 us mostly, but several times that where sockets are cold, or where
+/// each wakes somebody up.
 const FLUSH_TIME_MAX: Duration = Duration::from_millis(2);
 /// Readers that may meet the lag policy in one turn, for each send that it may make: it takes a tenth of one.
 const FALLS_PER_SEND: usize = 4;
@@ -135,11 +135,13 @@ pub(super) enum Queue {
 /// What fan-out keeps between turns.
 #[derive(Debug)]
 pub(super) struct Fanout {
-    /// Small sends in one turn.
+    /// Small sends in one turn, …
     sends_max: usize,
+    /// … and what they cost.
+    budget: usize,
     /// Lanes with something that not every subscriber in their walked list was sent, and since when.
     dirty: VecDeque<(LaneId, u64)>,
-    /// What the first of them may still take of a turn's budget before it is another one's turn.
+    /// What the first of them may still take before it is another one's turn.
     walk_left: usize,
     /// Sessions to be served, by [`Queue`].
     queues: [VecDeque<Queued>; 2],
@@ -183,8 +185,9 @@ impl Fanout {
     pub(super) fn new(sends_max: usize) -> Fanout {
         Fanout {
             sends_max,
+            budget: sends_max * COST_OF_SEND,
             dirty: VecDeque::new(),
-            walk_left: WALK_SENDS * COST_OF_SEND,
+            walk_left: WALK_TURNS * sends_max * COST_OF_SEND,
             queues: Default::default(),
             recent: Recent::default(),
             joined: Segment::new(JOINED_BYTES),
@@ -286,10 +289,10 @@ impl Fanout {
     /// Sends what there is to send, up to the turn's limits.
     pub(super) fn flush<W: Wire>(&mut self, cx: &mut Context<W>) -> std::io::Result<()> {
         let began = cx.clock.now();
-        let mut left = self.sends_max * COST_OF_SEND;
+        let mut left = self.budget;
         let mut submitted = Ok(());
         while submitted.is_ok() && left > 0 {
-            let most = left.min(SENDS_PER_LOOK * COST_OF_SEND);
+            let most = left.min(self.budget / FLUSH_PARTS);
             let spent = self.stage_some(cx, most);
             submitted = self.submit(cx);
             self.settle(cx);
@@ -374,7 +377,7 @@ impl Fanout {
                 Walk::Again => self.dirty.push_back((id, cx.work_ms)),
                 Walk::Done => {}
             }
-            self.walk_left = WALK_SENDS * COST_OF_SEND;
+            self.walk_left = WALK_TURNS * self.budget;
         }
     }
 
