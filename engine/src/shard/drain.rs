@@ -36,6 +36,7 @@ impl<W: Wire> Shard<W> {
         }
         self.draining = true;
         self.local.stop_accepting();
+        self.homes.drain();
         let timeout = Duration::from_millis(self.config.server.drain_timeout_ms.into());
         self.drain.deadline = Some(self.clock.now() + timeout);
         self.drain.left = self.sessions.slots().map(|slot| self.sessions.id(slot)).collect();

@@ -114,6 +114,8 @@ pub(in crate::shard) struct Homes {
     some_are_limited: bool,
     /// Nothing is published any more.
     closed: bool,
+    /// The server drains: nobody who reads slowly is waited for any more.
+    drains: bool,
     rng: SmallRng,
 }
 
@@ -177,6 +179,7 @@ impl Homes {
             sweep: 0,
             turn: 1,
             closed: false,
+            drains: false,
             rng,
         }
     }
@@ -216,9 +219,10 @@ impl Homes {
     }
 
     /// What one channel may have held back. Where all together have too much none may: requests are not
-    /// taken then, and the word that nobody is behind any more would be among them.
+    /// taken then, and the word that nobody is behind any more would be among them. Nor while the server drains.
     fn parked_max(&self) -> usize {
-        if self.is_full() { 0 } else { self.limits.parked_bytes_max / PARKED_PARTS }
+        let none = self.is_full() || self.drains;
+        if none { 0 } else { self.limits.parked_bytes_max / PARKED_PARTS }
     }
 
     /// Whether something that was held back can go on in the next turn.
@@ -278,6 +282,12 @@ impl Homes {
 
     fn home_mut(&mut self, index: u32) -> &mut Home {
         self.homes.get_mut(index).expect("an indexed home is there")
+    }
+
+    /// The server drains: what is held back for those who read slowly goes on. Everybody would wait for it, to be told that
+    /// they are to come back.
+    pub(in crate::shard) fn drain(&mut self) {
+        self.drains = true;
     }
 
     /// From now on publications are refused: the server drains.

@@ -236,6 +236,19 @@ fn readers_who_are_behind_hold_their_channel_back_and_nobody_else() {
 }
 
 #[test]
+fn who_reads_slowly_is_not_waited_for_while_the_server_drains() {
+    let mut bench = Bench::new(0);
+    bench.subscribe(1, None, 0).unwrap();
+    bench.homes.press("c", ShardId(1), Lane::RAW, true);
+    let mut held = bench.publish_bytes("c", 10, 0);
+    assert_eq!((bench.begin_turn(), bench.homes.has_parked()), (0, true));
+    bench.homes.drain();
+    assert!(bench.homes.has_work());
+    assert_eq!((bench.begin_turn(), held.try_recv().unwrap().len()), (1, 1));
+    assert!(!bench.homes.has_parked());
+}
+
+#[test]
 fn one_channel_takes_only_a_part_of_what_may_be_held_back() {
     let mut bench = Bench::new(0);
     bench.subscribe(1, None, 0).unwrap();
