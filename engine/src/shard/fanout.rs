@@ -135,10 +135,8 @@ pub(super) enum Queue {
 /// What fan-out keeps between turns.
 #[derive(Debug)]
 pub(super) struct Fanout {
-    /// Small sends in one turn, …
+    /// Small sends in one turn.
     sends_max: usize,
-    /// … and what they cost.
-    budget: usize,
     /// Lanes with something that not every subscriber in their walked list was sent, and since when.
     dirty: VecDeque<(LaneId, u64)>,
     /// What the first of them may still take before it is another one's turn.
@@ -185,7 +183,6 @@ impl Fanout {
     pub(super) fn new(sends_max: usize) -> Fanout {
         Fanout {
             sends_max,
-            budget: sends_max * COST_OF_SEND,
             dirty: VecDeque::new(),
             walk_left: WALK_TURNS * sends_max * COST_OF_SEND,
             queues: Default::default(),
@@ -207,6 +204,11 @@ impl Fanout {
             pressures: Vec::new(),
             behind: false,
         }
+    }
+
+    /// What one turn may send, in units of [`COST_OF_PART`].
+    fn budget(&self) -> usize {
+        self.sends_max * COST_OF_SEND
     }
 
     /// Whether there is something to do at once.
@@ -289,10 +291,10 @@ impl Fanout {
     /// Sends what there is to send, up to the turn's limits.
     pub(super) fn flush<W: Wire>(&mut self, cx: &mut Context<W>) -> std::io::Result<()> {
         let began = cx.clock.now();
-        let mut left = self.budget;
+        let mut left = self.budget();
         let mut submitted = Ok(());
         while submitted.is_ok() && left > 0 {
-            let most = left.min(self.budget / FLUSH_PARTS);
+            let most = left.min(self.budget() / FLUSH_PARTS);
             let spent = self.stage_some(cx, most);
             submitted = self.submit(cx);
             self.settle(cx);
@@ -377,7 +379,7 @@ impl Fanout {
                 Walk::Again => self.dirty.push_back((id, cx.work_ms)),
                 Walk::Done => {}
             }
-            self.walk_left = WALK_TURNS * self.budget;
+            self.walk_left = WALK_TURNS * self.budget();
         }
     }
 

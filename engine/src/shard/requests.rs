@@ -338,18 +338,8 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Why a session is shown nothing of a channel, and whom to tell; the application is shown everything.
-    fn may_not_look<T>(
-        &self,
-        channel: &ChannelName,
-        reply: &Reply<T>,
-    ) -> Option<(Origin, Refused)> {
-        let Reply::Session(origin) = reply else { return None };
-        let refused = self.homes.may_look(channel, (origin.shard, origin.session)).err()?;
-        Some((origin.clone(), refused))
-    }
-
-    /// Says who is on a channel that is homed here.
+    /// Says who is on a channel that is homed here. A session has to be one of those who may look; the application is
+    /// told everything.
     fn serve_presence(
         &mut self,
         channel: ChannelName,
@@ -357,29 +347,39 @@ impl<W: Wire> Shard<W> {
         limit: u32,
         reply: Reply<Option<PresencePage>>,
     ) {
-        let bytes_max = match reply {
-            Reply::Session(_) => self.config.limits.outbox_bytes_max / HISTORY_PARTS,
-            Reply::Control(_) => self.config.api.body_bytes_max,
-        };
-        if let Some((origin, refused)) = self.may_not_look(&channel, &reply) {
-            let mut deliver = route(self.id, &mut self.own, &mut self.links);
-            let (shard, page) = (origin.shard, Err(refused));
-            return deliver(shard, Delivery::Presence { origin, channel, page });
-        }
-        let most = (limit, bytes_max as usize);
-        let of_room = matches!(reply, Reply::Control(_));
-        let mut deliver = route(self.id, &mut self.own, &mut self.links);
-        let page = self.homes.presence(&channel, after, most, of_room, &mut deliver);
-        let cost = page.as_ref().map_or(0, PresencePage::cost);
-        self.request_budget = self.request_budget.saturating_sub(cost);
         match reply {
             Reply::Session(origin) => {
-                let missing = || Refused::NoSuchChannel { channel: channel.clone() };
-                let (shard, page) = (origin.shard, page.map(Box::new).ok_or_else(missing));
-                deliver(shard, Delivery::Presence { origin, channel, page });
+                let most = (limit, self.config.limits.outbox_bytes_max / HISTORY_PARTS);
+                let shard = origin.shard;
+                let may_look = self.homes.may_look(&channel, (shard, origin.session));
+                let page = may_look.and_then(|()| {
+                    let page = self.presence_page(&channel, after, most, false);
+                    page.ok_or_else(|| Refused::NoSuchChannel { channel: channel.clone() })
+                });
+                let mut deliver = route(self.id, &mut self.own, &mut self.links);
+                deliver(shard, Delivery::Presence { origin, channel, page: page.map(Box::new) });
             }
-            Reply::Control(reply) => drop(reply.send(page)),
+            Reply::Control(reply) => {
+                let most = (limit, self.config.api.body_bytes_max);
+                let _ = reply.send(self.presence_page(&channel, after, most, true));
+            }
         }
+    }
+
+    /// Who is on a channel, so many at most and in so many bytes.
+    fn presence_page(
+        &mut self,
+        channel: &ChannelName,
+        after: Option<&Someone>,
+        (limit, bytes_max): (u32, u32),
+        of_room: bool,
+    ) -> Option<PresencePage> {
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        let most = (limit, bytes_max as usize);
+        let page = self.homes.presence(channel, after, most, of_room, &mut deliver);
+        let cost = page.as_ref().map_or(0, PresencePage::cost);
+        self.request_budget = self.request_budget.saturating_sub(cost);
+        page
     }
 
     /// Notes that a publication has come to a subscriber.
@@ -400,7 +400,7 @@ impl<W: Wire> Shard<W> {
         deliver(seat.0, answer);
     }
 
-    /// Reads a channel's history.
+    /// Reads a channel's history, for a session that may look and for the application.
     fn serve_history(
         &mut self,
         channel: ChannelName,
@@ -408,26 +408,37 @@ impl<W: Wire> Shard<W> {
         limit: u32,
         reply: Reply<Option<HistoryPage>>,
     ) {
-        let bytes_max = match reply {
-            Reply::Session(_) => self.config.limits.outbox_bytes_max / HISTORY_PARTS,
-            Reply::Control(_) => self.config.api.body_bytes_max,
-        };
-        let bytes_max = bytes_max as usize;
-        if let Some((origin, refused)) = self.may_not_look(&channel, &reply) {
-            let mut deliver = route(self.id, &mut self.own, &mut self.links);
-            let (shard, page) = (origin.shard, Err(refused));
-            return deliver(shard, Delivery::History { origin, channel, page });
-        }
-        let page = self.homes.history(&channel, after, limit, bytes_max, self.work_ms);
-        self.request_budget = self.request_budget.saturating_sub(bytes_max);
         match reply {
             Reply::Session(origin) => {
+                let bytes_max = self.config.limits.outbox_bytes_max / HISTORY_PARTS;
+                let shard = origin.shard;
+                let may_look = self.homes.may_look(&channel, (shard, origin.session));
+                let page = may_look.and_then(|()| {
+                    let page = self.history_page(&channel, after, limit, bytes_max);
+                    page.ok_or_else(|| Refused::NoSuchChannel { channel: channel.clone() })
+                });
                 let mut deliver = route(self.id, &mut self.own, &mut self.links);
-                let page = page.ok_or_else(|| Refused::NoSuchChannel { channel: channel.clone() });
-                deliver(origin.shard, Delivery::History { origin, channel, page });
+                deliver(shard, Delivery::History { origin, channel, page });
             }
-            Reply::Control(reply) => drop(reply.send(page)),
+            Reply::Control(reply) => {
+                let bytes_max = self.config.api.body_bytes_max;
+                let _ = reply.send(self.history_page(&channel, after, limit, bytes_max));
+            }
         }
+    }
+
+    /// What was published on a channel, so many at most and in so many bytes.
+    fn history_page(
+        &mut self,
+        channel: &ChannelName,
+        after: Option<Offset>,
+        limit: u32,
+        bytes_max: u32,
+    ) -> Option<HistoryPage> {
+        let bytes_max = bytes_max as usize;
+        let page = self.homes.history(channel, after, limit, bytes_max, self.work_ms);
+        self.request_budget = self.request_budget.saturating_sub(bytes_max);
+        page
     }
 
     /// Goes by new settings from now on.
