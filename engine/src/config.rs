@@ -32,10 +32,11 @@ pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};
 pub(crate) use rpc::{check_method, wrong_who};
 pub(crate) use rules::matches;
 pub use schema::{
-    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Endpoint, ForwardedHeader,
-    Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level,
-    Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers, Rpc, RpcMethod, Scope,
-    Secret, SecretAlgorithm, Server, Speakers, Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Distribution, Endpoint,
+    ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm,
+    LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers,
+    Redis, Rpc, RpcMethod, Scope, Secret, SecretAlgorithm, Server, Speakers, Subscribers,
+    TokenPlace,
 };
 
 /// The embedded defaults, with comments.

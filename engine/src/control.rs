@@ -225,7 +225,7 @@ mod tests {
     use super::*;
     use crate::callers::{Callers, KeyHash};
     use crate::config::{Config, Scope, Sources};
-    use crate::message::{ChannelPage, Inbox, QUEUE_BATCHES, Receipt, Shards, Waker, queues};
+    use crate::message::{Ack, ChannelPage, Inbox, QUEUE_BATCHES, Receipt, Shards, Waker, queues};
     use crate::settings::Settings;
     use crate::shard::door::Admission;
 
@@ -286,7 +286,7 @@ mod tests {
     fn accept(request: Request) {
         let Request::PublishBatch { items, reply } = request else { panic!("{request:?}") };
         let position = Position { epoch: Epoch(1), offset: Offset(1) };
-        let receipt = Receipt { position, subscribers: 1 };
+        let receipt = Receipt { position, ack: Ack::Accepted, subscribers: 1 };
         reply.send(items.into_iter().map(|item| (item.0, Ok(receipt))).collect()).unwrap();
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod bridge;
 pub mod callers;
 pub mod clock;
 pub mod config;

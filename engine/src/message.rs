@@ -14,6 +14,7 @@ mod presence;
 mod question;
 mod request;
 mod room;
+mod upstream;
 
 pub(crate) use delivery::SESSIONS_PER_ORDER;
 pub use delivery::{
@@ -30,7 +31,9 @@ pub use question::{
     SubscribeAllowed,
 };
 pub use request::{
-    By, Confirm, Post, Published, Reached, Receipt, Reply, Request, Revocation, Revoked, Sender,
-    Speaker, UserConnection, UserRequest,
+    Ack, By, Confirm, Post, Published, Reached, Receipt, Reply, Request, Revocation, Revoked,
+    Sender, Speaker, UserConnection, UserRequest,
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
+pub(crate) use upstream::shared_with;
+pub use upstream::{Away, Followed, FromUpstream, Numbered, Outgoing, ToUpstream, Upstream};

@@ -43,7 +43,8 @@ use crate::config::{ChannelRule, Config};
 use crate::counters::{CloseReason, Counters, RefusalReason};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 use crate::message::{
-    Asked, Delivery, Inbox, Links, QUEUE_BYTES_MAX, Question, Questions, Request, Shards,
+    Asked, Delivery, Inbox, Links, QUEUE_BATCHES, QUEUE_BYTES_MAX, Question, Questions, Request,
+    Shards, Upstream,
 };
 use crate::settings::Settings;
 pub use check::check_together;
@@ -171,6 +172,8 @@ pub struct Shared {
     pub shards: Shards,
     /// The way to the control thread.
     pub questions: Questions,
+    /// The way to what numbers channels that are not numbered here.
+    pub upstream: Upstream,
     /// Counters, by shard.
     pub counters: Vec<Arc<Counters>>,
     /// Limits on connections.
@@ -187,12 +190,14 @@ impl Shared {
         admission: Admission,
     ) -> (Arc<Shared>, mpsc::Receiver<Asked>) {
         let (questions, asked) = Questions::new(shards.count());
+        let upstream = Upstream::new(shards.count(), QUEUE_BATCHES);
         let shared = Shared {
             settings: ArcSwap::from_pointee(settings),
             remote_keys: ArcSwap::default(),
             counters: shards.ids().map(|_| Arc::default()).collect(),
             shards,
             questions,
+            upstream,
             admission: Arc::new(admission),
             handover: OnceLock::new(),
         };
@@ -380,6 +385,8 @@ impl<W: Wire> Shard<W> {
         drop(deliver);
         self.tell_news();
         self.take_own();
+        self.homes.resume_some(self.work_ms);
+        self.homes.take_outgoing().for_each(|what| self.links.upstream(what));
         let (fanout, mut context) = self.fanout_context();
         fanout.check_ages(&mut context);
         let flushed = fanout.flush(&mut context);
@@ -388,7 +395,7 @@ impl<W: Wire> Shard<W> {
             self.drain_some();
         }
         self.show_outboxes();
-        self.links.flush(&self.shared.shards);
+        self.links.flush(self.id, &self.shared.shards, &self.shared.upstream);
         self.count_turn(cpu_began);
         #[cfg(debug_assertions)]
         self.check_sometimes();

@@ -136,6 +136,8 @@ pub enum Event<'a> {
         channel: &'a str,
         /// Where it stands.
         position: Position,
+        /// How far it has come: `accepted`, or `redis` where it is stored there.
+        ack: &'static str,
         /// Subscribers of the channel, on all connections.
         subscribers: u64,
     },

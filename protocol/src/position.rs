@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 /// A place in a channel's log. Offsets are dense within an epoch: the first publication has offset
 /// 1. A new life of the log has a new random epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position {
     /// The life of the log.
     pub epoch: Epoch,
@@ -52,7 +52,7 @@ impl Add<u64> for Offset {
 }
 
 /// A random name for one life of a log, written as 16 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Epoch(pub u64);
 
 impl fmt::Display for Epoch {

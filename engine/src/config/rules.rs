@@ -2,7 +2,7 @@
 
 use ringfeed_protocol::channel_name::{self, ChannelNameError};
 
-use super::schema::{ChannelRule, Config};
+use super::schema::{ChannelRule, Config, Distribution};
 
 /// Stands in the patterns of `[[permissions]]` for the id of the user who asks.
 pub(crate) const USER: &str = "{user}";
@@ -13,6 +13,22 @@ impl Config {
     /// The first rule whose pattern matches.
     pub fn rule(&self, channel: &str) -> Option<&ChannelRule> {
         self.channels.iter().find(|rule| matches(&rule.pattern, channel))
+    }
+
+    /// Who gives a channel's publications their offsets; never [`Distribution::Auto`].
+    pub fn distribution(&self, channel: &str) -> Distribution {
+        // Most serve alone, and nothing is looked up for them.
+        if self.redis.url.is_empty() {
+            return Distribution::Local;
+        }
+        match self.rule(channel) {
+            None => Distribution::Local,
+            Some(ChannelRule { distribution: Distribution::Auto, history_size: 1.., .. }) => {
+                Distribution::Numbered
+            }
+            Some(ChannelRule { distribution: Distribution::Auto, .. }) => Distribution::Bridged,
+            Some(rule) => rule.distribution,
+        }
     }
 }
 

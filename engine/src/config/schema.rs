@@ -22,6 +22,7 @@ pub struct Config {
     pub rpc: Rpc,
     pub heartbeat: Heartbeat,
     pub limits: Limits,
+    pub redis: Redis,
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
     pub channels: Vec<ChannelRule>,
@@ -238,6 +239,34 @@ pub struct Limits {
     pub retained_bytes_max: u64,
 }
 
+/// `[redis]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Redis {
+    /// Once loaded it is the URL, wherever it was said to be; empty where there is none.
+    pub url: Secret,
+    /// Not secret, but a URL may be written there by mistake.
+    pub url_env: Secret,
+    pub url_file: String,
+    pub cluster: bool,
+    pub prefix: String,
+    pub timeout_ms: u32,
+    pub ping_interval_ms: u32,
+    pub patience_ms: u32,
+    pub idle_s: u32,
+}
+
+/// Who gives the publications of a channel their offsets, where several nodes serve it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Distribution {
+    Auto,
+    Numbered,
+    Bridged,
+    Local,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, Deserialize)]
 #[allow(missing_docs)]
@@ -340,6 +369,7 @@ pub struct ChannelRule {
     pub history_size: u32,
     pub history_bytes: u64,
     pub history_age_ms: u32,
+    pub distribution: Distribution,
     pub lag_policy: LagPolicy,
     pub window_bytes: u32,
     pub window_age_ms: u32,

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::file;
 use super::keys::printable;
-use super::schema::{ApiKey, ChannelRule, Config, Database, Hooks, Issuer, Secret};
+use super::schema::{ApiKey, ChannelRule, Config, Database, Hooks, Issuer, Redis, Secret};
 
 /// Largest file with a secret.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -35,6 +35,8 @@ impl Config {
     ) {
         let Hooks { secret, secret_env: env, secret_file: file, .. } = &mut self.hooks;
         let hooks = Place { section: "hooks".into(), key: "secret", secret, env, file };
+        let Redis { url: secret, url_env: env, url_file: file, .. } = &mut self.redis;
+        let redis = Place { section: "redis".into(), key: "url", secret, env, file };
         let issuers = self.issuers.iter_mut().enumerate().map(|(i, issuer)| {
             let Issuer { secret, secret_env: env, secret_file: file, .. } = issuer;
             Place { section: format!("issuers[{i}]"), key: "secret", secret, env, file }
@@ -51,7 +53,7 @@ impl Config {
             let ChannelRule { password: secret, password_env: env, password_file: file, .. } = rule;
             Place { section: format!("channels[{i}]"), key: "password", secret, env, file }
         });
-        let hooks = std::iter::once(hooks);
+        let hooks = [hooks, redis].into_iter();
         for place in hooks.chain(issuers).chain(api_keys).chain(databases).chain(rooms) {
             errors.extend(place.fill(environment).err());
         }
@@ -131,8 +133,9 @@ mod tests {
     }
 
     /// Each section that has a secret, and how the key of it begins.
-    const SECTIONS: [(&str, &str, &str); 5] = [
+    const SECTIONS: [(&str, &str, &str); 6] = [
         ("[hooks]\n", "hooks", "secret"),
+        ("[redis]\n", "redis", "url"),
         ("[[issuers]]\n", "issuers[0]", "secret"),
         ("[[api_keys]]\nname = \"a\"\nscopes = [\"all\"]\n", "api_keys[0]", "key"),
         ("[[databases]]\nname = \"a\"\n", "databases[0]", "url"),
@@ -148,6 +151,7 @@ mod tests {
             || password == Some(KeyHash::of(SECRET))
             || issuer
             || database
+            || config.redis.url.0 == SECRET
             || config.callers.find(SECRET).is_some()
     }
 
@@ -227,18 +231,17 @@ mod tests {
 
     #[test]
     fn variables_that_hold_secrets_are_no_strays() {
-        let names =
-            ["RINGFEED_A", "RINGFEED_B", "RINGFEED_C", "RINGFEED_D", "RINGFEED_E", "RINGFEED_F"];
+        let names = ["A", "B", "C", "D", "E", "F", "G"].map(|end| format!("RINGFEED_{end}"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         let text: String = SECTIONS
             .iter()
-            .zip(names)
+            .zip(&names)
             .map(|((section, _, key), name)| format!("{section}{key}_env = \"{name}\"\n"))
             .collect();
         std::fs::write(&path, text).unwrap();
         let environment = names.map(|name| (name.into(), "0123456789abcdef".into())).to_vec();
         let sources = Sources { file: Some(&path), environment, ..Sources::default() };
-        assert_eq!(sources.strays(), ["RINGFEED_F"]);
+        assert_eq!(sources.strays(), ["RINGFEED_G"]);
     }
 }

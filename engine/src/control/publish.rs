@@ -271,11 +271,11 @@ pub(super) async fn receive<T>(
 /// The JSON form of an outcome.
 pub(super) fn result(channel: &ChannelName, outcome: Outcome) -> PublishResult {
     match outcome {
-        Ok(Receipt { position: Position { epoch, offset }, .. }) => PublishResult::Accepted {
+        Ok(Receipt { position: Position { epoch, offset }, ack, .. }) => PublishResult::Accepted {
             channel: channel.to_string(),
             epoch: epoch.to_string(),
             offset: offset.0,
-            ack: "accepted",
+            ack: ack.as_str(),
         },
         Err(e) => PublishResult::Refused(e),
     }

@@ -10,7 +10,7 @@ use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
 
 use super::presence::{PresencePage, Someone};
-use super::request::Request;
+use super::request::{Ack, Request};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
 /// A command of a session, to which an answer is owed.
@@ -230,6 +230,16 @@ pub enum Delivery {
         /// What of it connections of the shard are not sent, in order.
         skips: Vec<Skip>,
     },
+    /// Behind the chunks so far, a channel goes on in another life or behind a hole.
+    Renewed {
+        /// Where the shard wants its chunks.
+        to: LaneId,
+        /// What comes next is behind this.
+        position: Position,
+        /// In the life of that position, what is from here up to it has not come to those who are there; it begins
+        /// behind `position` where nothing is missing.
+        lost: Offset,
+    },
     /// A subscription stands.
     Subscribed {
         /// Who asked.
@@ -251,6 +261,8 @@ pub enum Delivery {
         channel: ChannelName,
         /// Where it stands.
         position: Position,
+        /// How far it has come.
+        ack: Ack,
         /// Subscribers of the channel, on all shards.
         subscribers: u64,
     },

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use super::delivery::Delivery;
-use super::mailbox::{Batch, NotTaken, Outlet, Shards};
+use super::mailbox::{Batch, NotTaken, Shards};
 use super::request::Request;
+use super::upstream::{ToUpstream, Upstream};
 use crate::ids::ShardId;
 
 /// A batch is closed at so many items …
@@ -50,12 +51,12 @@ impl<T> Batches<T> {
     }
 
     /// Sends what fits.
-    fn flush(&mut self, to: &Outlet<T>) -> Flushed {
+    fn flush(&mut self, send: impl Fn(Batch<T>) -> Result<(), NotTaken<Batch<T>>>) -> Flushed {
         self.close();
         let mut flushed = Flushed::default();
         while let Some(batch) = self.closed.pop_front() {
             let bytes = batch.0;
-            match to.send(batch) {
+            match send(batch) {
                 Ok(()) => {
                     self.closed_bytes -= bytes;
                     flushed.sent = true;
@@ -84,6 +85,7 @@ impl<T> Batches<T> {
 pub(crate) struct Links {
     requests: Vec<Batches<Request>>,
     deliveries: Vec<Batches<Delivery>>,
+    upstream: Batches<ToUpstream>,
     bytes_max: usize,
 }
 
@@ -92,6 +94,7 @@ impl Links {
         Links {
             requests: (0..shards).map(|_| Batches::new()).collect(),
             deliveries: (0..shards).map(|_| Batches::new()).collect(),
+            upstream: Batches::new(),
             bytes_max: bytes_max as usize,
         }
     }
@@ -106,8 +109,16 @@ impl Links {
         self.deliveries[to.index()].push(delivery, cost);
     }
 
-    /// Sends what fits and wakes whom it was sent to.
-    pub(crate) fn flush(&mut self, shards: &Shards) {
+    pub(crate) fn upstream(&mut self, what: ToUpstream) {
+        let cost = what.cost();
+        self.upstream.push(what, cost);
+    }
+
+    /// Sends what fits and wakes whom it was sent to; `own` is whose links these are.
+    pub(crate) fn flush(&mut self, own: ShardId, shards: &Shards, upstream: &Upstream) {
+        if !self.upstream.is_empty() {
+            self.upstream.flush(|batch| upstream.send(own, batch));
+        }
         for id in shards.ids() {
             let (requests, deliveries) =
                 (&mut self.requests[id.index()], &mut self.deliveries[id.index()]);
@@ -115,7 +126,10 @@ impl Links {
                 continue;
             }
             let end = shards.end(id);
-            let (a, b) = (requests.flush(&end.requests), deliveries.flush(&end.deliveries));
+            let (a, b) = (
+                requests.flush(|batch| end.requests.send(batch)),
+                deliveries.flush(|batch| end.deliveries.send(batch)),
+            );
             if a.sent || b.sent {
                 end.waker.wake();
             }
@@ -129,7 +143,8 @@ impl Links {
 
     /// Whether something could not be handed over yet.
     pub(crate) fn waiting(&self) -> bool {
-        self.requests.iter().any(|batches| !batches.is_empty())
+        !self.upstream.is_empty()
+            || self.requests.iter().any(|batches| !batches.is_empty())
             || self.deliveries.iter().any(|batches| !batches.is_empty())
     }
 
@@ -141,6 +156,7 @@ impl Links {
     /// Whether so much waits that publishers must be slowed down.
     pub(crate) fn full(&self) -> bool {
         self.deliveries_full()
+            || self.upstream.closed_bytes > self.bytes_max
             || self.requests.iter().any(|batches| batches.closed_bytes > self.bytes_max)
     }
 }

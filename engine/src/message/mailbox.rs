@@ -142,7 +142,7 @@ impl Outboxes {
     }
 }
 
-fn queue<T>(batches: usize) -> (Outlet<T>, Intake<T>) {
+pub(super) fn queue<T>(batches: usize) -> (Outlet<T>, Intake<T>) {
     let (sender, receiver) = crossbeam_channel::bounded(batches);
     let bytes = Arc::new(AtomicUsize::new(0));
     (Outlet { batches: sender, bytes: bytes.clone() }, Intake { batches: receiver, bytes })

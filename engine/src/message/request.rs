@@ -9,6 +9,7 @@ use super::delivery::{ChannelPage, HistoryPage, Order, Origin, StoredPayload};
 use super::presence::{PresencePage, Someone};
 use super::question::Caller;
 use super::room::{RoomReply, RoomRequest};
+use super::upstream::FromUpstream;
 use crate::access::{Entry, Guest};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 
@@ -68,11 +69,32 @@ pub struct Post {
     pub by: By,
 }
 
+/// How far a publication has come that is acknowledged: never further than it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ack {
+    /// It is in the log of the channel's home.
+    Accepted,
+    /// It is stored in Redis.
+    Redis,
+}
+
+impl Ack {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ack::Accepted => "accepted",
+            Ack::Redis => "redis",
+        }
+    }
+}
+
 /// A publication that is in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
     /// Where it stands.
     pub position: Position,
+    /// How far it has come.
+    pub ack: Ack,
     /// Subscribers of the channel just behind it, on all shards.
     pub subscribers: u64,
 }
@@ -104,6 +126,8 @@ pub enum Request {
         who: Option<Box<Caller>>,
         /// What it has to enter with, where the channel is a room.
         entry: Option<Box<Entry>>,
+        /// What numbers the channel was asked for this one's sake where it stands.
+        looked: bool,
     },
     /// A subscriber that was answered with `Delivery::Subscribed` is one no more. Not answered.
     Unsubscribe {
@@ -231,6 +255,17 @@ pub enum Request {
     },
     /// Whoever is what this says is let in no more, and who is there has to go.
     Revoke(Revocation),
+    /// What numbers a channel says something.
+    Upstream {
+        /// The channel.
+        channel: ChannelName,
+        /// What.
+        what: Box<FromUpstream>,
+    },
+    /// The way to what numbers channels was interrupted, and is there again.
+    Resume,
+    /// Publications of other nodes, which nobody numbers for all. Not answered.
+    Shared(Vec<Post>),
     /// There are new settings.
     Reconfigure,
     /// Stop accepting, tell the clients, flush, close.
@@ -330,12 +365,15 @@ impl Request {
             | Request::Confirm { channel, .. }
             | Request::Pressure { channel, .. }
             | Request::Room { channel, .. }
+            | Request::Upstream { channel, .. }
             | Request::History { channel, .. } => Some(channel),
             Request::PublishBatch { .. }
             | Request::ListChannels { .. }
             | Request::User { .. }
             | Request::Connection { .. }
             | Request::Revoke(_)
+            | Request::Resume
+            | Request::Shared(_)
             | Request::Reconfigure
             | Request::Drain => None,
         }
@@ -371,6 +409,10 @@ impl Request {
             Request::PublishBatch { items, .. } => {
                 items.iter().map(|(_, post)| post.payload.bytes.len() + 64).sum()
             }
+            Request::Shared(posts) => {
+                posts.iter().map(|post| post.payload.bytes.len() + size_of::<Post>()).sum()
+            }
+            Request::Upstream { what, .. } => what.cost(),
             Request::User { what, .. } => {
                 let more = match &**what {
                     UserRequest::Order { order, .. } => order.cost(),

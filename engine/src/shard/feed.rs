@@ -109,6 +109,9 @@ pub(super) struct LaneState {
     pub(super) served: Vec<Subscriber>,
     /// First offset missed by subscribers that are `GAPPED`.
     pub(super) gaps: HashMap<SessionSlot, Offset>,
+    /// Where the channel went on in another life or behind a hole, and from which offset on something is missing there. Those
+    /// before the log's beginning mean nothing.
+    renewals: SmallVec<[(LogPosition, Offset); 1]>,
     pub(super) skips: Skips,
     /// On the list of lanes with something to walk for.
     pub(super) dirty: bool,
@@ -161,6 +164,13 @@ impl LaneState {
     /// Where the chunks begin that stand in lists of sessions that follow; the log's end where none do.
     fn listed_from(&self) -> LogPosition {
         if self.followed > 0 { self.followed_from } else { self.log.end() }
+    }
+
+    /// The first offset that who goes no further than `position` has not, in the present life of the channel.
+    pub(super) fn first_missed(&self, position: LogPosition) -> Offset {
+        let behind = self.renewals.iter().filter(|(at, _)| *at >= position);
+        let missed = self.log.next_offset(position);
+        behind.map(|&(_, lost)| lost).min().map_or(missed, |lost| missed.min(lost))
     }
 
     pub(super) fn has_subscribers(&self) -> bool {
@@ -226,6 +236,7 @@ impl Feeds {
             walked: Vec::new(),
             served: Vec::new(),
             gaps: HashMap::new(),
+            renewals: SmallVec::new(),
             skips: Skips::default(),
             dirty: false,
             walk: 0,
@@ -322,6 +333,19 @@ impl Feeds {
         let grown = lane.log.bytes_held() - held;
         self.log_bytes += grown;
         start
+    }
+
+    /// What comes next is behind another position, perhaps of another life; in that, what is from `lost` on up to it has
+    /// not come here.
+    pub(super) fn renew(&mut self, id: LaneId, position: Position, lost: Offset) {
+        let lane = self.lane_mut(id);
+        lane.epoch = position.epoch;
+        lane.log.renew(position.offset);
+        let base = lane.log.base();
+        lane.renewals.retain(|(at, _)| *at >= base);
+        lane.renewals.push((lane.log.end(), lost));
+        // Who is told of a gap is told of this with it.
+        lane.gaps.values_mut().for_each(|missed| *missed = (*missed).min(lost));
     }
 
     /// A reader is not sent a part of what was appended last, which begins at or behind where it stands.

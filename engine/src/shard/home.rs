@@ -4,6 +4,7 @@
 
 mod answer;
 mod confirmations;
+mod following;
 mod joining;
 mod kept;
 mod members;
@@ -25,6 +26,7 @@ use crate::ids::{ConnectionId, LaneId, ShardId};
 use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
 use crate::shard::rate::ChannelRate;
 pub(super) use answer::{Asker, Batch, Publisher};
+use following::Following;
 use joining::Joining;
 use kept::Kept;
 use members::Members;
@@ -122,6 +124,10 @@ struct Home {
     rate: Option<Box<ChannelRate>>,
     /// What was said of it over the API, where it is a room: as long as that counts, it is there.
     made: Option<Box<MadeRoom>>,
+    /// Where its publications are numbered elsewhere: what there is of them that is not here yet.
+    following: Option<Box<Following>>,
+    /// What is published here is published by other nodes, too, each with offsets of its own.
+    shares: bool,
     /// Something is pending.
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.
@@ -146,11 +152,22 @@ impl Home {
     /// Whether nothing may be appended now: enough was in this turn, or readers who read are behind and
     /// not more than `parked_max` bytes are held back for them.
     fn is_held(&self, turn: u64, parked_max: usize) -> bool {
+        if let Some(following) = &self.following {
+            return self.is_stuck(following, self.may_append(turn, parked_max));
+        }
         if self.parked.as_ref().is_some_and(|parked| parked.awaits_answer()) {
             return true;
         }
+        !self.may_append(turn, parked_max)
+    }
+
+    /// Whether readers can take more: not enough was appended in this turn, and those who read are not behind, or more than
+    /// `parked_max` bytes are held back for them.
+    fn may_append(&self, turn: u64, parked_max: usize) -> bool {
         let enough = self.turn == turn && self.turn_bytes > self.turn_bytes_max;
-        enough && !self.lanes.is_empty() || self.is_pressed() && self.parked_bytes() <= parked_max
+        let incoming = self.following.as_ref().map_or(0, |following| following.bytes());
+        let waits = self.parked_bytes() + incoming;
+        !(enough && !self.lanes.is_empty() || self.is_pressed() && waits <= parked_max)
     }
 
     /// What is held back, in bytes.

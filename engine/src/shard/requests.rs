@@ -452,43 +452,57 @@ impl<W: Wire> Shard<W> {
         self.review.begin(true);
     }
 
-    fn serve(&mut self, request: Request) -> Option<Request> {
+    /// Counts a subscriber in, or says why not. What is more than the turn's budget comes back.
+    fn serve_subscribe(&mut self, mut request: Request) -> Option<Request> {
+        let Request::Subscribe { origin, attempt, channel, lane, to, recover, who, entry, looked } =
+            &mut request
+        else {
+            return None;
+        };
         let Shard { id, own, links, homes, config, request_budget: budget, .. } = self;
         let mut deliver = route(*id, own, links);
+        let shard = origin.shard;
+        let subscribe = Subscribe {
+            name: channel,
+            shard,
+            session: origin.session,
+            who: who.as_deref(),
+            entry: entry.as_deref(),
+            lane: *lane,
+            to: *to,
+            recover: *recover,
+            recovery_bytes_max: config.limits.recovery_bytes_max as usize,
+            looked: *looked,
+        };
+        let now = (self.now, self.work_ms);
+        let started = match homes.subscribe(subscribe, now, budget, &mut deliver) {
+            Ok(Subscribed::Later) => return Some(request),
+            Ok(Subscribed::Upstream { looked: now }) => {
+                *looked = now;
+                homes.park_again(request);
+                return None;
+            }
+            Ok(Subscribed::Start(start)) => Ok(start),
+            Err(refused) => Err(refused),
+        };
+        let (attempt, lane) = (*attempt, *lane);
+        let Request::Subscribe { origin, channel, .. } = request else { return None };
+        let answer = match started {
+            Ok(start) => Delivery::Subscribed { origin, attempt, channel, lane, start },
+            Err(refused) => Delivery::Refused { origin, attempt: Some(attempt), refused },
+        };
+        deliver(shard, answer);
+        None
+    }
+
+    fn serve(&mut self, request: Request) -> Option<Request> {
+        let request = self.homes.hold_for_upstream(request, self.work_ms)?;
+        let Shard { id, own, links, homes, request_budget: budget, .. } = self;
+        let mut deliver = route(*id, own, links);
         match request {
-            Request::Subscribe { origin, attempt, channel, lane, to, recover, who, entry } => {
-                let shard = origin.shard;
-                let subscribe = Subscribe {
-                    name: &channel,
-                    shard,
-                    session: origin.session,
-                    who: who.as_deref(),
-                    entry: entry.as_deref(),
-                    lane,
-                    to,
-                    recover,
-                    recovery_bytes_max: config.limits.recovery_bytes_max as usize,
-                };
-                let now = (self.now, self.work_ms);
-                let answer = match homes.subscribe(subscribe, now, budget, &mut deliver) {
-                    Ok(Subscribed::Later) => {
-                        return Some(Request::Subscribe {
-                            origin,
-                            attempt,
-                            channel,
-                            lane,
-                            to,
-                            recover,
-                            who,
-                            entry,
-                        });
-                    }
-                    Ok(Subscribed::Start(start)) => {
-                        Delivery::Subscribed { origin, attempt, channel, lane, start }
-                    }
-                    Err(refused) => Delivery::Refused { origin, attempt: Some(attempt), refused },
-                };
-                deliver(shard, answer);
+            Request::Subscribe { .. } => {
+                drop(deliver);
+                return self.serve_subscribe(request);
             }
             Request::Unsubscribe { shard, channel, lane, session } => {
                 tracing::trace!(%shard, session = session.slot.0, %channel, "unsubscribed");
@@ -542,6 +556,17 @@ impl<W: Wire> Shard<W> {
                 let until_ms = self.at_ms(revocation.until);
                 self.revoked.add(revocation.whom, until_ms);
                 self.review.begin(false);
+            }
+            Request::Upstream { channel, what } => {
+                homes.heard_upstream(&channel, *what, self.work_ms, &mut deliver);
+            }
+            Request::Resume => homes.resume(),
+            Request::Shared(posts) => {
+                drop(deliver);
+                for Post { channel, payload, by } in posts {
+                    let publisher = Publisher { asker: Asker::Shared, by };
+                    self.publish_here(&channel, payload.borrowed(), publisher, None);
+                }
             }
             Request::Reconfigure => {
                 drop(deliver);

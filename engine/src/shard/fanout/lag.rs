@@ -197,7 +197,7 @@ impl Fanout {
             return false;
         }
         // Where only notices are, it is the offset that comes next.
-        let missed = lane.log.next_offset(from);
+        let missed = lane.first_missed(from);
         session.half_sent = session.half_sent.filter(|&half| half != id);
         let tells = lane.window.policy == LagPolicy::Gap && session.dialect.tells_gaps();
         if let Some(subscriber) = lane.subscriber_mut(list, index) {

@@ -47,6 +47,12 @@ impl Placed {
         self.start + self.bytes.len()
     }
 
+    /// Publications of it that end at or before a position in it.
+    fn publications_before(&self, position: LogPosition) -> u32 {
+        let (at, len) = (position - self.start, self.bytes.len());
+        self.frames.publications_within(at, len, self.count)
+    }
+
     /// What it takes in memory, besides the bytes of its frames.
     fn index_bytes(&self) -> usize {
         size_of::<Placed>() + CHUNK_OVERHEAD_BYTES + self.frames.bytes()
@@ -130,6 +136,11 @@ impl Log {
         self.last_offset = last_offset;
     }
 
+    /// What is appended from now on comes behind another offset.
+    pub fn renew(&mut self, last_offset: Offset) {
+        self.last_offset = last_offset;
+    }
+
     /// The position behind the newest byte.
     pub fn end(&self) -> LogPosition {
         self.end
@@ -194,8 +205,8 @@ impl Log {
     pub fn run_until(&self, from: LogPosition, until: LogPosition) -> Option<Run> {
         let chunk = self.chunk_at(from)?;
         let to = chunk.end().min(until);
-        let publications = self.next_offset(to).since(self.next_offset(from));
-        Some(Run { bytes: chunk.slice(from, to)?, to, publications })
+        let publications = chunk.publications_before(to) - chunk.publications_before(from);
+        Some(Run { bytes: chunk.slice(from, to)?, to, publications: publications.into() })
     }
 
     fn make_run(&self, from: LogPosition, bytes_max: usize) -> Option<Recent> {
@@ -206,7 +217,9 @@ impl Log {
         let mut chunks = self.chunks.range(self.place(from)..);
         let first = chunks.next()?;
         let mut bytes = first.slice(from, first.end())?;
+        let mut publications = u64::from(first.count - first.publications_before(from));
         let joined = chunks.take_while(|chunk| chunk.end() - from <= bytes_max);
+        publications += joined.clone().map(|chunk| u64::from(chunk.count)).sum::<u64>();
         let last = joined.clone().last().unwrap_or(first);
         let to = last.end();
         if to > first.end() {
@@ -215,8 +228,7 @@ impl Log {
             joined.for_each(|chunk| all.extend_from_slice(&chunk.bytes));
             bytes = Bytes::from(all);
         }
-        let next = last.first_offset + u64::from(last.count);
-        let run = Run { bytes, to, publications: next.since(self.next_offset(from)) };
+        let run = Run { bytes, to, publications };
         let grows_at = (to == self.end && to - from < bytes_max).then_some(to);
         Some(Recent { from, bytes_max, grows_at, run })
     }
@@ -224,9 +236,7 @@ impl Log {
     /// The first offset whose frame does not end at or before `position`.
     pub fn next_offset(&self, position: LogPosition) -> Offset {
         let Some(chunk) = self.chunk_at(position) else { return self.last_offset.next() };
-        let (at, len) = (position - chunk.start, chunk.bytes.len());
-        let inside = chunk.frames.publications_within(at, len, chunk.count);
-        chunk.first_offset + u64::from(inside)
+        chunk.first_offset + u64::from(chunk.publications_before(position))
     }
 
     /// Where the frame ends in whose middle `position` lies; `None` at its border.
@@ -289,11 +299,17 @@ impl Log {
         let mut parts = parts.into_iter().peekable();
         while let Some(first) = parts.next() {
             let (start, at_ms) = (first.start, first.at_ms);
-            let fits = |chunk: &Placed| {
-                chunk.end() - start <= BLOCK_BYTES_MAX && chunk.at_ms - at_ms <= BLOCK_MS_MAX
+            let mut next = first.first_offset + u64::from(first.count);
+            let mut fits = |chunk: &Placed| {
+                // Where the channel went on behind another offset, a block ends.
+                let fits = chunk.end() - start <= BLOCK_BYTES_MAX
+                    && chunk.at_ms - at_ms <= BLOCK_MS_MAX
+                    && chunk.first_offset == next;
+                next = chunk.first_offset + u64::from(chunk.count);
+                fits
             };
             let mut block = vec![first];
-            block.extend(std::iter::from_fn(|| parts.next_if(fits)));
+            block.extend(std::iter::from_fn(|| parts.next_if(&mut fits)));
             if block.len() > 1 {
                 let joined = Placed::join(&block);
                 for part in block {

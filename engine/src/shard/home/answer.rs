@@ -23,6 +23,8 @@ pub(in crate::shard) struct Publisher {
 pub(in crate::shard) enum Asker {
     /// Nobody does.
     Nobody,
+    /// Another node, which has published it, too.
+    Shared,
     /// A session.
     Session(Origin),
     /// The control thread: the place in its list, and the list.
@@ -73,14 +75,14 @@ impl Asker {
         deliver: Deliver,
     ) {
         match self {
-            Asker::Nobody => {}
+            Asker::Nobody | Asker::Shared => {}
             Asker::Batch(place, batch) => batch.answers.borrow_mut().push((place, published)),
             Asker::Session(origin) => {
                 let shard = origin.shard;
                 let answer = match published {
-                    Ok(Receipt { position, subscribers }) => {
+                    Ok(Receipt { position, ack, subscribers }) => {
                         let channel = channel.clone();
-                        Delivery::Published { origin, channel, position, subscribers }
+                        Delivery::Published { origin, channel, position, ack, subscribers }
                     }
                     Err(refused) => Delivery::Refused { origin, attempt: None, refused },
                 };

@@ -11,7 +11,7 @@ use ringfeed_protocol::event::{Meta, Publication};
 use ringfeed_protocol::{ChannelName, Lane, Offset};
 use smallvec::SmallVec;
 
-use crate::message::{Replay, StoredPayload, StoredPublication};
+use crate::message::{Numbered, Replay, StoredPayload, StoredPublication};
 
 /// A block is closed at so many bytes of payload …
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -147,6 +147,14 @@ impl Block {
         }
     }
 
+    /// Nothing is added any more.
+    fn close(&mut self) {
+        self.closed = true;
+        self.payloads.shrink_to_fit();
+        self.entries.shrink_to_fit();
+        self.metas.shrink_to_fit();
+    }
+
     /// Without what is encoded.
     fn bytes(&self) -> usize {
         // Of those that there are some are told; most channels tell none.
@@ -241,10 +249,7 @@ impl Kept {
         // Several blocks even where little may be kept: what is forgotten for want of room is a block.
         let full = BLOCK_BYTES.min(self.limits.bytes / 8);
         if block.payloads.len() >= full || block.entries.len() >= BLOCK_PUBLICATIONS {
-            block.closed = true;
-            block.payloads.shrink_to_fit();
-            block.entries.shrink_to_fit();
-            block.metas.shrink_to_fit();
+            block.close();
         }
         self.bytes = self.bytes + block.bytes() - before;
         self.count += 1;
@@ -285,6 +290,38 @@ impl Kept {
         self.encoded_bytes = 0;
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        while !self.blocks.is_empty() {
+            self.forget_block();
+        }
+    }
+
+    /// Puts publications in front, which lead up to the oldest that is kept, and forgets what is too much then.
+    pub(super) fn prepend(&mut self, older: Vec<Numbered>, now_ms: u64) {
+        // Some of the oldest block were forgotten: what comes before them would be, too.
+        if self.skipped > 0 {
+            return;
+        }
+        let limits = Limits { publications: usize::MAX, bytes: usize::MAX, age_ms: 0 };
+        let mut before = Kept::new(limits, self.memory.clone());
+        for Numbered { offset, age_ms, publication } in older {
+            let at_ms = now_ms.saturating_sub(age_ms);
+            before.push(offset, &publication.payload.borrowed(), publication.meta, at_ms);
+        }
+        if let Some(newest) = before.blocks.back_mut() {
+            // Only the newest of all is added to.
+            let bytes = newest.bytes();
+            newest.close();
+            before.bytes = before.bytes - bytes + newest.bytes();
+        }
+        self.count += before.count;
+        self.bytes += before.bytes;
+        before.blocks.append(&mut self.blocks);
+        self.blocks = before.blocks;
+        self.forget(now_ms);
+    }
+
     /// Forgets the oldest block.
     fn forget_block(&mut self) {
         if let Some(block) = self.blocks.pop_front() {
@@ -307,7 +344,7 @@ impl Kept {
     }
 
     /// The oldest offset kept.
-    fn first_offset(&self) -> Option<Offset> {
+    pub(super) fn first_offset(&self) -> Option<Offset> {
         self.blocks.front().map(|block| block.first_offset + self.skipped as u64)
     }
 

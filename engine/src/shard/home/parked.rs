@@ -1,10 +1,11 @@
 //! What a home holds back while readers who read are behind, or while somebody is asked whether a publication may
-//! be: publications, and what their publishers ask behind them.
+//! be, or while what numbers the channel elsewhere has not said where it stands: publications, and what their publishers ask
+//! behind them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
-use ringfeed_protocol::Refused;
+use ringfeed_protocol::{Position, Refused};
 
 use super::{Asker, Publisher};
 use crate::ids::{SessionId, ShardId, Ticket};
@@ -16,6 +17,10 @@ pub(super) enum Parked {
     Publication(StoredPayload, Publisher),
     /// A publication of which it is not known yet whether it may be: it keeps its place.
     Asked(Ticket, StoredPayload, Publisher),
+    /// A publication that is on its way to what numbers it, under this number and so long.
+    Sent(u64, usize, Asker),
+    /// One that was, and where it stands.
+    Stored(Result<Position, Refused>, Asker),
     /// A publication that may not be: whoever published it is told behind its earlier ones.
     Refused(Refused, Asker),
     /// Something that a session has asked behind a publication of its own.
@@ -31,16 +36,24 @@ impl Parked {
                 Parked::Publication(payload, _) | Parked::Asked(_, payload, _) => {
                     payload.bytes.len()
                 }
-                Parked::Refused(..) => 0,
+                Parked::Sent(_, bytes, _) => *bytes,
+                Parked::Refused(..) | Parked::Stored(..) => 0,
                 Parked::Request(request) => request.cost(),
             }
+    }
+
+    /// Whether it is nothing that has to be sent to what numbers the channel before what is behind it.
+    fn is_settled(&self) -> bool {
+        matches!(self, Parked::Sent(..) | Parked::Stored(..) | Parked::Refused(..))
     }
 
     /// The session that it is from.
     fn session(&self) -> Option<(ShardId, SessionId)> {
         let asker = match self {
             Parked::Publication(_, publisher) | Parked::Asked(_, _, publisher) => &publisher.asker,
-            Parked::Refused(_, asker) => asker,
+            Parked::Refused(_, asker) | Parked::Stored(_, asker) | Parked::Sent(_, _, asker) => {
+                asker
+            }
             Parked::Request(request) => return request.session(),
         };
         let Asker::Session(origin) = asker else { return None };
@@ -52,6 +65,8 @@ impl Parked {
 #[derive(Debug, Default)]
 pub(super) struct Parking {
     queue: VecDeque<Parked>,
+    /// Of these, so many, the first, are sent to what numbers them, or are nothing that is.
+    sent: usize,
     /// How much of it is of which session.
     of: HashMap<(ShardId, SessionId), u32>,
     bytes: usize,
@@ -68,6 +83,8 @@ impl Parking {
     pub(super) fn push_front(&mut self, parked: Parked) {
         self.count_in(&parked);
         self.queue.push_front(parked);
+        // Nothing behind it goes before it.
+        self.sent = 0;
     }
 
     fn count_in(&mut self, parked: &Parked) {
@@ -80,7 +97,53 @@ impl Parking {
     pub(super) fn pop_front(&mut self) -> Option<Parked> {
         let parked = self.queue.pop_front()?;
         self.count_out(&parked);
+        self.sent = self.sent.saturating_sub(1);
         Some(parked)
+    }
+
+    /// What comes next.
+    pub(super) fn front(&self) -> Option<&Parked> {
+        self.queue.front()
+    }
+
+    /// Whether a publication can be sent to what numbers it, where `most` may be under way.
+    pub(super) fn has_unsent(&self, most: usize) -> bool {
+        let next = self.queue.iter().skip(self.sent);
+        let mut next = next.skip_while(|next| next.is_settled());
+        self.sent < most && matches!(next.next(), Some(Parked::Publication(..)))
+    }
+
+    /// Takes the next publication that is to be sent, which is to be put back at the place that stands beside it.
+    pub(super) fn take_unsent(&mut self, most: usize) -> Option<(usize, StoredPayload, Publisher)> {
+        while self.queue.get(self.sent).is_some_and(Parked::is_settled) {
+            self.sent += 1;
+        }
+        let at = self.sent;
+        if at >= most || !matches!(self.queue.get(at), Some(Parked::Publication(..))) {
+            return None;
+        }
+        let taken = self.queue.remove(at)?;
+        self.count_out(&taken);
+        let Parked::Publication(payload, publisher) = taken else { return None };
+        Some((at, payload, publisher))
+    }
+
+    /// Puts something in the place of what was taken.
+    pub(super) fn put(&mut self, at: usize, parked: Parked) {
+        self.count_in(&parked);
+        self.queue.insert(at, parked);
+    }
+
+    /// What was sent under this number stands there, or is refused.
+    pub(super) fn stored(&mut self, ticket: u64, stored: Result<Position, Refused>) {
+        // They are answered in order, but where the first ones were answered before.
+        let is_it = |parked: &Parked| matches!(parked, Parked::Sent(of, ..) if *of == ticket);
+        let Some(at) = self.queue.iter().position(is_it) else { return };
+        let Some(sent) = self.queue.remove(at) else { return };
+        self.count_out(&sent);
+        if let Parked::Sent(_, _, asker) = sent {
+            self.put(at, Parked::Stored(stored, asker));
+        }
     }
 
     fn count_out(&mut self, parked: &Parked) {
@@ -137,9 +200,9 @@ impl Parking {
         }
     }
 
-    /// What of it somebody outside has to answer first.
-    pub(super) fn awaiting_bytes(&self) -> usize {
-        if self.awaits_answer() { self.bytes } else { 0 }
+    /// What of it somebody outside has to answer first: all, where the channel is numbered elsewhere.
+    pub(super) fn awaiting_bytes(&self, follows: bool) -> usize {
+        if follows || self.awaits_answer() { self.bytes } else { 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {

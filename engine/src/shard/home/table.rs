@@ -2,6 +2,7 @@
 
 mod asked;
 mod confirm;
+mod follow;
 mod presence;
 mod room;
 
@@ -9,6 +10,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use rand::Rng as _;
 use rand::rngs::SmallRng;
 use ringfeed_protocol::command::Payload;
@@ -17,16 +19,18 @@ use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
+use self::follow::Placed;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
 use super::news::NewsQueue;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Parking, Publisher};
 use crate::access::Entry;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Distribution};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
-    Caller, ChannelPage, ChannelRow, HistoryPage, Receipt, Replay, Request, Start,
+    Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Outgoing, Receipt, Replay, Request, Start,
+    StoredPayload, ToUpstream,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -97,6 +101,12 @@ pub(in crate::shard) struct Homes {
     /// With something parked.
     waiting: VecDeque<u32>,
     parked_bytes: usize,
+    /// What has come from where channels are numbered and waits for readers.
+    incoming_bytes: usize,
+    /// What is to be handed to the upstream.
+    outgoing: Vec<ToUpstream>,
+    /// Homes from this place on have to ask the upstream again.
+    resume_from: Option<u32>,
     /// Of these, behind what somebody outside has not answered.
     awaiting_bytes: usize,
     history_bytes: usize,
@@ -132,6 +142,8 @@ pub(in crate::shard) struct Subscribe<'a> {
     pub(in crate::shard) to: LaneId,
     pub(in crate::shard) recover: Option<Position>,
     pub(in crate::shard) recovery_bytes_max: usize,
+    /// What numbers the channel was asked for this one's sake where it stands.
+    pub(in crate::shard) looked: bool,
 }
 
 /// What a new subscriber starts from.
@@ -141,6 +153,8 @@ pub(in crate::shard) enum Subscribed {
     Start(Start),
     /// What it missed is more than one turn encodes: ask again in the next one.
     Later,
+    /// It waits at the home for what numbers the channel, which was or was not asked for its sake: to be parked there.
+    Upstream { looked: bool },
 }
 
 fn are_limited(config: &Config) -> bool {
@@ -167,6 +181,9 @@ impl Homes {
             news: NewsQueue::new(limits.news_max),
             waiting: VecDeque::new(),
             parked_bytes: 0,
+            incoming_bytes: 0,
+            outgoing: Vec::new(),
+            resume_from: None,
             awaiting_bytes: 0,
             history_bytes: 0,
             encoded: VecDeque::new(),
@@ -210,7 +227,8 @@ impl Homes {
     /// Whether so much is held back that nothing more may be taken. What waits for somebody outside does not count:
     /// it has a bound of its own, and the shard goes on with everything else.
     pub(in crate::shard) fn is_full(&self) -> bool {
-        self.parked_bytes - self.awaiting_bytes > self.limits.parked_bytes_max
+        let waits = self.parked_bytes - self.awaiting_bytes + self.incoming_bytes;
+        waits > self.limits.parked_bytes_max
     }
 
     /// Whether anything is held back.
@@ -227,7 +245,7 @@ impl Homes {
 
     /// Whether something that was held back can go on in the next turn.
     pub(in crate::shard) fn has_work(&self) -> bool {
-        if self.some_are_due {
+        if self.some_are_due || self.resume_from.is_some() {
             return true;
         }
         let most = self.parked_max();
@@ -258,17 +276,24 @@ impl Homes {
             Box::new(Members::new(interval_ms, rule.presence_hook))
         });
         let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
+        let members_max = rule.map_or(0, |rule| rule.members_max);
+        let distribution = self.config.distribution(name);
+        let follows = distribution == Distribution::Numbered;
+        let following = follows.then(|| self.begin_to_follow(name, now_ms));
+        let epoch = if follows { Epoch::default() } else { Epoch(self.rng.random()) };
         let (index, _) = self.homes.insert(Home {
             name: name.clone(),
-            epoch: Epoch(self.rng.random()),
+            epoch,
             last_offset: Offset::NONE,
             kept,
             lanes: SmallVec::new(),
             excepted: None,
             members,
-            members_max: rule.map_or(0, |rule| rule.members_max),
+            members_max,
             rate: None,
             made: None,
+            following,
+            shares: distribution == Distribution::Bridged,
             dirty: false,
             quiet_ms: now_ms,
             parked: None,
@@ -319,6 +344,10 @@ impl Homes {
             self.refuse(name, publisher.asker, refused, deliver);
             return false;
         }
+        if self.home_mut(index).following.is_some() {
+            self.publish_upstream(index, payload, publisher, deliver);
+            return false;
+        }
         if self.is_held(index) {
             if !self.has_room_behind_asked(index) {
                 self.refuse(name, publisher.asker, TOO_MUCH_ASKED, deliver);
@@ -332,7 +361,7 @@ impl Homes {
 
     /// Counts a publication of a client, if it is not one too many for the channel.
     fn take_rate(&mut self, index: u32, asker: &Asker, now_ms: u64) -> Result<(), Refused> {
-        if !self.some_are_limited || matches!(asker, Asker::Batch(..)) {
+        if !self.some_are_limited || matches!(asker, Asker::Batch(..) | Asker::Shared) {
             return Ok(());
         }
         let home = self.homes.get_mut(index).expect("an indexed home is there");
@@ -372,7 +401,7 @@ impl Homes {
     }
 
     fn park_with(&mut self, index: u32, parked: Parked, push: fn(&mut Parking, Parked)) {
-        if self.home_mut(index).parked.is_none() {
+        if !self.home_mut(index).waits() {
             self.waiting.push_back(index);
         }
         self.with_parking(index, |parking| push(parking, parked));
@@ -382,10 +411,11 @@ impl Homes {
     fn with_parking<T>(&mut self, index: u32, change: impl FnOnce(&mut Parking) -> T) -> T {
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         let parked = home.parked.get_or_insert_default();
-        let (bytes, awaiting) = (parked.bytes(), parked.awaiting_bytes());
+        let follows = home.following.is_some();
+        let (bytes, awaiting) = (parked.bytes(), parked.awaiting_bytes(follows));
         let changed = change(parked);
         self.parked_bytes = self.parked_bytes - bytes + parked.bytes();
-        self.awaiting_bytes = self.awaiting_bytes - awaiting + parked.awaiting_bytes();
+        self.awaiting_bytes = self.awaiting_bytes - awaiting + parked.awaiting_bytes(follows);
         if parked.is_empty() {
             home.parked = None;
         }
@@ -435,6 +465,14 @@ impl Homes {
             home.dirty = true;
             self.dirty.push(index);
         }
+        if home.shares && !matches!(asker, Asker::Shared) {
+            let (meta, except) =
+                by.as_ref().map_or((None, None), |by| (by.meta.clone(), by.except));
+            let payload =
+                StoredPayload { kind: payload.kind, bytes: Bytes::copy_from_slice(&payload.bytes) };
+            let (channel, publication) = (home.name.clone(), Outgoing { payload, meta, except });
+            self.outgoing.push(ToUpstream::Share { channel, publication });
+        }
         let confirm = by.as_mut().and_then(|by| by.confirm.take());
         let meta = by.and_then(|by| by.meta);
         self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
@@ -442,9 +480,9 @@ impl Homes {
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)
         {}
-        if !matches!(asker, Asker::Nobody) {
+        if !matches!(asker, Asker::Nobody | Asker::Shared) {
             let home = self.home_mut(index);
-            let receipt = Receipt { position, subscribers: home.subscribers() };
+            let receipt = Receipt { position, ack: Ack::Accepted, subscribers: home.subscribers() };
             asker.answer(&home.name, Ok(receipt), deliver);
         }
         if let Some(confirm) = confirm {
@@ -465,38 +503,61 @@ impl Homes {
         let (mut published, mut requests) = (0, Vec::new());
         for _ in 0..self.waiting.len() {
             let Some(index) = self.waiting.pop_front() else { break };
-            while *budget > 0
-                && let Some(parked) = self.next_parked(index)
-            {
-                *budget = budget.saturating_sub(parked.bytes());
-                match parked {
-                    Parked::Publication(payload, mut publisher) => {
-                        // Behind what its session has asked before: now it is known whether it is a member.
-                        if let Err(refused) = self.may_speak_now(index, &mut publisher) {
-                            publisher.asker.refuse(&self.home_mut(index).name, refused, deliver);
-                            continue;
-                        }
-                        let appended =
-                            self.append(index, &payload.borrowed(), publisher, now, deliver);
-                        published += u64::from(appended);
-                    }
-                    Parked::Refused(refused, asker) => {
-                        asker.refuse(&self.home_mut(index).name, refused, deliver);
-                    }
-                    // Not before it is answered.
-                    Parked::Asked(..) => unreachable!("what awaits an answer is not next"),
-                    Parked::Request(request) => {
-                        requests.push(request);
-                        // What is behind it goes on in the next turn, when it is served.
-                        break;
-                    }
+            if self.homes.get(index).is_some_and(|home| home.following.is_some()) {
+                let (appended, parked) = self.go_on_following(index, now, budget, deliver);
+                published += appended;
+                if let Some(Parked::Request(request)) = parked {
+                    requests.push(request);
                 }
+            } else {
+                published += self.go_on(index, now, budget, &mut requests, deliver);
             }
-            if self.homes.get(index).is_some_and(|home| home.parked.is_some()) {
+            if self.homes.get(index).is_some_and(Home::waits) {
                 self.waiting.push_back(index);
             }
         }
         (published, requests)
+    }
+
+    /// Goes on with what was held back of one channel, where it may. Returns how many publications were published.
+    fn go_on(
+        &mut self,
+        index: u32,
+        now: (Instant, u64),
+        budget: &mut usize,
+        requests: &mut Vec<Request>,
+        deliver: Deliver,
+    ) -> u64 {
+        let mut published = 0;
+        while *budget > 0
+            && let Some(parked) = self.next_parked(index)
+        {
+            *budget = budget.saturating_sub(parked.bytes());
+            match parked {
+                Parked::Publication(payload, mut publisher) => {
+                    // Behind what its session has asked before: now it is known whether it is a member.
+                    if let Err(refused) = self.may_speak_now(index, &mut publisher) {
+                        publisher.asker.refuse(&self.home_mut(index).name, refused, deliver);
+                        continue;
+                    }
+                    let appended = self.append(index, &payload.borrowed(), publisher, now, deliver);
+                    published += u64::from(appended);
+                }
+                Parked::Refused(refused, asker) => {
+                    asker.refuse(&self.home_mut(index).name, refused, deliver);
+                }
+                // Not before it is answered; and only where channels are numbered elsewhere.
+                Parked::Asked(..) | Parked::Sent(..) | Parked::Stored(..) => {
+                    unreachable!("what awaits an answer is not next")
+                }
+                Parked::Request(request) => {
+                    requests.push(request);
+                    // What is behind it goes on in the next turn, when it is served.
+                    break;
+                }
+            }
+        }
+        published
     }
 
     /// Holds a request back again, before everything else: it takes more than one turn.
@@ -539,9 +600,13 @@ impl Homes {
         deliver: Deliver,
     ) -> Result<Subscribed, Refused> {
         let Subscribe { name, shard, session, who, entry, lane, to, .. } = subscribe;
-        let Subscribe { recover, recovery_bytes_max, .. } = subscribe;
+        let Subscribe { recover, recovery_bytes_max, looked, .. } = subscribe;
         self.may_enter(name, entry)?;
         let index = self.open(name, now_ms)?;
+        let recover = match self.place_upstream(index, recover, looked, now_ms)? {
+            Placed::Here(recover) => recover,
+            Placed::NotYet(looked) => return Ok(Subscribed::Upstream { looked }),
+        };
         let home = self.home_mut(index);
         home.seal(deliver);
         let mut replay: Option<Option<Replay>> = None;
@@ -556,6 +621,12 @@ impl Homes {
                     kept.forget(now_ms);
                     kept.replay(from.offset, last, lane, name, recovery_bytes_max, budget)
                 });
+                let is_gone = matches!(found, None | Some(Found::Gone));
+                if is_gone && self.may_be_older(index, from.offset.next()) {
+                    self.bound_encoded(index);
+                    self.read_older(index, now_ms);
+                    return Ok(Subscribed::Upstream { looked });
+                }
                 match found {
                     None | Some(Found::Gone) => {}
                     Some(Found::Unfinished) => {
@@ -673,7 +744,9 @@ impl Homes {
     /// Some of the channels, from a place in the table on.
     pub(in crate::shard) fn page(&self, from: u32) -> ChannelPage {
         let end = from.saturating_add(PAGE_PLACES).min(self.homes.slots());
-        let rows = (from..end).filter_map(|slot| self.homes.get(slot)).map(|home| ChannelRow {
+        let homes = (from..end).filter_map(|slot| self.homes.get(slot));
+        let known = homes.filter(|home| home.following.as_ref().is_none_or(|own| own.known));
+        let rows = known.map(|home| ChannelRow {
             name: home.name.clone(),
             position: home.position(),
             subscribers: home.subscribers(),
@@ -688,6 +761,7 @@ impl Homes {
         for _ in 0..SWEEP_CHANNELS.min(slots) {
             self.sweep = (self.sweep + 1) % slots;
             self.forget(self.sweep, now_ms);
+            self.check_upstream(self.sweep, now_ms);
             self.close_if_idle(self.sweep, now_ms);
         }
     }
@@ -714,8 +788,11 @@ impl Homes {
         let idle = self.homes.get(index).is_some_and(|home| {
             now_ms.saturating_sub(home.quiet_ms) >= LINGER_MS
                 && home.lanes.is_empty()
-                && home.history() == 0
-                && home.parked.is_none()
+                && match &home.following {
+                    None => home.history() == 0,
+                    Some(following) => !following.awaits,
+                }
+                && !home.waits()
                 && home.members.as_ref().is_none_or(|members| members.confirmations.len() == 0)
                 && home.made.is_none()
                 && !home.dirty
@@ -724,6 +801,9 @@ impl Homes {
         });
         if idle && let Some(home) = self.homes.remove(index) {
             self.by_name.remove(&home.name);
+            if home.following.is_some() {
+                self.outgoing.push(ToUpstream::Unfollow { channel: home.name });
+            }
             if let Some(kept) = home.kept {
                 self.history_bytes -= kept.bytes();
                 self.encoded_bytes -= kept.encoded_bytes();
@@ -754,14 +834,20 @@ impl Homes {
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();
         assert_eq!(parked, self.parked_bytes, "parked bytes");
-        let parkings = homes().filter_map(|home| home.parked.as_ref());
-        let awaiting: usize = parkings.map(|parked| parked.awaiting_bytes()).sum();
+        let parkings =
+            homes().filter_map(|home| Some((home.parked.as_ref()?, home.following.is_some())));
+        let awaiting: usize =
+            parkings.map(|(parked, follows)| parked.awaiting_bytes(follows)).sum();
         assert_eq!(awaiting, self.awaiting_bytes, "parked bytes that await an answer");
         let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
         assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");
         let encoded =
             homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.encoded_bytes());
         assert_eq!(encoded.sum::<usize>(), self.encoded_bytes, "encoded bytes");
+        let following = || homes().filter_map(|home| home.following.as_ref());
+        following().for_each(|following| following.check());
+        let counted = following().map(|following| following.appendable_bytes());
+        assert_eq!(counted.sum::<usize>(), self.incoming_bytes, "bytes that came from upstream");
         for home in homes() {
             home.parked.iter().for_each(|parked| parked.check());
             home.members.iter().for_each(|members| members.check(home.subscribers()));
@@ -770,8 +856,8 @@ impl Homes {
             assert!(interests.into_iter().all(|interest| interest.subscribers > 0));
         }
         assert_eq!(homes().filter(|home| home.made.is_some()).count(), self.rooms, "made rooms");
-        let waiting = homes().filter(|home| home.parked.is_some()).count();
-        assert_eq!(waiting, self.waiting.len(), "each home with something parked is listed once");
+        let waiting = homes().filter(|home| home.waits()).count();
+        assert_eq!(waiting, self.waiting.len(), "each home where something waits is listed once");
     }
 
     /// The newest position, for tests.

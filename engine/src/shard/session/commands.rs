@@ -285,8 +285,17 @@ impl<W: Wire> Shard<W> {
         }
         self.subscription_count += 1;
         self.owe(slot, 1);
-        let subscribe =
-            Request::Subscribe { origin, attempt, channel, lane, to, recover, who, entry };
+        let subscribe = Request::Subscribe {
+            origin,
+            attempt,
+            channel,
+            lane,
+            to,
+            recover,
+            who,
+            entry,
+            looked: false,
+        };
         match self.user_in_rooms(slot).filter(|_| is_room) {
             Some(user) => {
                 // What it asks next is to come behind this.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::event::Publication;
 use ringfeed_protocol::frame::Opcode;
 use ringfeed_protocol::refused::Operation;
-use ringfeed_protocol::{ChannelName, CloseCode, Dialect, Event, Lane, Refused};
+use ringfeed_protocol::{ChannelName, CloseCode, Dialect, Event, Lane, Offset, Position, Refused};
 use ringfeed_wire::Wire;
 use smallvec::SmallVec;
 
@@ -13,8 +13,8 @@ use crate::counters::CloseReason;
 use crate::ids::SessionId;
 use crate::ids::{ConnectionId, LaneId, SessionSlot};
 use crate::message::{
-    Chunk, Delivery, HistoryPage, Naming, Order, Origin, PresencePage, Present, Reached, Replay,
-    Request, Skip, Someone, Start,
+    Chunk, Delivery, FrameIndex, HistoryPage, Naming, Order, Origin, PresencePage, Present,
+    Reached, Replay, Request, Skip, Someone, Start,
 };
 use crate::shard::Shard;
 use crate::shard::feed::{FOLLOWS, LaneState};
@@ -40,13 +40,14 @@ impl<W: Wire> Shard<W> {
             Delivery::Subscribed { origin, attempt, channel, lane, start } => {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
-            Delivery::Published { origin, channel, position, subscribers } => {
+            Delivery::Renewed { to, position, lost } => self.handle_renewed(to, position, lost),
+            Delivery::Published { origin, channel, position, ack, subscribers } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
                 // It was only to be told if it was refused.
                 let (Some(id), channel) = (origin.id.as_deref(), &channel) else { return };
-                let id = Some(id);
-                self.reply(slot, &Event::Published { id, channel, position, subscribers });
+                let (id, ack) = (Some(id), ack.as_str());
+                self.reply(slot, &Event::Published { id, channel, position, ack, subscribers });
             }
             Delivery::Confirmed { origin, channel, offset, in_time } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
@@ -102,6 +103,36 @@ impl<W: Wire> Shard<W> {
         let skips: SmallVec<[_; 1]> = skips.collect();
         let (fanout, mut context) = self.fanout_context();
         fanout.append(&mut context, id, chunk, &skips);
+    }
+
+    /// A channel goes on in another life, or behind a hole, for everybody who is there.
+    fn handle_renewed(&mut self, id: LaneId, position: Position, lost: Offset) {
+        if !self.feeds.try_lane(id).is_some_and(LaneState::has_subscribers) {
+            return;
+        }
+        let LaneState { name, lane, .. } = self.feeds.lane(id);
+        let (name, lane) = (name.clone(), *lane);
+        let Position { epoch, offset } = position;
+        let gap = Event::Gap { channel: &name, epoch, from: lost, to: offset };
+        let mut frame = Vec::new();
+        lane.write_notice(&mut frame, &gap);
+        let told = !frame.is_empty();
+        self.feeds.renew(id, position, lost);
+        if told {
+            let frames = FrameIndex::default();
+            let (bytes, first_offset) = (Bytes::from(frame), offset.next());
+            let chunk = Chunk { bytes, frames, first_offset, count: 0, at: self.now };
+            let (fanout, mut context) = self.fanout_context();
+            fanout.append(&mut context, id, chunk, &[]);
+        } else if offset >= lost {
+            // There is no way to say so but to end: who comes back begins anew.
+            let reason = format!("lagged: {name} goes on behind offset {offset}, epoch {epoch}");
+            let lane = self.feeds.lane(id);
+            let slots: Vec<SessionSlot> = lane.subscribers().map(|own| own.session).collect();
+            for slot in slots {
+                self.close_session(slot, CloseReason::Lagged, &reason);
+            }
+        }
     }
 
     fn handle_subscribed(

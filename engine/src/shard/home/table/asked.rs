@@ -53,7 +53,7 @@ impl Homes {
             return;
         }
         let refused = self.with_parking(index, |parked| parked.answered(ticket, publish));
-        if self.home_mut(index).parked.is_none() {
+        if !self.home_mut(index).waits() {
             self.waiting.retain(|&waiting| waiting != index);
         }
         if let Some((asker, refused)) = refused {

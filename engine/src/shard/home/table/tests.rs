@@ -19,14 +19,14 @@ fn recovered(subscribed: &Subscribed) -> (Option<bool>, usize) {
         Subscribed::Start(Start { recovered, replay, .. }) => {
             (*recovered, replay.shared.len() + usize::from(!replay.own.is_empty()))
         }
-        Subscribed::Later => panic!("the budget is enough"),
+        Subscribed::Later | Subscribed::Upstream { .. } => panic!("nothing is to be waited for"),
     }
 }
 
 fn start(subscribed: &Subscribed) -> Position {
     match subscribed {
         Subscribed::Start(Start { position, .. }) => *position,
-        Subscribed::Later => panic!("the budget is enough"),
+        Subscribed::Later | Subscribed::Upstream { .. } => panic!("nothing is to be waited for"),
     }
 }
 
@@ -97,6 +97,7 @@ impl Bench {
             to: self.to,
             recover,
             recovery_bytes_max: 1 << 20,
+            looked: false,
         };
         let subscribed = self.homes.subscribe(
             subscribe,
