@@ -32,6 +32,7 @@ mod link;
 mod listen;
 mod net;
 mod node;
+mod nodes;
 mod policy;
 mod presence;
 mod raw;

@@ -222,6 +222,13 @@ impl Net {
         (id, socket)
     }
 
+    /// So many shards more; returns the number of the first.
+    pub(crate) fn add_sides(&mut self, shards: usize) -> usize {
+        let first = self.sides.len();
+        self.sides.extend((0..shards).map(|_| Side::default()));
+        first
+    }
+
     /// A connection is its shard's to take.
     pub(crate) fn hand_over(&mut self, conn: ConnId) {
         self.sides[self.conns[conn].shard].handed.push_back(conn);

@@ -20,6 +20,7 @@ usage: cargo test -p ringfeed-engine --test sim -- [options]
   --from S       the first of them
   --seconds T    run fresh seeds for so long (default 50)
   --threads N    default: one for each core
+  --nodes        seeds of several nodes that share channels, where not said otherwise by the test
   --trace        print everything that happens
   --keep-going   do not stop at the first failure; count failures by kind
   --only A,B     judge by these rules alone
@@ -34,7 +35,8 @@ type Test = fn(&Options) -> bool;
 
 /// Tests by name, as the test runner asks for them.
 const TESTS: &[(&str, Test)] = &[
-    ("fresh_seeds", search),
+    ("fresh_seeds", |options| search(options, options.nodes)),
+    ("nodes_share_channels", |options| search(options, true)),
     ("the_same_seed_is_the_same_run", same_seed),
     ("a_network_that_loses_or_repeats_is_noticed", sabotaged),
 ];
@@ -48,6 +50,8 @@ struct Options {
     trace: bool,
     keep_going: bool,
     rules: u64,
+    /// Of several nodes.
+    nodes: bool,
 }
 
 thread_local! {
@@ -122,6 +126,7 @@ fn parse(arguments: &[String]) -> Result<(Options, Vec<String>), String> {
         trace: false,
         keep_going: false,
         rules: u64::MAX,
+        nodes: false,
     };
     let mut names = Vec::new();
     let mut left = arguments.iter();
@@ -134,6 +139,7 @@ fn parse(arguments: &[String]) -> Result<(Options, Vec<String>), String> {
             "--seconds" => options.seconds = number(argument, value()?)?,
             "--threads" => options.threads = number(argument, value()?)?.max(1) as usize,
             "--trace" => options.trace = true,
+            "--nodes" => options.nodes = true,
             "--keep-going" => options.keep_going = true,
             "--only" => options.rules = mask(value()?)?,
             "--without" => options.rules &= !mask(value()?)?,
@@ -170,31 +176,40 @@ fn note_panics() {
     }));
 }
 
-/// Runs a seed. The error is what was wrong.
-fn run(seed: u64, rules: u64, tracing: Tracing) -> Result<(Tally, Vec<String>), String> {
-    run_with(seed, rules, tracing, None)
+/// What a run was made of, and its trace. The error is what was wrong.
+type Ran = Result<(Tally, Vec<String>), String>;
+
+/// Runs a seed, of several nodes or of one.
+fn run(seed: u64, rules: u64, nodes: bool, tracing: Tracing) -> Ran {
+    if !nodes {
+        return run_with(seed, rules, tracing, None);
+    }
+    caught(|| {
+        let mut world = super::nodes::World::new(seed, tracing);
+        world.run();
+        (world.tally(), world.trace())
+    })
 }
 
-fn run_with(
-    seed: u64,
-    rules: u64,
-    tracing: Tracing,
-    sabotage: Option<Sabotage>,
-) -> Result<(Tally, Vec<String>), String> {
-    let run = AssertUnwindSafe(|| {
+fn run_with(seed: u64, rules: u64, tracing: Tracing, sabotage: Option<Sabotage>) -> Ran {
+    caught(|| {
         let mut world = World::new(seed, rules, tracing);
         if let Some(sabotage) = sabotage {
             world.sabotage(sabotage);
         }
         world.run();
         (world.tally(), world.trace())
-    });
-    panic::catch_unwind(run).map_err(|_| PANICKED.with(|panicked| panicked.borrow().clone()))
+    })
+}
+
+fn caught(run: impl FnOnce() -> (Tally, Vec<String>)) -> Ran {
+    panic::catch_unwind(AssertUnwindSafe(run))
+        .map_err(|_| PANICKED.with(|panicked| panicked.borrow().clone()))
 }
 
 fn one(seed: u64, options: &Options) -> bool {
     let tracing = if options.trace { Tracing::Print } else { Tracing::Off };
-    match run(seed, options.rules, tracing) {
+    match run(seed, options.rules, options.nodes, tracing) {
         Ok((tally, _)) => {
             println!("seed {seed} is clean: {}", shown(&tally));
             true
@@ -209,7 +224,8 @@ fn one(seed: u64, options: &Options) -> bool {
 fn same_seed(options: &Options) -> bool {
     let first = options.from.unwrap_or_else(rand::random);
     (first..first.saturating_add(5)).all(|seed| {
-        let runs = [(); 2].map(|()| run(seed, options.rules, Tracing::Keep));
+        let runs =
+            [(); 2].map(|()| run(seed, options.rules, seed.is_multiple_of(2), Tracing::Keep));
         let same = runs[0] == runs[1];
         if !same {
             println!("seed {seed} does not run the same way twice");
@@ -237,7 +253,7 @@ fn sabotaged(options: &Options) -> bool {
 }
 
 /// Fresh seeds on all cores.
-fn search(options: &Options) -> bool {
+fn search(options: &Options, nodes: bool) -> bool {
     let first = options.from.unwrap_or_else(|| rand::random::<u64>() >> 16);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let began = Instant::now();
@@ -255,7 +271,7 @@ fn search(options: &Options) -> bool {
                 return (tally, failures);
             }
             let seed = first + number;
-            match run(seed, options.rules, Tracing::Off) {
+            match run(seed, options.rules, nodes, Tracing::Off) {
                 Ok((one, _)) => tally.add(&one),
                 Err(what) => {
                     tally.seeds += 1;
@@ -276,7 +292,7 @@ fn search(options: &Options) -> bool {
     });
     failures.sort();
     println!("from seed {first}, {:.1} s: {}", began.elapsed().as_secs_f64(), shown(&tally));
-    report(&failures, first, options.rules);
+    report(&failures, first, options.rules, nodes);
     failures.is_empty()
 }
 
@@ -301,7 +317,7 @@ fn shown(tally: &Tally) -> String {
 const KIND_CHARS: usize = 64;
 
 /// Failures by kind: how often, the first seed, what it said, and how to run it again.
-fn report(failures: &[(u64, String)], first: u64, rules: u64) {
+fn report(failures: &[(u64, String)], first: u64, rules: u64, nodes: bool) {
     let on = |rule: &Rule| rules & (1 << *rule as u64) != 0;
     let only: Vec<&str> = RULES.iter().filter(|(r, ..)| on(r)).map(|rule| rule.1).collect();
     let flag = if only.len() == RULES.len() {
@@ -309,6 +325,7 @@ fn report(failures: &[(u64, String)], first: u64, rules: u64) {
     } else {
         format!(" --only {}", only.join(","))
     };
+    let flag = if nodes { format!("{flag} --nodes") } else { flag };
     let mut kinds: BTreeMap<String, Vec<&(u64, String)>> = BTreeMap::new();
     for failure in failures {
         let line = failure.1.lines().next().unwrap_or_default();

@@ -1,0 +1,755 @@
+//! Several nodes that share channels through a Redis, any of which may fail at any moment: real shards and a real bridge on each
+//! node, a Redis that does what [`redis`] says, and clients that come back to any node ([`client`]). What they are told is held
+//! against what was really appended ([`truth`]).
+//!
+//! Links between a node and Redis are cut and made again, with what is under way lost on the way there or on the way back; they
+//! deliver as late as they like, and what is asked and what is subscribed to overtake each other. Redis stalls, is flushed, and
+//! comes back with what it had, with less, or with nothing. Nodes are killed.
+//!
+//! To add something that happens: a function and a line in [`STEPS`].
+
+mod client;
+mod redis;
+mod truth;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ringfeed_engine::bridge::{Bridge, Told};
+use ringfeed_engine::clock::Clock;
+use ringfeed_engine::config::{Config, Distribution, Publishers, Sources, Subscribers};
+use ringfeed_engine::ids::ShardId;
+use ringfeed_engine::message::{Post, Published, Request, Shards, StoredPayload, Waker, queues};
+use ringfeed_engine::settings::Settings;
+use ringfeed_engine::shard::door::Admission;
+use ringfeed_engine::shard::{
+    Credentials, Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
+};
+use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::{ChannelName, Dialect};
+use tokio::sync::oneshot;
+
+use super::dice::Dice;
+use super::net::{ConnId, Fate, Faults, Net, Phase, SimWire};
+use super::trace::{Trace, Tracing, note};
+use super::world::Tally;
+use client::{Channels, Client};
+use redis::{Heard, Keeps, Pipe, Redis};
+use truth::Truth;
+
+/// How long what needs Redis waits for it.
+const PATIENCE_MS: u64 = 2000;
+/// Rounds in which everything under way must have arrived.
+const ROUNDS_MAX: u32 = 50_000;
+
+/// One shard of a node.
+struct Running {
+    shard: Shard<SimWire>,
+    local: Rc<Local>,
+    wake: UnixStream,
+    asleep: bool,
+    /// Its number among all wires.
+    wire: usize,
+}
+
+/// One process.
+struct Node {
+    shards: Vec<Running>,
+    shared: Arc<Shared>,
+    bridge: Bridge,
+    pipe: Pipe,
+    /// What its shards are to be told and had no room for.
+    told: VecDeque<(Option<ShardId>, Request)>,
+}
+
+/// What is drawn at the beginning.
+#[derive(Debug)]
+struct Setup {
+    nodes: usize,
+    shards: usize,
+    channels: usize,
+    numbered: usize,
+    clients: usize,
+    steps: usize,
+    history_size: u32,
+    filler: usize,
+    queue_batches: usize,
+    turn: [usize; 6],
+    /// Of 1,000 reconnections with recovery.
+    recovers: u32,
+    /// How often Redis and the links to it fail.
+    faults: u32,
+    kills: u32,
+    /// How often what is published is lost on its way to a node, and nothing else.
+    losses: u32,
+    turns: u32,
+}
+
+impl Setup {
+    fn draw(dice: &mut Dice) -> Setup {
+        let channels = dice.range(1, 6);
+        Setup {
+            nodes: dice.pick(&[1, 2, 2, 3, 3]),
+            shards: dice.pick(&[1, 1, 2]),
+            channels,
+            numbered: dice.pick(&[channels, channels, channels / 2]),
+            clients: dice.range(2, 12),
+            steps: dice.magnitude(200, 4000),
+            history_size: dice.pick(&[0, 3, 30, 1000, 1000]),
+            filler: dice.magnitude(1, 400),
+            queue_batches: dice.pick(&[1, 4, 256]),
+            turn: [
+                dice.magnitude(1, 32),
+                dice.range(1, 4),
+                dice.magnitude(2, 200),
+                dice.range(1, 8),
+                dice.magnitude(1, 10),
+                dice.magnitude(200, 200_000),
+            ],
+            recovers: dice.pick(&[1000, 900, 300]),
+            faults: dice.pick(&[0, 3, 10, 30]),
+            kills: dice.pick(&[0, 0, 2, 8]),
+            losses: dice.pick(&[0, 0, 0, 10]),
+            turns: dice.magnitude(200, 1500) as u32,
+        }
+    }
+}
+
+/// See the module's description.
+pub(crate) struct World {
+    setup: Setup,
+    dice: Dice,
+    trace: Rc<Trace>,
+    elapsed: Rc<Cell<Duration>>,
+    unix_ms: Rc<Cell<u64>>,
+    start: Instant,
+    net: Rc<RefCell<Net>>,
+    nodes: Vec<Node>,
+    redis: Redis,
+    truth: Truth,
+    channels: Channels,
+    clients: Vec<Client>,
+    published: u64,
+    posts: Vec<oneshot::Receiver<Vec<(u32, Published)>>>,
+    /// Redis does nothing for so many steps.
+    stalls: u32,
+    tally: Tally,
+}
+
+type Weight = fn(&World) -> u32;
+type Step = fn(&mut World);
+
+/// Name, weight, and what is done.
+const STEPS: &[(&str, Weight, Step)] = &[
+    ("turn", |w| w.setup.turns, World::any_turn),
+    ("input arrives", |_| 300, World::any_input),
+    ("a client acts", |_| 150, World::any_client),
+    ("a client reads", |_| 300, World::any_reader),
+    (
+        "a client connects",
+        |w| if w.clients.len() < w.setup.clients { 60 } else { 0 },
+        World::connect,
+    ),
+    ("a client comes back", |_| 60, World::reconnect),
+    ("a client leaves", |_| 12, World::leave),
+    ("the API publishes", |_| 40, World::post),
+    ("the clock moves", |_| 40, World::clock),
+    ("a bridge takes what its shards want", |_| 300, World::any_wanted),
+    ("Redis does something", |_| 400, World::any_command),
+    ("Redis subscribes somebody", |_| 150, World::any_subscribe),
+    ("an answer arrives", |_| 400, World::any_answer),
+    ("a message arrives", |_| 400, World::any_heard),
+    ("shards are told", |_| 300, World::any_told),
+    ("a link breaks", |w| w.setup.faults, World::cut),
+    ("a link is made", |_| 30, World::link),
+    ("a message is lost", |w| w.setup.losses, World::lose),
+    ("Redis stalls", |w| w.setup.faults / 3, World::stall),
+    ("Redis is saved", |w| w.setup.faults, World::save),
+    ("Redis restarts", |w| w.setup.faults / 3, World::restart),
+    ("Redis is flushed", |w| w.setup.faults / 10, World::flush),
+    ("a node is killed", |w| w.setup.kills, World::kill),
+];
+
+fn configuration(setup: &Setup) -> Config {
+    let mut config = Config::load(&Sources::default()).expect("the defaults are valid");
+    config.redis.url.0 = b"redis://simulated".to_vec();
+    config.limits.messages_per_second_max = 0;
+    config.heartbeat.interval_ms = 0;
+    let mut rule = config.channels[0].clone();
+    (rule.subscribe, rule.publish) = (Subscribers::Anyone, Publishers::Anyone);
+    (rule.history_size, rule.history_age_ms) = (setup.history_size, 0);
+    let mut bridged = rule.clone();
+    (rule.pattern, rule.distribution) = ("n.*".into(), Distribution::Numbered);
+    (bridged.pattern, bridged.distribution) = ("b.*".into(), Distribution::Bridged);
+    config.channels = vec![rule, bridged];
+    config
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, tracing: Tracing) -> World {
+        let mut dice = Dice::new(seed);
+        let setup = Setup::draw(&mut dice);
+        let elapsed = Rc::new(Cell::new(Duration::ZERO));
+        let trace = Rc::new(Trace::new(tracing, elapsed.clone()));
+        note!(trace, "seed {seed}: {setup:#?}");
+        let net = Rc::new(RefCell::new(Net::new(0, dice.split(), trace.clone(), 0)));
+        let names = (0..setup.channels).map(|number| {
+            let prefix = if number < setup.numbered { "n" } else { "b" };
+            format!("{prefix}.{number}")
+        });
+        let channels = Channels { names: names.collect(), numbered: setup.numbered };
+        let redis = Redis::new(setup.history_size as usize, dice.split());
+        let mut world = World {
+            elapsed,
+            unix_ms: Rc::new(Cell::new(1_700_000_000_000)),
+            start: Instant::now(),
+            net,
+            nodes: Vec::new(),
+            redis,
+            truth: Truth::default(),
+            channels,
+            clients: Vec::new(),
+            published: 0,
+            posts: Vec::new(),
+            stalls: 0,
+            tally: Tally { seeds: 1, ..Tally::default() },
+            trace,
+            setup,
+            dice,
+        };
+        for _ in 0..world.setup.nodes {
+            let node = world.node();
+            world.nodes.push(node);
+        }
+        world
+    }
+
+    /// A process that has just started.
+    fn node(&mut self) -> Node {
+        let (mut ends, mut inboxes, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.setup.shards {
+            let (wake, waker) = UnixStream::pair().expect("descriptors are to be had");
+            wake.set_nonblocking(true).expect("a socket can be made non-blocking");
+            waker.set_nonblocking(true).expect("a socket can be made non-blocking");
+            let waker = Waker::new(File::from(OwnedFd::from(waker)));
+            let (end, inbox) = queues(waker, self.setup.queue_batches);
+            ends.push(end);
+            inboxes.push(inbox);
+            wakes.push(wake);
+        }
+        let settings = Settings::new(configuration(&self.setup)).expect("it is valid");
+        let shards = Shards::new(ends, [self.dice.number(), self.dice.number()]);
+        let (shared, _) = Shared::new(settings, shards, Admission::new(u32::MAX, 0));
+        let [events, batches, deliveries, promotions, sends, request_bytes] = self.setup.turn;
+        let first = self.net.borrow_mut().add_sides(self.setup.shards);
+        let shards = inboxes.into_iter().zip(wakes).enumerate().map(|(number, (inbox, wake))| {
+            let local = Rc::new(Local::new(None));
+            let environment = Environment {
+                clock: Clock::Simulated {
+                    start: self.start,
+                    elapsed: self.elapsed.clone(),
+                    unix_ms: self.unix_ms.clone(),
+                },
+                seed: self.dice.number(),
+                limits: TurnLimits {
+                    events,
+                    batches,
+                    deliveries,
+                    promotions,
+                    sends,
+                    request_bytes,
+                },
+            };
+            let wire = SimWire::new(self.net.clone(), first + number);
+            let id = ShardId(number as u16);
+            let shard = Shard::new(id, wire, shared.clone(), inbox, local.clone(), environment);
+            Running { shard, local, wake, asleep: false, wire: first + number }
+        });
+        let shards = shards.collect();
+        let bridge = Bridge::new(self.dice.number(), PATIENCE_MS, self.now_ms());
+        Node { shards, shared, bridge, pipe: Pipe::default(), told: VecDeque::new() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.elapsed.get().as_millis() as u64
+    }
+
+    /// Everything that happens under this seed. Panics when a rule is broken.
+    pub(crate) fn run(&mut self) {
+        for _ in 0..self.setup.steps {
+            let weights = STEPS.iter().map(|(_, weight, _)| weight(self)).collect::<Vec<_>>();
+            let (_, _, step) = STEPS[self.dice.weighted(weights.iter().copied())];
+            step(self);
+            self.stalls = self.stalls.saturating_sub(1);
+        }
+        self.heal();
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        let told = |of: fn(&client::Told) -> u64| self.clients.iter().map(|c| of(&c.told)).sum();
+        Tally {
+            publications: self.truth.appended,
+            deliveries: told(|told| told.messages),
+            gaps: told(|told| told.gaps),
+            ..self.tally.clone()
+        }
+    }
+
+    pub(crate) fn trace(&self) -> Vec<String> {
+        self.trace.take()
+    }
+
+    // Steps.
+
+    fn any_node(&mut self) -> usize {
+        self.dice.below(self.nodes.len())
+    }
+
+    fn any_turn(&mut self) {
+        let node = self.any_node();
+        let shard = self.dice.below(self.setup.shards);
+        if self.is_awake(node, shard) || self.dice.chance(20) {
+            self.turn(node, shard);
+        }
+    }
+
+    fn is_awake(&mut self, node: usize, shard: usize) -> bool {
+        let Running { asleep, wake, wire, .. } = &mut self.nodes[node].shards[shard];
+        if *asleep
+            && (self.net.borrow().sides[*wire].has_events()
+                || matches!(wake.read(&mut [0; 64]), Ok(1..)))
+        {
+            *asleep = false;
+        }
+        !*asleep
+    }
+
+    fn turn(&mut self, node: usize, number: usize) {
+        self.tally.turns += 1;
+        let Node { shards, shared, .. } = &mut self.nodes[node];
+        let Running { shard, asleep, wake, .. } = &mut shards[number];
+        let waker = shared.shards.waker(ShardId(number as u16));
+        waker.set_sleeping(false);
+        while matches!(wake.read(&mut [0; 64]), Ok(1..)) {}
+        let busy = shard.turn().expect("this wire does not fail");
+        *asleep = !busy && !shard.has_mail();
+        waker.set_sleeping(*asleep);
+        note!(self.trace, "n{node}/s{number} turn, {}", if busy { "busy" } else { "idle" });
+    }
+
+    fn any_of(&mut self) -> Option<usize> {
+        let count = self.clients.len();
+        (count > 0).then(|| self.dice.below(count))
+    }
+
+    fn any_input(&mut self) {
+        let Some(at) = self.any_of() else { return };
+        let most = self.dice.pick(&[1, 30, 4096]);
+        let conn = self.clients[at].conn;
+        let mut net = self.net.borrow_mut();
+        net.deliver(conn, most);
+        net.tell_writable(conn, false);
+        net.tell_closed(conn);
+    }
+
+    fn any_reader(&mut self) {
+        if let Some(at) = self.any_of() {
+            self.read(at);
+        }
+    }
+
+    fn read(&mut self, at: usize) -> bool {
+        let client = &mut self.clients[at];
+        let bytes = std::mem::take(&mut self.net.borrow_mut().conns[client.conn].unread);
+        if !bytes.is_empty() && !client.over {
+            note!(self.trace, "k{at} <- {}", String::from_utf8_lossy(&bytes));
+            client.received(&bytes, &self.channels, &self.truth);
+        }
+        let phase = self.net.borrow().conns[client.conn].phase;
+        client.over |= matches!(phase, Phase::Ended | Phase::Refused);
+        self.net.borrow_mut().tell_writable(client.conn, false) || !bytes.is_empty()
+    }
+
+    fn any_client(&mut self) {
+        let Some(at) = self.any_of() else { return };
+        if self.clients[at].over {
+            return;
+        }
+        let channel = self.dice.below(self.channels.names.len());
+        let name = self.channels.names[channel].clone();
+        let recovers = self.dice.chance(self.setup.recovers);
+        let mut out = Vec::new();
+        let client = &mut self.clients[at];
+        match self.dice.below(10) {
+            0..4 => client.subscribe(&mut out, channel, &name, recovers),
+            4 => client.unsubscribe(&mut out, channel, &name),
+            5 => client.history(&mut out, &name),
+            _ => {
+                self.published += 1;
+                let filler = self.dice.below(self.setup.filler);
+                client.publish(&mut out, &name, (self.published, filler));
+            }
+        }
+        note!(self.trace, "k{at} -> {} bytes", out.len());
+        self.net.borrow_mut().conns[self.clients[at].conn].upstream.extend(out);
+    }
+
+    fn connect(&mut self) {
+        let number = self.clients.len();
+        let (conn, node) = self.dial();
+        note!(self.trace, "k{number}/c{conn} connects to n{node}");
+        self.clients.push(Client::new(number, conn, node));
+    }
+
+    fn reconnect(&mut self) {
+        let Some(at) = self.any_of().filter(|&at| self.clients[at].over) else { return };
+        let (conn, node) = self.dial();
+        note!(self.trace, "k{at}/c{conn} comes back, to n{node}");
+        self.clients[at].reconnect(conn, node);
+    }
+
+    /// A connection to any node.
+    fn dial(&mut self) -> (ConnId, usize) {
+        let node = self.any_node();
+        let shard = self.dice.below(self.setup.shards);
+        let own = &self.nodes[node].shards[shard];
+        let capacity = 1 << 20;
+        let (conn, socket) = self.net.borrow_mut().connect(own.wire, capacity, Faults::default());
+        self.net.borrow_mut().hand_over(conn);
+        let shared = &self.nodes[node].shared;
+        let permit = shared.admission.admit([127, 0, 0, 1].into()).expect("there is no limit");
+        let credentials =
+            Credentials { admitted: None, must_authenticate: false, number: None, refused: None };
+        own.local.promote(Promoted {
+            socket,
+            endpoint: 0,
+            dialect: Dialect::Ringfeed,
+            talk: None,
+            answer: Vec::new(),
+            rest: Vec::new(),
+            permit,
+            credentials,
+        });
+        shared.shards.waker(ShardId(shard as u16)).wake();
+        self.tally.connections += 1;
+        (conn, node)
+    }
+
+    fn leave(&mut self) {
+        let Some(at) = self.any_of() else { return };
+        note!(self.trace, "k{at} is gone");
+        self.clients[at].over = true;
+        let state = &mut self.net.borrow_mut().conns[self.clients[at].conn];
+        state.fate = Fate::Reset;
+        state.unread.clear();
+        state.upstream.clear();
+    }
+
+    fn post(&mut self) {
+        let node = self.any_node();
+        let channel = self.dice.below(self.channels.names.len());
+        let count = self.dice.pick(&[1, 1, 3, 20]);
+        self.post_to(node, channel, count);
+    }
+
+    /// Publishes over the API of a node; returns the number of the last.
+    fn post_to(&mut self, node: usize, channel: usize, count: usize) {
+        let name = ChannelName::new(&self.channels.names[channel]).expect("a name");
+        let shards = &self.nodes[node].shared.shards;
+        let home = shards.home(&name);
+        let (reply, answer) = oneshot::channel();
+        let items = (0..count as u32).map(|place| {
+            self.published += 1;
+            let filler = self.dice.below(self.setup.filler);
+            let payload = client::payload(self.published, filler);
+            let payload = StoredPayload { kind: PayloadKind::Json, bytes: Bytes::from(payload) };
+            (place, Post { channel: name.clone(), payload, by: None })
+        });
+        let items = items.collect();
+        if shards.request(home, Request::PublishBatch { items, reply }).is_ok() {
+            note!(self.trace, "the API of n{node} publishes {count}, up to {}", self.published);
+            self.posts.push(answer);
+        }
+    }
+
+    fn clock(&mut self) {
+        let step = self.dice.pick(&[1, 10, 60, 100, 500, 2100, 11_000]);
+        self.pass(step);
+    }
+
+    fn pass(&mut self, ms: u64) {
+        let before = self.elapsed.get();
+        self.elapsed.set(before + Duration::from_millis(ms));
+        self.unix_ms.set(self.unix_ms.get() + ms);
+        let now_ms = self.now_ms();
+        self.net.borrow_mut().now_ms = now_ms;
+        for node in &mut self.nodes {
+            node.bridge.tick(now_ms);
+            if now_ms / 100 > before.as_millis() as u64 / 100 {
+                for (number, own) in node.shards.iter().enumerate() {
+                    own.local.set_tick();
+                    node.shared.shards.waker(ShardId(number as u16)).wake();
+                }
+            }
+        }
+    }
+
+    fn any_wanted(&mut self) {
+        let node = self.any_node();
+        let shard = self.dice.below(self.setup.shards);
+        self.wanted(node, shard);
+    }
+
+    fn wanted(&mut self, node: usize, shard: usize) -> bool {
+        let Node { shared, bridge, pipe, .. } = &mut self.nodes[node];
+        let Some(batch) = shared.upstream.take(ShardId(shard as u16)) else { return false };
+        for what in batch {
+            note!(self.trace, "n{node}/s{shard} wants {what:?}");
+            bridge.wanted(what);
+        }
+        if pipe.connected {
+            pipe.take(bridge.take_commands());
+        }
+        true
+    }
+
+    fn any_command(&mut self) {
+        let node = self.any_node();
+        if self.stalls == 0 {
+            self.command(node);
+        }
+    }
+
+    fn command(&mut self, node: usize) -> bool {
+        let mut pipes: Vec<&mut Pipe> = self.nodes.iter_mut().map(|node| &mut node.pipe).collect();
+        let Some((number, command)) = pipes[node].asked.front() else { return false };
+        note!(self.trace, "Redis does {number} of n{node}: {command:?}");
+        self.redis.serve(node, &mut pipes, &mut self.truth);
+        true
+    }
+
+    fn any_subscribe(&mut self) {
+        let node = self.any_node();
+        if self.stalls == 0 {
+            self.redis.subscribe(&mut self.nodes[node].pipe);
+        }
+    }
+
+    fn any_answer(&mut self) {
+        let node = self.any_node();
+        self.answer(node);
+    }
+
+    fn answer(&mut self, node: usize) -> bool {
+        let Node { bridge, pipe, .. } = &mut self.nodes[node];
+        let Some((number, reply)) = pipe.answers.pop_front() else { return false };
+        note!(self.trace, "n{node} hears of {number}: {reply:?}");
+        bridge.answered(number, reply);
+        pipe.take(bridge.take_commands());
+        true
+    }
+
+    fn any_heard(&mut self) {
+        let node = self.any_node();
+        self.heard(node);
+    }
+
+    fn heard(&mut self, node: usize) -> bool {
+        let Node { bridge, pipe, .. } = &mut self.nodes[node];
+        let Some(heard) = pipe.heard.pop_front() else { return false };
+        note!(self.trace, "n{node} hears {heard:?}");
+        match heard {
+            Heard::Subscribed(channel) => bridge.subscribed(&channel),
+            Heard::Message(channel, bytes) => bridge.message(channel, &bytes),
+            Heard::Shared(channel, bytes) => bridge.shared(channel, &bytes),
+        }
+        pipe.take(bridge.take_commands());
+        true
+    }
+
+    fn any_told(&mut self) {
+        let node = self.any_node();
+        self.tell(node);
+    }
+
+    /// Hands shards what they are to be told, as far as they take it.
+    fn tell(&mut self, node: usize) -> bool {
+        let Node { bridge, told, shared, .. } = &mut self.nodes[node];
+        let home = |name: &ChannelName| shared.shards.home(name);
+        for one in bridge.take_told() {
+            note!(self.trace, "n{node} is told {one:?}");
+            match one {
+                Told::Resume => {
+                    told.extend(shared.shards.ids().map(|id| (Some(id), Request::Resume)));
+                }
+                one => told.push_back(one.into_request(home)),
+            }
+        }
+        let mut any = false;
+        while let Some((to, request)) = told.pop_front() {
+            let to = to.expect("it is for a shard");
+            if let Err(back) = shared.shards.request(to, request) {
+                let ringfeed_engine::message::NotTaken::Full(request) = back else { break };
+                told.push_front((Some(to), request));
+                break;
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// A message does not come, and the subscription lives on.
+    fn lose(&mut self) {
+        let node = self.any_node();
+        let heard = &mut self.nodes[node].pipe.heard;
+        let is_numbered = |heard: &Heard| matches!(heard, Heard::Message(..));
+        if let Some(lost) = heard.iter().position(is_numbered) {
+            note!(self.trace, "n{node} does not hear {:?}", heard[lost]);
+            heard.remove(lost);
+            self.tally.faults += 1;
+        }
+    }
+
+    fn cut(&mut self) {
+        let node = self.any_node();
+        self.cut_off(node);
+    }
+
+    fn cut_off(&mut self, node: usize) {
+        let now_ms = self.now_ms();
+        let Node { bridge, pipe, .. } = &mut self.nodes[node];
+        if pipe.connected {
+            note!(self.trace, "n{node} has lost Redis");
+            self.tally.faults += 1;
+            pipe.cut();
+            bridge.lost(now_ms);
+        }
+    }
+
+    fn link(&mut self) {
+        let node = self.any_node();
+        if self.stalls == 0 {
+            self.make_link(node);
+        }
+    }
+
+    fn make_link(&mut self, node: usize) {
+        let Node { bridge, pipe, .. } = &mut self.nodes[node];
+        if !pipe.connected {
+            note!(self.trace, "n{node} has Redis");
+            pipe.connected = true;
+            bridge.connected();
+            pipe.take(bridge.take_commands());
+        }
+    }
+
+    fn stall(&mut self) {
+        self.stalls = self.dice.magnitude(10, 400) as u32;
+        self.tally.faults += 1;
+        note!(self.trace, "Redis stalls");
+    }
+
+    fn save(&mut self) {
+        self.redis.save();
+    }
+
+    fn restart(&mut self) {
+        let keeps = self.dice.pick(&[Keeps::All, Keeps::Copy, Keeps::Nothing]);
+        note!(self.trace, "Redis restarts with {keeps:?}");
+        self.redis.restart(keeps);
+        (0..self.nodes.len()).for_each(|node| self.cut_off(node));
+    }
+
+    fn flush(&mut self) {
+        note!(self.trace, "Redis is flushed");
+        self.tally.faults += 1;
+        self.redis.flush();
+    }
+
+    fn kill(&mut self) {
+        let node = self.any_node();
+        note!(self.trace, "n{node} is killed");
+        self.tally.faults += 1;
+        let wires: Vec<usize> = self.nodes[node].shards.iter().map(|own| own.wire).collect();
+        for conn in self.net.borrow_mut().conns.iter_mut().filter(|c| wires.contains(&c.shard)) {
+            (conn.phase, conn.socket) = (Phase::Ended, None);
+        }
+        for client in self.clients.iter_mut().filter(|client| client.node == node) {
+            client.over = true;
+        }
+        self.nodes[node] = self.node();
+    }
+
+    // The end.
+
+    /// Faults end; then everybody has everything.
+    fn heal(&mut self) {
+        note!(self.trace, "faults end");
+        self.stalls = 0;
+        (0..self.nodes.len()).for_each(|node| self.make_link(node));
+        self.settle();
+        // What is found by looking from time to time is found by then.
+        for _ in 0..180 {
+            self.pass(180);
+            self.settle();
+        }
+        for channel in 0..self.channels.names.len() {
+            let node = self.any_node();
+            self.post_to(node, channel, 1);
+        }
+        self.settle();
+        for client in self.clients.iter().filter(|client| !client.over) {
+            client.settled(&self.channels, &self.truth);
+        }
+        for mut post in std::mem::take(&mut self.posts) {
+            use tokio::sync::oneshot::error::TryRecvError;
+            let answer = post.try_recv();
+            // A node that was killed answers nothing.
+            let answered = !matches!(answer, Err(TryRecvError::Empty));
+            assert!(answered, "rule api: a publication is not answered");
+        }
+        for node in &self.nodes {
+            check_together(node.shards.iter().map(|own| &own.shard));
+        }
+    }
+
+    /// Lets everything under way arrive.
+    fn settle(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            let mut moved = false;
+            for at in 0..self.clients.len() {
+                moved |= self.read(at);
+                let conn = self.clients[at].conn;
+                let mut net = self.net.borrow_mut();
+                moved |= net.deliver(conn, 16_384) | net.tell_closed(conn);
+            }
+            for node in 0..self.nodes.len() {
+                for shard in 0..self.setup.shards {
+                    moved |= self.wanted(node, shard);
+                    let wire = self.nodes[node].shards[shard].wire;
+                    moved |= self.net.borrow_mut().release_slots(wire);
+                    if self.is_awake(node, shard) {
+                        self.turn(node, shard);
+                        moved = true;
+                    }
+                }
+                moved |= self.command(node) | self.answer(node) | self.heard(node);
+                moved |= !self.nodes[node].pipe.subscribes.is_empty();
+                self.redis.subscribe(&mut self.nodes[node].pipe);
+                moved |= self.tell(node);
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("rule settles: it goes on and on");
+    }
+}

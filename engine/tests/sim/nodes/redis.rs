@@ -1,0 +1,227 @@
+//! What a Redis does for the nodes, as `bridge::command` says it, and what may become of it: it stalls, restarts with
+//! what it had, with less, or with nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use ringfeed_engine::bridge::item;
+use ringfeed_engine::bridge::{Append, Command, Failed, Read, Reply};
+use ringfeed_engine::message::{Followed, Numbered};
+use ringfeed_protocol::{ChannelName, Epoch, Offset, Position};
+
+use super::super::dice::Dice;
+use super::truth::Truth;
+
+/// Earlier lives of a channel that are remembered.
+const LINEAGE_MAX: usize = 16;
+/// Entries in one answer.
+const ENTRIES_MAX: usize = 8;
+
+/// A channel as Redis has it.
+#[derive(Debug, Clone)]
+struct Kept {
+    epoch: Epoch,
+    offset: u64,
+    /// In which life of Redis it was written last.
+    life: u64,
+    lineage: Vec<(Epoch, Offset)>,
+    stream: BTreeMap<u64, Bytes>,
+    /// Of each instance: the number behind its last publication, and where that stands.
+    instances: HashMap<u64, (u64, Epoch, u64)>,
+}
+
+/// What reaches a node over its subscription.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Subscribed(ChannelName),
+    Message(ChannelName, Bytes),
+    Shared(ChannelName, Bytes),
+}
+
+/// The connections of one node.
+#[derive(Debug, Default)]
+pub(super) struct Pipe {
+    pub(super) connected: bool,
+    /// On their way to Redis: what is asked of it, and subscriptions.
+    pub(super) asked: VecDeque<(u64, Command)>,
+    pub(super) subscribes: VecDeque<Command>,
+    /// On their way back.
+    pub(super) answers: VecDeque<(u64, Result<Reply, Failed>)>,
+    pub(super) heard: VecDeque<Heard>,
+    subscribed: HashSet<ChannelName>,
+}
+
+impl Pipe {
+    /// Takes what the bridge wants of Redis.
+    pub(super) fn take(&mut self, commands: impl Iterator<Item = (u64, Command)>) {
+        for (number, command) in commands {
+            match command {
+                Command::Subscribe(_) | Command::Unsubscribe(_) => {
+                    self.subscribes.push_back(command);
+                }
+                command => self.asked.push_back((number, command)),
+            }
+        }
+    }
+
+    /// Everything under way is lost.
+    pub(super) fn cut(&mut self) {
+        *self = Pipe::default();
+    }
+}
+
+/// See the module's description.
+pub(super) struct Redis {
+    channels: HashMap<ChannelName, Kept>,
+    life: u64,
+    snapshot: HashMap<ChannelName, Kept>,
+    history_size: usize,
+    dice: Dice,
+}
+
+impl Redis {
+    pub(super) fn new(history_size: usize, dice: Dice) -> Redis {
+        let (channels, snapshot) = (HashMap::new(), HashMap::new());
+        Redis { channels, life: 0, snapshot, history_size, dice }
+    }
+
+    /// What it would come back with as a copy that is older.
+    pub(super) fn save(&mut self) {
+        self.snapshot = self.channels.clone();
+    }
+
+    /// It ends, and another one takes its place: with what it had, with what the copy has, or with nothing.
+    pub(super) fn restart(&mut self, keeps: Keeps) {
+        self.life += 1;
+        match keeps {
+            Keeps::All => {}
+            Keeps::Copy => self.channels = self.snapshot.clone(),
+            Keeps::Nothing => self.channels.clear(),
+        }
+    }
+
+    /// Everything in it is deleted.
+    pub(super) fn flush(&mut self) {
+        self.channels.clear();
+    }
+
+    /// Does the next command of a node.
+    pub(super) fn serve(&mut self, node: usize, pipes: &mut [&mut Pipe], truth: &mut Truth) {
+        let Some((number, command)) = pipes[node].asked.pop_front() else { return };
+        match command {
+            Command::Append(append) => {
+                let (epoch, last, message) = self.append(&append, truth);
+                if let Some(message) = message {
+                    let listening =
+                        pipes.iter_mut().filter(|pipe| pipe.subscribed.contains(&append.channel));
+                    for pipe in listening {
+                        let heard = Heard::Message(append.channel.clone(), message.clone());
+                        pipe.heard.push_back(heard);
+                    }
+                }
+                let last = Offset(last);
+                pipes[node].answers.push_back((number, Ok(Reply::Appended { epoch, last })));
+            }
+            Command::Read(read) => {
+                let followed = self.read(&read, truth);
+                pipes[node].answers.push_back((number, Ok(Reply::Read(followed))));
+            }
+            Command::Share { channel, bytes } => {
+                for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
+                    pipe.heard.push_back(Heard::Shared(channel.clone(), bytes.clone()));
+                }
+            }
+            Command::Subscribe(_) | Command::Unsubscribe(_) => unreachable!("these go another way"),
+        }
+    }
+
+    /// Does the next of what a node says on its subscription.
+    pub(super) fn subscribe(&mut self, pipe: &mut Pipe) {
+        match pipe.subscribes.pop_front() {
+            Some(Command::Subscribe(channels)) => {
+                for channel in channels {
+                    pipe.subscribed.insert(channel.clone());
+                    pipe.heard.push_back(Heard::Subscribed(channel));
+                }
+            }
+            Some(Command::Unsubscribe(channel)) => drop(pipe.subscribed.remove(&channel)),
+            _ => {}
+        }
+    }
+
+    /// The channel, in the life that it has by now.
+    fn open(&mut self, name: &ChannelName, seen: Option<Position>, truth: &mut Truth) -> &mut Kept {
+        let (fresh, life) = (Epoch(self.dice.number()), self.life);
+        let kept = self.channels.entry(name.clone()).or_insert_with(|| {
+            truth.begin(name, fresh.0, None);
+            let (lineage, stream, instances) = (Vec::new(), BTreeMap::new(), HashMap::new());
+            Kept { epoch: fresh, offset: 0, life, lineage, stream, instances }
+        });
+        let ahead =
+            seen.is_some_and(|seen| seen.epoch == kept.epoch && seen.offset.0 > kept.offset);
+        if kept.life != life || ahead {
+            // It may have lost what others have seen.
+            kept.lineage.insert(0, (kept.epoch, Offset(kept.offset)));
+            kept.lineage.truncate(LINEAGE_MAX);
+            truth.begin(name, fresh.0, Some((kept.epoch.0, kept.offset)));
+            (kept.epoch, kept.life) = (fresh, life);
+        }
+        kept
+    }
+
+    fn append(&mut self, append: &Append, truth: &mut Truth) -> (Epoch, u64, Option<Bytes>) {
+        let Append { channel, instance, first, items } = append;
+        let most = self.history_size;
+        let kept = self.open(channel, None, truth);
+        if let Some(&(next, epoch, last)) = kept.instances.get(instance)
+            && *first < next
+        {
+            return (epoch, last, None);
+        }
+        let mut message = BytesMut::new();
+        message.put_u8(1);
+        message.put_u64(kept.epoch.0);
+        message.put_u64(kept.offset + 1);
+        for item in items {
+            kept.offset += 1;
+            truth.append(channel, kept.epoch.0, kept.offset, item);
+            message.put_u32(item.len() as u32);
+            message.put_slice(item);
+            kept.stream.insert(kept.offset, item.clone());
+            while kept.stream.len() > most {
+                kept.stream.pop_first();
+            }
+        }
+        let next = first + items.len() as u64;
+        kept.instances.insert(*instance, (next, kept.epoch, kept.offset));
+        (kept.epoch, kept.offset, Some(message.freeze()))
+    }
+
+    fn read(&mut self, Read { channel, since }: &Read, truth: &mut Truth) -> Followed {
+        let kept = self.open(channel, *since, truth);
+        let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
+        let lineage = kept.lineage.clone();
+        let mut followed = Followed { position, lineage, publications: Vec::new() };
+        let behind = since.and_then(|since| {
+            followed.shared_with(since.epoch).map(|shared| since.offset.min(shared).0)
+        });
+        if let Some(behind) = behind {
+            let entries = kept.stream.range(behind + 1..).take(ENTRIES_MAX);
+            followed.publications = entries
+                .map(|(&offset, item)| {
+                    let publication = item::decode(item).expect("what was encoded");
+                    Numbered { offset: Offset(offset), age_ms: 0, publication }
+                })
+                .collect();
+        }
+        followed
+    }
+}
+
+/// What a restart keeps.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Keeps {
+    All,
+    Copy,
+    Nothing,
+}
