@@ -29,8 +29,9 @@ pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, Heard, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,
 };
+pub(crate) use request::key_bytes;
 pub use request::{
-    By, Confirm, Post, Published, Reached, Receipt, Reply, Request, Revocation, Revoked, Sender,
-    Speaker, UserConnection, UserRequest,
+    By, Confirm, KeyOf, Keyed, Post, Published, Reached, Receipt, Reply, Request, Revocation,
+    Revoked, Sender, Speaker, UserConnection, UserRequest,
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};

@@ -253,6 +253,8 @@ pub enum Delivery {
         position: Position,
         /// Subscribers of the channel, on all shards.
         subscribers: u64,
+        /// It was published before, by its key.
+        duplicate: bool,
     },
     /// A confirmation was noted.
     Confirmed {

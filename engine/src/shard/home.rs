@@ -4,6 +4,7 @@
 
 mod answer;
 mod confirmations;
+mod idempotency;
 mod joining;
 mod kept;
 mod members;
@@ -25,6 +26,7 @@ use crate::ids::{ConnectionId, LaneId, ShardId};
 use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
 use crate::shard::rate::ChannelRate;
 pub(super) use answer::{Asker, Batch, Publisher};
+pub(crate) use idempotency::KEY_BYTES;
 use joining::Joining;
 use kept::Kept;
 use members::Members;
@@ -122,6 +124,8 @@ struct Home {
     rate: Option<Box<ChannelRate>>,
     /// What was said of it over the API, where it is a room: as long as that counts, it is there.
     made: Option<Box<MadeRoom>>,
+    /// Idempotency keys that are remembered of it: as long as there are any, it is there.
+    keys: u32,
     /// Something is pending.
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.

@@ -78,9 +78,9 @@ impl Asker {
             Asker::Session(origin) => {
                 let shard = origin.shard;
                 let answer = match published {
-                    Ok(Receipt { position, subscribers }) => {
+                    Ok(Receipt { position, subscribers, duplicate }) => {
                         let channel = channel.clone();
-                        Delivery::Published { origin, channel, position, subscribers }
+                        Delivery::Published { origin, channel, position, subscribers, duplicate }
                     }
                     Err(refused) => Delivery::Refused { origin, attempt: None, refused },
                 };

@@ -2,6 +2,7 @@
 
 mod asked;
 mod confirm;
+mod keyed;
 mod presence;
 mod room;
 
@@ -17,6 +18,7 @@ use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
+use super::idempotency::Keys;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
 use super::news::NewsQueue;
@@ -30,6 +32,8 @@ use crate::message::{
 };
 use crate::names::Names;
 use crate::slab::Slab;
+
+use keyed::Key;
 
 /// A channel that nobody needs but that was published to stays for so long, so that a subscriber that
 /// comes right back finds its position again.
@@ -72,6 +76,8 @@ pub(in crate::shard) struct HomeLimits {
     pub(in crate::shard) parked_bytes_max: usize,
     /// Changes of which the application was not told.
     pub(in crate::shard) news_max: usize,
+    /// Idempotency keys that are remembered.
+    pub(in crate::shard) keys_max: usize,
 }
 
 /// See the module's description.
@@ -108,6 +114,9 @@ pub(in crate::shard) struct Homes {
     replay_memory: ReplayMemory,
     config: Arc<Config>,
     limits: HomeLimits,
+    keys: Keys,
+    /// Publications that were known again by their keys.
+    duplicates: u64,
     sweep: u32,
     turn: u64,
     /// Some rules limit how often clients publish.
@@ -176,6 +185,8 @@ impl Homes {
             some_are_limited: are_limited(&config),
             config,
             limits,
+            keys: Keys::new(limits.keys_max),
+            duplicates: 0,
             sweep: 0,
             turn: 1,
             closed: false,
@@ -190,6 +201,7 @@ impl Homes {
         self.some_are_limited = are_limited(&config);
         (self.config, self.limits) = (config, limits);
         self.news.reconfigure(limits.news_max);
+        self.keys.reconfigure(limits.keys_max);
     }
 
     pub(in crate::shard) fn count(&self) -> usize {
@@ -269,6 +281,7 @@ impl Homes {
             members_max: rule.map_or(0, |rule| rule.members_max),
             rate: None,
             made: None,
+            keys: 0,
             dirty: false,
             quiet_ms: now_ms,
             parked: None,
@@ -421,10 +434,26 @@ impl Homes {
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) -> bool {
-        if let Err(refused) = self.may_be_confirmed(index, &by) {
-            asker.refuse(&self.home_mut(index).name, refused, deliver);
-            return false;
-        }
+        let key = self.look_up(index, &by, now_ms);
+        let key = key.and_then(|key| match key {
+            Key::Used(_) => Ok(key),
+            key => self.may_be_confirmed(index, &by).map(|()| key),
+        });
+        let key = match key {
+            Ok(Key::Used(position)) => {
+                let home = self.home_mut(index);
+                let subscribers = home.subscribers();
+                let receipt = Receipt { position, subscribers, duplicate: true };
+                asker.answer(&home.name, Ok(receipt), deliver);
+                return false;
+            }
+            Ok(Key::New(hash)) => Some(hash),
+            Ok(Key::None) => None,
+            Err(refused) => {
+                asker.refuse(&self.home_mut(index).name, refused, deliver);
+                return false;
+            }
+        };
         let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {
@@ -438,13 +467,16 @@ impl Homes {
         let confirm = by.as_mut().and_then(|by| by.confirm.take());
         let meta = by.and_then(|by| by.meta);
         self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
+        if let Some(hash) = key {
+            self.remember_key(index, hash, position.offset, now_ms);
+        }
         // Who adds makes room: other channels' history is not theirs to take.
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)
         {}
         if !matches!(asker, Asker::Nobody) {
             let home = self.home_mut(index);
-            let receipt = Receipt { position, subscribers: home.subscribers() };
+            let receipt = Receipt { position, subscribers: home.subscribers(), duplicate: false };
             asker.answer(&home.name, Ok(receipt), deliver);
         }
         if let Some(confirm) = confirm {
@@ -684,6 +716,7 @@ impl Homes {
 
     /// Forgets aged history of some channels, and channels that nobody needs; over many calls, of all.
     pub(in crate::shard) fn sweep(&mut self, now_ms: u64) {
+        self.forget_keys(now_ms);
         let slots = self.homes.slots();
         for _ in 0..SWEEP_CHANNELS.min(slots) {
             self.sweep = (self.sweep + 1) % slots;
@@ -709,7 +742,7 @@ impl Homes {
         Some(changed)
     }
 
-    /// A channel with neither subscribers nor history ends; the next life has a new epoch.
+    /// A channel with neither subscribers, history nor idempotency keys ends; the next life has a new epoch.
     fn close_if_idle(&mut self, index: u32, now_ms: u64) {
         let idle = self.homes.get(index).is_some_and(|home| {
             now_ms.saturating_sub(home.quiet_ms) >= LINGER_MS
@@ -718,6 +751,7 @@ impl Homes {
                 && home.parked.is_none()
                 && home.members.as_ref().is_none_or(|members| members.confirmations.len() == 0)
                 && home.made.is_none()
+                && home.keys == 0
                 && !home.dirty
                 // Who comes back would find the burst as if nothing had been published.
                 && home.rate.as_ref().is_none_or(|rate| rate.is_fresh(now_ms))
@@ -750,6 +784,7 @@ impl Homes {
     pub(in crate::shard) fn check(&self) {
         self.news.check();
         self.check_confirmations();
+        self.check_keys();
         let homes = || self.homes.iter().map(|(_, home)| home);
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();

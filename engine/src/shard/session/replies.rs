@@ -40,13 +40,14 @@ impl<W: Wire> Shard<W> {
             Delivery::Subscribed { origin, attempt, channel, lane, start } => {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
-            Delivery::Published { origin, channel, position, subscribers } => {
+            Delivery::Published { origin, channel, position, subscribers, duplicate } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
                 // It was only to be told if it was refused.
                 let (Some(id), channel) = (origin.id.as_deref(), &channel) else { return };
                 let id = Some(id);
-                self.reply(slot, &Event::Published { id, channel, position, subscribers });
+                let published = Event::Published { id, channel, position, subscribers, duplicate };
+                self.reply(slot, &published);
             }
             Delivery::Confirmed { origin, channel, offset, in_time } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
