@@ -30,9 +30,10 @@ pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, Heard, QUESTIONS_MAX, Question, Questions,
     SubscribeAllowed,
 };
+pub(crate) use request::key_bytes;
 pub use request::{
-    Ack, By, Confirm, Post, Published, Reached, Receipt, Reply, Request, Revocation, Revoked,
-    Sender, Speaker, UserConnection, UserRequest,
+    Ack, By, Confirm, KeyOf, Keyed, Post, Published, Reached, Receipt, Reply, Request, Revocation,
+    Revoked, Sender, Speaker, UserConnection, UserRequest,
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
 pub(crate) use upstream::shared_with;

@@ -6,11 +6,13 @@ use std::{fs, io};
 use ringfeed_protocol::handshake::HEAD_BYTES_MAX;
 use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
-use crate::config::{Config, Hooks};
+use crate::config::{Config, Hooks, Limits};
 use crate::control::PUBLIC_BODIES_PART;
 use crate::control::hooks::Hook;
 use crate::message::QUEUE_BYTES_MAX;
-use crate::shard::{COMMAND_RATES_BYTES, CONNECTION_BYTES, IDLE_BYTES, SUBSCRIPTION_BYTES};
+use crate::shard::{
+    COMMAND_RATES_BYTES, CONNECTION_BYTES, IDLE_BYTES, KEY_BYTES, SUBSCRIPTION_BYTES,
+};
 
 /// What the kernel keeps for one idle TCP connection and the receive under way on it: measured as the
 /// growth of its slabs, half of both ends on loopback.
@@ -194,6 +196,7 @@ fn memory_for_clients(config: &Config, shards: u64) -> Vec<Consumer> {
             AtMost(limits.history_bytes_max),
             "of all channels (limits.history_bytes_max)".into(),
         ),
+        memory_for_keys(limits),
         line(
             "held back",
             AtMost(limits.parked_bytes_max),
@@ -227,6 +230,21 @@ fn memory_for_clients(config: &Config, shards: u64) -> Vec<Consumer> {
             "bodies (api.bodies_bytes_max) and connections (api.connections_max)".into(),
         ),
     ]
+}
+
+fn memory_for_keys(limits: &Limits) -> Consumer {
+    line(
+        "idempotency keys",
+        // None is remembered where that is not said for how long.
+        AtMost(match limits.idempotency_ms {
+            0 => 0,
+            _ => u64::from(limits.idempotency_keys_max) * KEY_BYTES as u64,
+        }),
+        format!(
+            "{} (limits.idempotency_keys_max), about {KEY_BYTES} bytes each",
+            limits.idempotency_keys_max
+        ),
+    )
 }
 
 impl std::fmt::Display for Consumer {

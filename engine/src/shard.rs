@@ -52,6 +52,7 @@ use door::{Admission, Handed, Permit};
 use drain::Draining;
 use fanout::{Context, Fanout, Finding, FlushLimits, Verdict};
 use feed::Feeds;
+pub(crate) use home::KEY_BYTES;
 use home::{HomeLimits, Homes};
 pub use local::Local;
 use requests::Waiting;
@@ -701,6 +702,7 @@ fn home_limits(config: &Config, shards: u16) -> HomeLimits {
         history_bytes_max: share_of(config.limits.history_bytes_max, shards),
         parked_bytes_max: share_of(config.limits.parked_bytes_max, shards),
         news_max: share_of(config.hooks.presence_queue_max.into(), shards),
+        keys_max: share_of(config.limits.idempotency_keys_max.into(), shards),
     }
 }
 

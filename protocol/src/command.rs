@@ -6,6 +6,7 @@ use base64::Engine as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::idempotency_key::IdempotencyKey;
 use crate::json::has_lone_surrogate;
 use crate::position::{Offset, Position};
 use crate::refused::Refused;
@@ -96,13 +97,14 @@ impl<'a> Action<'a> {
         Action::Subscribe { channel, recover: None, token: None, password: None }
     }
 
-    /// To publish what nobody is asked to confirm.
+    /// To publish what nobody is asked to confirm, and what is new whenever it comes.
     pub fn publish(
         channel: impl Into<Cow<'a, str>>,
         payload: Payload<'a>,
         echo: bool,
     ) -> Action<'a> {
-        Action::Publish { channel: channel.into(), payload, echo, confirm_ms: None }
+        let channel = channel.into();
+        Action::Publish { channel, payload, echo, confirm_ms: None, key: None }
     }
 }
 
@@ -148,6 +150,8 @@ pub enum Action<'a> {
         echo: bool,
         /// Ask those who get it to confirm it within so long, and tell who has.
         confirm_ms: Option<u32>,
+        /// By which it is known again where it is sent twice.
+        key: Option<IdempotencyKey>,
     },
     /// Say that a publication has come, to whoever wants to know.
     Confirm {

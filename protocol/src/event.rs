@@ -140,6 +140,8 @@ pub enum Event<'a> {
         ack: &'static str,
         /// Subscribers of the channel, on all connections.
         subscribers: u64,
+        /// It was published before, by its key: that is where it stands.
+        duplicate: bool,
     },
     /// The reply to `confirm`.
     Confirmed {

@@ -90,7 +90,22 @@ fn every_event_is_shown_as_it_is_written() {
             subscribers: 1,
         },
         Event::Unsubscribed { id: id("2"), channel: trade, reason: None },
-        Event::Published { id: id("3"), channel, position: at(7), ack: "accepted", subscribers: 1 },
+        Event::Published {
+            id: id("3"),
+            channel,
+            position: at(7),
+            ack: "accepted",
+            subscribers: 1,
+            duplicate: false,
+        },
+        Event::Published {
+            id: id("16"),
+            channel,
+            position: at(7),
+            ack: "accepted",
+            subscribers: 1,
+            duplicate: true,
+        },
         Event::History { id: id("4"), channel, position: at(12), publications },
         Event::Pong { id: id("5") },
         Event::Error {

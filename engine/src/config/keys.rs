@@ -160,6 +160,8 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("limits.presence_reply_max", Numbers(1, 1 << 20)),
     ("limits.confirm_receivers_max", Numbers(1, 1 << 14)),
     ("limits.confirm_ms_max", Numbers(1, 3_600_000)),
+    ("limits.idempotency_ms", Numbers(0, 86_400_000)),
+    ("limits.idempotency_keys_max", Numbers(1, 1 << 27)),
     ("limits.recovery_bytes_max", Numbers(0, 1 << 30)),
     ("limits.cross_shard_bytes_max", Numbers(1 << 16, 1 << 30)),
     ("limits.history_bytes_max", Numbers(0, 1 << 40)),

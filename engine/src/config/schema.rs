@@ -232,6 +232,8 @@ pub struct Limits {
     pub confirm_receivers_max: u32,
     /// How long one may give them, in milliseconds.
     pub confirm_ms_max: u32,
+    pub idempotency_ms: u32,
+    pub idempotency_keys_max: u32,
     pub recovery_bytes_max: u32,
     pub cross_shard_bytes_max: u32,
     pub history_bytes_max: u64,

@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn a_result_takes_no_more_than_was_reserved_for_it() {
         let position = Position { epoch: Epoch(u64::MAX), offset: Offset(u64::MAX) };
-        let receipt = Receipt { position, ack: Ack::Accepted, subscribers: 1 };
+        let receipt = Receipt { position, ack: Ack::Accepted, subscribers: 1, duplicate: false };
         let result = publish::result(&ChannelName::new("a").unwrap(), Ok(receipt));
         assert!(serde_json::to_vec(&result).unwrap().len() < "a".len() + RESULT_BYTES_MAX);
         let refused = ApiError::new(Code::UnsupportedEncoding, "").without_message();

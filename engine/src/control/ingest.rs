@@ -40,6 +40,10 @@ pub(super) struct IngestAck {
     lines: u64,
     /// Publications in their home shards' logs so far.
     accepted: u64,
+    /// Of these, those that had been published before, by their `idempotency_key`.
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(required = false)]
+    duplicates: u64,
     /// Lines refused so far.
     refused: u64,
     /// The first 100 lines refused since the acknowledgement before.
@@ -216,8 +220,8 @@ impl Ingest {
 
     fn take_ack(&mut self) -> IngestAck {
         let errors = std::mem::take(&mut self.ack.errors);
-        let IngestAck { lines, accepted, refused, .. } = self.ack;
-        IngestAck { lines, accepted, refused, errors, end: None, error: None }
+        let IngestAck { lines, accepted, duplicates, refused, .. } = self.ack;
+        IngestAck { lines, accepted, duplicates, refused, errors, end: None, error: None }
     }
 
     /// Publishes a run of lines. Fails where who sends them may not any more, where the shards do not follow, at a line
@@ -246,11 +250,14 @@ impl Ingest {
         let mut outcomes = publish::publish_all(&self.state, items).await.into_iter();
         for (line, checked) in checked {
             let outcome = match checked {
-                Ok(()) => outcomes.next().unwrap_or_else(|| Err(ApiError::busy())).map(|_| ()),
+                Ok(()) => outcomes.next().unwrap_or_else(|| Err(ApiError::busy())),
                 Err(e) => Err(e),
             };
             match outcome {
-                Ok(()) => self.ack.accepted += 1,
+                Ok(receipt) => {
+                    self.ack.accepted += 1;
+                    self.ack.duplicates += u64::from(receipt.duplicate);
+                }
                 // What stands behind it may be published or not: nothing is said of it.
                 Err(e) if matches!(e.code(), Code::Busy | Code::Draining) => {
                     self.ack.lines = line - 1;
@@ -272,6 +279,11 @@ impl Ingest {
             self.ack.errors.push(LineError { line, error });
         }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn line_too_long(line_max: usize) -> ApiError {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use ringfeed_protocol::command::{Payload, present};
-use ringfeed_protocol::{ChannelName, Position, Refused};
+use ringfeed_protocol::{ChannelName, IdempotencyKey, Position, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
@@ -21,7 +21,7 @@ use super::{FULL_PAUSE, State};
 use crate::callers::Caller;
 use crate::config::ChannelRule;
 use crate::ids::{ConnectionId, ShardId};
-use crate::message::{NotTaken, Post, Published, Receipt, Request, Sender};
+use crate::message::{KeyOf, Keyed, NotTaken, Post, Published, Receipt, Request, Sender};
 
 /// A shard is handed at most so many bytes with one request, or one publication that is larger …
 const PIECE_BYTES_MAX: usize = 256 * 1024;
@@ -49,6 +49,10 @@ pub(super) struct PublishBody<'a> {
     /// Bytes, in padded base64; raw.v1 delivers them as a binary message.
     #[serde(borrow, default)]
     base64: Option<Cow<'a, str>>,
+    /// 1 to 128 printable ASCII characters, random ones for each message: the same message sent again with the same key to
+    /// the same channel is not published again.
+    #[serde(borrow, default)]
+    idempotency_key: Option<Cow<'a, str>>,
     /// The id of a connection that is not to get it: `connection` in its `connected` event.
     #[serde(borrow, default)]
     except: Option<Cow<'a, str>>,
@@ -68,6 +72,10 @@ pub(super) enum PublishResult {
         offset: u64,
         /// `accepted`: in the home shard's log.
         ack: &'static str,
+        /// There, and `true`, where it was published before, by its `idempotency_key`: `offset` says where.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        #[schema(required = false)]
+        duplicate: bool,
     },
     /// It was not published.
     Refused(ApiError),
@@ -83,7 +91,11 @@ pub(super) fn parse(text: &[u8]) -> Result<Post, ApiError> {
     let payload = Payload::from_fields(body.data, body.text, body.base64)?.into();
     let except = body.except.map(|id| id.parse::<ConnectionId>()).transpose();
     let except = except.map_err(|e| Refused::bad_command(format_args!("'except': {e}")))?;
-    let by = except.map(|except| Box::new(Sender { except: Some(except), ..Sender::default() }));
+    let key = body.idempotency_key.map(|key| IdempotencyKey::new(&key)).transpose();
+    let key = key.map_err(Refused::bad_command)?;
+    let key = key.map(|key| Box::new(Keyed { of: KeyOf::Application, key }));
+    let says = except.is_some() || key.is_some();
+    let by = says.then(|| Box::new(Sender { except, key, ..Sender::default() }));
     Ok(Post { channel, payload, by })
 }
 
@@ -271,12 +283,15 @@ pub(super) async fn receive<T>(
 /// The JSON form of an outcome.
 pub(super) fn result(channel: &ChannelName, outcome: Outcome) -> PublishResult {
     match outcome {
-        Ok(Receipt { position: Position { epoch, offset }, ack, .. }) => PublishResult::Accepted {
-            channel: channel.to_string(),
-            epoch: epoch.to_string(),
-            offset: offset.0,
-            ack: ack.as_str(),
-        },
+        Ok(Receipt { position: Position { epoch, offset }, ack, duplicate, .. }) => {
+            PublishResult::Accepted {
+                channel: channel.to_string(),
+                epoch: epoch.to_string(),
+                offset: offset.0,
+                ack: ack.as_str(),
+                duplicate,
+            }
+        }
         Err(e) => PublishResult::Refused(e),
     }
 }

@@ -265,6 +265,8 @@ pub enum Delivery {
         ack: Ack,
         /// Subscribers of the channel, on all shards.
         subscribers: u64,
+        /// It was published before, by its key.
+        duplicate: bool,
     },
     /// A confirmation was noted.
     Confirmed {

@@ -1,7 +1,7 @@
 //! Work for the home shard of a channel, and where its answer goes.
 
 use ringfeed_protocol::event::Meta;
-use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused, UserId};
+use ringfeed_protocol::{ChannelName, IdempotencyKey, Lane, Offset, Position, Refused, UserId};
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
@@ -36,6 +36,34 @@ pub struct Sender {
     pub speaker: Option<Box<Speaker>>,
     /// Who wants those who get it to confirm it.
     pub confirm: Option<Box<Confirm>>,
+    /// By which it is known again where it is sent twice.
+    pub key: Option<Box<Keyed>>,
+}
+
+/// An idempotency key and whose it is: nobody's publications are taken for those of somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Keyed {
+    /// Whose.
+    pub of: KeyOf,
+    /// The key.
+    pub key: IdempotencyKey,
+}
+
+/// Whose keys are told apart from those of others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum KeyOf {
+    /// Whoever may publish over the HTTP API.
+    Application,
+    /// A user, on all connections.
+    User(UserId),
+    /// Connections without a user, all of them: one that comes back is another connection.
+    Strangers,
+}
+
+/// What the key of a publication takes in memory, in bytes.
+pub(crate) fn key_bytes(by: &By) -> usize {
+    let key = by.as_ref().and_then(|by| by.key.as_ref());
+    key.map_or(0, |keyed| size_of::<Keyed>() + keyed.key.as_str().len())
 }
 
 /// Who wants to know who has got a publication.
@@ -95,8 +123,10 @@ pub struct Receipt {
     pub position: Position,
     /// How far it has come.
     pub ack: Ack,
-    /// Subscribers of the channel just behind it, on all shards.
+    /// Subscribers of the channel at present, on all shards.
     pub subscribers: u64,
+    /// It was published before, by its key: that is where it stands.
+    pub duplicate: bool,
 }
 
 /// What came of a publication.
@@ -398,7 +428,7 @@ impl Request {
     /// Bytes that it holds while it waits.
     pub(crate) fn cost(&self) -> usize {
         let payloads = match self {
-            Request::Publish { payload, .. } => payload.bytes.len(),
+            Request::Publish { payload, by, .. } => payload.bytes.len() + key_bytes(by),
             // Who it is is the session's.
             Request::Subscribe { who, entry, .. } => {
                 who.as_ref().map_or(0, |_| size_of::<Caller>())
@@ -407,7 +437,9 @@ impl Request {
             Request::Member { .. } => size_of::<Caller>(),
             Request::Presence { after: Some(_), .. } => size_of::<Someone>(),
             Request::PublishBatch { items, .. } => {
-                items.iter().map(|(_, post)| post.payload.bytes.len() + 64).sum()
+                let cost =
+                    |(_, post): &(u32, Post)| post.payload.bytes.len() + 64 + key_bytes(&post.by);
+                items.iter().map(cost).sum()
             }
             Request::Shared(posts) => {
                 posts.iter().map(|post| post.payload.bytes.len() + size_of::<Post>()).sum()

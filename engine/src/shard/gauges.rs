@@ -39,6 +39,10 @@ impl<W: Wire> Shard<W> {
         counters.log_bytes.set(self.feeds.log_bytes() as u64);
         counters.retained_bytes.set(retained as u64);
         counters.history_bytes.set(self.homes.history_bytes() as u64);
+        let (keys, forgotten, duplicates) = self.homes.key_counts();
+        counters.idempotency_keys.set(keys);
+        counters.idempotency_keys_forgotten.set(forgotten);
+        counters.duplicates.set(duplicates);
         counters.outbox_bytes.set(self.sessions.outbox_bytes() as u64);
         counters.partial_message_bytes.set(self.partial_bytes as u64);
         counters.sessions_waiting.set(self.fanout.queued() as u64);

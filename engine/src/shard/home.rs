@@ -5,6 +5,7 @@
 mod answer;
 mod confirmations;
 mod following;
+mod idempotency;
 mod joining;
 mod kept;
 mod members;
@@ -27,6 +28,7 @@ use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
 use crate::shard::rate::ChannelRate;
 pub(super) use answer::{Asker, Batch, Publisher};
 use following::Following;
+pub(crate) use idempotency::KEY_BYTES;
 use joining::Joining;
 use kept::Kept;
 use members::Members;
@@ -128,6 +130,8 @@ struct Home {
     following: Option<Box<Following>>,
     /// What is published here is published by other nodes, too, each with offsets of its own.
     shares: bool,
+    /// Idempotency keys that are remembered of it: as long as there are any, it is there.
+    keys: u32,
     /// Something is pending.
     dirty: bool,
     /// Since when it has had neither subscribers nor publications.
@@ -135,9 +139,9 @@ struct Home {
     parked: Option<Box<Parking>>,
     /// The turn in which something was appended last, and how many bytes in it.
     turn: u64,
-    turn_bytes: usize,
+    turn_bytes: u32,
     /// So many may be appended in one turn.
-    turn_bytes_max: usize,
+    turn_bytes_max: u32,
 }
 
 /// Where deliveries go.
@@ -199,7 +203,8 @@ impl Home {
     ) -> Position {
         self.last_offset = self.last_offset.next();
         self.quiet_ms = now_ms;
-        self.turn_bytes += payload.bytes.len() + ENVELOPE_BYTES;
+        let bytes = u32::try_from(payload.bytes.len() + ENVELOPE_BYTES).unwrap_or(u32::MAX);
+        self.turn_bytes = self.turn_bytes.saturating_add(bytes);
         let offset = self.last_offset;
         let meta = by.and_then(|by| by.meta.as_deref());
         let publication = Publication { offset, kind: payload.kind, bytes: &payload.bytes, meta };

@@ -79,6 +79,7 @@ rules! {
     RoomSpeaks "room-speaks": "in a room nobody is heard who may not speak there, and whoever is refused may not",
     RoomEnds "room-ends": "who was in a room that has ended is there no more",
     RoomsOfUser "rooms-of-user": "no user is in more rooms than one may be",
+    Once "once": "what is sent again with its idempotency key is published once, and the answers to it agree",
     Api "api": "requests of the control thread are answered, and the answers agree with what clients see",
 }
 
@@ -122,6 +123,10 @@ pub(crate) struct Publication {
     pub(crate) ms: (u64, u64),
     /// What is relayed as it came, perhaps with something behind it.
     relayed: Option<String>,
+    /// It has an idempotency key, and was sent with it once more.
+    pub(crate) is_sent_again: bool,
+    /// It was answered as published, and not before.
+    pub(crate) is_acknowledged: bool,
 }
 
 /// What the application has said to a publication.
@@ -283,6 +288,8 @@ impl Judge {
             place: None,
             ms: (self.now_ms(), 0),
             relayed: None,
+            is_sent_again: false,
+            is_acknowledged: false,
         };
         self.publications.push(publication);
         number
@@ -658,7 +665,9 @@ impl Judge {
     fn are_in_order(&self) {
         let mut last: BTreeMap<(Option<ConnId>, usize, u64), (u64, usize)> = BTreeMap::new();
         for (at, publication) in self.publications.iter().enumerate() {
-            let Some((epoch, offset)) = publication.place else { continue };
+            // Where the first one was refused, it stands where it was sent again.
+            let place = publication.place.filter(|_| !publication.is_sent_again);
+            let Some((epoch, offset)) = place else { continue };
             let key = (publication.by, publication.channel, epoch);
             let before = last.insert(key, (offset, at + 1));
             if let Some((earlier, number)) = before.filter(|(earlier, _)| *earlier > offset) {

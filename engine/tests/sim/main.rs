@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+mod again;
 mod application;
 mod client;
 mod confirm;

@@ -18,8 +18,9 @@ use ringfeed_engine::config::{
 };
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, Post, PresencePage, Published, Reached, Receipt, Reply,
-    Request, RoomDenied, RoomReport, Sender, Shards, StoredPayload, UserConnection, Waker, queues,
+    Asked, ChannelPage, HistoryPage, KeyOf, Keyed, Post, PresencePage, Published, Reached, Receipt,
+    Reply, Request, RoomDenied, RoomReport, Sender, Shards, StoredPayload, UserConnection, Waker,
+    queues,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
@@ -28,7 +29,7 @@ use ringfeed_engine::shard::{
 };
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::handshake::Request as Head;
-use ringfeed_protocol::{ChannelName, Dialect, Offset};
+use ringfeed_protocol::{ChannelName, Dialect, IdempotencyKey, Offset};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::Speaks;
@@ -75,6 +76,8 @@ pub(crate) struct Item<'a> {
     pub(crate) payload: Vec<u8>,
     /// The name of a connection that is not to get it.
     pub(crate) except: Option<String>,
+    /// It has an idempotency key.
+    pub(crate) keyed: bool,
 }
 
 /// Answers that the control thread waits for.
@@ -119,6 +122,8 @@ pub(crate) struct Outcome {
     pub(crate) number: u64,
     pub(crate) channel: usize,
     pub(crate) place: Result<(u64, u64), String>,
+    /// It had been published before.
+    pub(crate) duplicate: bool,
 }
 
 /// A page of history.
@@ -303,7 +308,7 @@ impl Cluster {
         let numbers = items.iter().map(|item| (item.number, item.channel)).collect();
         let items = (0u32..)
             .zip(items)
-            .map(|(place, Item { name, kind, payload, except, .. })| {
+            .map(|(place, Item { number, name, kind, payload, except, keyed, .. })| {
                 let channel = ChannelName::new(name).expect("channels have valid names");
                 let kind = match kind {
                     Kind::Json => PayloadKind::Json,
@@ -311,8 +316,13 @@ impl Cluster {
                     Kind::Binary => PayloadKind::Binary,
                 };
                 let payload = StoredPayload { kind, bytes: Bytes::from(payload) };
-                let except = except.map(|id| Some(id.parse().expect("names of connections")));
-                let by = except.map(|except| Box::new(Sender { except, ..Sender::default() }));
+                let except = except.map(|id| id.parse().expect("names of connections"));
+                let key = keyed.then(|| {
+                    let key = IdempotencyKey::new(&number.to_string()).expect("a valid key");
+                    Box::new(Keyed { of: KeyOf::Application, key })
+                });
+                let says = except.is_some() || keyed;
+                let by = says.then(|| Box::new(Sender { except, key, ..Sender::default() }));
                 (place, Post { channel, payload, by })
             })
             .collect();
@@ -405,10 +415,11 @@ impl Waiting {
                 assert_eq!(answers.len(), numbers.len(), "rule api: each item is answered once");
                 let outcomes = answers.into_iter().map(|(place, result)| {
                     let (number, channel) = numbers[place as usize];
+                    let duplicate = matches!(&result, Ok(receipt) if receipt.duplicate);
                     let place = result
                         .map(|Receipt { position, .. }| (position.epoch.0, position.offset.0))
                         .map_err(|refused| refused.code().as_str().to_owned());
-                    Outcome { number, channel, place }
+                    Outcome { number, channel, place, duplicate }
                 });
                 Answer::Published(outcomes.collect())
             }),
@@ -504,6 +515,8 @@ pub(super) fn configuration(setup: &Setup) -> Config {
     limits.presence_reply_max = setup.presence_reply_max;
     limits.confirm_receivers_max = setup.confirm_receivers_max;
     limits.confirm_ms_max = setup.confirm_ms_max;
+    limits.idempotency_ms = setup.idempotency_ms;
+    limits.idempotency_keys_max = setup.idempotency_keys_max;
     limits.recovery_bytes_max = setup.recovery_bytes_max;
     limits.cross_shard_bytes_max = setup.cross_shard_bytes_max;
     limits.rpc_calls_per_connection_max = setup.rpc_calls_max;

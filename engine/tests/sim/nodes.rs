@@ -172,7 +172,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("a link is made", |_| 30, World::link),
     ("a message is lost", |w| w.setup.losses, World::lose),
     ("Redis stalls", |w| w.setup.faults / 3, World::stall),
-    ("Redis is saved", |w| w.setup.faults, World::save),
+    ("Redis is saved", |w| w.setup.faults / 6, World::save),
     ("Redis restarts", |w| w.setup.faults / 3, World::restart),
     ("Redis is flushed", |w| w.setup.faults / 10, World::flush),
     ("a node is killed", |w| w.setup.kills, World::kill),
@@ -662,7 +662,7 @@ impl World {
     }
 
     fn restart(&mut self) {
-        let keeps = self.dice.pick(&[Keeps::All, Keeps::Copy, Keeps::Nothing]);
+        let keeps = self.dice.pick(&[Keeps::All, Keeps::Copy, Keeps::Copy, Keeps::Nothing]);
         note!(self.trace, "Redis restarts with {keeps:?}");
         self.redis.restart(keeps);
         (0..self.nodes.len()).for_each(|node| self.cut_off(node));

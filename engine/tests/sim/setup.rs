@@ -109,6 +109,12 @@ pub(crate) struct Setup {
     pub(crate) presence_reply_max: u32,
     pub(crate) confirm_receivers_max: u32,
     pub(crate) confirm_ms_max: u32,
+    /// Of 1,000 publications of the API: have an idempotency key.
+    pub(crate) keyed: u32,
+    /// Among the steps: such a one is sent again.
+    pub(crate) resends: u32,
+    pub(crate) idempotency_ms: u32,
+    pub(crate) idempotency_keys_max: u32,
     pub(crate) presence_batch_max: u32,
     pub(crate) presence_queue_max: u32,
     pub(crate) recovery_bytes_max: u32,
@@ -243,6 +249,8 @@ impl Setup {
         let limited = dice.chance(120);
         let access = dice.chance(450);
         let asks = access && dice.chance(650);
+        // Else keys are forgotten, and nobody could say what is to come of them.
+        let resends = dice.chance(600);
         let on = |dice: &mut Dice, rate: u32, weight: u32| {
             if access && dice.chance(rate) { weight } else { 0 }
         };
@@ -276,6 +284,10 @@ impl Setup {
             presence_reply_max: dice.pick(&[1000, 1000, 2]),
             confirm_receivers_max: dice.pick(&[1000, 1000, 3]),
             confirm_ms_max: dice.pick(&[2000, 500]),
+            keyed: dice.pick(&[0, 300, 1000]),
+            resends: if resends { dice.pick(&[20, 70]) } else { 0 },
+            idempotency_ms: if resends { 86_400_000 } else { dice.pick(&[500, 5000]) },
+            idempotency_keys_max: if resends { 1_000_000 } else { dice.pick(&[1, 20, 1000]) },
             presence_batch_max: dice.pick(&[1000, 2, 1]),
             presence_queue_max: dice.pick(&[100_000, 100_000, 100_000, 8]),
             recovery_bytes_max: dice.pick(&[1 << 24, 1 << 16, 2000]),

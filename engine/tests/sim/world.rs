@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::again::Sent;
 use super::application::Application;
 use super::client::{Client, Habit, Scene, Speaks, payload_size};
 use super::control::name_of;
@@ -90,6 +91,8 @@ pub(crate) struct World {
     pub(super) present: Vec<Option<Present>>,
     /// Rows are of now: everything is quiet.
     pub(super) listing: bool,
+    /// What may be sent again.
+    pub(super) sent: Vec<Sent>,
 }
 
 type Weight = fn(&World) -> u32;
@@ -108,6 +111,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("a client leaves", |w| w.churn(), World::leave),
     ("the API publishes", |_| 70, World::publish),
     ("the API publishes a flood", |w| w.setup.floods, World::flood),
+    ("the API publishes something again", |w| w.setup.resends, World::publish_again),
     ("the API asks", |_| 6, World::ask),
     ("the API gives up", |_| 2, World::give_up),
     ("the clock moves", |w| w.setup.clocks, World::clock),
@@ -158,6 +162,7 @@ impl World {
             healed_ms: 0,
             present: Vec::new(),
             listing: false,
+            sent: Vec::new(),
             setup,
             dice,
             trace,
@@ -454,8 +459,15 @@ impl World {
             }
             let excepted = excepted.map(|(_, name)| name.clone());
             let payload = self.judge.payload(number);
+            // Of what has no number nobody could say how often it is there.
+            let keyed =
+                self.judge.ident(number) != Ident::Empty && self.dice.chance(self.setup.keyed);
+            if keyed {
+                let sent = Sent { number, channel, except: excepted.clone() };
+                sent.remember(&mut self.sent, &mut self.dice);
+            }
             let (name, except) = (self.setup.channels[channel].name.as_str(), excepted);
-            items.push(Item { number, channel, name, kind, payload, except });
+            items.push(Item { number, channel, name, kind, payload, except, keyed });
         }
         let bytes: usize = items.iter().map(|item| item.payload.len()).sum();
         match self.cluster.publish(home, items) {
@@ -631,11 +643,12 @@ impl World {
         let judge = &mut self.judge;
         match answer {
             Answer::Published(results) => {
-                for Outcome { number, channel, place } in results {
+                for Outcome { number, channel, place, duplicate } in results {
                     match place {
                         Ok((epoch, offset)) => {
                             note!(self.trace, "the API has published {number} at {offset}");
                             judge.learn(channel, epoch, offset, judge.ident(number), WHO);
+                            judge.answered_once(number, duplicate);
                         }
                         Err(code) if code == "limit_reached" && self.setup.channels_max < 1000 => {}
                         Err(code) if code == "draining" && judge.draining => {}

@@ -21,6 +21,7 @@ mod fluxus;
 mod hooks;
 mod hostile_names;
 mod hostile_readers;
+mod idempotency;
 mod other_messages;
 mod portico;
 mod presence;

@@ -13,6 +13,7 @@ use crate::command::{
 };
 use crate::event::{Epoch, Meta, Offset, Position, Publication};
 use crate::frame::{self, Opcode};
+use crate::idempotency_key::IdempotencyKey;
 use crate::json::has_lone_surrogate;
 use crate::printable::{Detail, Printable};
 use crate::refused::Refused;
@@ -64,11 +65,13 @@ pub(super) struct Fields<'a> {
     params: Option<&'a RawValue>,
     #[serde(borrow, default)]
     timeout_ms: Option<&'a RawValue>,
-    // That of `subscribe`, that of `publish` and that of `confirm`, likewise.
+    // That of `subscribe`, those of `publish` and that of `confirm`, likewise.
     #[serde(borrow, default)]
     password: Option<&'a RawValue>,
     #[serde(borrow, default)]
     confirm_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    idempotency_key: Option<&'a RawValue>,
     #[serde(borrow, default)]
     offset: Option<&'a RawValue>,
 }
@@ -148,7 +151,16 @@ impl<'a> Fields<'a> {
         if confirm_ms.is_some() && self.id().is_none() {
             return Err(self.bad("'id' is missing: its reply says which publication is confirmed"));
         }
-        self.with_channel(|channel| Action::Publish { channel, payload, echo, confirm_ms })
+        let key = self.idempotency_key()?;
+        self.with_channel(|channel| Action::Publish { channel, payload, echo, confirm_ms, key })
+    }
+
+    fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, CommandError<'a>> {
+        let Some(given) = self.idempotency_key else { return Ok(None) };
+        match serde_json::from_str::<Cow<str>>(given.get()) {
+            Ok(key) => IdempotencyKey::new(&key).map(Some).map_err(|e| self.bad(e)),
+            Err(_) => Err(self.bad("'idempotency_key' must be a string")),
+        }
     }
 
     fn confirm(self) -> Result<Command<'a>, CommandError<'a>> {

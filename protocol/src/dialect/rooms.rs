@@ -156,7 +156,8 @@ impl Rooms {
                     return vec![Step::ask(Action::publish(room, payload, echo))];
                 }
                 let channel = Cow::Owned(room);
-                let publish = Action::Publish { channel, payload, echo, confirm_ms };
+                let key = None;
+                let publish = Action::Publish { channel, payload, echo, confirm_ms, key };
                 vec![Step::ask_as(asked::SAID, publish)]
             }
             "confirm" => {

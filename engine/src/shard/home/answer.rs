@@ -80,9 +80,16 @@ impl Asker {
             Asker::Session(origin) => {
                 let shard = origin.shard;
                 let answer = match published {
-                    Ok(Receipt { position, ack, subscribers }) => {
+                    Ok(Receipt { position, ack, subscribers, duplicate }) => {
                         let channel = channel.clone();
-                        Delivery::Published { origin, channel, position, ack, subscribers }
+                        Delivery::Published {
+                            origin,
+                            channel,
+                            position,
+                            ack,
+                            subscribers,
+                            duplicate,
+                        }
                     }
                     Err(refused) => Delivery::Refused { origin, attempt: None, refused },
                 };

@@ -9,7 +9,7 @@ use ringfeed_protocol::{Position, Refused};
 
 use super::{Asker, Publisher};
 use crate::ids::{SessionId, ShardId, Ticket};
-use crate::message::{Request, StoredPayload};
+use crate::message::{Request, StoredPayload, key_bytes};
 
 /// What is held back.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ impl Parked {
         size_of::<Parked>()
             + self.session().map_or(0, |_| size_of::<((ShardId, SessionId), u32)>())
             + match self {
-                Parked::Publication(payload, _) | Parked::Asked(_, payload, _) => {
-                    payload.bytes.len()
+                Parked::Publication(payload, publisher) | Parked::Asked(_, payload, publisher) => {
+                    payload.bytes.len() + key_bytes(&publisher.by)
                 }
                 Parked::Sent(_, bytes, _) => *bytes,
                 Parked::Refused(..) | Parked::Stored(..) => 0,

@@ -3,6 +3,7 @@
 mod asked;
 mod confirm;
 mod follow;
+mod keyed;
 mod presence;
 mod room;
 
@@ -20,6 +21,7 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use self::follow::Placed;
+use super::idempotency::Keys;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
 use super::news::NewsQueue;
@@ -35,6 +37,8 @@ use crate::message::{
 use crate::names::Names;
 use crate::slab::Slab;
 
+use keyed::Key;
+
 /// A channel that nobody needs but that was published to stays for so long, so that a subscriber that
 /// comes right back finds its position again.
 const LINGER_MS: u64 = 10_000;
@@ -44,7 +48,7 @@ const SWEEP_CHANNELS: u32 = 4096;
 const PAGE_PLACES: u32 = 2048;
 /// Part of a channel's window that may be appended in one turn, so that readers, and their word that
 /// they are behind, come in between.
-const WINDOW_PARTS_PER_TURN: usize = 8;
+const WINDOW_PARTS_PER_TURN: u32 = 8;
 /// What is encoded of history for replays may take this part of what history may.
 const ENCODED_PARTS: usize = 4;
 /// All of it, also what only outboxes hold any more, may take this part: above it who comes back is told that not
@@ -76,6 +80,8 @@ pub(in crate::shard) struct HomeLimits {
     pub(in crate::shard) parked_bytes_max: usize,
     /// Changes of which the application was not told.
     pub(in crate::shard) news_max: usize,
+    /// Idempotency keys that are remembered.
+    pub(in crate::shard) keys_max: usize,
 }
 
 /// See the module's description.
@@ -118,6 +124,9 @@ pub(in crate::shard) struct Homes {
     replay_memory: ReplayMemory,
     config: Arc<Config>,
     limits: HomeLimits,
+    keys: Keys,
+    /// Publications that were known again by their keys.
+    duplicates: u64,
     sweep: u32,
     turn: u64,
     /// Some rules limit how often clients publish.
@@ -193,6 +202,8 @@ impl Homes {
             some_are_limited: are_limited(&config),
             config,
             limits,
+            keys: Keys::new(limits.keys_max),
+            duplicates: 0,
             sweep: 0,
             turn: 1,
             closed: false,
@@ -207,6 +218,7 @@ impl Homes {
         self.some_are_limited = are_limited(&config);
         (self.config, self.limits) = (config, limits);
         self.news.reconfigure(limits.news_max);
+        self.keys.reconfigure(limits.keys_max);
     }
 
     pub(in crate::shard) fn count(&self) -> usize {
@@ -275,7 +287,7 @@ impl Homes {
             let interval_ms = rule.join_leave.then_some(u64::from(rule.presence_interval_ms));
             Box::new(Members::new(interval_ms, rule.presence_hook))
         });
-        let window = rule.map_or(usize::MAX, |rule| rule.window_bytes as usize);
+        let window = rule.map_or(u32::MAX, |rule| rule.window_bytes);
         let members_max = rule.map_or(0, |rule| rule.members_max);
         let distribution = self.config.distribution(name);
         let follows = distribution == Distribution::Numbered;
@@ -294,6 +306,7 @@ impl Homes {
             made: None,
             following,
             shares: distribution == Distribution::Bridged,
+            keys: 0,
             dirty: false,
             quiet_ms: now_ms,
             parked: None,
@@ -451,10 +464,27 @@ impl Homes {
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) -> bool {
-        if let Err(refused) = self.may_be_confirmed(index, &by) {
-            asker.refuse(&self.home_mut(index).name, refused, deliver);
-            return false;
-        }
+        let key = self.look_up(index, &by, now_ms);
+        let key = key.and_then(|key| match key {
+            Key::Used(_) => Ok(key),
+            key => self.may_be_confirmed(index, &by).map(|()| key),
+        });
+        let key = match key {
+            Ok(Key::Used(position)) => {
+                let home = self.home_mut(index);
+                let subscribers = home.subscribers();
+                let ack = Ack::Accepted;
+                let receipt = Receipt { position, ack, subscribers, duplicate: true };
+                asker.answer(&home.name, Ok(receipt), deliver);
+                return false;
+            }
+            Ok(Key::New(hash)) => Some(hash),
+            Ok(Key::None) => None,
+            Err(refused) => {
+                asker.refuse(&self.home_mut(index).name, refused, deliver);
+                return false;
+            }
+        };
         let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {
@@ -476,13 +506,17 @@ impl Homes {
         let confirm = by.as_mut().and_then(|by| by.confirm.take());
         let meta = by.and_then(|by| by.meta);
         self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
+        if let Some(hash) = key {
+            self.remember_key(index, hash, position.offset, now_ms);
+        }
         // Who adds makes room: other channels' history is not theirs to take.
         while self.history_bytes() > self.limits.history_bytes_max
             && self.with_kept(index, Kept::shed) == Some(true)
         {}
         if !matches!(asker, Asker::Nobody | Asker::Shared) {
             let home = self.home_mut(index);
-            let receipt = Receipt { position, ack: Ack::Accepted, subscribers: home.subscribers() };
+            let (ack, subscribers) = (Ack::Accepted, home.subscribers());
+            let receipt = Receipt { position, ack, subscribers, duplicate: false };
             asker.answer(&home.name, Ok(receipt), deliver);
         }
         if let Some(confirm) = confirm {
@@ -757,6 +791,7 @@ impl Homes {
 
     /// Forgets aged history of some channels, and channels that nobody needs; over many calls, of all.
     pub(in crate::shard) fn sweep(&mut self, now_ms: u64) {
+        self.forget_keys(now_ms);
         let slots = self.homes.slots();
         for _ in 0..SWEEP_CHANNELS.min(slots) {
             self.sweep = (self.sweep + 1) % slots;
@@ -783,7 +818,7 @@ impl Homes {
         Some(changed)
     }
 
-    /// A channel with neither subscribers nor history ends; the next life has a new epoch.
+    /// A channel with neither subscribers, history nor idempotency keys ends; the next life has a new epoch.
     fn close_if_idle(&mut self, index: u32, now_ms: u64) {
         let idle = self.homes.get(index).is_some_and(|home| {
             now_ms.saturating_sub(home.quiet_ms) >= LINGER_MS
@@ -795,6 +830,7 @@ impl Homes {
                 && !home.waits()
                 && home.members.as_ref().is_none_or(|members| members.confirmations.len() == 0)
                 && home.made.is_none()
+                && home.keys == 0
                 && !home.dirty
                 // Who comes back would find the burst as if nothing had been published.
                 && home.rate.as_ref().is_none_or(|rate| rate.is_fresh(now_ms))
@@ -830,6 +866,7 @@ impl Homes {
     pub(in crate::shard) fn check(&self) {
         self.news.check();
         self.check_confirmations();
+        self.check_keys();
         let homes = || self.homes.iter().map(|(_, home)| home);
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();

@@ -6,7 +6,7 @@ use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::refused::{Limit, Operation};
-use ringfeed_protocol::{ChannelName, Event, Offset, Refused, UserId, any_name};
+use ringfeed_protocol::{ChannelName, Event, IdempotencyKey, Offset, Refused, UserId, any_name};
 use ringfeed_wire::Wire;
 
 use super::{CURSORS, Deferred, Holds, MULTI, Subscription};
@@ -15,7 +15,8 @@ use crate::access::token::TokenError;
 use crate::config::{ChannelRule, Presence};
 use crate::ids::{LaneId, SessionSlot};
 use crate::message::{
-    By, Confirm, Order, Origin, Question, Reply, Request, Sender, Someone, Speaker, UserRequest,
+    By, Confirm, KeyOf, Keyed, Order, Origin, Question, Reply, Request, Sender, Someone, Speaker,
+    UserRequest,
 };
 use crate::shard::Shard;
 use crate::shard::asks::{Calling, Terms, Then};
@@ -64,9 +65,9 @@ impl<W: Wire> Shard<W> {
                     self.unsubscribe(slot, id, name);
                 }
             }
-            Action::Publish { channel, payload, echo, confirm_ms } => {
+            Action::Publish { channel, payload, echo, confirm_ms, key } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
-                    self.publish(slot, id, name, payload, (echo, confirm_ms));
+                    self.publish(slot, id, name, payload, (echo, confirm_ms, key));
                 }
             }
             Action::Confirm { channel, offset } => {
@@ -381,7 +382,7 @@ impl<W: Wire> Shard<W> {
         id: Option<&str>,
         channel: ChannelName,
         payload: Payload,
-        (echo, confirm_ms): (bool, Option<u32>),
+        how: (bool, Option<u32>, Option<IdempotencyKey>),
     ) {
         let operation = Operation::Publish;
         let ask = match self.may(slot, operation, &channel) {
@@ -403,9 +404,11 @@ impl<W: Wire> Shard<W> {
         if let Err(refused) = rule.map_or(Ok(()), takes) {
             return self.refuse(slot, id, refused);
         }
-        let by = self.sender(slot, &channel, rule, echo, confirm_ms);
+        let has_key = how.2.is_some();
+        let by = self.sender(slot, &channel, rule, how);
         // Its home may refuse it, and that is told whoever does not ask for an answer.
-        let minds = rule.is_some_and(|rule| rule.room || rule.messages_per_second_max > 0);
+        let minds =
+            has_key || rule.is_some_and(|rule| rule.room || rule.messages_per_second_max > 0);
         let origin = (id.is_some() || minds).then(|| self.origin(slot, id));
         if origin.is_some() {
             self.owe(slot, 1);
@@ -432,11 +435,10 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         channel: &ChannelName,
         rule: Option<&ChannelRule>,
-        echo: bool,
-        confirm_ms: Option<u32>,
+        (echo, confirm_ms, key): (bool, Option<u32>, Option<IdempotencyKey>),
     ) -> By {
         let (tells, is_room) = rule.map_or((false, false), |rule| (rule.sender, rule.room));
-        if echo && !tells && !is_room && confirm_ms.is_none() {
+        if echo && !tells && !is_room && confirm_ms.is_none() && key.is_none() {
             return None;
         }
         let confirm = confirm_ms.map(|within_ms| {
@@ -455,7 +457,11 @@ impl<W: Wire> Shard<W> {
             Box::new(Meta { time_ms, user, number, confirm: confirm.is_some() })
         });
         let except = (!echo).then(|| self.connection_id(slot));
-        Some(Box::new(Sender { except, meta, speaker, confirm }))
+        let key = key.map(|key| {
+            let user = self.identity(slot).user.clone();
+            Box::new(Keyed { of: user.map_or(KeyOf::Strangers, KeyOf::User), key })
+        });
+        Some(Box::new(Sender { except, meta, speaker, confirm, key }))
     }
 
     /// Says that a publication has come.

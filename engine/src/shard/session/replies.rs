@@ -41,13 +41,15 @@ impl<W: Wire> Shard<W> {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
             Delivery::Renewed { to, position, lost } => self.handle_renewed(to, position, lost),
-            Delivery::Published { origin, channel, position, ack, subscribers } => {
+            Delivery::Published { origin, channel, position, ack, subscribers, duplicate } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
                 // It was only to be told if it was refused.
                 let (Some(id), channel) = (origin.id.as_deref(), &channel) else { return };
                 let (id, ack) = (Some(id), ack.as_str());
-                self.reply(slot, &Event::Published { id, channel, position, ack, subscribers });
+                let published =
+                    Event::Published { id, channel, position, ack, subscribers, duplicate };
+                self.reply(slot, &published);
             }
             Delivery::Confirmed { origin, channel, offset, in_time } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };

@@ -173,60 +173,9 @@ impl Client {
                     assert_eq!(there, Some(number), "{what}: {who} on {name} at {offset}");
                 }
             }
-            ("gap", None, Some(channel)) => {
-                let from: u64 = said.from.expect("from").get().parse().expect("a number");
-                let (to, new) = (said.to.expect("to"), epoch.expect("an epoch"));
-                let Some(View::Live { epoch, next }) = self.views.get_mut(&channel) else {
-                    panic!("rule subscribed: {who} was told of a gap of {name}");
-                };
-                self.told.gaps += 1;
-                if new != *epoch {
-                    self.told.renewed += 1;
-                    if numbered {
-                        assert!(truth.knows(name, new), "rule epochs: {who} on {name}");
-                        let shared = truth.shared(name, *epoch, new);
-                        let due = shared.map_or(1, |shared| shared.saturating_add(1).min(*next));
-                        let what = "rule gap";
-                        assert!(
-                            from == due || from == 1,
-                            "{what}: {who} on {name} from {from}, not {due}"
-                        );
-                        assert!(to + 1 >= from, "{what}: {who} on {name} {from}..={to}");
-                    }
-                } else {
-                    assert_eq!(from, *next, "rule gap: {who} on {name} begins elsewhere");
-                }
-                (*epoch, *next) = (new, to + 1);
-                self.seen.insert(channel, (new, to));
-            }
+            ("gap", None, Some(channel)) => self.told_of_gap(channel, said, epoch, channels, truth),
             ("subscribed", Some(Pending::Subscribe(channel)), _) => {
-                let (epoch, offset) = (epoch.expect("an epoch"), said.offset.expect("an offset"));
-                let Some(View::Asked { recover }) = self.views.get(&channel).copied() else {
-                    panic!("rule one-reply: {who} is subscribed to {name} twice");
-                };
-                let next = match (recover, said.recovered) {
-                    (Some((of, at)), Some(true)) => {
-                        self.told.recovered += 1;
-                        if numbered {
-                            let shared = truth.shared(name, of, epoch);
-                            let fits = shared.is_some_and(|shared| at <= shared);
-                            assert!(fits, "rule recovery-whole: {who} on {name} behind {at}");
-                        }
-                        at + 1
-                    }
-                    (Some(_), Some(false)) => {
-                        self.told.lost += 1;
-                        offset + 1
-                    }
-                    (None, None) => offset + 1,
-                    other => panic!("rule reply-fits: {who} on {name}: {other:?}"),
-                };
-                assert!(next <= offset + 1, "rule recovery-whole: {who} is ahead on {name}");
-                if numbered {
-                    assert!(truth.knows(name, epoch), "rule epochs: {who} on {name}");
-                }
-                self.views.insert(channel, View::Live { epoch, next });
-                self.seen.insert(channel, (epoch, next - 1));
+                self.is_subscribed(channel, said, epoch, channels, truth);
             }
             ("unsubscribed", Some(Pending::Unsubscribe(channel)), _) => {
                 self.views.remove(&channel);
@@ -264,6 +213,80 @@ impl Client {
             }
             other => panic!("rule frames: {who} got {other:?}"),
         }
+    }
+
+    fn told_of_gap(
+        &mut self,
+        channel: usize,
+        said: &Said,
+        epoch: Option<u64>,
+        channels: &Channels,
+        truth: &Truth,
+    ) {
+        let (who, name) = (format!("k{}", self.number), &channels.names[channel]);
+        let numbered = channel < channels.numbered;
+        let from: u64 = said.from.expect("from").get().parse().expect("a number");
+        let (to, new) = (said.to.expect("to"), epoch.expect("an epoch"));
+        let Some(View::Live { epoch, next }) = self.views.get_mut(&channel) else {
+            panic!("rule subscribed: {who} was told of a gap of {name}");
+        };
+        self.told.gaps += 1;
+        if new != *epoch {
+            self.told.renewed += 1;
+            if numbered {
+                assert!(truth.knows(name, new), "rule epochs: {who} on {name}");
+                let shared = truth.shared(name, *epoch, new);
+                let due = shared.map_or(1, |shared| shared.saturating_add(1).min(*next));
+                let what = "rule gap";
+                assert!(from == due || from == 1, "{what}: {who} on {name} from {from}, not {due}");
+                assert!(to + 1 >= from, "{what}: {who} on {name} {from}..={to}");
+            }
+        } else {
+            assert_eq!(from, *next, "rule gap: {who} on {name} begins elsewhere");
+        }
+        (*epoch, *next) = (new, to + 1);
+        self.seen.insert(channel, (new, to));
+    }
+
+    fn is_subscribed(
+        &mut self,
+        channel: usize,
+        said: &Said,
+        epoch: Option<u64>,
+        channels: &Channels,
+        truth: &Truth,
+    ) {
+        let (who, name) = (format!("k{}", self.number), &channels.names[channel]);
+        let numbered = channel < channels.numbered;
+        let (epoch, offset) = (epoch.expect("an epoch"), said.offset.expect("an offset"));
+        let Some(View::Asked { recover }) = self.views.get(&channel).copied() else {
+            panic!("rule one-reply: {who} is subscribed to {name} twice");
+        };
+        let next = match (recover, said.recovered) {
+            (Some((of, at)), Some(true)) => {
+                self.told.recovered += 1;
+                if numbered {
+                    let shared = truth.shared(name, of, epoch);
+                    let fits = shared.is_some_and(|shared| at <= shared);
+                    assert!(fits, "rule recovery-whole: {who} on {name} behind {at}");
+                }
+                at + 1
+            }
+            (Some((of, at)), Some(false)) => {
+                self.told.lost += 1;
+                let kept = numbered && truth.can_be_recovered(name, of, at);
+                assert!(!kept, "rule recovers: {who} on {name} behind {at} of {of:016x}");
+                offset + 1
+            }
+            (None, None) => offset + 1,
+            other => panic!("rule reply-fits: {who} on {name}: {other:?}"),
+        };
+        assert!(next <= offset + 1, "rule recovery-whole: {who} is ahead on {name}");
+        if numbered {
+            assert!(truth.knows(name, epoch), "rule epochs: {who} on {name}");
+        }
+        self.views.insert(channel, View::Live { epoch, next });
+        self.seen.insert(channel, (epoch, next - 1));
     }
 
     /// Everything is quiet: nothing may be owed or missing.

@@ -192,6 +192,7 @@ impl Redis {
                 kept.stream.pop_first();
             }
         }
+        truth.keep_from(channel, kept.stream.keys().next().map_or(kept.offset + 1, |first| *first));
         let next = first + items.len() as u64;
         kept.instances.insert(*instance, (next, kept.epoch, kept.offset));
         (kept.epoch, kept.offset, Some(message.freeze()))

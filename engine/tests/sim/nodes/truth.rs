@@ -21,6 +21,8 @@ pub(super) struct Truth {
     /// Where publications stand, of which some are in lives that are over.
     places: HashMap<u64, (u64, u64)>,
     newest: HashMap<String, (u64, u64)>,
+    /// The first offset of which Redis still has what was published.
+    kept_from: HashMap<String, u64>,
     pub(super) appended: u64,
 }
 
@@ -55,6 +57,19 @@ impl Truth {
         assert!(before.is_none(), "rule one-at-an-offset: {offset} of {channel} twice");
         self.newest.insert(name, (epoch, offset));
         self.appended += 1;
+    }
+
+    /// Redis has forgotten what is before this offset, if it had anything.
+    pub(super) fn keep_from(&mut self, channel: &ChannelName, offset: u64) {
+        self.kept_from.insert(channel.to_string(), offset);
+    }
+
+    /// Whether what came behind a position is there, all of it.
+    pub(super) fn can_be_recovered(&self, channel: &str, epoch: u64, offset: u64) -> bool {
+        let Some((now, _)) = self.newest(channel) else { return false };
+        let shared = self.shared(channel, epoch, now);
+        let kept_from = self.kept_from.get(channel).copied().unwrap_or(1);
+        shared.is_some_and(|shared| offset <= shared) && offset + 1 >= kept_from
     }
 
     /// What stands at a place.

@@ -149,9 +149,10 @@ fn write_body(object: Object, event: &Event) {
         }
         Event::Reply { id, data } => object.kind("reply").id(id).plain("data", data),
         Event::Result { id, data } => object.kind("result").plain("id", id).plain("data", data),
-        Event::Published { id, channel, position, ack, .. } => {
+        Event::Published { id, channel, position, ack, duplicate, .. } => {
             let object = object.kind("published").id(id).word("channel", channel);
-            object.position(position).word("ack", ack)
+            let object = object.position(position).word("ack", ack);
+            object.plain_if("duplicate", duplicate.then_some(true))
         }
         Event::Confirmed { id, channel, offset, in_time } => {
             let object = object.kind("confirmed").id(id).word("channel", channel);

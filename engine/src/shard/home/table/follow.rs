@@ -414,7 +414,12 @@ impl Homes {
                 Some(Parked::Stored(stored, asker)) => {
                     let home = self.home_mut(index);
                     let subscribers = home.subscribers();
-                    let receipt = |position| Receipt { position, ack: Ack::Redis, subscribers };
+                    let receipt = |position| Receipt {
+                        position,
+                        ack: Ack::Redis,
+                        subscribers,
+                        duplicate: false,
+                    };
                     asker.answer(&home.name, stored.map(receipt), deliver);
                 }
                 Some(Parked::Refused(refused, asker)) => {

@@ -1,7 +1,8 @@
 use super::*;
 use crate::config::{Config, Sources};
 use crate::ids::{SessionId, SessionSlot, Ticket};
-use crate::message::{Delivery, Origin, StoredPayload};
+use crate::message::{By, Delivery, KeyOf, Keyed, Origin, Sender, StoredPayload};
+use ringfeed_protocol::IdempotencyKey;
 use ringfeed_protocol::command::{Payload, PayloadKind};
 use tokio::sync::oneshot;
 
@@ -34,6 +35,18 @@ fn session(slot: u16) -> SessionId {
     SessionId { slot: SessionSlot(slot.into()), generation: 1 }
 }
 
+fn by_key(key: &str) -> By {
+    let keyed = Keyed { of: KeyOf::Application, key: IdempotencyKey::new(key).unwrap() };
+    Some(Box::new(Sender { key: Some(keyed.into()), ..Sender::default() }))
+}
+
+fn answered(
+    answer: &mut oneshot::Receiver<Vec<(u32, crate::message::Published)>>,
+) -> Option<Result<(Position, bool), Refused>> {
+    let published = answer.try_recv().ok()?.remove(0).1;
+    Some(published.map(|receipt| (receipt.position, receipt.duplicate)))
+}
+
 impl Bench {
     fn new(history_size: u32) -> Bench {
         let mut config = Config::load(&Sources::default()).unwrap();
@@ -48,6 +61,7 @@ impl Bench {
             history_bytes_max: 1 << 20,
             parked_bytes_max: 8000,
             news_max: 10,
+            keys_max: 5,
         };
         let rng = rand::SeedableRng::seed_from_u64(1);
         let homes = Homes::new(Arc::new(config), limits, Clock::Machine, rng);
@@ -61,6 +75,16 @@ impl Bench {
         bytes: usize,
         now_ms: u64,
     ) -> oneshot::Receiver<Vec<(u32, crate::message::Published)>> {
+        self.publish_by(name, bytes, None, now_ms)
+    }
+
+    fn publish_by(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        by: By,
+        now_ms: u64,
+    ) -> oneshot::Receiver<Vec<(u32, crate::message::Published)>> {
         let (reply, answer) = oneshot::channel();
         let payload = Payload { kind: PayloadKind::Json, bytes: vec![b'1'; bytes].into() };
         let delivered = &mut self.delivered;
@@ -68,7 +92,7 @@ impl Bench {
         self.homes.publish(
             &ChannelName::new(name).unwrap(),
             payload,
-            Publisher { asker, by: None },
+            Publisher { asker, by },
             (self.now, now_ms),
             &mut |shard, delivery| delivered.push((shard, delivery)),
         );
@@ -78,6 +102,19 @@ impl Bench {
     fn publish(&mut self, name: &str, now_ms: u64) -> Position {
         let mut answer = self.publish_bytes(name, 1, now_ms);
         answer.try_recv().unwrap()[0].1.clone().unwrap().position
+    }
+
+    /// Publishes with a key. What is answered: where it stands, and whether it stood there before.
+    fn publish_keyed(
+        &mut self,
+        name: &str,
+        key: &str,
+        now_ms: u64,
+    ) -> Option<Result<(Position, bool), Refused>> {
+        let mut answer = self.publish_by(name, 10, by_key(key), now_ms);
+        self.homes.seal_all(&mut |_, _| {});
+        self.homes.check();
+        answered(&mut answer)
     }
 
     fn subscribe(
@@ -387,6 +424,81 @@ fn clients_together_publish_no_more_often_than_a_channel_takes_and_the_api_is_no
     bench.homes.seal_all(&mut |_, _| {});
     bench.homes.sweep(now + LINGER_MS + 20_000);
     assert_eq!(bench.homes.count(), 0);
+}
+
+#[test]
+fn what_is_sent_again_with_its_key_is_published_once_and_answered_as_the_first_time() {
+    let mut bench = Bench::new(0);
+    let (first, again) = bench.publish_keyed("c", "k", 0).unwrap().unwrap();
+    assert_eq!((first.offset, again), (Offset(1), false));
+    assert_eq!(bench.publish("c", 0).offset, Offset(2));
+    assert_eq!(bench.publish_keyed("c", "k", 0), Some(Ok((first, true))));
+    // Another key, and the same on another channel, are other messages.
+    assert!(!bench.publish_keyed("c", "l", 0).unwrap().unwrap().1);
+    assert!(!bench.publish_keyed("other", "k", 0).unwrap().unwrap().1);
+    let age_ms = u64::from(bench.homes.config.limits.idempotency_ms);
+    assert!(bench.publish_keyed("c", "k", age_ms - 1).unwrap().unwrap().1);
+    assert!(!bench.publish_keyed("c", "k", age_ms).unwrap().unwrap().1, "its time is over");
+    assert_eq!(bench.homes.key_counts().2, 2);
+}
+
+#[test]
+fn what_is_sent_again_while_the_first_is_held_back_waits_for_its_answer() {
+    let mut bench = Bench::new(0);
+    bench.subscribe(1, None, 0).unwrap();
+    bench.homes.press("c", ShardId(1), Lane::RAW, true);
+    let mut answers = [(); 3].map(|()| bench.publish_by("c", 10, by_key("k"), 0));
+    assert_eq!((bench.begin_turn(), answered(&mut answers[0])), (0, None));
+    bench.homes.press("c", ShardId(1), Lane::RAW, false);
+    assert_eq!(bench.begin_turn(), 1);
+    let [first, second, third] =
+        answers.each_mut().map(|answer| answered(answer).unwrap().unwrap());
+    assert_eq!((first.0.offset, first.1), (Offset(1), false));
+    assert_eq!([second, third], [(first.0, true); 2]);
+}
+
+#[test]
+fn a_key_of_what_was_refused_is_not_used_up() {
+    let mut bench = Bench::new(0);
+    ["a", "b", "d"].iter().for_each(|name| assert_eq!(bench.publish(name, 0).offset, Offset(1)));
+    bench.homes.seal_all(&mut |_, _| {});
+    let refused = bench.publish_keyed("c", "k", 0).unwrap();
+    assert_eq!(refused, Err(Refused::LimitReached { limit: Limit::Channels, most: 7 }));
+    bench.homes.sweep(LINGER_MS);
+    assert_eq!(bench.homes.count(), 0);
+    let (at, again) = bench.publish_keyed("c", "k", LINGER_MS).unwrap().unwrap();
+    assert_eq!((at.offset, again), (Offset(1), false));
+}
+
+#[test]
+fn a_channel_stays_as_long_as_a_key_of_it_is_remembered() {
+    let mut bench = Bench::new(0);
+    let (first, _) = bench.publish_keyed("c", "k", 0).unwrap().unwrap();
+    let age_ms = u64::from(bench.homes.config.limits.idempotency_ms);
+    bench.homes.sweep(age_ms - 1);
+    assert_eq!(bench.publish_keyed("c", "k", age_ms - 1), Some(Ok((first, true))));
+    bench.homes.sweep(age_ms);
+    bench.homes.check();
+    assert_eq!(bench.homes.position("c"), None);
+    // Keys that were driven out hold nothing either: there is room for five.
+    for key in ["1", "2", "3", "4", "5", "6"] {
+        bench.publish_keyed(if key == "1" { "c" } else { "d" }, key, age_ms).unwrap().unwrap();
+    }
+    assert_eq!(bench.homes.key_counts(), (5, 1, 1));
+    bench.homes.sweep(age_ms + LINGER_MS);
+    assert_eq!((bench.homes.position("c"), bench.homes.count()), (None, 1));
+}
+
+#[test]
+fn a_key_is_refused_where_none_is_remembered() {
+    let mut bench = Bench::new(0);
+    let mut config = (*bench.homes.config).clone();
+    config.limits.idempotency_ms = 0;
+    let limits = bench.homes.limits;
+    bench.homes.reconfigure(Arc::new(config), limits);
+    let refused = bench.publish_keyed("c", "k", 0).unwrap().unwrap_err();
+    assert!(refused.to_string().contains("limits.idempotency_ms is 0"), "{refused}");
+    assert_eq!(bench.publish("c", 0).offset, Offset(1));
 }
 
 #[test]

@@ -1,0 +1,89 @@
+//! Publications with idempotency keys: one that was published before is not published again.
+
+use ringfeed_protocol::{Offset, Position, Refused};
+
+use super::Homes;
+use crate::message::{By, Keyed};
+use crate::shard::home::idempotency::Hash;
+
+/// Keys that one sweep forgets at most.
+const FORGOTTEN_PER_SWEEP: usize = 4096;
+
+/// Of a publication with a key, at its turn.
+#[derive(Debug)]
+pub(super) enum Key {
+    /// It has none.
+    None,
+    /// It was not used yet.
+    New(Hash),
+    /// It was used for what stands here.
+    Used(Position),
+}
+
+impl Homes {
+    /// Looks the key of a publication up.
+    pub(super) fn look_up(&mut self, index: u32, by: &By, now_ms: u64) -> Result<Key, Refused> {
+        let Some(keyed) = by.as_ref().and_then(|by| by.key.as_deref()) else {
+            return Ok(Key::None);
+        };
+        self.look_up_key(index, keyed, now_ms)
+    }
+
+    fn look_up_key(&mut self, index: u32, keyed: &Keyed, now_ms: u64) -> Result<Key, Refused> {
+        let age_ms = u64::from(self.config.limits.idempotency_ms);
+        if age_ms == 0 {
+            // Taken without a word it would be published twice where that was to be ruled out.
+            return Err(Refused::bad_command(
+                "'idempotency_key': this server remembers none (limits.idempotency_ms is 0)",
+            ));
+        }
+        let epoch = self.home_mut(index).epoch;
+        let hash = self.keys.hash(epoch, keyed);
+        Ok(match self.keys.find(hash, now_ms, age_ms) {
+            Some(known) => {
+                self.duplicates += 1;
+                Key::Used(Position { epoch, offset: known.offset })
+            }
+            None => Key::New(hash),
+        })
+    }
+
+    /// A publication with a key was appended.
+    pub(super) fn remember_key(&mut self, index: u32, hash: Hash, offset: Offset, now_ms: u64) {
+        let age = (now_ms, u64::from(self.config.limits.idempotency_ms));
+        let is_new = self.keys.remember(hash, index, offset, now_ms);
+        let home = self.homes.get_mut(index).expect("an indexed home is there");
+        home.keys += u32::from(is_new);
+        let homes = &mut self.homes;
+        self.keys.make_room(age, |index| {
+            homes.get_mut(index).expect("a key has a home").keys -= 1;
+        });
+    }
+
+    /// Forgets keys whose time is over.
+    pub(super) fn forget_keys(&mut self, now_ms: u64) {
+        let age = (now_ms, u64::from(self.config.limits.idempotency_ms));
+        let homes = &mut self.homes;
+        self.keys.forget(age, FORGOTTEN_PER_SWEEP, |index| {
+            homes.get_mut(index).expect("a key has a home").keys -= 1;
+        });
+    }
+
+    /// How many keys are remembered, how many were forgotten before their time, and how many publications were known
+    /// again by theirs.
+    pub(in crate::shard) fn key_counts(&self) -> (u64, u64, u64) {
+        (self.keys.len() as u64, self.keys.forgotten(), self.duplicates)
+    }
+
+    /// Panics if homes do not know how many keys they have.
+    pub(super) fn check_keys(&self) {
+        assert_eq!(self.keys.iter().count(), self.keys.len(), "keys are counted");
+        let mut of_homes = std::collections::HashMap::new();
+        for known in self.keys.iter() {
+            *of_homes.entry(known.index).or_default() += 1;
+        }
+        let with_keys = self.homes.iter().filter(|(_, home)| home.keys > 0);
+        let counted = with_keys.map(|(index, home)| (index, home.keys)).collect();
+        assert_eq!(of_homes, counted, "each home knows how many keys it has");
+    }
+}
