@@ -6,6 +6,7 @@
 mod access;
 mod api_keys;
 mod content;
+mod drop;
 pub(crate) mod file;
 mod fixed;
 mod hooks;
@@ -32,10 +33,10 @@ pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};
 pub(crate) use rpc::{check_method, wrong_who};
 pub(crate) use rules::matches;
 pub use schema::{
-    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Endpoint, ForwardedHeader,
-    Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level,
-    Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers, Rpc, RpcMethod, Scope,
-    Secret, SecretAlgorithm, Server, Speakers, Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Endpoint, FileDrop,
+    ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm,
+    LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers, Rpc,
+    RpcMethod, Scope, Secret, SecretAlgorithm, Server, Speakers, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.
