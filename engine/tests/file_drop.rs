@@ -339,11 +339,15 @@ fn a_server_that_is_killed_in_between_leaves_nothing_out() {
     let (mut client, _) = tungstenite::client(url, stream).unwrap();
     client.send(r#"{"action":"subscribe","channel":"a"}"#.into()).unwrap();
     wait_until(|| server.http("GET", "/api/channels", ""), |page| page.contains("\"a\""));
-    for number in 0..FILES {
-        let said =
-            format!("{{\"channel\":\"a\",\"data\":{number},\"idempotency_key\":\"{number}\"}}");
-        dropped(dir.path(), &format!("{number:05}.json"), &said);
-    }
+    // Written while they come, so that some are left.
+    let own = dir.path().to_owned();
+    let writes = std::thread::spawn(move || {
+        for number in 0..FILES {
+            let said =
+                format!("{{\"channel\":\"a\",\"data\":{number},\"idempotency_key\":\"{number}\"}}");
+            dropped(&own, &format!("{number:05}.json"), &said);
+        }
+    });
     let mut came = Vec::new();
     while let Ok(message) = client.read() {
         if message.is_text() {
@@ -354,6 +358,7 @@ fn a_server_that_is_killed_in_between_leaves_nothing_out() {
         }
     }
     assert!(came.iter().copied().eq(0..came.len() as u64), "in order, each once: {came:?}");
+    writes.join().unwrap();
     let left = names(dir.path());
     assert!(!left.is_empty(), "it was to be killed before the end");
     let server = serve(dir.path(), &[]);

@@ -77,6 +77,9 @@ struct Source {
     waiting: u64,
     has_failed: bool,
     again: Again,
+    /// Files that were set aside since it was looked how many those are and how old, and when that was.
+    aside: u64,
+    looked_aside: Option<Instant>,
 }
 
 /// When a directory is looked at again.
@@ -104,7 +107,6 @@ pub(super) struct Watch {
     failed_log: LogLimit,
     rejected_log: LogLimit,
     kept_log: LogLimit,
-    forgotten: Option<Instant>,
 }
 
 /// The directories that a configuration names.
@@ -119,6 +121,8 @@ fn sources(config: &Config) -> Vec<Source> {
         waiting: 0,
         has_failed: false,
         again: Again::AtOnce,
+        aside: 0,
+        looked_aside: None,
     };
     let mut sources = Vec::new();
     if !config.drop.dir.is_empty() {
@@ -173,7 +177,6 @@ impl Watch {
             failed_log: LogLimit::new(),
             rejected_log: LogLimit::new(),
             kept_log: LogLimit::new(),
-            forgotten: None,
         };
         Ok((!config.drop.dir.is_empty() || !config.drop.portico_dir.is_empty()).then(watch))
     }
@@ -207,7 +210,7 @@ impl Watch {
     }
 
     /// Publishes what is in a directory, and sees to what was set aside there.
-    async fn look(&mut self, source: &mut Source) {
+    async fn look(&self, source: &mut Source) {
         let config = self.state.shared.config();
         source.again = Again::BackOff;
         let looked = match source.directory(&config) {
@@ -215,7 +218,7 @@ impl Watch {
             Err(e) => Err(e),
         };
         let looked = match looked {
-            Ok(directory) => self.forget(&directory, &config).await,
+            Ok(directory) => self.forget(source, &directory, &config).await,
             Err(e) => Err(e),
         };
         source.has_failed = looked.is_err() || !source.stuck.is_empty();
@@ -226,7 +229,7 @@ impl Watch {
         }
     }
 
-    async fn publish_all(&mut self, source: &mut Source, directory: &Directory) -> io::Result<()> {
+    async fn publish_all(&self, source: &mut Source, directory: &Directory) -> io::Result<()> {
         // What was published before goes first, or it would be published again.
         let undeleted = std::mem::take(&mut source.undeleted);
         self.delete(source, directory, undeleted).await?;
@@ -382,7 +385,7 @@ impl Watch {
         let failed = blocking(directory, delete).await?;
         let why = failed.first().map(|(e, name)| {
             let path = directory.path().join(name);
-            let why = format!("{} was published and cannot be deleted: {e}", path.display());
+            let why = format!("{path:?} was published and cannot be deleted: {e}");
             io::Error::new(e.kind(), why)
         });
         source.undeleted.extend(failed.into_iter().map(|(_, name)| name));
@@ -399,18 +402,19 @@ impl Watch {
         let (moved, reason) = (name.clone(), why.clone());
         let moved = blocking(directory, move |own| own.set_aside(&moved, &reason)).await?;
         self.state.figures.drop.rejected.add(1);
+        source.aside += 1;
         let path = directory.path().join(&name);
         if let Some(kept_back) = self.rejected_log.due(LOG_EVERY) {
-            let (path, rejected) = (path.display(), source.rejected);
+            let rejected = source.rejected;
             match &moved {
                 Ok(()) => {
                     tracing::warn!(
                         kept_back,
-                        "{path} is not published, and now in {rejected}/: {why}"
+                        "{path:?} is not published, and now in {rejected}/: {why}"
                     );
                 }
                 Err(e) => {
-                    tracing::error!(kept_back, "{path} is not published ({why}) and stays: {e}");
+                    tracing::error!(kept_back, "{path:?} is not published ({why}) and stays: {e}");
                 }
             }
         }
@@ -423,23 +427,26 @@ impl Watch {
     fn kept(&self, name: &str, why: &str) {
         self.state.figures.drop.kept.add(1);
         if let Some(kept_back) = self.kept_log.due(LOG_EVERY) {
-            tracing::warn!(kept_back, "the dropped file {name} is tried again: {why}");
+            tracing::warn!(kept_back, "the dropped file {name:?} is tried again: {why}");
         }
     }
 
     /// Deletes of what was set aside what is too much or too old.
-    async fn forget(&mut self, directory: &Directory, config: &Config) -> io::Result<()> {
-        let figures = &self.state.figures.drop;
-        let aside = figures.rejected.read() - figures.forgotten.read();
-        let is_time = self.forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY);
-        if !is_time && aside <= u64::from(config.drop.rejected_max) {
+    async fn forget(
+        &self,
+        source: &mut Source,
+        directory: &Directory,
+        config: &Config,
+    ) -> io::Result<()> {
+        let is_time = source.looked_aside.is_none_or(|at| at.elapsed() >= FORGET_EVERY);
+        if source.aside == 0 && !is_time {
             return Ok(());
         }
         let most = config.drop.rejected_max as usize;
         let age = Duration::from_secs(config.drop.rejected_age_s.into());
         let forgotten = blocking(directory, move |own| own.forget(most, age)).await??;
-        self.forgotten = Some(Instant::now());
-        figures.forgotten.add(forgotten);
+        (source.aside, source.looked_aside) = (0, Some(Instant::now()));
+        self.state.figures.drop.forgotten.add(forgotten);
         if forgotten > 0 {
             tracing::warn!(
                 "{forgotten} files that were set aside in {} are deleted (drop.rejected_max, drop.rejected_age_s)",
