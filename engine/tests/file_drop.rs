@@ -39,7 +39,8 @@ struct Server {
     public: String,
     internal: String,
     // Closed, it would end what is said there.
-    _log: BufReader<ChildStderr>,
+    _log: Option<BufReader<ChildStderr>>,
+    config: tempfile::TempDir,
 }
 
 impl Drop for Server {
@@ -49,11 +50,13 @@ impl Drop for Server {
     }
 }
 
+const CONFIG: &str = "[[channels]]\npattern = \"*\"\nhistory_size = 100000\n";
+
 /// Runs a server until it says where it listens; or all it said, if it ended instead.
 fn launch(flags: &[&str]) -> Result<Server, String> {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("test.toml");
-    std::fs::write(&file, "[[channels]]\npattern = \"*\"\nhistory_size = 100000\n").unwrap();
+    let config = tempfile::tempdir().unwrap();
+    let file = config.path().join("test.toml");
+    std::fs::write(&file, CONFIG).unwrap();
     let mut command = command();
     command.args(["serve", "--port", "0", "--config", file.to_str().unwrap()]);
     for flag in
@@ -61,21 +64,24 @@ fn launch(flags: &[&str]) -> Result<Server, String> {
     {
         command.args(["--set", flag]);
     }
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let (mut said, mut public) = (String::new(), String::new());
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let (public, internal) = (String::new(), String::new());
+    let mut server = Server { child, public, internal, _log: None, config };
+    let mut log = BufReader::new(server.child.stderr.take().unwrap());
+    let mut said = String::new();
     loop {
         let mut line = String::new();
         if log.read_line(&mut line).unwrap() == 0 {
-            assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+            assert_eq!(server.child.wait().unwrap().code(), Some(1), "{said}");
             return Err(said);
         }
         if let Some((_, address)) = line.trim().split_once("connect to ws://") {
-            public = address.trim_end_matches("/ws").to_owned();
+            server.public = address.trim_end_matches("/ws").to_owned();
         }
         if let Some((_, address)) = line.trim().split_once("metrics at http://") {
-            let internal = address.to_owned();
-            return Ok(Server { child, public, internal, _log: log });
+            server.internal = address.to_owned();
+            server._log = Some(log);
+            return Ok(server);
         }
         said += &line;
     }
@@ -305,6 +311,38 @@ fn a_directory_that_is_not_to_be_trusted_or_not_there_stops_the_start() {
     }
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     serve(dir.path(), &[]);
+}
+
+#[test]
+fn what_is_not_taken_at_present_stays_and_what_is_behind_it_on_its_channel_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    // One, and one more that the shard may have.
+    let server = serve(dir.path(), &["server.shards=1"]);
+    let configure = |channels_max: u32| {
+        let file = server.config.path().join("test.toml");
+        std::fs::write(file, format!("[limits]\nchannels_max = {channels_max}\n{CONFIG}")).unwrap();
+        let before = server.metric("ringfeed_reloads_total{outcome=\"taken\"}");
+        let told = Command::new("kill").args(["-HUP", &server.child.id().to_string()]).status();
+        assert!(told.unwrap().success());
+        let taken = || server.metric("ringfeed_reloads_total{outcome=\"taken\"}");
+        wait_until(taken, |&now| now > before);
+    };
+    configure(1);
+    for (number, channel) in ["x", "y", "late", "x", "late", "late", "y"].into_iter().enumerate() {
+        let said = format!("{{\"channel\":\"{channel}\",\"data\":{number}}}");
+        dropped(dir.path(), &format!("{number}.json"), &said);
+    }
+    wait_until(|| names(dir.path()), |left| *left == [2, 4, 5].map(|n| format!("{n}.json")).into());
+    wait_until(|| server.metric("ringfeed_drop_kept_total"), |&kept| kept >= 2);
+    assert_eq!(server.metric("ringfeed_drop_failed"), 0);
+    assert_eq!(server.metric("ringfeed_drop_files_total{outcome=\"published\"}"), 4);
+    assert_eq!(
+        (server.history("x"), server.history("y")),
+        (vec![json!(0), json!(3)], vec![json!(1), json!(6)])
+    );
+    configure(1000);
+    wait_until(|| names(dir.path()), BTreeSet::is_empty);
+    assert_eq!(server.history("late"), [2, 4, 5].map(|n| json!(n)));
 }
 
 #[test]
