@@ -18,7 +18,6 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod again;
 mod application;
 mod client;
 mod confirm;
@@ -35,6 +34,7 @@ mod net;
 mod node;
 mod policy;
 mod presence;
+mod publish;
 mod raw;
 mod rooms;
 mod run;
