@@ -2,16 +2,12 @@
 
 mod configuration;
 mod output;
+mod publish;
 mod token;
 
-use std::env::VarError;
-use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io::{self, IsTerminal as _};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use ringfeed_engine::config::{self, Config, DEFAULT_TOML, Level};
 use ringfeed_engine::{control, server};
@@ -21,13 +17,6 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::configuration::{ConfigArgs, load, settings, sources, warn_of_strays};
 use self::output::say;
-
-/// Longest API key.
-const API_KEY_BYTES_MAX: u64 = 4096;
-/// Longest answer that is read from an HTTP API.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
-/// How long `publish` waits for a connection, and then for each part of the answer.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A WebSocket publish/subscribe engine for market and live feeds on Linux.
 #[derive(Debug, Parser)]
@@ -49,8 +38,8 @@ enum Command {
         #[arg(long)]
         markdown: bool,
     },
-    /// Publish to a channel of a running server, over its HTTP API.
-    Publish(PublishArgs),
+    /// Publish to a channel of a running server, over its HTTP API; as a file for it where it cannot be reached.
+    Publish(publish::PublishArgs),
     /// Make and inspect the tokens (JWT) that clients authenticate with.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -72,23 +61,6 @@ struct ServeArgs {
     /// Log more than log.level says: -v debug, -vv trace, -vvv trace of the libraries, too.
     #[arg(short, action = clap::ArgAction::Count)]
     verbose: u8,
-}
-
-#[derive(Debug, Args)]
-struct PublishArgs {
-    /// The channel.
-    channel: String,
-    /// The payload: JSON, or text if it is not JSON. `-` reads it from standard input.
-    data: String,
-    /// Publish as text even if it is JSON.
-    #[arg(long)]
-    text: bool,
-    /// Where the HTTP API is: HOST:PORT or http://HOST:PORT.
-    #[arg(long, default_value = "127.0.0.1:9801", value_name = "ADDRESS", value_parser = authority)]
-    api: String,
-    /// File with the API key. Without it the key is what RINGFEED_API_KEY in the environment holds.
-    #[arg(long, value_name = "FILE")]
-    api_key_file: Option<PathBuf>,
 }
 
 /// Runs a command.
@@ -117,7 +89,7 @@ pub(crate) fn run(mut cli: Cli) -> anyhow::Result<()> {
         }
         Command::DefaultConfig { markdown: false } => say(DEFAULT_TOML.trim_end()),
         Command::DefaultConfig { markdown: true } => say(config::reference().trim_end()),
-        Command::Publish(args) => publish(&args),
+        Command::Publish(args) => publish::run(&args),
         Command::Token(command) => token::run(&command),
         Command::Version => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -135,22 +107,6 @@ pub(crate) fn run(mut cli: Cli) -> anyhow::Result<()> {
             say(String::from_utf8_lossy(&script).trim_end())
         }
     }
-}
-
-/// `HOST:PORT` of an address or a URL.
-fn authority(api: &str) -> Result<String, String> {
-    let rest = match api.split_once("://") {
-        None => api,
-        Some(("http", rest)) => rest,
-        Some(_) => return Err("only http:// is spoken; for another, put curl in its place".into()),
-    };
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, port) = rest.rsplit_once(':').unwrap_or((rest, ""));
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
-    if host.is_empty() || !host.chars().all(fits) || port.parse::<u16>().is_err() {
-        return Err("allowed are HOST:PORT and http://HOST:PORT, as in localhost:9801".into());
-    }
-    Ok(rest.to_owned())
 }
 
 /// Our own messages at what was asked for, those of libraries only where they are asked for, too.
@@ -221,111 +177,9 @@ fn reload(
     }
 }
 
-/// One request, one answer: not worth an HTTP client library on the server's side.
-fn publish(args: &PublishArgs) -> anyhow::Result<()> {
-    let PublishArgs { api, api_key_file, .. } = args;
-    let api_key = api_key(api_key_file.as_deref())?;
-    let authorization = match api_key.as_str() {
-        "" => String::new(),
-        key => format!("Authorization: Bearer {key}\r\n"),
-    };
-    let mut data = args.data.clone();
-    if data == "-" {
-        data.clear();
-        io::stdin().read_to_string(&mut data).context("reading standard input")?;
-    }
-    let channel = serde_json::to_string(&args.channel)?;
-    let body = match serde_json::from_str::<&serde_json::value::RawValue>(&data) {
-        Ok(json) if !args.text => format!("{{\"channel\":{channel},\"data\":{}}}", json.get()),
-        _ => format!("{{\"channel\":{channel},\"text\":{}}}", serde_json::to_string(&data)?),
-    };
-    let mut stream = connect(api).with_context(|| format!("no server answers at http://{api}"))?;
-    stream.set_read_timeout(Some(PUBLISH_TIMEOUT))?;
-    stream.set_write_timeout(Some(PUBLISH_TIMEOUT))?;
-    let head = format!(
-        "POST /api/publish HTTP/1.1\r\nHost: {api}\r\nContent-Type: application/json\r\n\
-         {authorization}Content-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).context("sending the request")?;
-    // A server that refuses the body may close before it has read all of it; its answer says why.
-    let sent = stream.write_all(body.as_bytes());
-    let mut answer = Vec::new();
-    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer);
-    let answer = String::from_utf8_lossy(&answer);
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-        sent.context("sending the request")?;
-        read.context("reading the answer")?;
-        bail!("the answer of http://{api} is not HTTP");
-    };
-    let body = body.trim_end();
-    if !head.starts_with("HTTP/1.1 200 ") {
-        bail!("{}: {body}", head.lines().next().unwrap_or_default());
-    }
-    say(body)
-}
-
-/// The key to publish with; empty where there is none. Never an argument: everybody on this machine can read those.
-fn api_key(file: Option<&Path>) -> anyhow::Result<String> {
-    let key = match file {
-        Some(file) => {
-            let mut key = String::new();
-            let text = File::open(file)
-                .and_then(|opened| opened.take(API_KEY_BYTES_MAX + 1).read_to_string(&mut key));
-            text.with_context(|| format!("--api-key-file {}", file.display()))?;
-            if key.trim_end_matches(['\r', '\n']).is_empty() {
-                bail!("--api-key-file {}: it is empty", file.display());
-            }
-            key
-        }
-        None => match std::env::var("RINGFEED_API_KEY") {
-            Err(VarError::NotPresent) => String::new(),
-            key => key.map_err(|_| anyhow!("RINGFEED_API_KEY: its value is not UTF-8"))?,
-        },
-    };
-    let key = key.trim_end_matches(['\r', '\n']);
-    if key.len() as u64 > API_KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        bail!(
-            "the API key is none that a header could carry; allowed are visible ASCII characters, at most \
-             {API_KEY_BYTES_MAX}"
-        );
-    }
-    Ok(key.to_owned())
-}
-
-/// Connects to the first address of a name that answers.
-fn connect(api: &str) -> anyhow::Result<TcpStream> {
-    let mut failed = anyhow::anyhow!("this name has no address");
-    for address in api.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PUBLISH_TIMEOUT) {
-            Ok(stream) => return Ok(stream),
-            Err(e) => failed = e.into(),
-        }
-    }
-    Err(failed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_api_may_be_an_address_a_name_or_a_url() {
-        for (given, taken) in [
-            ("127.0.0.1:9801", "127.0.0.1:9801"),
-            ("localhost:9801", "localhost:9801"),
-            ("http://localhost:9801", "localhost:9801"),
-            ("http://[::1]:9801/", "[::1]:9801"),
-        ] {
-            assert_eq!(authority(given).unwrap(), taken);
-        }
-        for bad in
-            ["", "localhost", ":9801", "http://a:b", "a:1/api", "a b:1", "a\r\n:1", "a:70000"]
-        {
-            assert!(authority(bad).unwrap_err().contains("allowed are HOST:PORT"), "{bad}");
-        }
-        assert!(authority("https://a:1").unwrap_err().contains("only http://"));
-    }
 
     #[test]
     fn each_v_logs_more() {

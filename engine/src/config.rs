@@ -6,6 +6,7 @@
 mod access;
 mod api_keys;
 mod content;
+mod drop;
 pub(crate) mod file;
 mod fixed;
 mod hooks;
@@ -33,10 +34,10 @@ pub(crate) use rpc::{check_method, wrong_who};
 pub(crate) use rules::matches;
 pub use schema::{
     Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Distribution, Endpoint,
-    ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer, KeyAlgorithm,
-    LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence, ProxyProtocol, Publishers,
-    Redis, Rpc, RpcMethod, Scope, Secret, SecretAlgorithm, Server, Speakers, Subscribers,
-    TokenPlace,
+    FileDrop, ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer,
+    KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence, ProxyProtocol,
+    Publishers, Redis, Rpc, RpcMethod, Scope, Secret, SecretAlgorithm, Server, Speakers,
+    Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.

@@ -5,6 +5,7 @@ mod api;
 mod body;
 mod budget;
 mod channels;
+mod drop;
 mod error;
 mod figures;
 #[cfg(fuzzing)]
@@ -146,6 +147,7 @@ impl Control {
             rpc: rpc::Figures::default(),
             shared,
         });
+        let watch = drop::Watch::new(state.clone())?;
         let own = state.clone();
         let (handover, handed) = mpsc::channel(HANDED_MAX);
         // Set once: each control thread has shards of its own.
@@ -164,6 +166,9 @@ impl Control {
                     Err(e) => return drop(ready.send(Err(io::Error::other(e)))),
                 };
                 let _ = ready.send(Ok(()));
+                if let Some(watch) = watch {
+                    tokio::spawn(watch.run());
+                }
                 tokio::task::spawn_local(own.clone().answer_questions(hooks, rpc, asked));
                 let handled = tokio::spawn(signals.handle(own.clone()));
                 let api = port::serve(listener, own.clone(), router);

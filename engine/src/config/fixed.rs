@@ -34,6 +34,8 @@ fixed! {
     heartbeat.interval_ms, limits.idle_timeout_ms, limits.cross_shard_bytes_max,
     // Homes of users know of the rooms that they are in, or do not.
     limits.rooms_per_user_max,
+    // They were looked at when the server started.
+    drop.dir, drop.portico_dir,
 }
 
 #[cfg(test)]

@@ -176,6 +176,12 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("redis.ping_interval_ms", Numbers(100, 60_000)),
     ("redis.patience_ms", Numbers(0, 600_000)),
     ("redis.idle_s", Numbers(60, 315_360_000)),
+    ("drop.dir", Text("the path of a directory")),
+    ("drop.portico_dir", Text("the path of a directory")),
+    ("drop.interval_ms", Numbers(10, 3_600_000)),
+    ("drop.owners", Texts("numbers of users, as 33")),
+    ("drop.rejected_max", Numbers(0, 1_000_000)),
+    ("drop.rejected_age_s", Numbers(1, 315_360_000)),
     ("log.level", Words(&["error", "warn", "info", "debug", "trace"])),
     ("endpoints.path", Text("a path such as /ws")),
     (

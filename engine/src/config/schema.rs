@@ -23,6 +23,7 @@ pub struct Config {
     pub heartbeat: Heartbeat,
     pub limits: Limits,
     pub redis: Redis,
+    pub drop: FileDrop,
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
     pub channels: Vec<ChannelRule>,
@@ -82,6 +83,18 @@ pub struct Api {
     pub body_idle_timeout_ms: u32,
     pub ingest_idle_timeout_ms: u32,
     pub timeout_ms: u32,
+}
+
+/// `[drop]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct FileDrop {
+    pub dir: String,
+    pub portico_dir: String,
+    pub interval_ms: u32,
+    pub owners: Vec<String>,
+    pub rejected_max: u32,
+    pub rejected_age_s: u32,
 }
 
 /// `[auth]`

@@ -39,6 +39,8 @@ pub(super) struct Figures {
     pub(super) reloads_failed: Count,
     /// Ingest streams open.
     pub(super) ingest_streams: Count,
+    /// Of dropped files.
+    pub(super) drop: super::drop::Figures,
     /// Requests with each key, by its name: keys come and go when the configuration is read again.
     keys: DashMap<String, u64>,
 }
@@ -78,6 +80,7 @@ impl Figures {
             reloads: Count::default(),
             reloads_failed: Count::default(),
             ingest_streams: Count::default(),
+            drop: super::drop::Figures::default(),
         }
     }
 

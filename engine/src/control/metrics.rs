@@ -15,8 +15,8 @@ use prometheus_client::registry::Registry;
 
 use super::error::{ApiError, Code};
 use super::figures::PortFigures;
-use super::{State, hooks, rpc, stats};
-use crate::counters::{Counters, Distribution, Kind, Reason as _, Totals};
+use super::{State, drop, hooks, rpc, stats};
+use crate::counters::{Count, Counters, Distribution, Kind, Reason as _, Totals};
 
 /// One family of a moment's figures: each value with its labels.
 #[derive(Debug)]
@@ -324,6 +324,58 @@ fn calls(figures: &rpc::Figures) -> Vec<Family> {
     ]
 }
 
+/// The families of dropped files.
+fn dropped(figures: &drop::Figures) -> Vec<Family> {
+    let one = |name: &str, help, kind, count: &Count| Family {
+        name: format!("ringfeed_drop_{name}"),
+        help,
+        kind,
+        values: vec![(Vec::new(), Value::Number(float(count.read())))],
+    };
+    let outcomes = [
+        ("published", &figures.published),
+        ("rejected", &figures.rejected),
+        ("forgotten", &figures.forgotten),
+    ];
+    vec![
+        Family {
+            name: "ringfeed_drop_files".into(),
+            help: "Dropped files by what came of them: published; rejected, and set aside; of these forgotten, deleted to make \
+                   room or for their age.",
+            kind: MetricType::Counter,
+            values: outcomes
+                .map(|(outcome, count)| {
+                    (vec![("outcome", outcome.into())], Value::Number(float(count.read())))
+                })
+                .into(),
+        },
+        one(
+            "duplicates",
+            "Of the published ones, those that had been published before, by their idempotency keys.",
+            MetricType::Counter,
+            &figures.duplicates,
+        ),
+        one(
+            "kept",
+            "Times a dropped file could not be published yet, and was left to be tried again.",
+            MetricType::Counter,
+            &figures.kept,
+        ),
+        one(
+            "waiting",
+            "Dropped files that were there at the last look.",
+            MetricType::Gauge,
+            &figures.waiting,
+        ),
+        one(
+            "failed",
+            "Directories of dropped files that cannot be worked on; the log says why.",
+            MetricType::Gauge,
+            &figures.failed,
+        ),
+    ]
+}
+
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(
     get, path = "/metrics",
@@ -338,6 +390,7 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     families.extend(process(&state));
     families.extend(hooks(&state.hooks));
     families.extend(calls(&state.rpc));
+    families.extend(dropped(&state.figures.drop));
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));
     let mut text = String::new();

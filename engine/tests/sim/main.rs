@@ -18,7 +18,6 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-mod again;
 mod application;
 mod client;
 mod confirm;
@@ -36,6 +35,7 @@ mod node;
 mod nodes;
 mod policy;
 mod presence;
+mod publish;
 mod raw;
 mod rooms;
 mod run;

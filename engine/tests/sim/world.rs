@@ -8,17 +8,17 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::again::Sent;
 use super::application::Application;
-use super::client::{Client, Habit, Scene, Speaks, payload_size};
+use super::client::{Client, Habit, Scene};
 use super::control::name_of;
 use super::dice::Dice;
 use super::door::Knock;
-use super::judge::{Ident, Judge, Rule};
+use super::judge::{Judge, Rule};
 use super::ledger::Ledgers;
 use super::net::{ConnId, Fate, Faults, Net, Phase, Sabotage};
-use super::node::{Answer, Cluster, Item, Outcome, Page, Row, Waiting, configuration};
+use super::node::{Answer, Cluster, Outcome, Page, Row, Waiting, configuration};
 use super::presence::Present;
+use super::publish::Sent;
 use super::setup::{Mode, Setup};
 use super::talk::rooms::LOBBY;
 use super::token::Mint;
@@ -393,7 +393,7 @@ impl World {
     }
 
     /// A channel to publish to; where clients wander, the busy one or one that somebody is on.
-    fn any_channel(&mut self) -> usize {
+    pub(super) fn any_channel(&mut self) -> usize {
         if self.setup.mode == Mode::Wander {
             if self.dice.chance(400) {
                 return 0;
@@ -405,87 +405,6 @@ impl World {
             }
         }
         self.dice.below(self.setup.channels.len())
-    }
-
-    fn publish(&mut self) {
-        let channel = self.any_channel();
-        let home = self.cluster.home(&self.setup.channels[channel].name);
-        let others: Vec<usize> = (0..self.setup.channels.len())
-            .filter(|&other| self.cluster.home(&self.setup.channels[other].name) == home)
-            .collect();
-        let count = match self.dice.below(10) {
-            0..6 => 1,
-            6..9 => self.dice.range(2, 8),
-            _ => self.dice.magnitude(8, 100),
-        };
-        let mixed = self.dice.chance(300);
-        let channels: Vec<usize> = (0..count)
-            .map(|_| if mixed { others[self.dice.below(others.len())] } else { channel })
-            .collect();
-        let except = self.any_conn().filter(|_| self.dice.chance(self.setup.no_echo));
-        self.publish_to(home, &channels, None, except);
-    }
-
-    /// More at once than any chunk, window or send holds.
-    fn flood(&mut self) {
-        let channel = self.any_channel();
-        let home = self.cluster.home(&self.setup.channels[channel].name);
-        let each = self.dice.magnitude(500, 20_000);
-        let count = self.dice.magnitude(34_000, 200_000) / each + 1;
-        self.publish_to(home, &vec![channel; count], Some(each), None);
-    }
-
-    /// Payloads of `len` bytes, or of any. Returns the numbers, where the shard took them.
-    pub(super) fn publish_to(
-        &mut self,
-        home: usize,
-        channels: &[usize],
-        len: Option<usize>,
-        except: Option<ConnId>,
-    ) -> Vec<u64> {
-        // Of `raw.v1` nobody could say what it was not sent.
-        let except =
-            except.filter(|&conn| self.clients[self.owners[conn]].speaks == Speaks::Ringfeed);
-        let except = except.and_then(|conn| Some((conn, self.name_of_conn(conn)?)));
-        let mut numbers = Vec::new();
-        let mut items = Vec::new();
-        for &channel in channels {
-            let (kind, any) = payload_size(&mut self.dice, &self.setup);
-            let number = self.judge.publication(channel, kind, len.unwrap_or(any));
-            numbers.push(number);
-            let excepted = except.as_ref().filter(|_| self.judge.ident(number) != Ident::Empty);
-            if let Some((conn, _)) = excepted {
-                self.judge.except(number, *conn);
-            }
-            let excepted = excepted.map(|(_, name)| name.clone());
-            let payload = self.judge.payload(number);
-            // Of what has no number nobody could say how often it is there.
-            let keyed =
-                self.judge.ident(number) != Ident::Empty && self.dice.chance(self.setup.keyed);
-            if keyed {
-                let sent = Sent { number, channel, except: excepted.clone() };
-                sent.remember(&mut self.sent, &mut self.dice);
-            }
-            let (name, except) = (self.setup.channels[channel].name.as_str(), excepted);
-            items.push(Item { number, channel, name, kind, payload, except, keyed });
-        }
-        let bytes: usize = items.iter().map(|item| item.payload.len()).sum();
-        match self.cluster.publish(home, items) {
-            Some(waiting) => {
-                note!(
-                    self.trace,
-                    "the API publishes {} on {:?} at s{home}, {bytes} bytes",
-                    numbers.len(),
-                    channels.first()
-                );
-                self.waiting.push(waiting);
-                numbers
-            }
-            None => {
-                note!(self.trace, "the API cannot publish: the queue of s{home} is full");
-                Vec::new()
-            }
-        }
     }
 
     fn ask(&mut self) {

@@ -1,6 +1,6 @@
 //! The deployment of `config/examples/portico.toml`, with clients that do what its published ones do.
 
-use super::common::{Client, TestServer, example};
+use super::common::{Client, TestServer, example, wait_until};
 use super::hooks::Application;
 use serde_json::{Value, json};
 use tungstenite::Message;
@@ -210,4 +210,33 @@ fn an_entity_may_have_any_name() {
         json!({"type":"room_message","roomId":room}),
     );
     assert_eq!(ann.receive()["roomId"], room);
+}
+
+#[test]
+fn files_that_stood_in_for_redis_reach_all_or_a_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let flag = format!("drop.portico_dir={}", dir.path().to_str().unwrap());
+    let server = start_with("http://127.0.0.1:1/", &[&flag, "drop.interval_ms=10"]);
+    let mut one = server.portico_there(Some("PHPSESSID=abc"), 2);
+    let mut other = server.portico_there(Some("PHPSESSID=xyz"), 2);
+    // As PHP writes them: under their own names, not at once.
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("websocket_session_abc_1716200000.5.json"), "{\"type\":").unwrap();
+    std::fs::write(file("websocket_running"), "1").unwrap();
+    let to_all = json!({"type": "notification", "message": "closed on Monday"});
+    let name = file("websocket_notification_1716200000.1234.json");
+    std::fs::write(name, to_all.to_string()).unwrap();
+    for client in [&mut one, &mut other] {
+        assert_eq!(client.receive(), to_all);
+    }
+    let to_one = json!({"type": "refresh_bookinguser", "sessionId": "abc", "n": 1.5});
+    std::fs::write(file("websocket_session_abc_1716200000.5.json"), to_one.to_string()).unwrap();
+    let mut expected = to_one;
+    expected["roomId"] = json!("session_abc");
+    assert_eq!(one.receive(), expected);
+    // Nobody is there: it is dropped.
+    std::fs::write(file("websocket_session_nobody_1716200001.json"), "{}").unwrap();
+    wait_until("files", || std::fs::read_dir(dir.path()).unwrap().count(), |&files| files == 1);
+    std::fs::write(file("websocket_notification_1716200002.json"), "{\"type\":\"last\"}").unwrap();
+    assert_eq!(other.receive()["type"], "last");
 }

@@ -37,8 +37,6 @@ use crate::message::{
 use crate::names::Names;
 use crate::slab::Slab;
 
-use keyed::Key;
-
 /// A channel that nobody needs but that was published to stays for so long, so that a subscriber that
 /// comes right back finds its position again.
 const LINGER_MS: u64 = 10_000;
@@ -464,27 +462,8 @@ impl Homes {
         (now, now_ms): (Instant, u64),
         deliver: Deliver,
     ) -> bool {
-        let key = self.look_up(index, &by, now_ms);
-        let key = key.and_then(|key| match key {
-            Key::Used(_) => Ok(key),
-            key => self.may_be_confirmed(index, &by).map(|()| key),
-        });
-        let key = match key {
-            Ok(Key::Used(position)) => {
-                let home = self.home_mut(index);
-                let subscribers = home.subscribers();
-                let ack = Ack::Accepted;
-                let receipt = Receipt { position, ack, subscribers, duplicate: true };
-                asker.answer(&home.name, Ok(receipt), deliver);
-                return false;
-            }
-            Ok(Key::New(hash)) => Some(hash),
-            Ok(Key::None) => None,
-            Err(refused) => {
-                asker.refuse(&self.home_mut(index).name, refused, deliver);
-                return false;
-            }
-        };
+        let taken = self.take_key(index, asker, &by, now_ms, deliver);
+        let Some((asker, key)) = taken else { return false };
         let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {

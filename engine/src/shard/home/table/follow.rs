@@ -177,8 +177,14 @@ impl Homes {
         let name = self.home_mut(index).name.clone();
         let most = self.limits.parked_bytes_max;
         let waits = self.homes.get(index).map_or(0, Home::parked_bytes);
-        let refused = if publisher.by.as_ref().is_some_and(|by| by.confirm.is_some()) {
+        let by = publisher.by.as_ref();
+        let refused = if by.is_some_and(|by| by.confirm.is_some()) {
             Refused::NotConfirmed { channel: name.clone() }
+        } else if by.is_some_and(|by| by.key.is_some()) {
+            // Taken without a word it could be published twice.
+            Refused::bad_command(
+                "'idempotency_key': keys are not remembered of channels that are numbered elsewhere",
+            )
         } else if waits > most / PARKED_PARTS || self.awaiting_bytes > most / 2 {
             TOO_MUCH_UNDER_WAY
         } else {

@@ -3,15 +3,16 @@
 use ringfeed_protocol::{Offset, Position, Refused};
 
 use super::Homes;
-use crate::message::{By, Keyed};
+use crate::message::{Ack, By, Keyed, Receipt};
 use crate::shard::home::idempotency::Hash;
+use crate::shard::home::{Asker, Deliver};
 
 /// Keys that one sweep forgets at most.
 const FORGOTTEN_PER_SWEEP: usize = 4096;
 
 /// Of a publication with a key, at its turn.
 #[derive(Debug)]
-pub(super) enum Key {
+enum Key {
     /// It has none.
     None,
     /// It was not used yet.
@@ -21,15 +22,37 @@ pub(super) enum Key {
 }
 
 impl Homes {
-    /// Looks the key of a publication up.
-    pub(super) fn look_up(&mut self, index: u32, by: &By, now_ms: u64) -> Result<Key, Refused> {
-        let Some(keyed) = by.as_ref().and_then(|by| by.key.as_deref()) else {
-            return Ok(Key::None);
+    /// Before a publication is appended: answers whoever publishes what may not be, or was before; else gives them back, with
+    /// the key that is to be remembered.
+    pub(super) fn take_key(
+        &mut self,
+        index: u32,
+        asker: Asker,
+        by: &By,
+        now_ms: u64,
+        deliver: Deliver,
+    ) -> Option<(Asker, Option<Hash>)> {
+        let keyed = by.as_ref().and_then(|by| by.key.as_deref());
+        let key = keyed.map_or(Ok(Key::None), |keyed| self.look_up(index, keyed, now_ms));
+        let key = key.and_then(|key| match key {
+            Key::Used(_) => Ok(key),
+            key => self.may_be_confirmed(index, by).map(|()| key),
+        });
+        let answer = match key {
+            Ok(Key::None) => return Some((asker, None)),
+            Ok(Key::New(hash)) => return Some((asker, Some(hash))),
+            Ok(Key::Used(position)) => {
+                let subscribers = self.home_mut(index).subscribers();
+                let ack = Ack::Accepted;
+                Ok(Receipt { position, ack, subscribers, duplicate: true })
+            }
+            Err(refused) => Err(refused),
         };
-        self.look_up_key(index, keyed, now_ms)
+        asker.answer(&self.home_mut(index).name, answer, deliver);
+        None
     }
 
-    fn look_up_key(&mut self, index: u32, keyed: &Keyed, now_ms: u64) -> Result<Key, Refused> {
+    fn look_up(&mut self, index: u32, keyed: &Keyed, now_ms: u64) -> Result<Key, Refused> {
         let age_ms = u64::from(self.config.limits.idempotency_ms);
         if age_ms == 0 {
             // Taken without a word it would be published twice where that was to be ruled out.
