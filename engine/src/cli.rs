@@ -2,6 +2,7 @@
 
 mod configuration;
 mod output;
+mod registry;
 mod token;
 
 use std::env::VarError;
@@ -54,6 +55,9 @@ enum Command {
     /// Make and inspect the tokens (JWT) that clients authenticate with.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Run a registry for a fleet of nodes without a broker, and ask one.
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
     /// Print the version and what this machine's kernel offers.
     Version,
     /// Print the OpenAPI description of the HTTP API.
@@ -119,6 +123,7 @@ pub(crate) fn run(mut cli: Cli) -> anyhow::Result<()> {
         Command::DefaultConfig { markdown: true } => say(config::reference().trim_end()),
         Command::Publish(args) => publish(&args),
         Command::Token(command) => token::run(&command),
+        Command::Registry(command) => registry::run(command),
         Command::Version => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             let io_uring = match ringfeed_wire::probe() {

@@ -18,6 +18,7 @@ pub mod origins;
 pub mod plan;
 pub mod proxies;
 mod rates;
+pub mod registry;
 mod seldom;
 pub mod server;
 pub mod settings;
