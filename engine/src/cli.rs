@@ -1,6 +1,7 @@
 //! The command line.
 
 mod configuration;
+mod haproxy;
 mod output;
 mod registry;
 mod token;
@@ -58,6 +59,8 @@ enum Command {
     /// Run a registry for a fleet of nodes without a broker, and ask one.
     #[command(subcommand)]
     Registry(registry::RegistryCommand),
+    /// Write HAProxy's configuration from a registry's nodes, once or whenever they change.
+    Haproxy(Box<haproxy::HaproxyArgs>),
     /// Print the version and what this machine's kernel offers.
     Version,
     /// Print the OpenAPI description of the HTTP API.
@@ -124,6 +127,7 @@ pub(crate) fn run(mut cli: Cli) -> anyhow::Result<()> {
         Command::Publish(args) => publish(&args),
         Command::Token(command) => token::run(&command),
         Command::Registry(command) => registry::run(command),
+        Command::Haproxy(args) => haproxy::run(*args),
         Command::Version => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             let io_uring = match ringfeed_wire::probe() {

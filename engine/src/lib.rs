@@ -11,6 +11,7 @@ pub mod config;
 pub mod content;
 pub mod control;
 pub mod counters;
+pub mod haproxy;
 pub mod ids;
 pub mod message;
 mod names;
