@@ -310,7 +310,8 @@ mod tests {
         let (servers, skipped) = Server::of(&nodes);
         assert_eq!(skipped.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["tls"]);
         let text = template().backend(&servers);
-        let lines: Vec<&str> = text.lines().filter(|line| line.contains("server ")).collect();
+        let lines: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("    server ")).collect();
         assert_eq!(
             lines,
             [

@@ -126,7 +126,9 @@ pub(super) struct Later {
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
-    connection: Mutex<SqliteConnection>,
+    /// `None` after a failure: what a connection holds of a transaction that a full disk has ended half is not to be guessed
+    /// at, and the next change begins with a new one.
+    connection: Mutex<Option<SqliteConnection>>,
     /// A transaction in a file beside it, which the kernel ends with the process.
     lock: Mutex<SqliteConnection>,
 }
@@ -134,6 +136,11 @@ pub(super) struct Store {
 fn options(path: &Path) -> SqliteConnectOptions {
     let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
     options.disable_statement_logging()
+}
+
+fn writing(path: &Path) -> SqliteConnectOptions {
+    // What was answered as stored is there after a power cut.
+    options(path).journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full)
 }
 
 fn int(n: u64) -> i64 {
@@ -144,20 +151,12 @@ fn uint(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-fn word(state: NodeState) -> &'static str {
-    state.word()
-}
-
 impl Store {
     /// Opens a file, or makes it.
     pub(super) async fn open(path: &Path) -> Result<(Store, Contents), StoreError> {
         let lock = lock(path).await?;
         let sql = |e| StoreError::Sql(path.into(), e);
-        let options = options(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // What was answered as stored is there after a power cut.
-            .synchronous(SqliteSynchronous::Full);
+        let options = writing(path).create_if_missing(true);
         let mut connection = options.connect().await.map_err(|e| foreign_or(path, e))?;
         match version(path, &mut connection).await? {
             Version::Known => {}
@@ -172,18 +171,44 @@ impl Store {
             }
         }
         let contents = read(path, &mut connection).await?;
-        let (connection, lock) = (Mutex::new(connection), Mutex::new(lock));
+        let (connection, lock) = (Mutex::new(Some(connection)), Mutex::new(lock));
         Ok((Store { path: path.into(), connection, lock }, contents))
     }
 
-    fn sql(&self, e: sqlx::Error) -> StoreError {
-        StoreError::Sql(self.path.clone(), e)
+    /// Makes one change as a whole, or none of it.
+    async fn change(
+        &self,
+        change: impl AsyncFnOnce(&mut SqliteConnection) -> Result<(), sqlx::Error>,
+    ) -> Result<(), StoreError> {
+        let mut held = self.connection.lock().await;
+        // Where this is not waited for to its end, the connection goes, too.
+        let connection = match held.take() {
+            Some(connection) => Ok(connection),
+            None => writing(&self.path).connect().await,
+        };
+        let changed = async {
+            let mut connection = connection?;
+            let committed = async {
+                let mut transaction = connection.begin().await?;
+                change(&mut transaction).await?;
+                transaction.commit().await
+            };
+            match committed.await {
+                Ok(()) => Ok(connection),
+                Err(e) => {
+                    let _ = connection.close_hard().await;
+                    Err(e)
+                }
+            }
+        };
+        let connection = changed.await.map_err(|e| StoreError::Sql(self.path.clone(), e))?;
+        *held = Some(connection);
+        Ok(())
     }
 
     /// Stores a node, in the place of what was there of the same id.
     pub(super) async fn put_node(&self, stored: &StoredNode) -> Result<(), StoreError> {
         let StoredNode { node, plain, created_ms, last_seen_ms } = stored;
-        let mut connection = self.connection.lock().await;
         let put = sqlx::query(
             "INSERT OR REPLACE INTO nodes (id, url, peer, weight, state, epoch, plain, created_ms, last_seen_ms) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
@@ -192,28 +217,25 @@ impl Store {
         .bind(node.url.as_str())
         .bind(node.peer.as_ref().map(|peer| peer.as_str()))
         .bind(i64::from(node.weight.number()))
-        .bind(word(node.state))
+        .bind(node.state.word())
         .bind(node.epoch.as_str())
         .bind(i64::from(*plain))
         .bind(int(*created_ms))
         .bind(int(*last_seen_ms));
-        put.execute(&mut *connection).await.map_err(|e| self.sql(e))?;
-        Ok(())
+        self.change(async |connection| put.execute(connection).await.map(drop)).await
     }
 
     /// Removes a node and what it reported.
     pub(super) async fn remove_node(&self, id: &NodeId) -> Result<(), StoreError> {
-        let mut connection = self.connection.lock().await;
-        let removed = async {
-            let mut transaction = connection.begin().await?;
+        self.change(async |connection| {
             for statement in
                 ["DELETE FROM nodes WHERE id = ?1", "DELETE FROM metrics WHERE id = ?1"]
             {
-                sqlx::query(statement).bind(id.as_str()).execute(&mut *transaction).await?;
+                sqlx::query(statement).bind(id.as_str()).execute(&mut *connection).await?;
             }
-            transaction.commit().await
-        };
-        removed.await.map_err(|e| self.sql(e))
+            Ok(())
+        })
+        .await
     }
 
     /// Stores a channel, or removes it, together with the version that the list has then.
@@ -223,9 +245,7 @@ impl Store {
         entry: Option<&ChannelEntry>,
         version: u64,
     ) -> Result<(), StoreError> {
-        let mut connection = self.connection.lock().await;
-        let put = async {
-            let mut transaction = connection.begin().await?;
+        self.change(async |connection| {
             let change = match entry {
                 None => sqlx::query("DELETE FROM channels WHERE name = ?1").bind(name),
                 Some(entry) => {
@@ -240,23 +260,20 @@ impl Store {
                     .bind(rule.map_err(json)?)
                 }
             };
-            change.execute(&mut *transaction).await?;
-            put_fact(&mut transaction, "channels_version", version).await?;
-            transaction.commit().await
-        };
-        put.await.map_err(|e| self.sql(e))
+            change.execute(&mut *connection).await?;
+            put_fact(connection, "channels_version", version).await
+        })
+        .await
     }
 
     /// Stores what may be stored late.
     pub(super) async fn flush(&self, later: &Later) -> Result<(), StoreError> {
-        let mut connection = self.connection.lock().await;
-        let flushed = async {
-            let mut transaction = connection.begin().await?;
+        self.change(async |connection| {
             for (id, seen_ms) in &later.seen {
                 sqlx::query("UPDATE nodes SET last_seen_ms = ?2 WHERE id = ?1")
                     .bind(id.as_str())
                     .bind(int(*seen_ms))
-                    .execute(&mut *transaction)
+                    .execute(&mut *connection)
                     .await?;
             }
             for StoredMetrics { id, reported_ms, text } in &later.metrics {
@@ -266,22 +283,21 @@ impl Store {
                 .bind(id.as_str())
                 .bind(int(*reported_ms))
                 .bind(&**text)
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
             }
             for id in &later.gone {
                 let gone = sqlx::query("DELETE FROM nodes WHERE id = ?1").bind(id.as_str());
-                gone.execute(&mut *transaction).await?;
+                gone.execute(&mut *connection).await?;
             }
             for id in &later.gone_metrics {
                 let gone = sqlx::query("DELETE FROM metrics WHERE id = ?1").bind(id.as_str());
-                gone.execute(&mut *transaction).await?;
+                gone.execute(&mut *connection).await?;
             }
-            put_fact(&mut transaction, "nodes_version", later.nodes_version).await?;
-            put_fact(&mut transaction, "saved_ms", later.saved_ms).await?;
-            transaction.commit().await
-        };
-        flushed.await.map_err(|e| self.sql(e))
+            put_fact(connection, "nodes_version", later.nodes_version).await?;
+            put_fact(connection, "saved_ms", later.saved_ms).await
+        })
+        .await
     }
 
     /// Where the file is.
@@ -291,7 +307,9 @@ impl Store {
 
     /// Leaves one file with everything in it.
     pub(super) async fn close(self) {
-        if let Err(e) = self.connection.into_inner().close().await {
+        if let Some(connection) = self.connection.into_inner()
+            && let Err(e) = connection.close().await
+        {
             tracing::warn!("{}: {e}", self.path.display());
         }
         let _ = self.lock.into_inner().close().await;
@@ -456,4 +474,51 @@ pub async fn copy(from: &Path, to: &Path) -> Result<u64, StoreError> {
     };
     let settled = tokio::task::spawn_blocking(settle).await.map_err(|e| io(io::Error::other(e)))?;
     settled.map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(name: String) -> ChannelEntry {
+        let rule = serde_json::json!({ "x": "y".repeat(10_000) });
+        ChannelEntry { name, allowed_nodes: vec!["*".into()], rule: rule.as_object().cloned() }
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_a_full_disk_is_stored_and_not_only_said_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registry.db");
+        let (store, _) = Store::open(&path).await.unwrap();
+        let mut stored = Vec::new();
+        for round in 0..3 {
+            let full = "PRAGMA max_page_count = 40";
+            let mut held = store.connection.lock().await;
+            if let Some(connection) = &mut *held {
+                sqlx::raw_sql(full).execute(connection).await.unwrap();
+            }
+            drop(held);
+            let mut failed = None;
+            for n in 0..20 {
+                let entry = channel(format!("{round}-{n}"));
+                match store.put_channel(&entry.name, Some(&entry), n).await {
+                    Ok(()) => stored.push(entry.name),
+                    Err(e) => failed = Some(e),
+                }
+            }
+            if round == 0 {
+                let told = failed.map(|e| e.told());
+                assert_eq!(told, Some("the registry's disk is full"), "{stored:?}");
+            }
+        }
+        // As after kill -9: nothing is closed that would be committed by it.
+        let copied = dir.path().join("copy.db");
+        copy(&path, &copied).await.unwrap();
+        let (_, contents) = Store::open(&copied).await.unwrap();
+        let mut there: Vec<String> =
+            contents.channels.into_iter().map(|entry| entry.name).collect();
+        there.sort();
+        stored.sort();
+        assert_eq!(there, stored);
+    }
 }

@@ -199,3 +199,52 @@ fn while_the_file_is_locked_changes_are_refused_and_heartbeats_are_heard() {
     let (_, figures) = registry.ask("GET", "/metrics", "");
     assert!(!figures.as_str().unwrap().contains("store_failures_total 0"), "{figures}");
 }
+
+#[test]
+fn a_full_disk_takes_nothing_and_nothing_is_said_to_be_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    // A disk of 600 KiB, in a namespace of the registry's own.
+    let script = "mount -t tmpfs -o size=600k tmpfs \"$1\" && shift && exec \"$@\"";
+    let isolate = ["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"];
+    let probe = Command::new("unshare").args(isolate).arg(&disk).arg("true").output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        eprintln!("skipped: this machine lets nobody mount a disk of their own");
+        return;
+    }
+    let wrapped = [&["unshare"][..], &isolate, &[disk.to_str().unwrap()]].concat();
+    let db = disk.join("registry.db");
+    let registry = Registry::start_wrapped(dir, &wrapped, &["--db", db.to_str().unwrap()]);
+    let mut stored = Vec::new();
+    let mut refused = 0;
+    for n in 0..120 {
+        let rule = json!({"x": "y".repeat(10_000)});
+        let body = json!({"name": format!("c{n:03}"), "rule": rule}).to_string();
+        match registry.ask("PUT", "/v1/channels", &body) {
+            (200, _) => stored.push(format!("c{n:03}")),
+            (503, told) => {
+                assert!(told["message"].as_str().unwrap().contains("disk is full"), "{told}");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(refused > 0, "all of {} had room", stored.len());
+    let (_, list) = registry.ask("GET", "/v1/channels", "");
+    let listed = |list: &serde_json::Value| -> Vec<String> {
+        let channels = list["channels"].as_array().unwrap();
+        channels.iter().map(|entry| entry["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(listed(&list), stored);
+    // What the file has, as the registry would find it after kill -9.
+    registry.signal("STOP");
+    let after = tempfile::tempdir().unwrap();
+    for name in ["registry.db", "registry.db-wal"] {
+        let inside = format!("/proc/{}/root{}", registry.pid(), disk.join(name).display());
+        std::fs::copy(inside, after.path().join(name)).unwrap();
+    }
+    registry.signal("CONT");
+    let restarted = Registry::start_in(after, &[]);
+    assert_eq!(listed(&restarted.ask("GET", "/v1/channels", "").1), stored);
+}

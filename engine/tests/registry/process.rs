@@ -21,6 +21,7 @@ pub(crate) const KEY: &str = "0123456789abcdef-registry";
 pub(crate) struct Registry {
     pub(crate) dir: TempDir,
     pub(crate) address: SocketAddr,
+    wrapped: Vec<String>,
     flags: Vec<String>,
     child: Child,
     lines: Receiver<String>,
@@ -51,10 +52,20 @@ impl Registry {
     }
 
     pub(crate) fn start_in(dir: TempDir, flags: &[&str]) -> Registry {
+        Registry::start_wrapped(dir, &[], flags)
+    }
+
+    /// By a program that executes it with these arguments in front of it.
+    pub(crate) fn start_wrapped(dir: TempDir, wrapped: &[&str], flags: &[&str]) -> Registry {
+        let wrapped: Vec<String> = wrapped.iter().map(|&word| word.to_owned()).collect();
         let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
         std::fs::write(dir.path().join("key"), format!("{KEY}\n")).unwrap();
-        let (child, address, lines) = launch(&dir, &flags, "127.0.0.1:0");
-        Registry { dir, address, flags, child, lines }
+        let (child, address, lines) = launch(&dir, &wrapped, &flags, "127.0.0.1:0");
+        Registry { dir, address, wrapped, flags, child, lines }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -82,7 +93,8 @@ impl Registry {
         // Connections of before may hold the port for a moment.
         (self.child, self.address, self.lines) = loop {
             let listen = self.address.to_string();
-            let launched = std::panic::catch_unwind(|| launch(&self.dir, &self.flags, &listen));
+            let launched =
+                std::panic::catch_unwind(|| launch(&self.dir, &self.wrapped, &self.flags, &listen));
             match launched {
                 Ok(launched) => break launched,
                 Err(why) if Instant::now() > deadline => std::panic::resume_unwind(why),
@@ -160,10 +172,25 @@ impl Drop for Registry {
     }
 }
 
-fn launch(dir: &TempDir, flags: &[String], listen: &str) -> (Child, SocketAddr, Receiver<String>) {
+fn launch(
+    dir: &TempDir,
+    wrapped: &[String],
+    flags: &[String],
+    listen: &str,
+) -> (Child, SocketAddr, Receiver<String>) {
     let at = |name| dir.path().join(name);
-    let mut command = command();
-    command.args(["registry", "serve", "--listen", listen, "--db"]).arg(at("registry.db"));
+    let mut command = match wrapped {
+        [] => command(),
+        [program, words @ ..] => {
+            let mut outer = Command::new(program);
+            outer.args(words).arg(env!("CARGO_BIN_EXE_ringfeed"));
+            outer
+        }
+    };
+    command.args(["registry", "serve", "--listen", listen]);
+    if !flags.iter().any(|flag| flag == "--db") {
+        command.arg("--db").arg(at("registry.db"));
+    }
     if !flags.iter().any(|flag| flag == "--key-file") {
         command.arg("--key-file").arg(at("key"));
     }
