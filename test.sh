@@ -20,6 +20,8 @@ need cc gcc
 need python3 python3
 need prlimit util-linux
 need setpriv util-linux
+need haproxy haproxy
+need openssl openssl
 # Debian keeps the server out of the path; where there is none, its tests say that they are skipped.
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || (need postgres postgresql) || true
 command -v cargo >/dev/null || { echo "test.sh: Rust is needed: https://rustup.rs" >&2; exit 2; }

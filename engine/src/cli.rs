@@ -1,8 +1,10 @@
 //! The command line.
 
 mod configuration;
+mod haproxy;
 mod output;
 mod publish;
+mod registry;
 mod token;
 
 use std::io::{self, IsTerminal as _};
@@ -43,6 +45,11 @@ enum Command {
     /// Make and inspect the tokens (JWT) that clients authenticate with.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Run a registry for a fleet of nodes without a broker, and ask one.
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
+    /// Write HAProxy's configuration from a registry's nodes, once or whenever they change.
+    Haproxy(Box<haproxy::HaproxyArgs>),
     /// Print the version and what this machine's kernel offers.
     Version,
     /// Print the OpenAPI description of the HTTP API.
@@ -91,6 +98,8 @@ pub(crate) fn run(mut cli: Cli) -> anyhow::Result<()> {
         Command::DefaultConfig { markdown: true } => say(config::reference().trim_end()),
         Command::Publish(args) => publish::run(&args),
         Command::Token(command) => token::run(&command),
+        Command::Registry(command) => registry::run(command),
+        Command::Haproxy(args) => haproxy::run(*args),
         Command::Version => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             let io_uring = match ringfeed_wire::probe() {

@@ -51,6 +51,7 @@ use users::RevokedTable;
 
 pub use api::openapi;
 pub use error::error_words;
+pub(crate) use port::Patient;
 pub use reload::{ReadOver, Reload};
 
 /// Payload bytes of publications that were handed to one shard and not answered yet.

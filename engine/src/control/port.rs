@@ -35,7 +35,7 @@ use super::error::clip;
 use super::figures::PortFigures;
 use super::guard::Peer;
 use crate::shard::door::{Handed, Permit};
-use patient::Patient;
+pub(crate) use patient::Patient;
 use table::{Busy, Seat, Table};
 
 /// Largest head of a request, and most that is read of a connection ahead.

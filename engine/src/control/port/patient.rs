@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// A connection that fails when something waits to be written and the peer has neither read nor sent
 /// anything for a while.
-pub(super) struct Patient {
+pub(crate) struct Patient {
     /// Was read of it before, and comes first.
     before: Bytes,
     stream: TcpStream,
@@ -22,7 +22,7 @@ pub(super) struct Patient {
 }
 
 impl Patient {
-    pub(super) fn new(before: Bytes, stream: TcpStream, patience: Duration) -> Patient {
+    pub(crate) fn new(before: Bytes, stream: TcpStream, patience: Duration) -> Patient {
         Patient { before, stream, patience, ends: None }
     }
 
