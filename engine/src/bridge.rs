@@ -9,7 +9,14 @@
 //! becomes of it: one whose answer never came is sent again as it was, under the number by which Redis knows it.
 
 pub mod command;
+mod connection;
+mod figures;
+mod handover;
+mod incoming;
 pub mod item;
+mod names;
+mod script;
+mod thread;
 mod way;
 
 use std::collections::{HashMap, VecDeque};
@@ -20,6 +27,8 @@ use ringfeed_protocol::{ChannelName, Refused};
 use crate::ids::ShardId;
 use crate::message::{Away, FromUpstream, Outgoing, Post, Request, Sender, ToUpstream};
 pub use command::{Append, Command, Failed, Read, Reply};
+pub use figures::Figures;
+pub use thread::BridgeThread;
 use way::Way;
 
 /// Publications to other nodes, of channels that are not numbered, may wait in so many bytes while Redis is away; the
@@ -257,31 +266,28 @@ impl Bridge {
         }
     }
 
-    /// Something was published on a numbered channel.
-    pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) {
-        match item::decode_message(bytes) {
-            Some((epoch, publications)) => {
-                let news = FromUpstream::Publications { epoch, publications };
-                self.told.push(Told::Home(channel, news));
-            }
-            None => {
-                tracing::warn!(%channel, "what came from Redis is nothing that ringfeed publishes")
-            }
-        }
+    /// Something was published on a numbered channel. Whether it is what ringfeed publishes.
+    pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
+        let Some((epoch, publications)) = item::decode_message(bytes) else { return false };
+        let news = FromUpstream::Publications { epoch, publications };
+        self.told.push(Told::Home(channel, news));
+        true
     }
 
-    /// Another node has published something on a channel that is not numbered, or this one has.
-    pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) {
+    /// Another node has published something on a channel that is not numbered, or this one has. Whether it is what ringfeed
+    /// publishes.
+    pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
         let Some((instance, Outgoing { payload, meta, except })) = item::decode_shared(bytes)
         else {
-            return tracing::warn!(%channel, "what came from Redis is nothing that ringfeed publishes");
+            return false;
         };
         if instance == self.instance {
-            return;
+            return true;
         }
         let by = (meta.is_some() || except.is_some())
             .then(|| Box::new(Sender { meta, except, ..Sender::default() }));
         self.told.push(Told::Shared(Post { channel, payload, by }));
+        true
     }
 
     /// The answer to a command.

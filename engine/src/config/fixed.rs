@@ -34,6 +34,8 @@ fixed! {
     heartbeat.interval_ms, limits.idle_timeout_ms, limits.cross_shard_bytes_max,
     // Homes of users know of the rooms that they are in, or do not.
     limits.rooms_per_user_max,
+    // Homes of channels follow, or do not; connections are made as they were begun.
+    redis.url, redis.cluster, redis.prefix, redis.timeout_ms, redis.ping_interval_ms, redis.patience_ms,
 }
 
 #[cfg(test)]
