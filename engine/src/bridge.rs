@@ -260,9 +260,13 @@ impl Bridge {
 
     /// Redis confirms that the node has subscribed to a channel.
     pub fn subscribed(&mut self, channel: &ChannelName) {
-        if let Some(way) = self.ways.get_mut(channel) {
-            way.subscribed();
-            self.read(&channel.clone());
+        let Some(way) = self.ways.get_mut(channel) else { return };
+        way.subscribed();
+        if way.is_idle() {
+            // Nobody has followed any more since it was asked for.
+            self.ways.remove(channel);
+        } else {
+            self.read(channel);
         }
     }
 
@@ -382,5 +386,33 @@ impl Bridge {
             self.shared_bytes -= bytes.len();
             self.shared_lost += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
+        let mut bridge = Bridge::new(1, 1000, 0);
+        bridge.connected();
+        let channel = ChannelName::new("a").unwrap();
+        let follow = || ToUpstream::Follow { channel: channel.clone(), since: None };
+        bridge.wanted(follow());
+        bridge.wanted(ToUpstream::Unfollow { channel: channel.clone() });
+        bridge.subscribed(&channel);
+        assert!(bridge.ways.is_empty(), "{:?}", bridge.ways);
+        // Followed again in between, it is asked about once both are confirmed.
+        for what in [follow(), ToUpstream::Unfollow { channel: channel.clone() }, follow()] {
+            bridge.wanted(what);
+        }
+        let reads = |bridge: &mut Bridge| {
+            bridge.take_commands().filter(|(_, own)| matches!(own, Command::Read(_))).count()
+        };
+        bridge.subscribed(&channel);
+        assert_eq!(reads(&mut bridge), 0);
+        bridge.subscribed(&channel);
+        assert_eq!(reads(&mut bridge), 1);
     }
 }
