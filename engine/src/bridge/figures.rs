@@ -23,7 +23,7 @@ pub struct Figures {
     pub bytes_in: Count,
     /// Messages that were none of ringfeed's.
     pub dropped: Count,
-    /// Publications on bridged channels that were given up because Redis was away.
+    /// Publications on bridged channels that were given up because Redis was away, or were on their way when it went.
     pub shared_lost: Count,
 }
 
@@ -60,7 +60,7 @@ impl Figures {
             counter("messages_dropped", "Messages from Redis that no ringfeed has sent.", dropped),
             counter(
                 "shared_lost",
-                "Publications on bridged channels that other nodes were not told of, because Redis was away.",
+                "Publications on bridged channels that other nodes may not have been told of, because Redis was away.",
                 shared_lost,
             ),
         ]

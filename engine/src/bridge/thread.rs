@@ -86,9 +86,17 @@ impl BridgeThread {
     }
 }
 
+/// A pipeline that is under way.
+struct Asked {
+    /// Its commands.
+    numbers: Vec<u64>,
+    /// Of these, publications on channels that are not numbered.
+    shares: u64,
+}
+
 /// What has become of something that Redis was asked.
 enum Done {
-    Answered(Vec<u64>, RedisResult<Vec<RedisResult<Value>>>),
+    Answered(Asked, RedisResult<Vec<RedisResult<Value>>>),
     Subscribed(Vec<ChannelName>, RedisResult<()>),
     /// Nobody waits for it.
     Other(RedisResult<()>),
@@ -134,8 +142,12 @@ struct Runner {
     waiting: VecDeque<(u64, Command)>,
     waiting_bytes: usize,
     under_way: FuturesUnordered<UnderWay>,
-    /// Pipelines of commands in it.
+    /// Pipelines of commands in it, …
     pipelines: usize,
+    /// … and publications in these on channels that are not numbered.
+    shares: u64,
+    /// Of such publications, those that were given to a connection and may not have got further.
+    shares_lost: u64,
     handover: Handover,
     dropped: Seldom,
     refused: Seldom,
@@ -165,6 +177,8 @@ impl Runner {
             waiting_bytes: 0,
             under_way: FuturesUnordered::new(),
             pipelines: 0,
+            shares: 0,
+            shares_lost: 0,
             handover: Handover::new(shared.shards.count()),
             dropped: Seldom::default(),
             refused: Seldom::default(),
@@ -233,7 +247,7 @@ impl Runner {
             self.handover.push(told, &self.shared.shards);
         }
         self.handover.flush(&self.shared.shards);
-        self.shared.redis.shared_lost.set(self.bridge.shared_lost());
+        self.shared.redis.shared_lost.set(self.bridge.shared_lost() + self.shares_lost);
     }
 
     fn take_commands(&mut self) {
@@ -249,7 +263,7 @@ impl Runner {
         let config = self.shared.config();
         let figures = &self.shared.redis;
         while self.pipelines < PIPELINES_MAX && !self.waiting.is_empty() {
-            let (mut pipeline, mut numbers) = (Pipeline::new(), Vec::new());
+            let (mut pipeline, mut numbers, mut shares) = (Pipeline::new(), Vec::new(), 0);
             let (mut bytes, mut reads) = (0, 0);
             while let Some((number, command)) = self.waiting.pop_front() {
                 let own = bytes_of(&command);
@@ -302,6 +316,7 @@ impl Runner {
                     }
                     Command::Share { channel, bytes } => {
                         figures.publications_out.add(1);
+                        shares += 1;
                         let name = self.names.shared(&channel);
                         pipeline.cmd("PUBLISH").arg(name).arg(&bytes[..]);
                         numbers.push(number);
@@ -312,9 +327,11 @@ impl Runner {
             if !numbers.is_empty() {
                 figures.commands.add(numbers.len() as u64);
                 self.pipelines += 1;
+                self.shares += shares;
+                let asked = Asked { numbers, shares };
                 let commands = link.commands.clone();
                 self.under_way.push(Box::pin(async move {
-                    Done::Answered(numbers, ask(commands, pipeline).await)
+                    Done::Answered(asked, ask(commands, pipeline).await)
                 }));
             }
         }
@@ -323,8 +340,9 @@ impl Runner {
     /// Something that Redis was asked is done.
     fn done(&mut self, done: Done) {
         match done {
-            Done::Answered(numbers, Ok(answers)) => {
+            Done::Answered(Asked { numbers, shares }, Ok(answers)) => {
                 self.pipelines -= 1;
+                self.shares -= shares;
                 for (number, answer) in numbers.into_iter().zip(answers) {
                     self.answered(number, answer);
                 }
@@ -451,7 +469,8 @@ impl Runner {
         self.shared.redis.up.set(0);
         self.under_way.clear();
         self.pipelines = 0;
-        self.waiting.clear();
+        let unsent = self.waiting.drain(..).filter(|(_, own)| matches!(own, Command::Share { .. }));
+        self.shares_lost += unsent.count() as u64 + std::mem::take(&mut self.shares);
         self.waiting_bytes = 0;
         self.bridge.lost(self.now_ms());
         if self.changed_at.elapsed() >= STABLE {

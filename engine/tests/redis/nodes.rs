@@ -344,3 +344,34 @@ fn a_wrong_password_is_not_believed_and_a_right_one_never_shown() {
         }
     }
 }
+
+#[test]
+fn a_user_with_the_rights_that_are_documented_has_enough() {
+    let redis = RedisServer::start(&[]);
+    let document = include_str!("../../../docs/OPERATIONS.md");
+    let rights = document.lines().find_map(|line| line.strip_prefix("* **Rights**: ")).unwrap();
+    let words = rights.split('`').skip(1).step_by(2);
+    let (patterns, commands): (Vec<&str>, Vec<&str>) = words.partition(|own| own.contains('*'));
+    assert_eq!(patterns, ["PREFIX:*", "PREFIX:*", "PREFIX:b:*", "PREFIX/N:*", "PREFIX/N:b:*"]);
+    let commands =
+        commands.iter().map(|command| format!("+{}", command.replace(' ', "|").to_lowercase()));
+    let mut rules: Vec<String> =
+        ["ACL", "SETUSER", "node", "on", ">open-sesame"].map(String::from).into();
+    rules.extend(["~ringfeed:*", "&ringfeed:*", "&ringfeed:b:*", "-@all"].map(String::from));
+    rules.extend(["&ringfeed/1:*", "&ringfeed/1:b:*"].map(String::from));
+    rules.extend(commands);
+    redis.ask::<()>(&rules.iter().map(String::as_str).collect::<Vec<_>>());
+    for database in [0, 1] {
+        let url = format!("redis.url={}?user=node&pass=open-sesame&db={database}", redis.url());
+        let (a, b) = (node(&redis, &[&url]), node(&redis, &[&url]));
+        for channel in ["n.1", "b.1", "u.1"] {
+            let mut reader = b.client();
+            reader.subscribe(channel);
+            for n in 0..10 {
+                a.publish(channel, json!(n));
+                assert_eq!(reader.receive()["data"], n);
+            }
+        }
+        assert_eq!(metric(&a, "ringfeed_redis_commands_refused_total"), 0.0);
+    }
+}
