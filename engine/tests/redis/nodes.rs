@@ -79,7 +79,9 @@ fn a_client_recovers_on_another_node_and_reads_the_same_history_there() {
     b.publish("n.1", json!(11));
     assert_eq!(client.receive()["data"], 11);
     for node in [&a, &b] {
-        let page = node.get("/api/history?channel=n.1&limit=100");
+        // The other node hears of it in its own time.
+        let read = || node.get("/api/history?channel=n.1&limit=100");
+        let page = wait_until("history", read, |page| page["offset"] == 11);
         let data: Vec<_> = { page["publications"].as_array().unwrap().iter() }
             .map(|publication| (publication["offset"].clone(), publication["data"].clone()))
             .collect();
