@@ -18,6 +18,7 @@ need() { # command, Debian package
 }
 need cc gcc
 need python3 python3
+need redis-server redis-server
 need prlimit util-linux
 need setpriv util-linux
 need haproxy haproxy

@@ -9,7 +9,14 @@
 //! becomes of it: one whose answer never came is sent again as it was, under the number by which Redis knows it.
 
 pub mod command;
+mod connection;
+mod figures;
+mod handover;
+mod incoming;
 pub mod item;
+mod names;
+mod script;
+mod thread;
 mod way;
 
 use std::collections::{HashMap, VecDeque};
@@ -20,6 +27,8 @@ use ringfeed_protocol::{ChannelName, Refused};
 use crate::ids::ShardId;
 use crate::message::{Away, FromUpstream, Outgoing, Post, Request, Sender, ToUpstream};
 pub use command::{Append, Command, Failed, Read, Reply};
+pub use figures::Figures;
+pub use thread::BridgeThread;
 use way::Way;
 
 /// Publications to other nodes, of channels that are not numbered, may wait in so many bytes while Redis is away; the
@@ -251,37 +260,38 @@ impl Bridge {
 
     /// Redis confirms that the node has subscribed to a channel.
     pub fn subscribed(&mut self, channel: &ChannelName) {
-        if let Some(way) = self.ways.get_mut(channel) {
-            way.subscribed();
-            self.read(&channel.clone());
+        let Some(way) = self.ways.get_mut(channel) else { return };
+        way.subscribed();
+        if way.is_idle() {
+            // Nobody has followed any more since it was asked for.
+            self.ways.remove(channel);
+        } else {
+            self.read(channel);
         }
     }
 
-    /// Something was published on a numbered channel.
-    pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) {
-        match item::decode_message(bytes) {
-            Some((epoch, publications)) => {
-                let news = FromUpstream::Publications { epoch, publications };
-                self.told.push(Told::Home(channel, news));
-            }
-            None => {
-                tracing::warn!(%channel, "what came from Redis is nothing that ringfeed publishes")
-            }
-        }
+    /// Something was published on a numbered channel. Whether it is what ringfeed publishes.
+    pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
+        let Some((epoch, publications)) = item::decode_message(bytes) else { return false };
+        let news = FromUpstream::Publications { epoch, publications };
+        self.told.push(Told::Home(channel, news));
+        true
     }
 
-    /// Another node has published something on a channel that is not numbered, or this one has.
-    pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) {
+    /// Another node has published something on a channel that is not numbered, or this one has. Whether it is what ringfeed
+    /// publishes.
+    pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
         let Some((instance, Outgoing { payload, meta, except })) = item::decode_shared(bytes)
         else {
-            return tracing::warn!(%channel, "what came from Redis is nothing that ringfeed publishes");
+            return false;
         };
         if instance == self.instance {
-            return;
+            return true;
         }
         let by = (meta.is_some() || except.is_some())
             .then(|| Box::new(Sender { meta, except, ..Sender::default() }));
         self.told.push(Told::Shared(Post { channel, payload, by }));
+        true
     }
 
     /// The answer to a command.
@@ -376,5 +386,33 @@ impl Bridge {
             self.shared_bytes -= bytes.len();
             self.shared_lost += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
+        let mut bridge = Bridge::new(1, 1000, 0);
+        bridge.connected();
+        let channel = ChannelName::new("a").unwrap();
+        let follow = || ToUpstream::Follow { channel: channel.clone(), since: None };
+        bridge.wanted(follow());
+        bridge.wanted(ToUpstream::Unfollow { channel: channel.clone() });
+        bridge.subscribed(&channel);
+        assert!(bridge.ways.is_empty(), "{:?}", bridge.ways);
+        // Followed again in between, it is asked about once both are confirmed.
+        for what in [follow(), ToUpstream::Unfollow { channel: channel.clone() }, follow()] {
+            bridge.wanted(what);
+        }
+        let reads = |bridge: &mut Bridge| {
+            bridge.take_commands().filter(|(_, own)| matches!(own, Command::Read(_))).count()
+        };
+        bridge.subscribed(&channel);
+        assert_eq!(reads(&mut bridge), 0);
+        bridge.subscribed(&channel);
+        assert_eq!(reads(&mut bridge), 1);
     }
 }

@@ -13,6 +13,7 @@ mod hooks;
 mod keys;
 mod merge;
 mod node;
+mod redis;
 mod reference;
 mod rooms;
 mod rpc;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 
+use crate::bridge::BridgeThread;
 use crate::config::{ConfigErrors, IoChoice};
 use crate::control::{self, Reload};
 use crate::ids::ShardId;
@@ -74,6 +75,8 @@ pub struct Server {
     pub internal: SocketAddr,
     shards: Threads<ShardEnd>,
     control: control::Control,
+    /// Where there is a Redis.
+    bridge: Option<BridgeThread>,
 }
 
 /// Opens the ports, starts the threads and returns once everything runs.
@@ -144,9 +147,13 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
     let internal_address = internal
         .local_addr()
         .map_err(|e| ports::bind_error("api.listen", shared.config().api.listen, e))?;
+    let bridge = match config.redis.url.is_empty() {
+        true => None,
+        false => Some(BridgeThread::start(shared.clone()).map_err(ServeError::Thread)?),
+    };
     let control =
         control::Control::start(internal, shared, asked, reload).map_err(ServeError::Control)?;
-    Ok(Server { public, internal: internal_address, shards: threads, control })
+    Ok(Server { public, internal: internal_address, shards: threads, control, bridge })
 }
 
 impl Server {
@@ -159,6 +166,9 @@ impl Server {
     /// that shard held is gone and the others wait for it.
     pub fn wait(self) -> Result<(), ServeError> {
         self.shards.wait()?;
+        if let Some(bridge) = self.bridge {
+            bridge.stop();
+        }
         self.control.stop();
         Ok(())
     }

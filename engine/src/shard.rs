@@ -38,6 +38,7 @@ use tokio::sync::mpsc;
 
 use crate::access::token::RemoteKeys;
 use crate::access::{Access, Identity};
+use crate::bridge::Figures;
 use crate::clock::Clock;
 use crate::config::{ChannelRule, Config};
 use crate::counters::{CloseReason, Counters, RefusalReason};
@@ -175,6 +176,8 @@ pub struct Shared {
     pub questions: Questions,
     /// The way to what numbers channels that are not numbered here.
     pub upstream: Upstream,
+    /// What is counted of the connections to Redis.
+    pub redis: Figures,
     /// Counters, by shard.
     pub counters: Vec<Arc<Counters>>,
     /// Limits on connections.
@@ -199,6 +202,7 @@ impl Shared {
             shards,
             questions,
             upstream,
+            redis: Figures::default(),
             admission: Arc::new(admission),
             handover: OnceLock::new(),
         };

@@ -36,6 +36,8 @@ fixed! {
     limits.rooms_per_user_max,
     // They were looked at when the server started.
     drop.dir, drop.portico_dir,
+    // Homes of channels follow, or do not; connections are made as they were begun.
+    redis.url, redis.cluster, redis.prefix, redis.timeout_ms, redis.ping_interval_ms, redis.patience_ms,
 }
 
 #[cfg(test)]

@@ -120,7 +120,8 @@ mod tests {
     use crate::callers::KeyHash;
     use crate::config::{Config, Sources};
 
-    const SECRET: &[u8] = b"0123456789abcdef-0123456789abcdef";
+    /// Also a URL, since one of them is.
+    const SECRET: &[u8] = b"redis://0123456789abcdef-0123456789abcdef";
 
     fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();

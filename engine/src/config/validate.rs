@@ -38,6 +38,7 @@ impl Config {
         self.hooks.validate(errors);
         self.validate_rpc(errors);
         self.validate_drop(errors);
+        self.validate_redis(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }

@@ -282,19 +282,23 @@ pub(super) async fn health() -> Json<StatusReply> {
     Json(StatusReply { status: "ok" })
 }
 
-/// The process takes new connections; 503 while it drains.
+/// The process takes new connections; 503 while it drains, and while a Redis that it shares channels through is away.
 #[utoipa::path(
     get, path = "/ready",
     responses(
         (status = 200, description = "It takes connections", body = StatusReply),
-        (status = 503, description = "It drains", body = StatusReply),
+        (status = 503, description = "It drains, or its Redis is away", body = StatusReply),
     )
 )]
 async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
-    if state.is_draining() {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(StatusReply { status: "draining" }));
-    }
-    (StatusCode::OK, Json(StatusReply { status: "ready" }))
+    let status = if state.is_draining() {
+        "draining"
+    } else if !state.shared.config().redis.url.is_empty() && !state.shared.redis.is_up() {
+        "redis away"
+    } else {
+        return (StatusCode::OK, Json(StatusReply { status: "ready" }));
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(StatusReply { status }))
 }
 
 #[cfg(test)]

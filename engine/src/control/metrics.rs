@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use super::error::{ApiError, Code};
 use super::figures::PortFigures;
 use super::{State, drop, hooks, rpc, stats};
+use crate::bridge;
 use crate::counters::{Count, Counters, Distribution, Kind, Reason as _, Totals};
 
 /// One family of a moment's figures: each value with its labels.
@@ -79,6 +80,13 @@ fn seconds(us: u64) -> f64 {
     float(us) / 1e6
 }
 
+fn metric_type(kind: Kind) -> MetricType {
+    match kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge | Kind::Maximum => MetricType::Gauge,
+    }
+}
+
 /// The families of all shards, each value labelled with its shard.
 fn shards(counters: &[Arc<Counters>]) -> Vec<Family> {
     let mut families: Vec<Family> = Vec::new();
@@ -94,12 +102,8 @@ fn shards(counters: &[Arc<Counters>]) -> Vec<Family> {
             at += 1;
         };
         for (name, help, kind, value) in Totals::of(counters).each() {
-            let kind = match kind {
-                Kind::Counter => MetricType::Counter,
-                Kind::Gauge | Kind::Maximum => MetricType::Gauge,
-            };
-            let value = Value::Number(float(value));
-            add(format!("ringfeed_{name}"), help, kind, vec![(vec![shard(i)], value)]);
+            let value = vec![(vec![shard(i)], Value::Number(float(value)))];
+            add(format!("ringfeed_{name}"), help, metric_type(kind), value);
         }
         for (name, help, counted) in counters.by_reason() {
             let coded = counted.iter().any(|counted| counted.code.is_some());
@@ -376,6 +380,16 @@ fn dropped(figures: &drop::Figures) -> Vec<Family> {
     ]
 }
 
+/// The families of the connections to Redis.
+fn redis(figures: &bridge::Figures) -> impl Iterator<Item = Family> {
+    figures.each().into_iter().map(|(name, help, kind, value)| Family {
+        name: format!("ringfeed_redis_{name}"),
+        help,
+        kind: metric_type(kind),
+        values: vec![(Vec::new(), Value::Number(float(value)))],
+    })
+}
+
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(
     get, path = "/metrics",
@@ -391,6 +405,9 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     families.extend(hooks(&state.hooks));
     families.extend(calls(&state.rpc));
     families.extend(dropped(&state.figures.drop));
+    if !state.shared.config().redis.url.is_empty() {
+        families.extend(redis(&state.shared.redis));
+    }
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));
     let mut text = String::new();

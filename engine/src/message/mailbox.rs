@@ -237,12 +237,20 @@ impl Shards {
 
     /// Hands a shard a request of the control thread.
     pub fn request(&self, to: ShardId, request: Request) -> Result<(), NotTaken<Request>> {
-        let end = self.end(to);
-        let back =
-            |(_, mut batch): Batch<Request>| batch.pop().expect("the batch holds the request");
-        end.control.send((request.cost(), vec![request])).map_err(|e| match e {
+        let back = |mut batch: Vec<Request>| batch.pop().expect("the batch holds the request");
+        self.requests(to, vec![request]).map_err(|e| match e {
             NotTaken::Full(batch) => NotTaken::Full(back(batch)),
             NotTaken::Gone(batch) => NotTaken::Gone(back(batch)),
+        })
+    }
+
+    /// Hands a shard several, in order; all of them or none.
+    pub fn requests(&self, to: ShardId, batch: Vec<Request>) -> Result<(), NotTaken<Vec<Request>>> {
+        let end = self.end(to);
+        let cost = batch.iter().map(Request::cost).sum();
+        end.control.send((cost, batch)).map_err(|e| match e {
+            NotTaken::Full((_, batch)) => NotTaken::Full(batch),
+            NotTaken::Gone((_, batch)) => NotTaken::Gone(batch),
         })?;
         end.waker.wake();
         Ok(())

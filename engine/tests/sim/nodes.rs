@@ -566,11 +566,15 @@ impl World {
         let Node { bridge, pipe, .. } = &mut self.nodes[node];
         let Some(heard) = pipe.heard.pop_front() else { return false };
         note!(self.trace, "n{node} hears {heard:?}");
-        match heard {
-            Heard::Subscribed(channel) => bridge.subscribed(&channel),
+        let understood = match heard {
+            Heard::Subscribed(channel) => {
+                bridge.subscribed(&channel);
+                true
+            }
             Heard::Message(channel, bytes) => bridge.message(channel, &bytes),
             Heard::Shared(channel, bytes) => bridge.shared(channel, &bytes),
-        }
+        };
+        assert!(understood, "rule frames: n{node} does not know what another has published");
         pipe.take(bridge.take_commands());
         true
     }

@@ -1,0 +1,68 @@
+//! What the bridge counts. Written by its own thread alone, read by the control thread.
+
+use crate::counters::{Count, Kind};
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Whether Redis can be reached: 1 or 0.
+    pub up: Count,
+    /// How often it was connected to.
+    pub connects: Count,
+    /// What it was asked to do, or is.
+    pub commands: Count,
+    /// Of these, those that it refused.
+    pub refused: Count,
+    /// Publications that it was given.
+    pub publications_out: Count,
+    /// Bytes of them.
+    pub bytes_out: Count,
+    /// Messages that came from it, with one or several publications each, also this node's own.
+    pub messages_in: Count,
+    /// Bytes of them.
+    pub bytes_in: Count,
+    /// Messages that were none of ringfeed's.
+    pub dropped: Count,
+    /// Publications on bridged channels that were given up because Redis was away, or were on their way when it went.
+    pub shared_lost: Count,
+}
+
+impl Figures {
+    /// Whether Redis can be reached.
+    pub fn is_up(&self) -> bool {
+        self.up.read() == 1
+    }
+
+    /// Each with its name and what it is.
+    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 10] {
+        let Figures {
+            up,
+            connects,
+            commands,
+            refused,
+            publications_out,
+            bytes_out,
+            messages_in,
+            bytes_in,
+            dropped,
+            shared_lost,
+        } = self;
+        let counter = |name, help, count: &Count| (name, help, Kind::Counter, count.read());
+        [
+            ("up", "Whether Redis can be reached: 1 or 0.", Kind::Gauge, up.read()),
+            counter("connects", "How often Redis was connected to.", connects),
+            counter("commands", "Commands that Redis was given.", commands),
+            counter("commands_refused", "Commands that Redis has refused.", refused),
+            counter("publications_out", "Publications that Redis was given.", publications_out),
+            counter("bytes_out", "Bytes of publications that Redis was given.", bytes_out),
+            counter("messages_in", "Messages from Redis, this node's own with them.", messages_in),
+            counter("bytes_in", "Bytes of messages from Redis.", bytes_in),
+            counter("messages_dropped", "Messages from Redis that no ringfeed has sent.", dropped),
+            counter(
+                "shared_lost",
+                "Publications on bridged channels that other nodes may not have been told of, because Redis was away.",
+                shared_lost,
+            ),
+        ]
+    }
+}

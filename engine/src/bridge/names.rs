@@ -1,0 +1,129 @@
+//! What keys and channels of Redis are called that this node uses.
+//!
+//! All keys of one channel of ours share a hash tag, so that a cluster keeps them together: it begins with `c:`, so that it is
+//! never empty, and ends with the first `}` of the name, if the name has one, which is the same in all of them.
+
+use ringfeed_protocol::ChannelName;
+
+/// See the module's description.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    keys: String,
+    /// What channels of Redis begin with: other than keys, they are the same in all its databases.
+    channels: String,
+    instance: u64,
+}
+
+/// What a channel of Redis is for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Topic {
+    /// Publications of a channel that Redis numbers.
+    Numbered(ChannelName),
+    /// Publications of one that it does not.
+    Shared(ChannelName),
+    /// What this node says to itself.
+    Ping,
+}
+
+impl Names {
+    /// `prefix` as it is in the configuration, for a database of Redis and a process.
+    pub(super) fn new(prefix: &str, database: i64, instance: u64) -> Names {
+        let channels = match database {
+            0 => prefix.to_owned(),
+            database => format!("{prefix}/{database}"),
+        };
+        Names { keys: prefix.to_owned(), channels, instance }
+    }
+
+    /// Of a channel: where it stands, its history, and what this process has appended to it.
+    pub(super) fn keys(&self, channel: &ChannelName) -> [String; 3] {
+        let Names { keys: prefix, instance, .. } = self;
+        [
+            format!("{prefix}:{{c:{channel}}}:m"),
+            format!("{prefix}:{{c:{channel}}}:s"),
+            format!("{prefix}:{{c:{channel}}}:i:{instance:016x}"),
+        ]
+    }
+
+    /// Where publications of a numbered channel are told.
+    pub(super) fn numbered(&self, channel: &ChannelName) -> String {
+        format!("{}:{{c:{channel}}}", self.channels)
+    }
+
+    /// Where publications of a channel that is not numbered are told.
+    pub(super) fn shared(&self, channel: &ChannelName) -> String {
+        format!("{}:b:{channel}", self.channels)
+    }
+
+    /// All of these.
+    pub(super) fn shared_pattern(&self) -> String {
+        format!("{}:b:*", self.channels)
+    }
+
+    /// Where this process says something to itself.
+    pub(super) fn ping(&self) -> String {
+        format!("{}:ping:{:016x}", self.channels, self.instance)
+    }
+
+    /// What a channel of Redis is for; `None` where it is none of these.
+    pub(super) fn topic(&self, channel: &[u8]) -> Option<Topic> {
+        let channel = std::str::from_utf8(channel).ok()?;
+        let rest = channel.strip_prefix(&self.channels)?.strip_prefix(':')?;
+        if let Some(name) = rest.strip_prefix("{c:").and_then(|rest| rest.strip_suffix('}')) {
+            return ChannelName::new(name).ok().map(Topic::Numbered);
+        }
+        if let Some(name) = rest.strip_prefix("b:") {
+            return ChannelName::new(name).ok().map(Topic::Shared);
+        }
+        (channel == self.ping()).then_some(Topic::Ping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_a_name_is_known_by_it() {
+        for database in [0, 3] {
+            let names = Names::new("ringfeed", database, 7);
+            for name in ["a", "{}", "}{", "b:x", "c:", "ping:0000000000000007", "ö{x}y"] {
+                let channel = ChannelName::new(name).unwrap();
+                let numbered = names.topic(names.numbered(&channel).as_bytes());
+                assert_eq!(numbered, Some(Topic::Numbered(channel.clone())));
+                let shared = names.topic(names.shared(&channel).as_bytes());
+                assert_eq!(shared, Some(Topic::Shared(channel)));
+            }
+            assert_eq!(names.topic(names.ping().as_bytes()), Some(Topic::Ping));
+        }
+        let (names, other) = (Names::new("r", 0, 7), Names::new("r", 1, 7));
+        let channel = ChannelName::new("a").unwrap();
+        for unknown in [
+            &other.numbered(&channel),
+            &other.shared(&channel),
+            "r",
+            "r:",
+            "r:b:",
+            "r:{c:}",
+            "s:b:a",
+        ] {
+            assert_eq!(names.topic(unknown.as_bytes()), None, "{unknown}");
+        }
+        assert_eq!(names.topic(b"r:b:\xff"), None);
+    }
+
+    #[test]
+    fn keys_of_a_channel_share_a_hash_tag() {
+        let tag = |key: &str| {
+            let (_, rest) = key.split_once('{').unwrap();
+            rest.split_once('}').unwrap().0.to_owned()
+        };
+        let names = Names::new("ringfeed", 0, 7);
+        for name in ["a", "{}", "}", "{", "x}y{z"] {
+            let channel = ChannelName::new(name).unwrap();
+            let tags = names.keys(&channel).map(|key| tag(&key));
+            assert!(!tags[0].is_empty() && tags.iter().all(|own| *own == tags[0]), "{tags:?}");
+            assert_eq!(tag(&names.numbered(&channel)), tags[0]);
+        }
+    }
+}

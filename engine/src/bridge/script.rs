@@ -1,0 +1,172 @@
+//! What Redis does in one piece for a channel that it numbers: two scripts, what is given to them and what they say.
+//!
+//! A channel has a key of its own for each instance that appends to it, which lives for an hour behind what it appended last:
+//! much longer than a command whose answer was lost waits until it is sent again.
+
+use bytes::Bytes;
+use rand::random;
+use redis::{Cmd, Pipeline, Value};
+use ringfeed_protocol::event::Epoch;
+use ringfeed_protocol::{Offset, Position};
+
+use super::item;
+use super::names::Names;
+use super::{Append, Read, Reply};
+use crate::config::Config;
+use crate::message::{Followed, Numbered};
+
+/// Publications in one answer …
+const ENTRIES_MAX: usize = 512;
+/// … and bytes of them, or one.
+const BYTES_MAX: usize = 256 * 1024;
+
+const PLACE: &str = include_str!("script/place.lua");
+const APPEND: &str = include_str!("script/append.lua");
+const READ: &str = include_str!("script/read.lua");
+
+/// The scripts, as a server knows them.
+#[derive(Debug, Clone)]
+pub(super) struct Scripts {
+    append: String,
+    read: String,
+}
+
+/// What Redis keeps of a channel, by its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Keep {
+    /// Publications.
+    pub(super) size: u32,
+    /// For how long, in milliseconds; 0 is no limit.
+    pub(super) age_ms: u32,
+    /// How long the channel is remembered to which nothing is published, in milliseconds.
+    pub(super) idle_ms: u64,
+}
+
+impl Keep {
+    /// By the rule of a channel.
+    pub(super) fn of(config: &Config, channel: &str) -> Keep {
+        let rule = config.rule(channel);
+        let (size, age_ms) = rule.map_or((0, 0), |rule| (rule.history_size, rule.history_age_ms));
+        Keep { size, age_ms, idle_ms: u64::from(config.redis.idle_s) * 1000 }
+    }
+}
+
+impl Scripts {
+    /// What a server is asked so that it knows them.
+    pub(super) fn load() -> Pipeline {
+        let mut pipeline = Pipeline::new();
+        // Where Redis is full it says so at once, and not in the middle. Where a channel stands it says nevertheless.
+        for (flags, body) in [("", APPEND), (" flags=allow-oom", READ)] {
+            let text = format!("#!lua{flags}\n{PLACE}\n{body}");
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(text);
+        }
+        pipeline
+    }
+
+    /// From its answer.
+    pub(super) fn loaded([append, read]: [String; 2]) -> Scripts {
+        Scripts { append, read }
+    }
+
+    /// The command that appends; `publish` is PUBLISH, or SPUBLISH in a cluster.
+    pub(super) fn append(
+        &self,
+        names: &Names,
+        keep: Keep,
+        publish: &'static str,
+        append: &Append,
+    ) -> Cmd {
+        let mut cmd = self.call(&self.append, &names.keys(&append.channel));
+        cmd.arg(append.first)
+            .arg(&random::<[u8; 8]>()[..])
+            .arg(keep.size)
+            .arg(keep.age_ms)
+            .arg(keep.idle_ms)
+            .arg(names.numbered(&append.channel))
+            .arg(publish);
+        for item in &append.items {
+            cmd.arg(&item[..]);
+        }
+        cmd
+    }
+
+    /// The command that says where a channel stands.
+    pub(super) fn read(&self, names: &Names, keep: Keep, read: &Read) -> Cmd {
+        let [place, history, _] = names.keys(&read.channel);
+        let mut cmd = self.call(&self.read, &[place, history]);
+        let position = read.since.unwrap_or_default();
+        let epoch = read.since.map(|since| since.epoch.0.to_be_bytes());
+        cmd.arg(&random::<[u8; 8]>()[..])
+            .arg(epoch.as_ref().map_or(&[][..], |epoch| epoch))
+            .arg(position.offset.0)
+            .arg(keep.age_ms)
+            .arg(keep.idle_ms)
+            .arg(ENTRIES_MAX)
+            .arg(BYTES_MAX);
+        cmd
+    }
+
+    fn call(&self, script: &str, keys: &[String]) -> Cmd {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(script).arg(keys.len()).arg(keys);
+        cmd
+    }
+}
+
+/// What a script has said; `None` where that makes no sense.
+pub(super) fn reply(answer: Value) -> Option<Reply> {
+    let Value::Array(mut answer) = answer else { return None };
+    let found = if answer.len() == 4 { answer.pop() } else { None };
+    let lineage = if answer.len() == 3 { answer.pop() } else { None };
+    let [epoch, offset] = <[Value; 2]>::try_from(answer).ok()?;
+    let position = Position { epoch: Epoch(packed(&bytes(epoch)?)?), offset: number(&offset)? };
+    match (lineage, found) {
+        (None, None) => Some(Reply::Appended { epoch: position.epoch, last: position.offset }),
+        (Some(lineage), Some(Value::Array(found))) => {
+            let lineage = bytes(lineage)?;
+            let lives = lineage.chunks_exact(16).map(|entry| {
+                let (epoch, offset) = entry.split_at(8);
+                Some((Epoch(packed(epoch)?), Offset(packed(offset)?)))
+            });
+            let lineage = lives.collect::<Option<_>>()?;
+            Some(Reply::Read(Followed { position, lineage, publications: publications(found)? }))
+        }
+        _ => None,
+    }
+}
+
+/// Offset, age and what was published, of one after the other. What is no publication of ours counts as gone.
+fn publications(found: Vec<Value>) -> Option<Vec<Numbered>> {
+    let mut found = found.into_iter();
+    let mut publications = Vec::new();
+    while let (Some(offset), Some(age), Some(item)) = (found.next(), found.next(), found.next()) {
+        let (offset, age_ms) = (number(&offset)?, number(&age)?.0);
+        match item::decode(&bytes(item)?) {
+            Some(publication) => publications.push(Numbered { offset, age_ms, publication }),
+            None if publications.is_empty() => {}
+            None => break,
+        }
+    }
+    Some(publications)
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+fn number(value: &Value) -> Option<Offset> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).ok().map(Offset),
+        _ => None,
+    }
+}
+
+fn packed(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests;

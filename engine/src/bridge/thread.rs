@@ -1,0 +1,503 @@
+//! The thread that holds the connections to Redis: it connects, connects again, and passes everything on between Redis, the
+//! bridge and the shards.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use redis::{ConnectionInfo, Pipeline, RedisError, RedisResult, Value};
+use ringfeed_protocol::ChannelName;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere};
+use super::handover::Handover;
+use super::incoming::{Ended, Message};
+use super::names::{Names, Topic};
+use super::script::{self, Keep};
+use super::{Bridge, Command, Failed};
+use crate::seldom::Seldom;
+use crate::shard::Shared;
+
+/// How often is looked what has taken too long.
+const TICK: Duration = Duration::from_millis(50);
+/// How long to wait before shards that were full are tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+/// Before Redis is tried again: after the first failure at most so long, then twice as long each time, …
+const RETRY_MS_MIN: u64 = 100;
+/// … up to this. Drawn at random below it, so that nodes do not all come at once.
+const RETRY_MS_MAX: u64 = 5000;
+/// Once connected for so long, the next time begins with the shortest wait again.
+const STABLE: Duration = Duration::from_secs(10);
+/// While Redis is away that is said so often.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
+/// What was not heard for so many intervals is not heard any more.
+const PINGS_MISSED_MAX: u64 = 3;
+/// Channels in one subscribe.
+const SUBSCRIBE_CHANNELS_MAX: usize = 512;
+/// Commands in one pipeline …
+const PIPELINE_COMMANDS_MAX: usize = 256;
+/// … and bytes of publications, or one command.
+const PIPELINE_BYTES_MAX: usize = 1 << 20;
+/// Pipelines of commands that are under way. An answer is at most as long as what Redis is asked for at once, 256 KiB or one publication.
+const PIPELINES_MAX: usize = 16;
+/// Of commands that ask for history, so many are in one pipeline.
+const READS_MAX: usize = 32;
+/// Commands that wait to be sent, beyond which shards keep what they want …
+const COMMANDS_WAITING_MAX: usize = 8192;
+/// … and bytes of publications in them.
+const BYTES_WAITING_MAX: usize = 16 << 20;
+/// Messages that are taken before it is looked at what else there is.
+const MESSAGES_PER_TURN: usize = 1024;
+
+/// The running thread.
+pub struct BridgeThread {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl BridgeThread {
+    /// Starts it. Whether Redis can be reached is not waited for.
+    ///
+    /// # Errors
+    /// The kernel's, where there can be no thread; and where `redis.url` cannot be understood, which a validated configuration
+    /// rules out.
+    pub fn start(shared: Arc<Shared>) -> io::Result<BridgeThread> {
+        let info = shared.config().redis.connection().map_err(io::Error::other)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let body = move || runtime.block_on(Runner::new(shared, info).run(stopped));
+        let thread = std::thread::Builder::new().name("bridge".into()).spawn(body)?;
+        Ok(BridgeThread { stop, thread })
+    }
+
+    /// Ends it, once the shards have ended. What they have left is still given to Redis, if it takes it in time.
+    pub fn stop(self) {
+        let _ = self.stop.send(());
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the connections to Redis panicked");
+        }
+    }
+}
+
+/// A pipeline that is under way.
+struct Asked {
+    /// Its commands.
+    numbers: Vec<u64>,
+    /// Of these, publications on channels that are not numbered.
+    shares: u64,
+}
+
+/// What has become of something that Redis was asked.
+enum Done {
+    Answered(Asked, RedisResult<Vec<RedisResult<Value>>>),
+    Subscribed(Vec<ChannelName>, RedisResult<()>),
+    /// Nobody waits for it.
+    Other(RedisResult<()>),
+}
+
+type UnderWay = Pin<Box<dyn Future<Output = Done>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>>>>;
+
+/// Waits for what comes, as long as something can.
+async fn next(link: &mut Option<Link>, wanted: bool) -> Result<Message, Ended> {
+    match link {
+        Some(link) => link.incoming.next(wanted).await,
+        None => pending().await,
+    }
+}
+
+async fn connected(connecting: &mut Option<Connecting>) -> Result<Link, ConnectError> {
+    match connecting {
+        Some(connecting) => connecting.await,
+        None => pending().await,
+    }
+}
+
+/// See the module's description.
+struct Runner {
+    shared: Arc<Shared>,
+    bridge: Bridge,
+    began: Instant,
+    info: ConnectionInfo,
+    names: Names,
+    timeout: Duration,
+    ping_interval: Duration,
+    link: Option<Link>,
+    connecting: Option<Connecting>,
+    /// Of those that have followed one another.
+    failures: u32,
+    retry_at: Instant,
+    /// When the connections were made, or lost.
+    changed_at: Instant,
+    told_away: Option<Instant>,
+    ping_at: Instant,
+    /// Commands that were not sent yet.
+    waiting: VecDeque<(u64, Command)>,
+    waiting_bytes: usize,
+    under_way: FuturesUnordered<UnderWay>,
+    /// Pipelines of commands in it, …
+    pipelines: usize,
+    /// … and publications in these on channels that are not numbered.
+    shares: u64,
+    /// Of such publications, those that were given to a connection and may not have got further.
+    shares_lost: u64,
+    handover: Handover,
+    dropped: Seldom,
+    refused: Seldom,
+}
+
+impl Runner {
+    fn new(shared: Arc<Shared>, info: ConnectionInfo) -> Runner {
+        let config = shared.config();
+        let redis = &config.redis;
+        let instance = rand::random();
+        let now = Instant::now();
+        Runner {
+            bridge: Bridge::new(instance, redis.patience_ms.into(), 0),
+            began: now,
+            names: Names::new(&redis.prefix, info.redis_settings().db(), instance),
+            info,
+            timeout: Duration::from_millis(redis.timeout_ms.into()),
+            ping_interval: Duration::from_millis(redis.ping_interval_ms.into()),
+            link: None,
+            connecting: None,
+            failures: 0,
+            retry_at: now,
+            changed_at: now,
+            told_away: None,
+            ping_at: now,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            under_way: FuturesUnordered::new(),
+            pipelines: 0,
+            shares: 0,
+            shares_lost: 0,
+            handover: Handover::new(shared.shards.count()),
+            dropped: Seldom::default(),
+            refused: Seldom::default(),
+            shared,
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        let news = self.shared.upstream.news();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_moment = None;
+        while last_moment.is_none_or(|at| Instant::now() < at && !self.is_idle()) {
+            tokio::select! {
+                _ = &mut stop, if last_moment.is_none() => {
+                    last_moment = Some(Instant::now() + self.timeout);
+                }
+                () = news.notified(), if self.has_room() => {}
+                _ = tick.tick() => self.tick(),
+                result = connected(&mut self.connecting) => {
+                    self.connecting = None;
+                    self.connected(result);
+                }
+                Some(done) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.done(done);
+                }
+                next = next(&mut self.link, !self.handover.is_full()) => match next {
+                    Ok(message) => self.take_messages(message),
+                    Err(Ended::Closed) => self.lost("the connection was closed"),
+                    Err(Ended::Overrun) => self.lost("more was published than the shards take"),
+                },
+                () = sleep(FULL_PAUSE), if self.handover.is_waiting() => {}
+            }
+            self.pass_on();
+        }
+        self.shared.redis.up.set(0);
+    }
+
+    /// Whether more may be taken from shards.
+    fn has_room(&self) -> bool {
+        self.waiting.len() < COMMANDS_WAITING_MAX && self.waiting_bytes < BYTES_WAITING_MAX
+    }
+
+    /// Nothing is left to do, or to do it with.
+    fn is_idle(&self) -> bool {
+        self.link.is_none() || (self.waiting.is_empty() && self.under_way.is_empty())
+    }
+
+    /// Takes what shards want, sends what Redis is to do, and tells shards what has come of it.
+    fn pass_on(&mut self) {
+        for shard in self.shared.shards.ids() {
+            while self.has_room()
+                && let Some(wanted) = self.shared.upstream.take(shard)
+            {
+                wanted.into_iter().for_each(|what| self.bridge.wanted(what));
+                self.take_commands();
+            }
+        }
+        self.take_commands();
+        self.send();
+        for told in self.bridge.take_told() {
+            self.handover.push(told, &self.shared.shards);
+        }
+        self.handover.flush(&self.shared.shards);
+        self.shared.redis.shared_lost.set(self.bridge.shared_lost() + self.shares_lost);
+    }
+
+    fn take_commands(&mut self) {
+        for (number, command) in self.bridge.take_commands() {
+            self.waiting_bytes += bytes_of(&command);
+            self.waiting.push_back((number, command));
+        }
+    }
+
+    /// Sends as much as may be under way.
+    fn send(&mut self) {
+        let Some(link) = &self.link else { return };
+        let config = self.shared.config();
+        let figures = &self.shared.redis;
+        while self.pipelines < PIPELINES_MAX && !self.waiting.is_empty() {
+            let (mut pipeline, mut numbers, mut shares) = (Pipeline::new(), Vec::new(), 0);
+            let (mut bytes, mut reads) = (0, 0);
+            while let Some((number, command)) = self.waiting.pop_front() {
+                let own = bytes_of(&command);
+                let is_read = matches!(command, Command::Read(_));
+                if numbers.len() >= PIPELINE_COMMANDS_MAX
+                    || (bytes > 0 && bytes + own > PIPELINE_BYTES_MAX)
+                    || (is_read && reads >= READS_MAX)
+                {
+                    self.waiting.push_front((number, command));
+                    break;
+                }
+                bytes += own;
+                self.waiting_bytes -= own;
+                match command {
+                    Command::Subscribe(channels) => {
+                        for channels in channels.chunks(SUBSCRIBE_CHANNELS_MAX) {
+                            let names: Vec<String> =
+                                channels.iter().map(|own| self.names.numbered(own)).collect();
+                            let (channels, mut subscriber) =
+                                (channels.to_vec(), link.subscriber.clone());
+                            self.under_way.push(Box::pin(async move {
+                                let result = subscriber.subscribe(names).await;
+                                Done::Subscribed(channels, result)
+                            }));
+                        }
+                    }
+                    Command::Unsubscribe(channel) => {
+                        let name = self.names.numbered(&channel);
+                        let mut subscriber = link.subscriber.clone();
+                        self.under_way.push(Box::pin(async move {
+                            Done::Other(subscriber.unsubscribe(name).await)
+                        }));
+                    }
+                    Command::Append(append) => {
+                        let keep = Keep::of(&config, &append.channel);
+                        figures.publications_out.add(append.items.len() as u64);
+                        pipeline.add_command(link.scripts.append(
+                            &self.names,
+                            keep,
+                            "PUBLISH",
+                            &append,
+                        ));
+                        numbers.push(number);
+                    }
+                    Command::Read(read) => {
+                        reads += 1;
+                        let keep = Keep::of(&config, &read.channel);
+                        pipeline.add_command(link.scripts.read(&self.names, keep, &read));
+                        numbers.push(number);
+                    }
+                    Command::Share { channel, bytes } => {
+                        figures.publications_out.add(1);
+                        shares += 1;
+                        let name = self.names.shared(&channel);
+                        pipeline.cmd("PUBLISH").arg(name).arg(&bytes[..]);
+                        numbers.push(number);
+                    }
+                }
+            }
+            figures.bytes_out.add(bytes as u64);
+            if !numbers.is_empty() {
+                figures.commands.add(numbers.len() as u64);
+                self.pipelines += 1;
+                self.shares += shares;
+                let asked = Asked { numbers, shares };
+                let commands = link.commands.clone();
+                self.under_way.push(Box::pin(async move {
+                    Done::Answered(asked, ask(commands, pipeline).await)
+                }));
+            }
+        }
+    }
+
+    /// Something that Redis was asked is done.
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Answered(Asked { numbers, shares }, Ok(answers)) => {
+                self.pipelines -= 1;
+                self.shares -= shares;
+                for (number, answer) in numbers.into_iter().zip(answers) {
+                    self.answered(number, answer);
+                }
+            }
+            Done::Subscribed(channels, Ok(())) => {
+                channels.iter().for_each(|channel| self.bridge.subscribed(channel));
+            }
+            Done::Other(Ok(())) => {}
+            Done::Answered(_, Err(e)) | Done::Subscribed(_, Err(e)) | Done::Other(Err(e)) => {
+                self.lost(&describe(&e));
+            }
+        }
+    }
+
+    fn answered(&mut self, number: u64, answer: RedisResult<Value>) {
+        match answer {
+            Ok(answer) => match script::reply(answer) {
+                Some(reply) => self.bridge.answered(number, Ok(reply)),
+                // That of a command that nobody waits for.
+                None => self.bridge.answered(number, Err(Failed::Refused)),
+            },
+            Err(e) if is_elsewhere(&e) => self.lost(&describe(&e)),
+            Err(e) => {
+                self.refused_by(&e);
+                self.bridge.answered(number, Err(Failed::Refused));
+            }
+        }
+    }
+
+    fn refused_by(&mut self, error: &RedisError) {
+        self.shared.redis.refused.add(1);
+        if let Some(times) = self.refused.count(Instant::now()) {
+            tracing::error!(times, "Redis refuses a command: {error}");
+        }
+    }
+
+    /// Takes what was published, this and what else has come.
+    fn take_messages(&mut self, first: Message) {
+        let mut next = Some(first);
+        let mut count = 0;
+        while let Some(message) = next {
+            self.message(message);
+            count += 1;
+            let more = count < MESSAGES_PER_TURN;
+            next = self.link.as_mut().filter(|_| more).and_then(|link| link.incoming.take());
+        }
+    }
+
+    fn message(&mut self, Message { channel, payload }: Message) {
+        let figures = &self.shared.redis;
+        figures.messages_in.add(1);
+        figures.bytes_in.add(payload.len() as u64);
+        let known = match self.names.topic(&channel) {
+            Some(Topic::Numbered(channel)) => self.bridge.message(channel, &payload),
+            Some(Topic::Shared(channel)) => self.bridge.shared(channel, &payload),
+            Some(Topic::Ping) => true,
+            None => false,
+        };
+        if !known {
+            figures.dropped.add(1);
+            if let Some(times) = self.dropped.count(Instant::now()) {
+                let channel = String::from_utf8_lossy(&channel);
+                tracing::warn!(
+                    times,
+                    "what Redis tells on {channel:?} is nothing that ringfeed publishes"
+                );
+            }
+        }
+    }
+
+    /// Looks what has taken too long, and what is due.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.bridge.tick(self.now_ms());
+        let Some(link) = &self.link else {
+            if self.connecting.is_none() && now >= self.retry_at {
+                let (info, timeout) = (self.info.clone(), self.timeout);
+                let names = self.names.clone();
+                self.connecting =
+                    Some(Box::pin(async move { Link::connect(info, timeout, &names).await }));
+            }
+            return;
+        };
+        let interval_ms = u64::try_from(self.ping_interval.as_millis()).unwrap_or(u64::MAX);
+        if link.incoming.unheard_ms() > PINGS_MISSED_MAX.saturating_mul(interval_ms) {
+            return self.lost("nothing comes over the subscription any more");
+        }
+        if now >= self.ping_at {
+            self.ping_at = now + self.ping_interval;
+            let (mut commands, ping) = (link.commands.clone(), self.names.ping());
+            self.under_way.push(Box::pin(async move {
+                let ping = redis::cmd("PUBLISH").arg(ping).arg("").exec_async(&mut commands).await;
+                Done::Other(ping)
+            }));
+        }
+    }
+
+    fn connected(&mut self, result: Result<Link, ConnectError>) {
+        let now = Instant::now();
+        match result {
+            Ok(link) => {
+                tracing::info!("{} is there, at {}", link.version, address(&self.info));
+                if let Some(policy) = &link.evicts {
+                    tracing::warn!(
+                        "Redis forgets channels when it is full: its maxmemory-policy is {policy}. With noeviction it \
+                         refuses publications instead"
+                    );
+                }
+                (self.changed_at, self.ping_at, self.told_away) = (now, now, None);
+                self.link = Some(link);
+                self.shared.redis.up.set(1);
+                self.shared.redis.connects.add(1);
+                self.bridge.connected();
+            }
+            Err(e) => self.retry(&e.to_string()),
+        }
+    }
+
+    /// Redis cannot be reached any more.
+    fn lost(&mut self, why: &str) {
+        if self.link.take().is_none() {
+            return;
+        }
+        self.shared.redis.up.set(0);
+        self.under_way.clear();
+        self.pipelines = 0;
+        let unsent = self.waiting.drain(..).filter(|(_, own)| matches!(own, Command::Share { .. }));
+        self.shares_lost += unsent.count() as u64 + std::mem::take(&mut self.shares);
+        self.waiting_bytes = 0;
+        self.bridge.lost(self.now_ms());
+        if self.changed_at.elapsed() >= STABLE {
+            self.failures = 0;
+        }
+        self.changed_at = Instant::now();
+        self.retry(why);
+    }
+
+    /// Tries again in a moment.
+    fn retry(&mut self, why: &str) {
+        let now = Instant::now();
+        if self.told_away.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY) {
+            self.told_away = Some(now);
+            tracing::warn!("Redis cannot be used, at {}: {why}", address(&self.info));
+        }
+        let most = RETRY_MS_MIN.saturating_mul(1 << self.failures.min(16)).min(RETRY_MS_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = now + Duration::from_millis(rand::random_range(0..=most));
+    }
+}
+
+/// Bytes of publications in a command.
+fn bytes_of(command: &Command) -> usize {
+    match command {
+        Command::Append(append) => append.items.iter().map(bytes::Bytes::len).sum(),
+        Command::Share { bytes, .. } => bytes.len(),
+        Command::Subscribe(_) | Command::Unsubscribe(_) | Command::Read(_) => 0,
+    }
+}

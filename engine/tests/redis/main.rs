@@ -1,0 +1,60 @@
+//! Several nodes and the Redis between them.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod faults;
+mod nodes;
+mod server;
+#[path = "../suite"]
+mod suite {
+    pub(crate) mod common;
+}
+
+pub(crate) use suite::common;
+
+use common::{TestServer, wait_until};
+use server::RedisServer;
+
+/// `server.io`
+const IO: &str = "auto";
+
+/// Channels `n.*` and `u.*` are numbered, and the first keep a history; `b.*` are bridged; anybody may publish.
+const CHANNELS: &str = r#"
+[[channels]]
+pattern = "n.*"
+publish = "anyone"
+history_size = 100000
+history_age_ms = 0
+sender = true
+[[channels]]
+pattern = "u.*"
+publish = "anyone"
+distribution = "numbered"
+[[channels]]
+pattern = "b.*"
+publish = "anyone"
+sender = true
+[[channels]]
+pattern = "local.*"
+distribution = "local"
+"#;
+
+/// A node, once it has found Redis.
+fn node(redis: &RedisServer, flags: &[&str]) -> TestServer {
+    let node = node_alone(redis, flags);
+    wait_ready(&node, "ready");
+    node
+}
+
+/// A node that may not find it.
+fn node_alone(redis: &RedisServer, flags: &[&str]) -> TestServer {
+    let url = format!("redis.url={}", redis.url());
+    let mut all = vec![url.as_str()];
+    all.extend(flags);
+    TestServer::start(CHANNELS, &all)
+}
+
+/// Waits until a node says this of itself.
+fn wait_ready(node: &TestServer, status: &str) {
+    let expected = format!("{{\"status\":\"{status}\"}}");
+    wait_until("/ready", || node.http("GET", "/ready", "").1, |body| *body == expected);
+}
