@@ -19,7 +19,7 @@ mod script;
 mod thread;
 mod way;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
@@ -70,7 +70,8 @@ pub struct Bridge {
     patience_ms: u64,
     /// Who this is to Redis: of all processes that ever were, this one.
     instance: u64,
-    ways: HashMap<ChannelName, Way>,
+    /// In an order that a simulation repeats.
+    ways: BTreeMap<ChannelName, Way>,
     under_way: HashMap<u64, UnderWay>,
     next_command: u64,
     next_item: u64,
@@ -118,7 +119,7 @@ impl Bridge {
             state: State::Down { since_ms: now_ms, given_up: false },
             patience_ms,
             instance,
-            ways: HashMap::new(),
+            ways: BTreeMap::new(),
             under_way: HashMap::new(),
             next_command: 0,
             next_item: 0,

@@ -20,7 +20,7 @@ use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
-use self::follow::Placed;
+use self::follow::{AWAY, Placed};
 use super::idempotency::Keys;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
@@ -637,6 +637,10 @@ impl Homes {
                 let is_gone = matches!(found, None | Some(Found::Gone));
                 if is_gone && self.may_be_older(index, from.offset.next()) {
                     self.bound_encoded(index);
+                    if self.is_away(index) {
+                        // Later it may be recovered.
+                        return Err(AWAY);
+                    }
                     self.read_older(index, now_ms);
                     return Ok(Subscribed::Upstream { looked });
                 }

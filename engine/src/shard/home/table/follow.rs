@@ -133,6 +133,8 @@ impl Homes {
             }
         } else if let Request::History { after, limit: 1.., .. } = &request
             && self.may_be_older(index, after.unwrap_or(Offset::NONE).next())
+            // What is here is shown all the same.
+            && !self.is_away(index)
         {
             self.read_older(index, now_ms);
         } else {
@@ -158,7 +160,13 @@ impl Homes {
         let Some(home) = self.homes.get(index) else { return false };
         let (Some(following), Some(kept)) = (&home.following, &home.kept) else { return false };
         let here = kept.first_offset().unwrap_or(home.last_offset.next());
-        !matches!(following.older, Older::Read) && !following.away && than < here
+        !matches!(following.older, Older::Read) && than < here
+    }
+
+    /// Whether the upstream of a channel cannot be reached.
+    pub(super) fn is_away(&self, index: u32) -> bool {
+        let following = self.homes.get(index).and_then(|home| home.following.as_ref());
+        following.is_some_and(|following| following.away)
     }
 
     /// What waits to be handed to the upstream.
