@@ -25,7 +25,7 @@ use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
 
 use crate::ids::ShardId;
-use crate::message::{Away, FromUpstream, Outgoing, Post, Request, Sender, ToUpstream};
+use crate::message::{FromUpstream, Outgoing, Post, Request, Sender, ToUpstream};
 pub use command::{Append, Command, Failed, Read, Reply};
 pub use figures::Figures;
 pub use thread::BridgeThread;
@@ -60,7 +60,8 @@ enum State {
 #[derive(Debug)]
 enum UnderWay {
     Append(ChannelName),
-    Read(ChannelName),
+    /// And the number by which its home knows it.
+    Read(ChannelName, u32),
 }
 
 /// See the module's description.
@@ -154,9 +155,9 @@ impl Bridge {
     /// A shard wants something.
     pub fn wanted(&mut self, what: ToUpstream) {
         match what {
-            ToUpstream::Follow { channel, since } => {
+            ToUpstream::Follow { channel, since, ask } => {
                 if self.has_given_up() {
-                    let away = FromUpstream::Followed(Err(Away));
+                    let away = FromUpstream::Away;
                     self.told.push(Told::Home(channel.clone(), away));
                     // Once Redis is there it is followed nevertheless.
                     self.ways.entry(channel).or_default().followed = true;
@@ -164,7 +165,7 @@ impl Bridge {
                 }
                 let up = self.is_up();
                 let way = self.ways.entry(channel.clone()).or_default();
-                way.reads.push(since);
+                way.reads.push((since, ask));
                 if !way.followed || !way.subscribing() {
                     way.followed = true;
                     if up {
@@ -245,7 +246,7 @@ impl Bridge {
         for (channel, way) in &mut self.ways {
             if way.followed {
                 way.reads.clear();
-                let away = FromUpstream::Followed(Err(Away));
+                let away = FromUpstream::Away;
                 self.told.push(Told::Home(channel.clone(), away));
             }
             let (sent, queued) = way.give_up();
@@ -315,14 +316,14 @@ impl Bridge {
                 }
                 self.append(&channel);
             }
-            (Some(UnderWay::Read(channel)), Ok(Reply::Read(followed))) => {
-                self.told.push(Told::Home(channel, FromUpstream::Followed(Ok(followed))));
+            (Some(UnderWay::Read(channel, ask)), Ok(Reply::Read(followed))) => {
+                self.told.push(Told::Home(channel, FromUpstream::Followed { ask, followed }));
             }
-            (Some(UnderWay::Read(channel)), Err(Failed::Refused)) => {
-                self.told.push(Told::Home(channel, FromUpstream::Followed(Err(Away))));
+            (Some(UnderWay::Read(channel, _)), Err(Failed::Refused)) => {
+                self.told.push(Told::Home(channel, FromUpstream::Away));
             }
             (Some(UnderWay::Append(channel)), Ok(Reply::Read(_)))
-            | (Some(UnderWay::Read(channel)), Ok(Reply::Appended { .. })) => {
+            | (Some(UnderWay::Read(channel, _)), Ok(Reply::Appended { .. })) => {
                 tracing::error!(%channel, "Redis has answered something else than was asked");
             }
             (None, _) => {}
@@ -348,10 +349,10 @@ impl Bridge {
         let Some(way) = self.ways.get_mut(channel).filter(|way| way.is_subscribed()) else {
             return;
         };
-        for since in std::mem::take(&mut way.reads) {
+        for (since, ask) in std::mem::take(&mut way.reads) {
             let read = Read { channel: channel.clone(), since };
             let number = self.command(Command::Read(read));
-            self.under_way.insert(number, UnderWay::Read(channel.clone()));
+            self.under_way.insert(number, UnderWay::Read(channel.clone(), ask));
         }
     }
 
@@ -399,7 +400,7 @@ mod tests {
         let mut bridge = Bridge::new(1, 1000, 0);
         bridge.connected();
         let channel = ChannelName::new("a").unwrap();
-        let follow = || ToUpstream::Follow { channel: channel.clone(), since: None };
+        let follow = || ToUpstream::Follow { channel: channel.clone(), since: None, ask: 1 };
         bridge.wanted(follow());
         bridge.wanted(ToUpstream::Unfollow { channel: channel.clone() });
         bridge.subscribed(&channel);

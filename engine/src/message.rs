@@ -37,4 +37,4 @@ pub use request::{
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
 pub(crate) use upstream::shared_with;
-pub use upstream::{Away, Followed, FromUpstream, Numbered, Outgoing, ToUpstream, Upstream};
+pub use upstream::{Followed, FromUpstream, Numbered, Outgoing, ToUpstream, Upstream};

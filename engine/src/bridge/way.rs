@@ -33,8 +33,8 @@ pub(super) struct Way {
     confirmations: u32,
     /// It was subscribed to, on a connection that is there.
     subscribed: bool,
-    /// Where homes want to know what is behind, once it is subscribed to.
-    pub(super) reads: Vec<Option<Position>>,
+    /// Where homes want to know what is behind, once it is subscribed to, and how they know that question.
+    pub(super) reads: Vec<(Option<Position>, u32)>,
     batch: Option<Batch>,
     queue: VecDeque<Waiting>,
 }

@@ -25,6 +25,8 @@ pub enum ToUpstream {
         channel: ChannelName,
         /// Where the home stands; `None` where it knows of nothing.
         since: Option<Position>,
+        /// Comes back with the answer.
+        ask: u32,
     },
     /// They are wanted no more.
     Unfollow {
@@ -88,7 +90,14 @@ pub struct Numbered {
 #[derive(Debug)]
 pub enum FromUpstream {
     /// To [`ToUpstream::Follow`].
-    Followed(Result<Followed, Away>),
+    Followed {
+        /// As given.
+        ask: u32,
+        /// Where the channel stands.
+        followed: Followed,
+    },
+    /// The upstream cannot be reached: nothing that was asked is answered.
+    Away,
     /// New publications, in order.
     Publications {
         /// Of this life of the channel.
@@ -109,18 +118,14 @@ impl FromUpstream {
     /// Bytes that it holds while it waits.
     pub(crate) fn cost(&self) -> usize {
         let publications = match self {
-            FromUpstream::Followed(Ok(followed)) => &followed.publications[..],
+            FromUpstream::Followed { followed, .. } => &followed.publications[..],
             FromUpstream::Publications { publications, .. } => publications,
-            FromUpstream::Followed(Err(_)) | FromUpstream::Stored { .. } => &[],
+            FromUpstream::Away | FromUpstream::Stored { .. } => &[],
         };
         let payloads = publications.iter().map(|p| p.publication.payload.bytes.len());
         size_of::<FromUpstream>() + size_of_val(publications) + payloads.sum::<usize>()
     }
 }
-
-/// The upstream cannot be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Away;
 
 /// Where a channel stands upstream.
 #[derive(Debug, Default)]

@@ -32,6 +32,8 @@ pub(super) enum Older {
 pub(super) struct Following {
     /// Where the channel stands upstream was asked and not answered.
     pub(super) awaits: bool,
+    /// Under this number.
+    pub(super) number: u32,
     /// It was answered once: epoch and offset of the home are the channel's.
     pub(super) known: bool,
     /// The last answer was that the upstream cannot be reached.
@@ -59,8 +61,9 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Notes that the upstream is asked now.
-    pub(super) fn ask(&mut self, now_ms: u64) {
+    /// Notes that the upstream is asked now, under a number.
+    pub(super) fn ask(&mut self, number: u32, now_ms: u64) {
+        self.number = number;
         (self.awaits, self.gave_up, self.asked_ms) = (true, false, now_ms);
         self.asked_behind = self.incoming.len();
     }

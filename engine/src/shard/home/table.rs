@@ -111,6 +111,8 @@ pub(in crate::shard) struct Homes {
     outgoing: Vec<ToUpstream>,
     /// Homes from this place on have to ask the upstream again.
     resume_from: Option<u32>,
+    /// Questions to the upstream so far.
+    asks: u32,
     /// Of these, behind what somebody outside has not answered.
     awaiting_bytes: usize,
     history_bytes: usize,
@@ -191,6 +193,7 @@ impl Homes {
             incoming_bytes: 0,
             outgoing: Vec::new(),
             resume_from: None,
+            asks: 0,
             awaiting_bytes: 0,
             history_bytes: 0,
             encoded: VecDeque::new(),

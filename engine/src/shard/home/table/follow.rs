@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::{Homes, PARKED_PARTS};
 use crate::config::Distribution;
 use crate::message::{
-    Ack, Away, Delivery, Followed, FromUpstream, Numbered, Outgoing, Receipt, Request, Sender,
+    Ack, Delivery, Followed, FromUpstream, Numbered, Outgoing, Receipt, Request, Sender,
     ToUpstream, shared_with,
 };
 use crate::shard::home::following::{Following, Older};
@@ -69,24 +69,33 @@ impl Homes {
     /// A home that follows begins to.
     pub(super) fn begin_to_follow(&mut self, name: &ChannelName, now_ms: u64) -> Box<Following> {
         let mut following = Box::<Following>::default();
-        following.ask(now_ms);
-        self.outgoing.push(ToUpstream::Follow { channel: name.clone(), since: None });
+        let ask = self.next_ask();
+        following.ask(ask, now_ms);
+        self.outgoing.push(ToUpstream::Follow { channel: name.clone(), since: None, ask });
         following
+    }
+
+    /// A number for one more question.
+    fn next_ask(&mut self) -> u32 {
+        self.asks = self.asks.wrapping_add(1);
+        self.asks
     }
 
     /// Asks the upstream where the channel stands and what is missing here.
     pub(super) fn look_upstream(&mut self, index: u32, now_ms: u64) {
+        let ask = self.next_ask();
         let Some(home) = self.homes.get_mut(index) else { return };
         let position = home.position();
         let Some(following) = home.following.as_mut().filter(|own| !own.awaits) else { return };
-        following.ask(now_ms);
+        following.ask(ask, now_ms);
         let since = following.known.then_some(position);
-        self.outgoing.push(ToUpstream::Follow { channel: home.name.clone(), since });
+        self.outgoing.push(ToUpstream::Follow { channel: home.name.clone(), since, ask });
         self.count_incoming(index);
     }
 
     /// Asks the upstream for the history that was there before the home.
     pub(super) fn read_older(&mut self, index: u32, now_ms: u64) {
+        let ask = self.next_ask();
         let Some(home) = self.homes.get_mut(index) else { return };
         let (channel, epoch) = (home.name.clone(), home.epoch);
         let Some(following) = home.following.as_mut().filter(|own| !own.awaits) else { return };
@@ -97,9 +106,9 @@ impl Homes {
                 Offset::NONE
             }
         };
-        following.ask(now_ms);
+        following.ask(ask, now_ms);
         let since = Some(Position { epoch, offset: read });
-        self.outgoing.push(ToUpstream::Follow { channel, since });
+        self.outgoing.push(ToUpstream::Follow { channel, since, ask });
         self.count_incoming(index);
     }
 
@@ -246,12 +255,15 @@ impl Homes {
                 publications.into_iter().for_each(|numbered| following.push(epoch, numbered));
             }
             FromUpstream::Stored { ticket, stored } => self.settle_stored(index, ticket, stored),
-            FromUpstream::Followed(Err(Away)) => {
+            FromUpstream::Away => {
                 (following.awaits, following.away) = (false, true);
                 following.forget_incoming();
             }
-            FromUpstream::Followed(Ok(followed)) => {
-                self.take_followed(index, followed, now_ms, deliver);
+            FromUpstream::Followed { ask, followed } => {
+                // What was asked before the way was interrupted is asked again.
+                if following.awaits && following.number == ask {
+                    self.take_followed(index, followed, now_ms, deliver);
+                }
             }
         }
         self.count_incoming(index);
