@@ -50,6 +50,8 @@ pub(super) struct Following {
     gave_up: bool,
     /// The upstream has so much, as far as is known.
     pub(super) upstream_at: Offset,
+    /// It had so much when it answered last: until that is here there is more to be read.
+    pub(super) read_to: Offset,
     /// Since when that is more than is here, in the shard's time.
     pub(super) behind_since_ms: Option<u64>,
     /// When the upstream was asked last.
@@ -85,6 +87,11 @@ impl Following {
             self.incoming_bytes += numbered.publication.payload.bytes.len() + NUMBERED_BYTES;
             self.incoming.push_front((epoch, numbered));
         }
+    }
+
+    /// Whether the upstream has more to say than is here: what it has said of where the channel stands is waited for.
+    pub(super) fn is_behind(&self, last: Offset) -> bool {
+        self.awaits || self.known && !self.away && last < self.read_to
     }
 
     /// What is next to be appended.

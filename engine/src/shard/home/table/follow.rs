@@ -57,7 +57,7 @@ impl Home {
         let parked = self.parked.as_ref();
         let answers = parked.is_some_and(|parked| match parked.front() {
             Some(Parked::Stored(..) | Parked::Refused(..)) => true,
-            Some(Parked::Request(_)) => !following.awaits,
+            Some(Parked::Request(_)) => !following.is_behind(self.last_offset),
             _ => false,
         });
         let sends = parked.is_some_and(|parked| parked.has_unsent(UNDER_WAY_MAX));
@@ -296,7 +296,7 @@ impl Homes {
         let position = followed.position;
         let gave_up = following.answered(position.epoch);
         following.lineage = SmallVec::from_slice(&followed.lineage);
-        following.upstream_at = position.offset;
+        (following.upstream_at, following.read_to) = (position.offset, position.offset);
         following.behind_since_ms = None;
         if !following.known {
             following.known = true;
@@ -425,12 +425,13 @@ impl Homes {
     ) -> (u64, Option<Parked>) {
         let published = self.append_incoming(index, now, budget, deliver);
         let mut request = None;
-        while let Some(Home { following: Some(following), parked: Some(parked), .. }) =
-            self.homes.get(index)
+        while let Some(Home {
+            following: Some(following), parked: Some(parked), last_offset, ..
+        }) = self.homes.get(index)
         {
             let goes_on = match parked.front() {
                 Some(Parked::Stored(..) | Parked::Refused(..)) => true,
-                Some(Parked::Request(_)) => !following.awaits,
+                Some(Parked::Request(_)) => !following.is_behind(*last_offset),
                 _ => false,
             };
             if !goes_on {
@@ -482,7 +483,13 @@ impl Homes {
             else {
                 break;
             };
-            let Some((of, offset)) = following.next() else { break };
+            let Some((of, offset)) = following.next() else {
+                if last < following.read_to {
+                    // One answer holds so much and no more.
+                    self.look_upstream(index, now.1);
+                }
+                break;
+            };
             if of != epoch || offset > last.next() {
                 self.look_upstream(index, now.1);
                 break;
