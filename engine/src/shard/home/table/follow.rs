@@ -570,7 +570,7 @@ impl Homes {
         match self.translate(index, from) {
             Some(here) if here.offset <= last => Ok(Placed::Here(Some(here))),
             // It may have seen more on another node, or the channel may live on elsewhere.
-            _ if !looked && away => Err(AWAY),
+            _ if away => Err(AWAY),
             // What was asked before may be answered with less than it has seen.
             _ if awaits => Ok(Placed::NotYet(looked)),
             _ if !looked => {
