@@ -25,7 +25,7 @@ use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
 
 use crate::ids::ShardId;
-use crate::message::{FromUpstream, Outgoing, Post, Request, Sender, ToUpstream};
+use crate::message::{FromUpstream, Post, Request, ToUpstream};
 pub use command::{Append, Command, Failed, Read, Reply};
 pub use figures::Figures;
 pub use thread::BridgeThread;
@@ -157,8 +157,7 @@ impl Bridge {
         match what {
             ToUpstream::Follow { channel, since, ask } => {
                 if self.has_given_up() {
-                    let away = FromUpstream::Away;
-                    self.told.push(Told::Home(channel.clone(), away));
+                    self.told.push(Told::Home(channel.clone(), FromUpstream::Away));
                     // Once Redis is there it is followed nevertheless.
                     self.ways.entry(channel).or_default().followed = true;
                     return;
@@ -246,8 +245,7 @@ impl Bridge {
         for (channel, way) in &mut self.ways {
             if way.followed {
                 way.reads.clear();
-                let away = FromUpstream::Away;
-                self.told.push(Told::Home(channel.clone(), away));
+                self.told.push(Told::Home(channel.clone(), FromUpstream::Away));
             }
             let (sent, queued) = way.give_up();
             let refused = sent.map(|ticket| (ticket, UNKNOWN));
@@ -283,15 +281,11 @@ impl Bridge {
     /// Another node has published something on a channel that is not numbered, or this one has. Whether it is what ringfeed
     /// publishes.
     pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
-        let Some((instance, Outgoing { payload, meta, except })) = item::decode_shared(bytes)
-        else {
-            return false;
-        };
+        let Some((instance, publication)) = item::decode_shared(bytes) else { return false };
         if instance == self.instance {
             return true;
         }
-        let by = (meta.is_some() || except.is_some())
-            .then(|| Box::new(Sender { meta, except, ..Sender::default() }));
+        let (payload, by) = publication.into_parts();
         self.told.push(Told::Shared(Post { channel, payload, by }));
         true
     }

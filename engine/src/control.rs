@@ -6,7 +6,7 @@ mod body;
 mod budget;
 mod channels;
 mod drop;
-mod error;
+pub(crate) mod error;
 mod figures;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -21,7 +21,15 @@ impl Config {
         if self.redis.url.is_empty() {
             return Distribution::Local;
         }
-        match self.rule(channel) {
+        self.distribution_of(self.rule(channel))
+    }
+
+    /// The same of a channel whose rule is known.
+    pub(crate) fn distribution_of(&self, rule: Option<&ChannelRule>) -> Distribution {
+        if self.redis.url.is_empty() {
+            return Distribution::Local;
+        }
+        match rule {
             None => Distribution::Local,
             Some(ChannelRule { distribution: Distribution::Auto, history_size: 1.., .. }) => {
                 Distribution::Numbered

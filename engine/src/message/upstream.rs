@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::delivery::StoredPayload;
 use super::mailbox::{Batch, Intake, NotTaken, Outlet, queue};
+use super::request::{By, Sender};
 use crate::ids::{ConnectionId, ShardId};
 
 /// Work for what connects the shards with the upstream.
@@ -73,6 +74,21 @@ pub struct Outgoing {
     pub meta: Option<Box<Meta>>,
     /// The connection that is not sent it.
     pub except: Option<ConnectionId>,
+}
+
+impl Outgoing {
+    /// Of a publication and who publishes it.
+    pub(crate) fn new(payload: StoredPayload, by: Option<&Sender>) -> Outgoing {
+        let meta = by.and_then(|by| by.meta.clone());
+        Outgoing { payload, meta, except: by.and_then(|by| by.except) }
+    }
+
+    /// The publication, and who publishes it.
+    pub(crate) fn into_parts(self) -> (StoredPayload, By) {
+        let Outgoing { payload, meta, except } = self;
+        let says = meta.is_some() || except.is_some();
+        (payload, says.then(|| Box::new(Sender { meta, except, ..Sender::default() })))
+    }
 }
 
 /// A publication that has its offset.

@@ -1,13 +1,13 @@
 //! Errors as the routes under `/v1` answer them.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use ringfeed_protocol::printable::{DETAIL_BYTES_MAX, Printable};
 
 use super::api::ErrorBody;
 use super::names::BadName;
 use super::store::StoreError;
+pub(super) use crate::control::error::{clip, with_headers};
 
 /// What went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,21 +115,4 @@ impl IntoResponse for ApiError {
         let body = ErrorBody { error: self.code.word().into(), message: self.message };
         with_headers(status, (status, Json(body)).into_response())
     }
-}
-
-/// Adds what a status asks for beside its body.
-pub(super) fn with_headers(status: StatusCode, mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    if status == StatusCode::UNAUTHORIZED {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
-    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    response
-}
-
-/// Without control characters, and not long.
-pub(super) fn clip(text: &str) -> String {
-    Printable::new(text, DETAIL_BYTES_MAX - '…'.len_utf8()).to_string()
 }

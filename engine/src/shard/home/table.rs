@@ -290,7 +290,7 @@ impl Homes {
         });
         let window = rule.map_or(u32::MAX, |rule| rule.window_bytes);
         let members_max = rule.map_or(0, |rule| rule.members_max);
-        let distribution = self.config.distribution(name);
+        let distribution = self.config.distribution_of(rule);
         let follows = distribution == Distribution::Numbered;
         let following = follows.then(|| self.begin_to_follow(name, now_ms));
         let epoch = if follows { Epoch::default() } else { Epoch(self.rng.random()) };
@@ -478,11 +478,9 @@ impl Homes {
             self.dirty.push(index);
         }
         if home.shares && !matches!(asker, Asker::Shared) {
-            let (meta, except) =
-                by.as_ref().map_or((None, None), |by| (by.meta.clone(), by.except));
-            let payload =
-                StoredPayload { kind: payload.kind, bytes: Bytes::copy_from_slice(&payload.bytes) };
-            let (channel, publication) = (home.name.clone(), Outgoing { payload, meta, except });
+            let (kind, bytes) = (payload.kind, Bytes::copy_from_slice(&payload.bytes));
+            let publication = Outgoing::new(StoredPayload { kind, bytes }, by.as_deref());
+            let channel = home.name.clone();
             self.outgoing.push(ToUpstream::Share { channel, publication });
         }
         let confirm = by.as_mut().and_then(|by| by.confirm.take());
@@ -491,10 +489,7 @@ impl Homes {
         if let Some(hash) = key {
             self.remember_key(index, hash, position.offset, now_ms);
         }
-        // Who adds makes room: other channels' history is not theirs to take.
-        while self.history_bytes() > self.limits.history_bytes_max
-            && self.with_kept(index, Kept::shed) == Some(true)
-        {}
+        self.bound_history(index);
         if !matches!(asker, Asker::Nobody | Asker::Shared) {
             let home = self.home_mut(index);
             let (ack, subscribers) = (Ack::Accepted, home.subscribers());
@@ -505,6 +500,13 @@ impl Homes {
             self.await_confirmations(index, position.offset, *confirm, now_ms, deliver);
         }
         true
+    }
+
+    /// Who adds makes room: other channels' history is not theirs to take.
+    fn bound_history(&mut self, index: u32) {
+        while self.history_bytes() > self.limits.history_bytes_max
+            && self.with_kept(index, Kept::shed) == Some(true)
+        {}
     }
 
     /// Begins a turn: goes on with what was held back, where it may, up to so many bytes. Returns how many

@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 use super::{Homes, PARKED_PARTS};
 use crate::config::Distribution;
 use crate::message::{
-    Ack, Delivery, Followed, FromUpstream, Numbered, Outgoing, Receipt, Request, Sender,
-    ToUpstream, shared_with,
+    Ack, Delivery, Followed, FromUpstream, Numbered, Outgoing, Receipt, Request, ToUpstream,
+    shared_with,
 };
 use crate::shard::home::following::{Following, Older};
 use crate::shard::home::kept::Kept;
@@ -54,14 +54,18 @@ impl Home {
     /// Of a home that follows: whether nothing of what waits can go on now.
     pub(in crate::shard::home) fn is_stuck(&self, following: &Following, may_append: bool) -> bool {
         let appends = may_append && !following.awaits && following.has_incoming();
-        let parked = self.parked.as_ref();
-        let answers = parked.is_some_and(|parked| match parked.front() {
+        let sends = self.parked.as_ref().is_some_and(|parked| parked.has_unsent(UNDER_WAY_MAX));
+        !appends && !sends && !self.has_answer()
+    }
+
+    /// Of a home that follows: whether what is parked first is an answer, or a request that needs to wait for nothing more.
+    fn has_answer(&self) -> bool {
+        let (Some(following), Some(parked)) = (&self.following, &self.parked) else { return false };
+        match parked.front() {
             Some(Parked::Stored(..) | Parked::Refused(..)) => true,
             Some(Parked::Request(_)) => !following.is_behind(self.last_offset),
             _ => false,
-        });
-        let sends = parked.is_some_and(|parked| parked.has_unsent(UNDER_WAY_MAX));
-        !appends && !answers && !sends
+        }
     }
 }
 
@@ -83,31 +87,36 @@ impl Homes {
 
     /// Asks the upstream where the channel stands and what is missing here.
     pub(super) fn look_upstream(&mut self, index: u32, now_ms: u64) {
-        let ask = self.next_ask();
-        let Some(home) = self.homes.get_mut(index) else { return };
-        let position = home.position();
-        let Some(following) = home.following.as_mut().filter(|own| !own.awaits) else { return };
-        following.ask(ask, now_ms);
-        let since = following.known.then_some(position);
-        self.outgoing.push(ToUpstream::Follow { channel: home.name.clone(), since, ask });
-        self.count_incoming(index);
+        self.ask_upstream(index, now_ms, |following, here| following.known.then_some(here));
     }
 
     /// Asks the upstream for the history that was there before the home.
     pub(super) fn read_older(&mut self, index: u32, now_ms: u64) {
+        self.ask_upstream(index, now_ms, |following, Position { epoch, .. }| {
+            let offset = match &mut following.older {
+                Older::Reading(read) => read.last().map_or(Offset::NONE, |last| last.offset),
+                older => {
+                    *older = Older::Reading(Vec::new());
+                    Offset::NONE
+                }
+            };
+            Some(Position { epoch, offset })
+        });
+    }
+
+    /// Asks the upstream what came behind a position, unless an answer of it is waited for.
+    fn ask_upstream(
+        &mut self,
+        index: u32,
+        now_ms: u64,
+        since: impl FnOnce(&mut Following, Position) -> Option<Position>,
+    ) {
         let ask = self.next_ask();
         let Some(home) = self.homes.get_mut(index) else { return };
-        let (channel, epoch) = (home.name.clone(), home.epoch);
+        let (channel, here) = (home.name.clone(), home.position());
         let Some(following) = home.following.as_mut().filter(|own| !own.awaits) else { return };
-        let read = match &mut following.older {
-            Older::Reading(read) => read.last().map_or(Offset::NONE, |last| last.offset),
-            older => {
-                *older = Older::Reading(Vec::new());
-                Offset::NONE
-            }
-        };
+        let since = since(following, here);
         following.ask(ask, now_ms);
-        let since = Some(Position { epoch, offset: read });
         self.outgoing.push(ToUpstream::Follow { channel, since, ask });
         self.count_incoming(index);
     }
@@ -221,14 +230,13 @@ impl Homes {
                 Err(refused) => Parked::Refused(refused, publisher.asker),
                 Ok(()) => {
                     let Publisher { asker, by } = publisher;
-                    let (meta, except) = by.map_or((None, None), |by| (by.meta, by.except));
                     let home = self.home_mut(index);
                     let channel = home.name.clone();
                     let Some(following) = home.following.as_mut() else { return };
                     let ticket = following.ticket;
                     following.ticket += 1;
                     let bytes = payload.bytes.len();
-                    let publication = Outgoing { payload, meta, except };
+                    let publication = Outgoing::new(payload, by.as_deref());
                     self.outgoing.push(ToUpstream::Publish { channel, ticket, publication });
                     Parked::Sent(ticket, bytes, asker)
                 }
@@ -390,9 +398,7 @@ impl Homes {
         following.older = Older::Read;
         if read.last().is_some_and(|last| last.offset.next() == here) {
             self.with_kept(index, |kept| kept.prepend(read, now_ms));
-            while self.history_bytes() > self.limits.history_bytes_max
-                && self.with_kept(index, Kept::shed) == Some(true)
-            {}
+            self.bound_history(index);
         }
     }
 
@@ -425,18 +431,7 @@ impl Homes {
     ) -> (u64, Option<Parked>) {
         let published = self.append_incoming(index, now, budget, deliver);
         let mut request = None;
-        while let Some(Home {
-            following: Some(following), parked: Some(parked), last_offset, ..
-        }) = self.homes.get(index)
-        {
-            let goes_on = match parked.front() {
-                Some(Parked::Stored(..) | Parked::Refused(..)) => true,
-                Some(Parked::Request(_)) => !following.is_behind(*last_offset),
-                _ => false,
-            };
-            if !goes_on {
-                break;
-            }
+        while self.homes.get(index).is_some_and(Home::has_answer) {
             match self.with_parking(index, Parking::pop_front) {
                 Some(Parked::Stored(stored, asker)) => {
                     let home = self.home_mut(index);
@@ -499,10 +494,8 @@ impl Homes {
             if offset <= last {
                 continue;
             }
-            let Outgoing { payload, meta, except } = publication;
+            let (payload, by) = publication.into_parts();
             *budget = budget.saturating_sub(payload.bytes.len() + size_of::<Numbered>());
-            let by = (meta.is_some() || except.is_some())
-                .then(|| Box::new(Sender { meta, except, ..Sender::default() }));
             let publisher = Publisher { asker: Asker::Nobody, by };
             published +=
                 u64::from(self.append(index, &payload.borrowed(), publisher, now, deliver));
