@@ -274,7 +274,9 @@ impl Client {
             }
             (Some((of, at)), Some(false)) => {
                 self.told.lost += 1;
-                let kept = numbered && truth.can_be_recovered(name, of, at);
+                // An answer may be on its way while Redis begins another life, whose copy may be of before.
+                let is_now = truth.newest(name).is_some_and(|(now, _)| now == epoch);
+                let kept = numbered && is_now && truth.can_be_recovered(name, of, at);
                 assert!(!kept, "rule recovers: {who} on {name} behind {at} of {of:016x}");
                 offset + 1
             }
