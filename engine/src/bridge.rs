@@ -6,7 +6,8 @@
 //! against a Redis that stalls, dies and comes back older.
 //!
 //! Of one channel there is one command under way at a time that appends, so that publications keep their order whatever
-//! becomes of it: one whose answer never came is sent again as it was, under the number by which Redis knows it.
+//! becomes of it: one whose answer never came is sent again as it was, under the number by which Redis knows it. What has
+//! waited too long is kept on disk, if there is one for that ([`spooling`]).
 
 pub mod command;
 mod connection;
@@ -16,6 +17,8 @@ mod incoming;
 pub mod item;
 mod names;
 mod script;
+mod spool;
+mod spooling;
 mod thread;
 mod way;
 
@@ -25,9 +28,11 @@ use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
 
 use crate::ids::ShardId;
-use crate::message::{FromUpstream, Post, Request, ToUpstream};
-pub use command::{Append, Command, Failed, Read, Reply};
+use crate::message::{FromUpstream, Post, Request, Stored, ToUpstream};
+pub use command::{Append, Command, Failed, Item, Read, Reply};
 pub use figures::Figures;
+pub use spooling::{SpoolDone, SpoolOrder, Spooled};
+use spooling::{Spooling, Waiter};
 pub use thread::BridgeThread;
 use way::Way;
 
@@ -60,6 +65,8 @@ enum State {
 #[derive(Debug)]
 enum UnderWay {
     Append(ChannelName),
+    /// Of what has waited on disk, with the round that it is of.
+    Replay(ChannelName, u64),
     /// And the number by which its home knows it.
     Read(ChannelName, u32),
 }
@@ -78,6 +85,8 @@ pub struct Bridge {
     next_item: u64,
     commands: VecDeque<(u64, Command)>,
     told: Vec<Told>,
+    /// Where there is a disk for what has to wait for Redis.
+    spooling: Option<Spooling>,
     /// What other nodes are to publish, too, and waits for Redis.
     shared: VecDeque<(ChannelName, Bytes)>,
     shared_bytes: usize,
@@ -126,10 +135,16 @@ impl Bridge {
             next_item: 0,
             commands: VecDeque::new(),
             told: Vec::new(),
+            spooling: None,
             shared: VecDeque::new(),
             shared_bytes: 0,
             shared_lost: 0,
         }
+    }
+
+    /// There is a disk for what waits too long, with so many publications of these channels already.
+    pub fn use_spool(&mut self, waiting: BTreeMap<ChannelName, u32>) {
+        self.spooling = Some(Spooling::new(waiting));
     }
 
     /// What Redis is to be asked, in order, each with the number under which it is answered.
@@ -150,6 +165,27 @@ impl Bridge {
     /// Publications to other nodes that were given up because Redis was away for too long.
     pub fn shared_lost(&self) -> u64 {
         self.shared_lost
+    }
+
+    /// What the disk is to do; [`Bridge::spool_done`] is to be told before there is more.
+    pub fn take_spool_order(&mut self) -> Option<SpoolOrder> {
+        let up = self.is_up();
+        self.spooling.as_mut()?.next_order(up)
+    }
+
+    /// Publications on disk, or on their way there.
+    pub fn spooled(&self) -> u64 {
+        self.spooling.as_ref().map_or(0, Spooling::len)
+    }
+
+    /// Bytes of publications that wait for the disk.
+    pub fn unwritten_bytes(&self) -> usize {
+        self.spooling.as_ref().map_or(0, Spooling::unwritten_bytes)
+    }
+
+    /// Whether nothing waits for the disk.
+    pub fn is_written(&self) -> bool {
+        self.spooling.as_ref().is_none_or(Spooling::is_written)
     }
 
     /// A shard wants something.
@@ -186,12 +222,13 @@ impl Bridge {
                     self.command(Command::Unsubscribe(channel));
                 }
             }
-            ToUpstream::Publish { channel, ticket, publication } => {
-                if self.has_given_up() {
-                    let stored = FromUpstream::Stored { ticket, stored: Err(AWAY) };
-                    return self.told.push(Told::Home(channel, stored));
+            ToUpstream::Publish { channel, ticket, publication, key } => {
+                let number = self.next_item;
+                self.next_item += 1;
+                let item = Item { number, bytes: item::encode(&publication), key };
+                if self.has_given_up() || self.is_refused(&channel) {
+                    return self.spool(&channel, (ticket, item), AWAY);
                 }
-                let item = item::encode(&publication);
                 self.ways.entry(channel.clone()).or_default().push(ticket, item);
                 self.append(&channel);
             }
@@ -233,29 +270,104 @@ impl Bridge {
         self.commands.clear();
         self.ways.values_mut().for_each(Way::lost);
         self.ways.retain(|_, way| !way.is_idle());
+        if let Some(spooling) = &mut self.spooling {
+            spooling.lost();
+        }
     }
 
     /// Time has passed: what has waited too long for Redis is told so.
     pub fn tick(&mut self, now_ms: u64) {
-        let State::Down { since_ms, given_up: false } = self.state else { return };
-        if now_ms.saturating_sub(since_ms) < self.patience_ms {
-            return;
+        if let Some(spooling) = &mut self.spooling {
+            spooling.tick(now_ms);
         }
-        self.state = State::Down { since_ms, given_up: true };
-        for (channel, way) in &mut self.ways {
+        let State::Down { since_ms, given_up: false } = self.state else { return };
+        if now_ms.saturating_sub(since_ms) >= self.patience_ms {
+            self.give_up(now_ms);
+        }
+    }
+
+    /// Redis is not waited for any more, until it is there: what has waited is kept on disk, or refused.
+    pub fn give_up(&mut self, now_ms: u64) {
+        self.state = State::Down { since_ms: now_ms, given_up: true };
+        for (channel, mut way) in std::mem::take(&mut self.ways) {
             if way.followed {
                 way.reads.clear();
                 self.told.push(Told::Home(channel.clone(), FromUpstream::Away));
             }
             let (sent, queued) = way.give_up();
-            let refused = sent.map(|ticket| (ticket, UNKNOWN));
-            let refused: Vec<_> = refused.chain(queued.map(|ticket| (ticket, AWAY))).collect();
-            for (ticket, why) in refused {
-                let stored = FromUpstream::Stored { ticket, stored: Err(why) };
-                self.told.push(Told::Home(channel.clone(), stored));
+            sent.for_each(|waiting| self.spool(&channel, waiting, UNKNOWN));
+            queued.into_iter().for_each(|waiting| self.spool(&channel, waiting, AWAY));
+            if !way.is_idle() {
+                self.ways.insert(channel, way);
             }
         }
-        self.ways.retain(|_, way| !way.is_idle());
+    }
+
+    /// Keeps a publication on disk; where there is none, it is refused.
+    fn spool(&mut self, channel: &ChannelName, (ticket, item): (u64, Item), why: Refused) {
+        match &mut self.spooling {
+            Some(spooling) => {
+                let (channel, instance) = (channel.clone(), self.instance);
+                spooling.push(Spooled { channel, instance, item }, ticket, why);
+            }
+            None => self.tell_stored(channel.clone(), ticket, Err(why)),
+        }
+    }
+
+    fn tell_stored(&mut self, channel: ChannelName, ticket: u64, stored: Result<Stored, Refused>) {
+        self.told.push(Told::Home(channel, FromUpstream::Stored { ticket, stored }));
+    }
+
+    /// The disk has done what it was to do.
+    pub fn spool_done(&mut self, done: SpoolDone) {
+        let Some(spooling) = &mut self.spooling else { return };
+        match done {
+            SpoolDone::Written(count) => {
+                for (Waiter { channel, ticket, why }, is_written) in spooling.written(count) {
+                    let stored = if is_written { Ok(Stored::Spooled) } else { Err(why) };
+                    if !is_written {
+                        // Perhaps nothing of it is there any more.
+                        self.append(&channel);
+                    }
+                    self.tell_stored(channel, ticket, stored);
+                }
+            }
+            SpoolDone::Read(records) => {
+                let (round, appends) = spooling.read(records);
+                appends.into_iter().for_each(|append| self.replay(round, append));
+                // There may be nothing that others wait behind.
+                let waiting: Vec<ChannelName> = self.ways.keys().cloned().collect();
+                waiting.iter().for_each(|channel| self.append(channel));
+                self.spool_what_is_refused();
+            }
+            SpoolDone::Forgotten => {
+                for channel in spooling.forgotten() {
+                    self.append(&channel);
+                }
+            }
+        }
+    }
+
+    fn replay(&mut self, round: u64, append: Append) {
+        let channel = append.channel.clone();
+        let number = self.command(Command::Append(append));
+        self.under_way.insert(number, UnderWay::Replay(channel, round));
+    }
+
+    /// Whether a channel has publications on disk that Redis, which is there, does not store.
+    fn is_refused(&self, channel: &ChannelName) -> bool {
+        let spooling = self.spooling.as_ref();
+        spooling.is_some_and(|spooling| spooling.is_refused() && spooling.has(channel))
+    }
+
+    /// What waits behind what Redis does not store waits on disk, too.
+    fn spool_what_is_refused(&mut self) {
+        let refused: Vec<ChannelName> =
+            self.ways.keys().filter(|channel| self.is_refused(channel)).cloned().collect();
+        for channel in refused {
+            let queue = self.ways.get_mut(&channel).map(Way::take_queue).unwrap_or_default();
+            queue.into_iter().for_each(|waiting| self.spool(&channel, waiting, AWAY));
+        }
     }
 
     /// Redis confirms that the node has subscribed to a channel.
@@ -294,21 +406,31 @@ impl Bridge {
     pub fn answered(&mut self, command: u64, reply: Result<Reply, Failed>) {
         // What was lost with its connection is not waited for any more.
         match (self.under_way.remove(&command), reply) {
-            (Some(UnderWay::Append(channel)), Ok(Reply::Appended { epoch, last })) => {
+            (Some(UnderWay::Append(channel)), Ok(Reply::Appended { epoch, last, duplicates })) => {
                 let tickets = self.ways.get_mut(&channel).map(Way::appended).unwrap_or_default();
-                for (ticket, position) in way::positions(&tickets, epoch, last) {
-                    let stored = FromUpstream::Stored { ticket, stored: Ok(position) };
-                    self.told.push(Told::Home(channel.clone(), stored));
+                for (ticket, stored) in way::outcomes(tickets, epoch, last, duplicates) {
+                    self.tell_stored(channel.clone(), ticket, Ok(stored));
                 }
                 self.append(&channel);
             }
             (Some(UnderWay::Append(channel)), Err(Failed::Refused)) => {
                 let tickets = self.ways.get_mut(&channel).map(Way::appended).unwrap_or_default();
                 for ticket in tickets {
-                    let stored = FromUpstream::Stored { ticket, stored: Err(NOT_STORED) };
-                    self.told.push(Told::Home(channel.clone(), stored));
+                    self.tell_stored(channel.clone(), ticket, Err(NOT_STORED));
                 }
                 self.append(&channel);
+            }
+            (Some(UnderWay::Replay(channel, round)), Ok(Reply::Appended { .. })) => {
+                let next = self.spooling.as_mut().and_then(|own| own.stored(round, &channel));
+                if let Some(append) = next {
+                    self.replay(round, append);
+                }
+            }
+            (Some(UnderWay::Replay(_, round)), Err(Failed::Refused)) => {
+                if let Some(spooling) = &mut self.spooling {
+                    spooling.refused(round);
+                }
+                self.spool_what_is_refused();
             }
             (Some(UnderWay::Read(channel, ask)), Ok(Reply::Read(followed))) => {
                 self.told.push(Told::Home(channel, FromUpstream::Followed { ask, followed }));
@@ -316,7 +438,10 @@ impl Bridge {
             (Some(UnderWay::Read(channel, _)), Err(Failed::Refused)) => {
                 self.told.push(Told::Home(channel, FromUpstream::Away));
             }
-            (Some(UnderWay::Append(channel)), Ok(Reply::Read(_)))
+            (
+                Some(UnderWay::Append(channel) | UnderWay::Replay(channel, _)),
+                Ok(Reply::Read(_)),
+            )
             | (Some(UnderWay::Read(channel, _)), Ok(Reply::Appended { .. })) => {
                 tracing::error!(%channel, "Redis has answered something else than was asked");
             }
@@ -352,18 +477,18 @@ impl Bridge {
 
     /// Sends what waits to be appended to a channel, if nothing of it is under way.
     fn append(&mut self, channel: &ChannelName) {
-        if !self.is_up() {
+        if !self.is_up() || self.spooling.as_ref().is_some_and(|own| own.has(channel)) {
             return;
         }
         let Some(way) = self.ways.get_mut(channel) else { return };
-        let Some((first, items)) = way.next_batch(&mut self.next_item) else {
+        let Some(items) = way.next_batch() else {
             if way.is_idle() {
                 self.ways.remove(channel);
             }
             return;
         };
         let instance = self.instance;
-        let append = Append { channel: channel.clone(), instance, first, items };
+        let append = Append { channel: channel.clone(), instance, items };
         let number = self.command(Command::Append(append));
         self.under_way.insert(number, UnderWay::Append(channel.clone()));
     }

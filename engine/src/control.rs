@@ -292,6 +292,7 @@ mod tests {
     fn accept(request: Request) {
         let Request::PublishBatch { items, reply } = request else { panic!("{request:?}") };
         let position = Position { epoch: Epoch(1), offset: Offset(1) };
+        let position = Some(position);
         let receipt = Receipt { position, ack: Ack::Accepted, subscribers: 1, duplicate: false };
         reply.send(items.into_iter().map(|item| (item.0, Ok(receipt))).collect()).unwrap();
     }

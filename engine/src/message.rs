@@ -32,9 +32,9 @@ pub use question::{
 };
 pub(crate) use request::key_bytes;
 pub use request::{
-    Ack, By, Confirm, KeyOf, Keyed, Post, Published, Reached, Receipt, Reply, Request, Revocation,
-    Revoked, Sender, Speaker, UserConnection, UserRequest,
+    Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Post, Published, Reached, Receipt, Reply, Request,
+    Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
 pub(crate) use upstream::shared_with;
-pub use upstream::{Followed, FromUpstream, Numbered, Outgoing, ToUpstream, Upstream};
+pub use upstream::{Followed, FromUpstream, Numbered, Outgoing, Stored, ToUpstream, Upstream};

@@ -128,15 +128,16 @@ pub enum Event<'a> {
         /// JSON.
         data: &'a str,
     },
-    /// The reply to `publish`: it is in the home shard's log.
+    /// The reply to `publish`: it is in the log of the channel, or will be.
     Published {
         /// Of the command.
         id: Option<&'a str>,
         /// The channel.
         channel: &'a str,
-        /// Where it stands.
-        position: Position,
-        /// How far it has come: `accepted`, or `redis` where it is stored there.
+        /// Where it stands, once that is known.
+        position: Option<Position>,
+        /// How far it has come: `accepted`, `redis` where it is stored there, or `spooled` where it is kept on disk until it
+        /// can be.
         ack: &'static str,
         /// Subscribers of the channel, on all connections.
         subscribers: u64,

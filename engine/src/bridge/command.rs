@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Offset, Position};
 
-use crate::message::Followed;
+use crate::message::{Followed, KeyDigest};
 
 /// Something to be asked of Redis. Commands are done in the order in which they were given.
 #[derive(Debug, Clone)]
@@ -29,18 +29,28 @@ pub enum Command {
 
 /// Appends publications to a channel, all of them or none, and publishes them to all nodes.
 ///
-/// Redis keeps for each channel and instance the number of the last publication that it has appended, and where: what it is
-/// asked to append once more it has not, and says where it stands.
+/// Redis keeps for each channel and instance the number of the last publication that it has appended, and where: a command
+/// that it is given once more it does not do again, and says what it has said. Of one that only begins with what was
+/// appended it does the rest; what it says of the places of the others means nothing.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// The channel.
     pub channel: ChannelName,
     /// Who asks.
     pub instance: u64,
-    /// Number of the first publication; the others follow it. Numbers of an instance only grow.
-    pub first: u64,
-    /// The publications, as [`super::item::encode`] makes them.
-    pub items: Vec<Bytes>,
+    /// The publications, at least one.
+    pub items: Vec<Item>,
+}
+
+/// A publication that is to be appended.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// By which Redis knows it again; numbers of an instance only grow.
+    pub number: u64,
+    /// As [`super::item::encode`] makes it.
+    pub bytes: Bytes,
+    /// Its idempotency key, if it has one: what was appended under it is not appended again as long as the key is remembered.
+    pub key: Option<KeyDigest>,
 }
 
 /// Asks where a channel stands, and what came behind a position.
@@ -62,8 +72,10 @@ pub enum Reply {
     Appended {
         /// The life of the channel.
         epoch: Epoch,
-        /// Offset of the last publication; the others stand right before it.
+        /// Offset of the last publication; the others that were appended stand right before it.
         last: Offset,
+        /// Those that were not, since they were before: their places among what was asked for, and where they stand.
+        duplicates: Vec<(u32, Position)>,
     },
     /// To [`Command::Read`].
     Read(Followed),

@@ -25,6 +25,12 @@ pub struct Figures {
     pub dropped: Count,
     /// Publications on bridged channels that were given up because Redis was away, or were on their way when it went.
     pub shared_lost: Count,
+    /// Publications that wait on disk for Redis.
+    pub spool: Count,
+    /// Bytes of them, when the disk was used last.
+    pub spool_bytes: Count,
+    /// Publications that were kept on disk because Redis was away.
+    pub spooled: Count,
 }
 
 impl Figures {
@@ -34,7 +40,7 @@ impl Figures {
     }
 
     /// Each with its name and what it is.
-    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 10] {
+    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 13] {
         let Figures {
             up,
             connects,
@@ -46,10 +52,14 @@ impl Figures {
             bytes_in,
             dropped,
             shared_lost,
+            spool,
+            spool_bytes,
+            spooled,
         } = self;
+        let gauge = |name, help, count: &Count| (name, help, Kind::Gauge, count.read());
         let counter = |name, help, count: &Count| (name, help, Kind::Counter, count.read());
         [
-            ("up", "Whether Redis can be reached: 1 or 0.", Kind::Gauge, up.read()),
+            gauge("up", "Whether Redis can be reached: 1 or 0.", up),
             counter("connects", "How often Redis was connected to.", connects),
             counter("commands", "Commands that Redis was given.", commands),
             counter("commands_refused", "Commands that Redis has refused.", refused),
@@ -63,6 +73,9 @@ impl Figures {
                 "Publications on bridged channels that other nodes may not have been told of, because Redis was away.",
                 shared_lost,
             ),
+            gauge("spool_publications", "Publications that wait on disk for Redis.", spool),
+            gauge("spool_bytes", "Bytes on disk that wait for Redis.", spool_bytes),
+            counter("spooled", "Publications that were kept on disk for Redis.", spooled),
         ]
     }
 }

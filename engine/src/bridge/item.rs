@@ -150,10 +150,10 @@ pub fn decode_shared(message: &Bytes) -> Option<(u64, Outgoing)> {
 }
 
 /// Bytes that are read from the front.
-struct Reader(Bytes);
+pub(super) struct Reader(pub(super) Bytes);
 
 impl Reader {
-    fn take(&mut self, count: usize) -> Option<Bytes> {
+    pub(super) fn take(&mut self, count: usize) -> Option<Bytes> {
         (count <= self.0.len()).then(|| self.0.split_to(count))
     }
 
@@ -161,15 +161,15 @@ impl Reader {
         Some(self.take(bytes)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.take(1)?.first().copied()
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         u32::try_from(self.number(4)?).ok()
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.number(8)
     }
 }

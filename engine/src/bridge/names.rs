@@ -5,6 +5,8 @@
 
 use ringfeed_protocol::ChannelName;
 
+use crate::message::KeyDigest;
+
 /// See the module's description.
 #[derive(Debug, Clone)]
 pub(super) struct Names {
@@ -35,14 +37,20 @@ impl Names {
         Names { keys: prefix.to_owned(), channels, instance }
     }
 
-    /// Of a channel: where it stands, its history, and what this process has appended to it.
-    pub(super) fn keys(&self, channel: &ChannelName) -> [String; 3] {
-        let Names { keys: prefix, instance, .. } = self;
-        [
-            format!("{prefix}:{{c:{channel}}}:m"),
-            format!("{prefix}:{{c:{channel}}}:s"),
-            format!("{prefix}:{{c:{channel}}}:i:{instance:016x}"),
-        ]
+    /// Of a channel: where it stands, and its history.
+    pub(super) fn keys(&self, channel: &ChannelName) -> [String; 2] {
+        let prefix = &self.keys;
+        [format!("{prefix}:{{c:{channel}}}:m"), format!("{prefix}:{{c:{channel}}}:s")]
+    }
+
+    /// What a process has appended to a channel last.
+    pub(super) fn appended(&self, channel: &ChannelName, instance: u64) -> String {
+        format!("{}:{{c:{channel}}}:i:{instance:016x}", self.keys)
+    }
+
+    /// What was appended to a channel under an idempotency key.
+    pub(super) fn keyed(&self, channel: &ChannelName, KeyDigest(digest): KeyDigest) -> String {
+        format!("{}:{{c:{channel}}}:k:{:032x}", self.keys, u128::from_be_bytes(digest))
     }
 
     /// Where publications of a numbered channel are told.

@@ -40,6 +40,8 @@ pub(super) struct Keep {
     pub(super) age_ms: u32,
     /// How long the channel is remembered to which nothing is published, in milliseconds.
     pub(super) idle_ms: u64,
+    /// How long idempotency keys are remembered, in milliseconds.
+    pub(super) keys_ms: u32,
 }
 
 impl Keep {
@@ -47,7 +49,9 @@ impl Keep {
     pub(super) fn of(config: &Config, channel: &str) -> Keep {
         let rule = config.rule(channel);
         let (size, age_ms) = rule.map_or((0, 0), |rule| (rule.history_size, rule.history_age_ms));
-        Keep { size, age_ms, idle_ms: u64::from(config.redis.idle_s) * 1000 }
+        let idle_ms = u64::from(config.redis.idle_s) * 1000;
+        // No publication has a key where that is 0.
+        Keep { size, age_ms, idle_ms, keys_ms: config.limits.idempotency_ms.max(1) }
     }
 }
 
@@ -76,24 +80,31 @@ impl Scripts {
         publish: &'static str,
         append: &Append,
     ) -> Cmd {
-        let mut cmd = self.call(&self.append, &names.keys(&append.channel));
-        cmd.arg(append.first)
+        let Append { channel, instance, items } = append;
+        let mut keys = names.keys(channel).to_vec();
+        keys.push(names.appended(channel, *instance));
+        keys.extend(items.iter().filter_map(|item| Some(names.keyed(channel, item.key?))));
+        let keyed: Vec<u8> = items.iter().map(|item| u8::from(item.key.is_some())).collect();
+        let mut cmd = self.call(&self.append, &keys);
+        let numbers: Vec<u8> = items.iter().flat_map(|item| item.number.to_be_bytes()).collect();
+        cmd.arg(numbers)
             .arg(&random::<[u8; 8]>()[..])
             .arg(keep.size)
             .arg(keep.age_ms)
             .arg(keep.idle_ms)
-            .arg(names.numbered(&append.channel))
-            .arg(publish);
-        for item in &append.items {
-            cmd.arg(&item[..]);
+            .arg(names.numbered(channel))
+            .arg(publish)
+            .arg(keep.keys_ms)
+            .arg(keyed);
+        for item in items {
+            cmd.arg(&item.bytes[..]);
         }
         cmd
     }
 
     /// The command that says where a channel stands.
     pub(super) fn read(&self, names: &Names, keep: Keep, read: &Read) -> Cmd {
-        let [place, history, _] = names.keys(&read.channel);
-        let mut cmd = self.call(&self.read, &[place, history]);
+        let mut cmd = self.call(&self.read, &names.keys(&read.channel));
         let position = read.since.unwrap_or_default();
         let epoch = read.since.map(|since| since.epoch.0.to_be_bytes());
         cmd.arg(&random::<[u8; 8]>()[..])
@@ -117,22 +128,32 @@ impl Scripts {
 pub(super) fn reply(answer: Value) -> Option<Reply> {
     let Value::Array(mut answer) = answer else { return None };
     let found = if answer.len() == 4 { answer.pop() } else { None };
-    let lineage = if answer.len() == 3 { answer.pop() } else { None };
-    let [epoch, offset] = <[Value; 2]>::try_from(answer).ok()?;
-    let position = Position { epoch: Epoch(packed(&bytes(epoch)?)?), offset: number(&offset)? };
-    match (lineage, found) {
-        (None, None) => Some(Reply::Appended { epoch: position.epoch, last: position.offset }),
-        (Some(lineage), Some(Value::Array(found))) => {
-            let lineage = bytes(lineage)?;
-            let lives = lineage.chunks_exact(16).map(|entry| {
-                let (epoch, offset) = entry.split_at(8);
-                Some((Epoch(packed(epoch)?), Offset(packed(offset)?)))
+    let [epoch, offset, more] = <[Value; 3]>::try_from(answer).ok()?;
+    let (epoch, offset) = (Epoch(packed(&bytes(epoch)?)?), number(&offset)?);
+    let more = bytes(more)?;
+    match found {
+        None => {
+            let places = more.chunks(4 + 16).map(|entry| {
+                let (place, stands) = entry.split_at_checked(4)?;
+                Some((u32::from_be_bytes(place.try_into().ok()?), position(stands)?))
             });
-            let lineage = lives.collect::<Option<_>>()?;
+            let duplicates = places.collect::<Option<_>>()?;
+            Some(Reply::Appended { epoch, last: offset, duplicates })
+        }
+        Some(Value::Array(found)) => {
+            let lives = more.chunks(16).map(position);
+            let lives = lives.map(|own| own.map(|Position { epoch, offset }| (epoch, offset)));
+            let (position, lineage) = (Position { epoch, offset }, lives.collect::<Option<_>>()?);
             Some(Reply::Read(Followed { position, lineage, publications: publications(found)? }))
         }
-        _ => None,
+        Some(_) => None,
     }
+}
+
+/// Epoch and offset, packed.
+fn position(bytes: &[u8]) -> Option<Position> {
+    let (epoch, offset) = bytes.split_at_checked(8)?;
+    Some(Position { epoch: Epoch(packed(epoch)?), offset: Offset(packed(offset)?) })
 }
 
 /// Offset, age and what was published, of one after the other. What is no publication of ours counts as gone.

@@ -1,9 +1,10 @@
 //! The thread that holds the connections to Redis: it connects, connects again, and passes everything on between Redis, the
 //! bridge and the shards.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,6 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use redis::{ConnectionInfo, Pipeline, RedisError, RedisResult, Value};
 use ringfeed_protocol::ChannelName;
 use tokio::sync::oneshot;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere};
@@ -21,7 +23,10 @@ use super::handover::Handover;
 use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
 use super::script::{self, Keep};
+use super::spool::Spool;
+use super::spooling::SpoolDone;
 use super::{Bridge, Command, Failed};
+use crate::config::Redis;
 use crate::seldom::Seldom;
 use crate::shard::Shared;
 
@@ -66,18 +71,27 @@ impl BridgeThread {
     /// Starts it. Whether Redis can be reached is not waited for.
     ///
     /// # Errors
-    /// The kernel's, where there can be no thread; and where `redis.url` cannot be understood, which a validated configuration
-    /// rules out.
+    /// The kernel's, where there can be no thread or `redis.spool_dir` cannot be used; and where `redis.url` cannot be understood,
+    /// which a validated configuration rules out.
     pub fn start(shared: Arc<Shared>) -> io::Result<BridgeThread> {
-        let info = shared.config().redis.connection().map_err(io::Error::other)?;
+        let config = shared.config();
+        let Redis { spool_dir, spool_bytes_max, .. } = &config.redis;
+        let info = config.redis.connection().map_err(io::Error::other)?;
+        let spool = (!spool_dir.is_empty()).then(|| {
+            Spool::open(Path::new(spool_dir), *spool_bytes_max).map_err(|e| {
+                io::Error::new(e.kind(), format!("redis.spool_dir = {spool_dir:?}: {e}"))
+            })
+        });
+        let spool = spool.transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let body = move || runtime.block_on(Runner::new(shared, info).run(stopped));
+        let body = move || runtime.block_on(Runner::new(shared, info, spool).run(stopped));
         let thread = std::thread::Builder::new().name("bridge".into()).spawn(body)?;
         Ok(BridgeThread { stop, thread })
     }
 
-    /// Ends it, once the shards have ended. What they have left is still given to Redis, if it takes it in time.
+    /// Ends it, once the shards have ended. What they have left is still given to Redis, if it takes it in time, or to the
+    /// spool.
     pub fn stop(self) {
         let _ = self.stop.send(());
         if self.thread.join().is_err() {
@@ -103,12 +117,21 @@ enum Done {
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = Done>>>;
+/// What the disk is doing.
+type Work = tokio::task::JoinHandle<(Spool, SpoolDone)>;
 type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>>>>;
 
 /// Waits for what comes, as long as something can.
 async fn next(link: &mut Option<Link>, wanted: bool) -> Result<Message, Ended> {
     match link {
         Some(link) => link.incoming.next(wanted).await,
+        None => pending().await,
+    }
+}
+
+async fn disk(work: &mut Option<Work>) -> Result<(Spool, SpoolDone), JoinError> {
+    match work {
+        Some(work) => work.await,
         None => pending().await,
     }
 }
@@ -149,18 +172,34 @@ struct Runner {
     /// Of such publications, those that were given to a connection and may not have got further.
     shares_lost: u64,
     handover: Handover,
+    /// Unless there is none, or it has something to do.
+    spool: Option<Spool>,
+    spool_work: Option<Work>,
     dropped: Seldom,
     refused: Seldom,
 }
 
 impl Runner {
-    fn new(shared: Arc<Shared>, info: ConnectionInfo) -> Runner {
+    fn new(
+        shared: Arc<Shared>,
+        info: ConnectionInfo,
+        spool: Option<(Spool, BTreeMap<ChannelName, u32>)>,
+    ) -> Runner {
         let config = shared.config();
         let redis = &config.redis;
         let instance = rand::random();
         let now = Instant::now();
+        let mut bridge = Bridge::new(instance, redis.patience_ms.into(), 0);
+        let spool = spool.map(|(spool, waiting)| {
+            let count: u64 = waiting.values().map(|&count| u64::from(count)).sum();
+            if count > 0 {
+                tracing::info!("{count} publications wait on disk for Redis");
+            }
+            bridge.use_spool(waiting);
+            spool
+        });
         Runner {
-            bridge: Bridge::new(instance, redis.patience_ms.into(), 0),
+            bridge,
             began: now,
             names: Names::new(&redis.prefix, info.redis_settings().db(), instance),
             info,
@@ -180,6 +219,8 @@ impl Runner {
             shares: 0,
             shares_lost: 0,
             handover: Handover::new(shared.shards.count()),
+            spool,
+            spool_work: None,
             dropped: Seldom::default(),
             refused: Seldom::default(),
             shared,
@@ -214,16 +255,75 @@ impl Runner {
                     Err(Ended::Closed) => self.lost("the connection was closed"),
                     Err(Ended::Overrun) => self.lost("more was published than the shards take"),
                 },
+                done = disk(&mut self.spool_work) => self.disk_done(done),
                 () = sleep(FULL_PAUSE), if self.handover.is_waiting() => {}
             }
             self.pass_on();
         }
         self.shared.redis.up.set(0);
+        self.spool_rest().await;
+    }
+
+    /// Keeps on disk what Redis has not taken before the end.
+    async fn spool_rest(&mut self) {
+        if self.spool.is_none() && self.spool_work.is_none() {
+            return;
+        }
+        self.link = None;
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.bridge.lost(self.now_ms());
+        self.bridge.give_up(self.now_ms());
+        loop {
+            let is_all = self.take_wanted();
+            self.use_disk();
+            if self.spool_work.is_some() {
+                let done = disk(&mut self.spool_work).await;
+                self.disk_done(done);
+            } else if is_all || self.spool.is_none() {
+                break;
+            }
+        }
+        let left = self.bridge.spooled();
+        if left > 0 {
+            tracing::info!("{left} publications are left on disk for Redis");
+        }
+    }
+
+    /// Gives the disk what it is to do next.
+    fn use_disk(&mut self) {
+        let Some(mut spool) = self.spool.take() else { return };
+        match self.bridge.take_spool_order() {
+            None => self.spool = Some(spool),
+            Some(order) => {
+                self.spool_work = Some(spawn_blocking(move || {
+                    let done = spool.serve(order);
+                    (spool, done)
+                }));
+            }
+        }
+    }
+
+    fn disk_done(&mut self, done: Result<(Spool, SpoolDone), JoinError>) {
+        self.spool_work = None;
+        match done {
+            Ok((spool, done)) => {
+                if let SpoolDone::Written(count) = &done {
+                    self.shared.redis.spooled.add(*count as u64);
+                }
+                self.shared.redis.spool_bytes.set(spool.bytes());
+                self.spool = Some(spool);
+                self.bridge.spool_done(done);
+            }
+            Err(e) => tracing::error!("redis.spool_dir: {e}"),
+        }
     }
 
     /// Whether more may be taken from shards.
     fn has_room(&self) -> bool {
-        self.waiting.len() < COMMANDS_WAITING_MAX && self.waiting_bytes < BYTES_WAITING_MAX
+        self.waiting.len() < COMMANDS_WAITING_MAX
+            && self.waiting_bytes < BYTES_WAITING_MAX
+            && self.bridge.unwritten_bytes() < BYTES_WAITING_MAX
     }
 
     /// Nothing is left to do, or to do it with.
@@ -233,6 +333,20 @@ impl Runner {
 
     /// Takes what shards want, sends what Redis is to do, and tells shards what has come of it.
     fn pass_on(&mut self) {
+        self.take_wanted();
+        self.use_disk();
+        self.take_commands();
+        self.send();
+        for told in self.bridge.take_told() {
+            self.handover.push(told, &self.shared.shards);
+        }
+        self.handover.flush(&self.shared.shards);
+        self.shared.redis.shared_lost.set(self.bridge.shared_lost() + self.shares_lost);
+        self.shared.redis.spool.set(self.bridge.spooled());
+    }
+
+    /// Takes what shards want. Returns whether that is all.
+    fn take_wanted(&mut self) -> bool {
         for shard in self.shared.shards.ids() {
             while self.has_room()
                 && let Some(wanted) = self.shared.upstream.take(shard)
@@ -241,13 +355,7 @@ impl Runner {
                 self.take_commands();
             }
         }
-        self.take_commands();
-        self.send();
-        for told in self.bridge.take_told() {
-            self.handover.push(told, &self.shared.shards);
-        }
-        self.handover.flush(&self.shared.shards);
-        self.shared.redis.shared_lost.set(self.bridge.shared_lost() + self.shares_lost);
+        self.has_room()
     }
 
     fn take_commands(&mut self) {
@@ -496,7 +604,7 @@ impl Runner {
 /// Bytes of publications in a command.
 fn bytes_of(command: &Command) -> usize {
     match command {
-        Command::Append(append) => append.items.iter().map(bytes::Bytes::len).sum(),
+        Command::Append(append) => append.items.iter().map(|item| item.bytes.len()).sum(),
         Command::Share { bytes, .. } => bytes.len(),
         Command::Subscribe(_) | Command::Unsubscribe(_) | Command::Read(_) => 0,
     }

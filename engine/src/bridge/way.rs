@@ -2,23 +2,23 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{Offset, Position};
 
+use super::command::Item;
+use crate::message::Stored;
+
 /// Publications in one command …
-const BATCH_ITEMS_MAX: usize = 128;
+pub(super) const BATCH_ITEMS_MAX: usize = 128;
 /// … and bytes of them, or one.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
+pub(super) const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// A publication that waits: under which ticket its home knows it, and what.
-type Waiting = (u64, Bytes);
+pub(super) type Waiting = (u64, Item);
 
 /// Publications that are under way, or were when the connection was lost.
 #[derive(Debug)]
 struct Batch {
-    /// Number of the first.
-    first: u64,
     publications: Vec<Waiting>,
     /// It was sent, on a connection that is there.
     sent: bool,
@@ -69,37 +69,37 @@ impl Way {
     }
 
     /// Takes a publication into the queue.
-    pub(super) fn push(&mut self, ticket: u64, item: Bytes) {
+    pub(super) fn push(&mut self, ticket: u64, item: Item) {
         self.queue.push_back((ticket, item));
     }
 
-    /// What is to be appended now, with the number of the first; numbers are drawn from `next`.
-    pub(super) fn next_batch(&mut self, next: &mut u64) -> Option<(u64, Vec<Bytes>)> {
+    /// What is to be appended now.
+    pub(super) fn next_batch(&mut self) -> Option<Vec<Item>> {
         if self.batch.is_none() {
             let mut bytes = 0;
             let fits = |(_, item): &&Waiting| {
-                bytes += item.len();
+                bytes += item.bytes.len();
                 bytes <= BATCH_BYTES_MAX
             };
             let count = self.queue.iter().take(BATCH_ITEMS_MAX).take_while(fits).count();
             let count = count.max(1).min(self.queue.len());
             let publications: Vec<Waiting> = self.queue.drain(..count).collect();
             if !publications.is_empty() {
-                let first = *next;
-                *next += publications.len() as u64;
-                self.batch = Some(Batch { first, publications, sent: false });
+                self.batch = Some(Batch { publications, sent: false });
             }
         }
         let batch = self.batch.as_mut().filter(|batch| !batch.sent)?;
         batch.sent = true;
-        let items = batch.publications.iter().map(|(_, item)| item.clone());
-        Some((batch.first, items.collect()))
+        Some(batch.publications.iter().map(|(_, item)| item.clone()).collect())
     }
 
     /// What was under way is answered; returns the tickets.
     pub(super) fn appended(&mut self) -> Vec<u64> {
-        let batch = self.batch.take();
-        batch.into_iter().flat_map(|batch| batch.publications).map(|(ticket, _)| ticket).collect()
+        self.take_batch().map(|(ticket, _)| ticket).collect()
+    }
+
+    fn take_batch(&mut self) -> impl Iterator<Item = Waiting> + use<> {
+        self.batch.take().into_iter().flat_map(|batch| batch.publications)
     }
 
     /// The connection is lost.
@@ -110,12 +110,14 @@ impl Way {
         }
     }
 
-    /// Nothing is waited for any more. Returns the tickets of what was under way, and of what was not.
-    pub(super) fn give_up(
-        &mut self,
-    ) -> (impl Iterator<Item = u64> + use<>, impl Iterator<Item = u64> + use<>) {
-        let queue = std::mem::take(&mut self.queue);
-        (self.appended().into_iter(), queue.into_iter().map(|(ticket, _)| ticket))
+    /// Nothing is waited for any more. Returns what was under way, and what was not.
+    pub(super) fn give_up(&mut self) -> (impl Iterator<Item = Waiting> + use<>, VecDeque<Waiting>) {
+        (self.take_batch(), self.take_queue())
+    }
+
+    /// Takes what is not under way.
+    pub(super) fn take_queue(&mut self) -> VecDeque<Waiting> {
+        std::mem::take(&mut self.queue)
     }
 
     /// Whether there is nothing to remember.
@@ -124,14 +126,22 @@ impl Way {
     }
 }
 
-/// Where publications stand of which the last stands there.
-pub(super) fn positions(
-    tickets: &[u64],
+/// What has become of publications of which those that are new end there, and the others, by their places, in order, stand
+/// elsewhere.
+pub(super) fn outcomes(
+    tickets: Vec<u64>,
     epoch: Epoch,
     last: Offset,
-) -> impl Iterator<Item = (u64, Position)> + '_ {
-    let before = last.0.saturating_sub(tickets.len() as u64);
-    (1..)
-        .zip(tickets)
-        .map(move |(place, &ticket)| (ticket, Position { epoch, offset: Offset(before + place) }))
+    duplicates: Vec<(u32, Position)>,
+) -> impl Iterator<Item = (u64, Stored)> {
+    let new = tickets.len().saturating_sub(duplicates.len()) as u64;
+    let mut offset = Offset(last.0.saturating_sub(new));
+    let mut duplicates = duplicates.into_iter().peekable();
+    (0..).zip(tickets).map(move |(place, ticket)| {
+        if let Some((_, position)) = duplicates.next_if(|(of, _)| *of == place) {
+            return (ticket, Stored::At { position, duplicate: true });
+        }
+        offset = offset.next();
+        (ticket, Stored::At { position: Position { epoch, offset }, duplicate: false })
+    })
 }

@@ -199,7 +199,7 @@ fn ask(api: &str, api_key: &str, message: &Message) -> Result<String, NotTaken> 
     };
     let (status_line, body) = (head.lines().next().unwrap_or_default(), body.trim_end());
     match status_line.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
+        Some("200" | "202") => Ok(body.to_owned()),
         // It, or who stands in front of it, is not there at present, or could not find out.
         Some(status) if status.starts_with('5') => {
             Err(NotTaken::NotReached(anyhow!("{status_line}: {body}")))

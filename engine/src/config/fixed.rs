@@ -38,6 +38,7 @@ fixed! {
     drop.dir, drop.portico_dir,
     // Homes of channels follow, or do not; connections are made as they were begun.
     redis.url, redis.cluster, redis.prefix, redis.timeout_ms, redis.ping_interval_ms, redis.patience_ms,
+    redis.spool_dir, redis.spool_bytes_max,
 }
 
 #[cfg(test)]

@@ -176,6 +176,8 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("redis.ping_interval_ms", Numbers(100, 60_000)),
     ("redis.patience_ms", Numbers(0, 600_000)),
     ("redis.idle_s", Numbers(60, 315_360_000)),
+    ("redis.spool_dir", Text("the path of a directory")),
+    ("redis.spool_bytes_max", Numbers(1 << 20, 1 << 40)),
     ("drop.dir", Text("the path of a directory")),
     ("drop.portico_dir", Text("the path of a directory")),
     ("drop.interval_ms", Numbers(10, 3_600_000)),

@@ -269,6 +269,8 @@ pub struct Redis {
     pub ping_interval_ms: u32,
     pub patience_ms: u32,
     pub idle_s: u32,
+    pub spool_dir: String,
+    pub spool_bytes_max: u64,
 }
 
 /// Who gives the publications of a channel their offsets, where several nodes serve it.

@@ -131,6 +131,7 @@ impl utoipa::Modify for Keys {
     request_body = PublishBody,
     responses(
         (status = 200, description = "Published", body = PublishResult),
+        (status = 202, description = "Kept on disk until Redis can be reached, which numbers the channel", body = PublishResult),
         (status = "4XX", description = "Not published", body = ApiError),
         (status = "5XX", description = "The server takes none at present; whether this was published is not known", body = ApiError),
     ),
@@ -140,14 +141,17 @@ async fn publish_one(
     FromState(state): App,
     Extension(caller): Extension<Arc<Caller>>,
     body: Collected,
-) -> Result<Json<PublishResult>, ApiError> {
+) -> Result<(StatusCode, Json<PublishResult>), ApiError> {
     publish::not_draining(&state)?;
     let item = publish::parse_for(&caller, &body.bytes)?;
     let channel = item.channel.clone();
     let outcome = publish::publish_all(&state, vec![item]).await.pop();
     match publish::result(&channel, outcome.unwrap_or_else(|| Err(ApiError::busy()))) {
         PublishResult::Refused(e) => Err(e),
-        accepted @ PublishResult::Accepted { .. } => Ok(Json(accepted)),
+        pending @ PublishResult::Accepted { offset: None, .. } => {
+            Ok((StatusCode::ACCEPTED, Json(pending)))
+        }
+        accepted @ PublishResult::Accepted { .. } => Ok((StatusCode::OK, Json(accepted))),
     }
 }
 
@@ -311,6 +315,7 @@ mod tests {
     #[test]
     fn a_result_takes_no_more_than_was_reserved_for_it() {
         let position = Position { epoch: Epoch(u64::MAX), offset: Offset(u64::MAX) };
+        let position = Some(position);
         let receipt = Receipt { position, ack: Ack::Accepted, subscribers: 1, duplicate: false };
         let result = publish::result(&ChannelName::new("a").unwrap(), Ok(receipt));
         assert!(serde_json::to_vec(&result).unwrap().len() < "a".len() + RESULT_BYTES_MAX);

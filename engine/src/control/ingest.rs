@@ -25,6 +25,7 @@ use super::error::{ApiError, Code};
 use super::guard::{self, Requester};
 use super::publish;
 use crate::config::Scope;
+use crate::message::Ack;
 
 /// Most lines published at once, and so between two acknowledgements …
 const RUN_LINES_MAX: usize = 4096;
@@ -38,12 +39,16 @@ const ERRORS_MAX: usize = 100;
 pub(super) struct IngestAck {
     /// Lines seen to so far, empty ones included.
     lines: u64,
-    /// Publications in their home shards' logs so far.
+    /// Publications in their channels' logs so far, or that will be.
     accepted: u64,
     /// Of these, those that had been published before, by their `idempotency_key`.
     #[serde(skip_serializing_if = "is_zero")]
     #[schema(required = false)]
     duplicates: u64,
+    /// Of these, those that are on this node's disk until Redis can be reached, which numbers their channels.
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(required = false)]
+    spooled: u64,
     /// Lines refused so far.
     refused: u64,
     /// The first 100 lines refused since the acknowledgement before.
@@ -220,8 +225,8 @@ impl Ingest {
 
     fn take_ack(&mut self) -> IngestAck {
         let errors = std::mem::take(&mut self.ack.errors);
-        let IngestAck { lines, accepted, duplicates, refused, .. } = self.ack;
-        IngestAck { lines, accepted, duplicates, refused, errors, end: None, error: None }
+        let IngestAck { lines, accepted, duplicates, spooled, refused, .. } = self.ack;
+        IngestAck { lines, accepted, duplicates, spooled, refused, errors, end: None, error: None }
     }
 
     /// Publishes a run of lines. Fails where who sends them may not any more, where the shards do not follow, at a line
@@ -257,6 +262,7 @@ impl Ingest {
                 Ok(receipt) => {
                     self.ack.accepted += 1;
                     self.ack.duplicates += u64::from(receipt.duplicate);
+                    self.ack.spooled += u64::from(receipt.ack == Ack::Spooled);
                 }
                 // What stands behind it may be published or not: nothing is said of it.
                 Err(e) if matches!(e.code(), Code::Busy | Code::Draining) => {

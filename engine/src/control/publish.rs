@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use ringfeed_protocol::command::{Payload, present};
-use ringfeed_protocol::{ChannelName, IdempotencyKey, Position, Refused};
+use ringfeed_protocol::{ChannelName, IdempotencyKey, Refused};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
@@ -62,15 +62,18 @@ pub(super) struct PublishBody<'a> {
 #[derive(Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
 pub(super) enum PublishResult {
-    /// It is in the home shard's log, in memory.
+    /// It is as far as `ack` says.
     Accepted {
         /// The channel.
         channel: String,
-        /// The life of the channel's log.
-        epoch: String,
-        /// Its place in the log.
-        offset: u64,
-        /// `accepted`: in the home shard's log.
+        /// The life of the channel's log; absent with `spooled`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        epoch: Option<String>,
+        /// Its place in the log; absent with `spooled`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
+        /// `accepted`: in the home shard's log, in memory; `redis`: stored in Redis; `spooled`: on this node's disk, until Redis
+        /// can be reached.
         ack: &'static str,
         /// There, and `true`, where it was published before, by its `idempotency_key`: `offset` says where.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -283,15 +286,13 @@ pub(super) async fn receive<T>(
 /// The JSON form of an outcome.
 pub(super) fn result(channel: &ChannelName, outcome: Outcome) -> PublishResult {
     match outcome {
-        Ok(Receipt { position: Position { epoch, offset }, ack, duplicate, .. }) => {
-            PublishResult::Accepted {
-                channel: channel.to_string(),
-                epoch: epoch.to_string(),
-                offset: offset.0,
-                ack: ack.as_str(),
-                duplicate,
-            }
-        }
+        Ok(Receipt { position, ack, duplicate, .. }) => PublishResult::Accepted {
+            channel: channel.to_string(),
+            epoch: position.map(|position| position.epoch.to_string()),
+            offset: position.map(|position| position.offset.0),
+            ack: ack.as_str(),
+            duplicate,
+        },
         Err(e) => PublishResult::Refused(e),
     }
 }

@@ -260,7 +260,7 @@ pub enum Delivery {
         /// The channel.
         channel: ChannelName,
         /// Where it stands.
-        position: Position,
+        position: Option<Position>,
         /// How far it has come.
         ack: Ack,
         /// Subscribers of the channel, on all shards.

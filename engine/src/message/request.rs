@@ -2,6 +2,7 @@
 
 use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::{ChannelName, IdempotencyKey, Lane, Offset, Position, Refused, UserId};
+use sha2::{Digest as _, Sha256};
 use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
@@ -48,6 +49,30 @@ pub struct Keyed {
     /// The key.
     pub key: IdempotencyKey,
 }
+
+impl Keyed {
+    /// What stands for it where it is remembered outside of the process: the same on every node, in every life of it.
+    pub(crate) fn digest(&self) -> KeyDigest {
+        let mut hash = Sha256::new();
+        let (kind, of) = match &self.of {
+            KeyOf::Application => (0, ""),
+            KeyOf::User(user) => (1, &**user),
+            KeyOf::Strangers => (2, ""),
+        };
+        hash.update([kind]);
+        // Ids have at most 255 bytes.
+        hash.update([of.len() as u8]);
+        hash.update(of);
+        hash.update(self.key.as_str());
+        let mut digest = KeyDigest([0; 16]);
+        digest.0.copy_from_slice(&hash.finalize()[..16]);
+        digest
+    }
+}
+
+/// A hash of an idempotency key and of whose it is: of 128 bits of a SHA-256, so that nobody finds two that share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyDigest(pub [u8; 16]);
 
 /// Whose keys are told apart from those of others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -104,6 +129,8 @@ pub enum Ack {
     Accepted,
     /// It is stored in Redis.
     Redis,
+    /// It is on this node's disk, and is stored in Redis once that can be reached: it has no offset yet.
+    Spooled,
 }
 
 impl Ack {
@@ -112,15 +139,16 @@ impl Ack {
         match self {
             Ack::Accepted => "accepted",
             Ack::Redis => "redis",
+            Ack::Spooled => "spooled",
         }
     }
 }
 
-/// A publication that is in the log.
+/// A publication that is in the log, or will be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    /// Where it stands.
-    pub position: Position,
+    /// Where it stands; `None` as long as that is not known, with [`Ack::Spooled`].
+    pub position: Option<Position>,
     /// How far it has come.
     pub ack: Ack,
     /// Subscribers of the channel at present, on all shards.

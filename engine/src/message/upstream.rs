@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::delivery::StoredPayload;
 use super::mailbox::{Batch, Intake, NotTaken, Outlet, queue};
-use super::request::{By, Sender};
+use super::request::{By, KeyDigest, Sender};
 use crate::ids::{ConnectionId, ShardId};
 
 /// Work for what connects the shards with the upstream.
@@ -42,6 +42,8 @@ pub enum ToUpstream {
         ticket: u64,
         /// What.
         publication: Outgoing,
+        /// Its idempotency key, if it has one.
+        key: Option<KeyDigest>,
     },
     /// Something was published here that other nodes are to publish, too: nobody numbers it for all. Not answered.
     Share {
@@ -125,9 +127,23 @@ pub enum FromUpstream {
     Stored {
         /// Of which.
         ticket: u64,
-        /// Where it stands, or why it was not published.
-        stored: Result<Position, Refused>,
+        /// What has become of it, or why it was not published.
+        stored: Result<Stored, Refused>,
     },
+}
+
+/// What has become of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It has its offset.
+    At {
+        /// Where it stands.
+        position: Position,
+        /// It did before, published with the same idempotency key.
+        duplicate: bool,
+    },
+    /// It is kept on disk until the upstream can be reached.
+    Spooled,
 }
 
 impl FromUpstream {

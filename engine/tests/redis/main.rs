@@ -4,6 +4,7 @@
 mod faults;
 mod nodes;
 mod server;
+mod spool;
 #[path = "../suite"]
 mod suite {
     pub(crate) mod common;

@@ -27,12 +27,18 @@ impl RedisServer {
 
     /// Starts it again, with what it has on its disk.
     pub(crate) fn spawn(&mut self) {
+        self.spawn_with(&[]);
+    }
+
+    /// The same with more options, this time.
+    pub(crate) fn spawn_with(&mut self, options: &[&str]) {
         let process = Command::new("redis-server")
             .args(["--port", "0", "--save", "", "--unixsocket"])
             .arg(self.socket())
             .arg("--dir")
             .arg(self.dir.path())
             .args(&self.options)
+            .args(options)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is needed (package redis-server)");

@@ -29,7 +29,7 @@ use ringfeed_engine::shard::{
 };
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::handshake::Request as Head;
-use ringfeed_protocol::{ChannelName, Dialect, IdempotencyKey, Offset};
+use ringfeed_protocol::{ChannelName, Dialect, IdempotencyKey, Offset, Position};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::Speaks;
@@ -417,7 +417,11 @@ impl Waiting {
                     let (number, channel) = numbers[place as usize];
                     let duplicate = matches!(&result, Ok(receipt) if receipt.duplicate);
                     let place = result
-                        .map(|Receipt { position, .. }| (position.epoch.0, position.offset.0))
+                        .map(|Receipt { position, .. }| {
+                            let Position { epoch, offset } =
+                                position.expect("nothing is spooled here");
+                            (epoch.0, offset.0)
+                        })
                         .map_err(|refused| refused.code().as_str().to_owned());
                     Outcome { number, channel, place, duplicate }
                 });

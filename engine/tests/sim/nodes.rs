@@ -4,11 +4,13 @@
 //!
 //! Links between a node and Redis are cut and made again, with what is under way lost on the way there or on the way back; they
 //! deliver as late as they like, and what is asked and what is subscribed to overtake each other. Redis stalls, is flushed, and
-//! comes back with what it had, with less, or with nothing. Nodes are killed.
+//! comes back with what it had, with less, or with nothing; at times it is full. Nodes are killed, and their [`disk`]s, which may be
+//! full, stay.
 //!
 //! To add something that happens: a function and a line in [`STEPS`].
 
 mod client;
+mod disk;
 mod redis;
 mod truth;
 
@@ -23,18 +25,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ringfeed_engine::bridge::{Bridge, Told};
+use ringfeed_engine::bridge::{Bridge, SpoolDone, Told};
 use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{Config, Distribution, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
-use ringfeed_engine::message::{Post, Published, Request, Shards, StoredPayload, Waker, queues};
+use ringfeed_engine::message::{
+    KeyOf, Keyed, Post, Published, Request, Sender, Shards, StoredPayload, Waker, queues,
+};
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
 use ringfeed_engine::shard::{
     Credentials, Environment, Local, Promoted, Shard, Shared, TurnLimits, check_together,
 };
 use ringfeed_protocol::command::PayloadKind;
-use ringfeed_protocol::{ChannelName, Dialect};
+use ringfeed_protocol::{ChannelName, Dialect, IdempotencyKey, Position};
 use tokio::sync::oneshot;
 
 use super::dice::Dice;
@@ -42,6 +46,7 @@ use super::net::{ConnId, Fate, Faults, Net, Phase, SimWire};
 use super::trace::{Trace, Tracing, note};
 use super::world::Tally;
 use client::{Channels, Client};
+use disk::Disk;
 use redis::{Heard, Keeps, Pipe, Redis};
 use truth::Truth;
 
@@ -68,6 +73,15 @@ struct Node {
     pipe: Pipe,
     /// What its shards are to be told and had no room for.
     told: VecDeque<(Option<ShardId>, Request)>,
+    /// What its disk has done.
+    done: Option<SpoolDone>,
+}
+
+/// A publication over the API of a node.
+struct Posted {
+    channel: usize,
+    numbers: Vec<u64>,
+    answer: oneshot::Receiver<Vec<(u32, Published)>>,
 }
 
 /// What is drawn at the beginning.
@@ -91,6 +105,12 @@ struct Setup {
     /// How often what is published is lost on its way to a node, and nothing else.
     losses: u32,
     turns: u32,
+    /// Whether nodes have a disk for what Redis does not take, …
+    spools: bool,
+    /// … and how often it is full, of 1,000.
+    disk_full: u32,
+    /// Of 1,000 publications over the API, those with an idempotency key.
+    keyed: u32,
 }
 
 impl Setup {
@@ -119,6 +139,9 @@ impl Setup {
             kills: dice.pick(&[0, 0, 2, 8]),
             losses: dice.pick(&[0, 0, 0, 10]),
             turns: dice.magnitude(200, 1500) as u32,
+            spools: dice.chance(600),
+            disk_full: dice.pick(&[0, 0, 100]),
+            keyed: dice.pick(&[0, 300, 1000]),
         }
     }
 }
@@ -138,7 +161,13 @@ pub(crate) struct World {
     channels: Channels,
     clients: Vec<Client>,
     published: u64,
-    posts: Vec<oneshot::Receiver<Vec<(u32, Published)>>>,
+    posts: Vec<Posted>,
+    /// Number, filler and channel of what was published with a key and may be again.
+    keyed: Vec<(u64, usize, usize)>,
+    /// Of each node, whichever process it runs.
+    disks: Vec<Disk>,
+    /// What the API was told to be stored later.
+    spooled: Vec<u64>,
     /// Redis does nothing for so many steps.
     stalls: u32,
     tally: Tally,
@@ -161,6 +190,10 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("a client comes back", |_| 60, World::reconnect),
     ("a client leaves", |_| 12, World::leave),
     ("the API publishes", |_| 40, World::post),
+    ("the API publishes again", |_| 10, World::repeat),
+    ("a disk does something", |_| 150, World::any_order),
+    ("a bridge hears of its disk", |_| 150, World::any_done),
+    ("Redis is full", |w| w.setup.faults / 6, World::fill),
     ("the clock moves", |_| 40, World::clock),
     ("a bridge takes what its shards want", |_| 300, World::any_wanted),
     ("Redis does something", |_| 400, World::any_command),
@@ -177,6 +210,18 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("Redis is flushed", |w| w.setup.faults / 10, World::flush),
     ("a node is killed", |w| w.setup.kills, World::kill),
 ];
+
+/// What is published over the API.
+fn posted(channel: &ChannelName, number: u64, filler: usize, is_keyed: bool) -> Post {
+    let bytes = Bytes::from(client::payload(number, filler));
+    let payload = StoredPayload { kind: PayloadKind::Json, bytes };
+    let by = is_keyed.then(|| {
+        let key = IdempotencyKey::new(&number.to_string()).expect("a key");
+        let key = Some(Box::new(Keyed { of: KeyOf::Application, key }));
+        Box::new(Sender { key, ..Sender::default() })
+    });
+    Post { channel: channel.clone(), payload, by }
+}
 
 fn configuration(setup: &Setup) -> Config {
     let mut config = Config::load(&Sources::default()).expect("the defaults are valid");
@@ -219,21 +264,24 @@ impl World {
             clients: Vec::new(),
             published: 0,
             posts: Vec::new(),
+            keyed: Vec::new(),
+            disks: (0..setup.nodes).map(|_| Disk::default()).collect(),
+            spooled: Vec::new(),
             stalls: 0,
             tally: Tally { seeds: 1, ..Tally::default() },
             trace,
             setup,
             dice,
         };
-        for _ in 0..world.setup.nodes {
-            let node = world.node();
+        for number in 0..world.setup.nodes {
+            let node = world.node(number);
             world.nodes.push(node);
         }
         world
     }
 
     /// A process that has just started.
-    fn node(&mut self) -> Node {
+    fn node(&mut self, number: usize) -> Node {
         let (mut ends, mut inboxes, mut wakes) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.setup.shards {
             let (wake, waker) = UnixStream::pair().expect("descriptors are to be had");
@@ -274,8 +322,12 @@ impl World {
             Running { shard, local, wake, asleep: false, wire: first + number }
         });
         let shards = shards.collect();
-        let bridge = Bridge::new(self.dice.number(), PATIENCE_MS, self.now_ms());
-        Node { shards, shared, bridge, pipe: Pipe::default(), told: VecDeque::new() }
+        let mut bridge = Bridge::new(self.dice.number(), PATIENCE_MS, self.now_ms());
+        if self.setup.spools {
+            bridge.use_spool(self.disks[number].channels());
+        }
+        let (pipe, told) = (Pipe::default(), VecDeque::new());
+        Node { shards, shared, bridge, pipe, told, done: None }
     }
 
     fn now_ms(&self) -> u64 {
@@ -454,6 +506,7 @@ impl World {
     }
 
     fn post(&mut self) {
+        self.look_at_posts();
         let node = self.any_node();
         let channel = self.dice.below(self.channels.names.len());
         let count = self.dice.pick(&[1, 1, 3, 20]);
@@ -466,18 +519,105 @@ impl World {
         let shards = &self.nodes[node].shared.shards;
         let home = shards.home(&name);
         let (reply, answer) = oneshot::channel();
+        let mut numbers = Vec::new();
         let items = (0..count as u32).map(|place| {
             self.published += 1;
-            let filler = self.dice.below(self.setup.filler);
-            let payload = client::payload(self.published, filler);
-            let payload = StoredPayload { kind: PayloadKind::Json, bytes: Bytes::from(payload) };
-            (place, Post { channel: name.clone(), payload, by: None })
+            let (number, filler) = (self.published, self.dice.below(self.setup.filler));
+            numbers.push(number);
+            self.truth.published(number, node);
+            let is_keyed = channel < self.channels.numbered && self.dice.chance(self.setup.keyed);
+            if is_keyed {
+                self.keyed.push((number, filler, channel));
+            }
+            (place, posted(&name, number, filler, is_keyed))
         });
         let items = items.collect();
         if shards.request(home, Request::PublishBatch { items, reply }).is_ok() {
             note!(self.trace, "the API of n{node} publishes {count}, up to {}", self.published);
-            self.posts.push(answer);
+            self.posts.push(Posted { channel, numbers, answer });
         }
+    }
+
+    /// Publishes once more what was published with a key, at any node.
+    fn repeat(&mut self) {
+        if self.keyed.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.keyed.len());
+        let (number, filler, channel) = self.keyed[at];
+        self.truth.repeated(number);
+        let node = self.any_node();
+        let name = ChannelName::new(&self.channels.names[channel]).expect("a name");
+        let shards = &self.nodes[node].shared.shards;
+        let (reply, answer) = oneshot::channel();
+        let items = vec![(0, posted(&name, number, filler, true))];
+        if shards.request(shards.home(&name), Request::PublishBatch { items, reply }).is_ok() {
+            note!(self.trace, "the API of n{node} publishes {number} again");
+            self.posts.push(Posted { channel, numbers: vec![number], answer });
+        }
+    }
+
+    /// Looks at what was answered to whoever has published over the API.
+    fn look_at_posts(&mut self) {
+        for mut post in std::mem::take(&mut self.posts) {
+            let Ok(answers) = post.answer.try_recv() else {
+                self.posts.push(post);
+                continue;
+            };
+            let is_numbered = post.channel < self.channels.numbered;
+            let name = &self.channels.names[post.channel];
+            for (place, answer) in answers.into_iter().filter(|_| is_numbered) {
+                let number = post.numbers[place as usize];
+                match answer.map(|receipt| receipt.position) {
+                    Ok(Some(Position { epoch, offset })) => {
+                        let there = self.truth.at(name, epoch.0, offset.0);
+                        assert_eq!(there, Some(number), "rule acks: {name} at {offset}");
+                    }
+                    Ok(None) => self.spooled.push(number),
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn any_order(&mut self) {
+        let node = self.any_node();
+        self.order(node);
+    }
+
+    /// The disk of a node does what it is told to.
+    fn order(&mut self, node: usize) -> bool {
+        let Node { bridge, done, .. } = &mut self.nodes[node];
+        if done.is_some() {
+            return false;
+        }
+        let Some(order) = bridge.take_spool_order() else { return false };
+        note!(self.trace, "the disk of n{node} does {order:?}");
+        let is_full = self.dice.chance(self.setup.disk_full);
+        *done = Some(self.disks[node].serve(order, is_full, &mut self.dice));
+        true
+    }
+
+    fn any_done(&mut self) {
+        let node = self.any_node();
+        self.disk_done(node);
+    }
+
+    fn disk_done(&mut self, node: usize) -> bool {
+        let Node { bridge, pipe, done, .. } = &mut self.nodes[node];
+        let Some(done) = done.take() else { return false };
+        note!(self.trace, "n{node} hears of its disk: {done:?}");
+        bridge.spool_done(done);
+        if pipe.connected {
+            pipe.take(bridge.take_commands());
+        }
+        true
+    }
+
+    fn fill(&mut self) {
+        self.tally.faults += 1;
+        note!(self.trace, "Redis is full");
+        self.redis.fill(self.dice.magnitude(1, 50) as u32);
     }
 
     fn clock(&mut self) {
@@ -689,7 +829,7 @@ impl World {
         for client in self.clients.iter_mut().filter(|client| client.node == node) {
             client.over = true;
         }
-        self.nodes[node] = self.node();
+        self.nodes[node] = self.node(node);
     }
 
     // The end.
@@ -698,6 +838,8 @@ impl World {
     fn heal(&mut self) {
         note!(self.trace, "faults end");
         self.stalls = 0;
+        self.redis.fill(0);
+        self.setup.disk_full = 0;
         (0..self.nodes.len()).for_each(|node| self.make_link(node));
         self.settle();
         // What is found by looking from time to time is found by then.
@@ -713,9 +855,17 @@ impl World {
         for client in self.clients.iter().filter(|client| !client.over) {
             client.settled(&self.channels, &self.truth);
         }
+        self.look_at_posts();
+        let spooled = self.clients.iter().flat_map(|client| &client.spooled).chain(&self.spooled);
+        for number in spooled {
+            assert!(self.truth.has(*number), "rule spool: {number} is nowhere");
+        }
+        for (node, disk) in self.disks.iter().enumerate() {
+            assert!(disk.is_empty(), "rule spool: something is left on the disk of n{node}");
+        }
         for mut post in std::mem::take(&mut self.posts) {
             use tokio::sync::oneshot::error::TryRecvError;
-            let answer = post.try_recv();
+            let answer = post.answer.try_recv();
             // A node that was killed answers nothing.
             let answered = !matches!(answer, Err(TryRecvError::Empty));
             assert!(answered, "rule api: a publication is not answered");
@@ -746,6 +896,7 @@ impl World {
                     }
                 }
                 moved |= self.command(node) | self.answer(node) | self.heard(node);
+                moved |= self.order(node) | self.disk_done(node);
                 moved |= !self.nodes[node].pipe.subscribes.is_empty();
                 self.redis.subscribe(&mut self.nodes[node].pipe);
                 moved |= self.tell(node);

@@ -11,7 +11,8 @@ use ringfeed_protocol::ChannelName;
 use ringfeed_protocol::command::PayloadKind;
 
 use super::*;
-use crate::message::{Outgoing, StoredPayload};
+use crate::bridge::Item;
+use crate::message::{KeyDigest, Outgoing, StoredPayload};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,11 +67,30 @@ impl Server {
         (instance, first): (u64, u64),
         payloads: &[u64],
     ) -> RedisResult<(Epoch, u64)> {
-        let items = payloads.iter().map(|&payload| item(&payload.to_string())).collect();
-        let append = Append { channel: channel(), instance, first, items };
-        let cmd = self.scripts.append(&Names::new("t", 0, instance), keep, "PUBLISH", &append);
+        let plain: Vec<_> = payloads.iter().map(|&payload| (payload, None)).collect();
+        let (epoch, last, duplicates) = self.append_keyed(keep, (instance, first), &plain)?;
+        assert_eq!(duplicates, []);
+        Ok((epoch, last))
+    }
+
+    /// Payloads, each with its idempotency key if it has one.
+    fn append_keyed(
+        &mut self,
+        keep: Keep,
+        (instance, first): (u64, u64),
+        payloads: &[(u64, Option<u8>)],
+    ) -> RedisResult<Appended> {
+        let item = |(number, &(payload, key)): (u64, &(u64, Option<u8>))| Item {
+            // Numbers grow, and no more is known of them.
+            number: 3 * number,
+            bytes: item(&payload.to_string()),
+            key: key.map(digest),
+        };
+        let items = (first..).zip(payloads).map(item).collect();
+        let append = Append { channel: channel(), instance, items };
+        let cmd = self.scripts.append(&Names::new("t", 0, 99), keep, "PUBLISH", &append);
         match reply(cmd.query(&mut self.connection)?) {
-            Some(Reply::Appended { epoch, last }) => Ok((epoch, last.0)),
+            Some(Reply::Appended { epoch, last, duplicates }) => Ok((epoch, last.0, duplicates)),
             other => panic!("{other:?}"),
         }
     }
@@ -85,7 +105,26 @@ impl Server {
     }
 }
 
-const KEEP: Keep = Keep { size: 1 << 20, age_ms: 0, idle_ms: 1 << 40 };
+/// Epoch, offset of the last one, and what was there before.
+type Appended = (Epoch, u64, Vec<(u32, Position)>);
+
+/// Keys of which some come again.
+const KEYS: u8 = 60;
+
+const KEEP: Keep = Keep { size: 1 << 20, age_ms: 0, idle_ms: 1 << 40, keys_ms: 1 << 30 };
+
+fn digest(key: u8) -> KeyDigest {
+    KeyDigest([key; 16])
+}
+
+/// All keys of Redis that instances 0 and 1 use.
+fn names_of_keys() -> Vec<String> {
+    let (names, channel) = (Names::new("t", 0, 99), channel());
+    let mut keys = names.keys(&channel).to_vec();
+    keys.extend((0..2).map(|instance| names.appended(&channel, instance)));
+    keys.extend((0..KEYS).map(|key| names.keyed(&channel, digest(key))));
+    keys
+}
 
 fn channel() -> ChannelName {
     ChannelName::new("a}{b").unwrap()
@@ -118,8 +157,10 @@ struct Model {
     /// Where it stands; `None` where it is not known.
     place: Option<Place>,
     history: Vec<(u64, u64)>,
-    /// Number and place of what an instance has appended last.
-    appended: HashMap<u64, (u64, Epoch, u64)>,
+    /// Of what an instance has appended last the number, and what was answered.
+    appended: HashMap<u64, (u64, Appended)>,
+    /// Where publications with keys stand.
+    keyed: HashMap<u8, Position>,
 }
 
 impl Model {
@@ -146,6 +187,37 @@ impl Model {
         assert_eq!(place.0, answered);
         self.place = Some(place);
     }
+
+    /// What is to be answered, given the epoch that was; the channel's place is that of before.
+    fn append(
+        &mut self,
+        (instance, first): (u64, u64),
+        payloads: &[(u64, Option<u8>)],
+        ever: &mut HashMap<(Epoch, u64), u64>,
+    ) -> Appended {
+        let (epoch, offset, ..) = self.place.as_mut().unwrap();
+        let done = self.appended.get(&instance).map_or(0, |(number, _)| number + 1);
+        let mut duplicates = Vec::new();
+        for ((place, number), &(payload, key)) in (0..).zip(first..).zip(payloads) {
+            if number < done {
+                continue;
+            }
+            if let Some(&position) = key.and_then(|key| self.keyed.get(&key)) {
+                duplicates.push((place, position));
+                continue;
+            }
+            *offset += 1;
+            self.history.push((*offset, payload));
+            let before = ever.insert((*epoch, *offset), payload);
+            assert_eq!(before, None, "{epoch} {offset}");
+            let position = Position { epoch: *epoch, offset: Offset(*offset) };
+            key.map(|key| self.keyed.insert(key, position));
+        }
+        let answer = (*epoch, *offset, duplicates);
+        let last = first + payloads.len() as u64 - 1;
+        self.appended.insert(instance, (last, answer.clone()));
+        answer
+    }
 }
 
 #[test]
@@ -160,40 +232,36 @@ fn scripts_do_what_is_said_of_them() {
     // All that was ever told of a position: never something else.
     let mut ever: HashMap<(Epoch, u64), u64> = HashMap::new();
     let mut epochs: Vec<Epoch> = Vec::new();
-    let keys: Vec<String> =
-        (0..2).flat_map(|instance| Names::new("t", 0, instance).keys(&channel())).collect();
+    let keys = names_of_keys();
     for _ in 0..3000 {
         match random.random_range(0..100) {
             0..45 => {
                 let instance = random.random_range(0..2_usize);
                 let count = random.random_range(1..5);
-                let payloads: Vec<u64> = (payload..payload + count).collect();
-                payload += count;
-                let first = numbers[instance];
-                numbers[instance] += count;
-                // Whoever did not hear the answer asks again, and again.
-                for _ in 0..random.random_range(1..3) {
-                    let id = instance as u64;
-                    let (epoch, last) = server.append(KEEP, (id, first), &payloads).unwrap();
+                let mut payloads = Vec::new();
+                let id = instance as u64;
+                // Whoever did not hear the answer asks again, and again, with more behind it where it has waited.
+                for _ in 0..random.random_range(1..4) {
+                    let more = if payloads.is_empty() || random.random() { count } else { 0 };
+                    for _ in 0..more {
+                        let key = random.random_range(0..3 * KEYS);
+                        payloads.push((payload, (key < KEYS).then_some(key)));
+                        payload += 1;
+                    }
+                    let first = numbers[instance];
+                    let answer = server.append_keyed(KEEP, (id, first), &payloads).unwrap();
+                    let last = first + payloads.len() as u64 - 1;
+                    epochs.push(answer.0);
                     match model.appended.get(&id) {
-                        Some(&(number, of, up_to)) if number >= first + count - 1 => {
-                            assert_eq!((epoch, last), (of, up_to));
-                        }
+                        Some((number, before)) if *number >= last => assert_eq!(answer, *before),
                         _ => {
-                            model.place(life, None, epoch, &epochs);
-                            let (.., offset, _, _) = model.place.as_mut().unwrap();
-                            for &payload in &payloads {
-                                *offset += 1;
-                                model.history.push((*offset, payload));
-                                let before = ever.insert((epoch, *offset), payload);
-                                assert_eq!(before, None, "{epoch} {offset}");
-                            }
-                            assert_eq!(last, *offset);
-                            model.appended.insert(id, (first + count - 1, epoch, last));
+                            let known = &epochs[..epochs.len() - 1];
+                            model.place(life, None, answer.0, known);
+                            assert_eq!(answer, model.append((id, first), &payloads, &mut ever));
                         }
                     }
-                    epochs.push(epoch);
                 }
+                numbers[instance] += payloads.len() as u64;
             }
             45..90 => {
                 let since = match random.random_range(0..10) {
@@ -277,11 +345,13 @@ fn an_answer_has_a_bounded_part_of_the_history_and_the_next_one_goes_on() {
     assert_eq!(seen, (1..=2000).zip(0..).collect::<Vec<_>>());
     // Of large ones fewer, and one however large it is.
     let large = "x".repeat(BYTES_MAX / 2 + 1);
-    let append = |items: Vec<Bytes>, first| {
-        let append = Append { channel: channel(), instance: 1, first, items };
+    let append = |items: Vec<Bytes>, first: u64| {
+        let item = |(number, bytes)| Item { number, bytes, key: None };
+        let items = (first..).zip(items).map(item).collect();
+        let append = Append { channel: channel(), instance: 1, items };
         server.scripts.append(&Names::new("t", 0, 1), KEEP, "PUBLISH", &append)
     };
-    let cmds = [append(vec![item(&large); 3], 2000), append(vec![item(&large.repeat(3))], 2003)];
+    let cmds = [append(vec![item(&large); 3], 6000), append(vec![item(&large.repeat(3))], 6003)];
     for cmd in cmds {
         let _: Value = cmd.query(&mut server.connection).unwrap();
     }
@@ -296,7 +366,7 @@ fn an_answer_has_a_bounded_part_of_the_history_and_the_next_one_goes_on() {
 fn what_is_told_of_the_history_has_no_holes() {
     let mut server = Server::start();
     let (epoch, _) = server.append(KEEP, (1, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
-    let [_, history, _] = Names::new("t", 0, 1).keys(&channel());
+    let [_, history] = Names::new("t", 0, 1).keys(&channel());
     server.ask(&["XDEL", &history, "3-0"]);
     assert_eq!(told(&server.read(KEEP, at(epoch, 0))), [(1, 0), (2, 1)]);
     assert_eq!(told(&server.read(KEEP, at(epoch, 2))), [(4, 3), (5, 4), (6, 5)]);
@@ -361,14 +431,16 @@ fn what_is_too_old_is_told_no_more_and_goes_in_the_end() {
 fn keys_go_when_nothing_is_published_and_the_place_stays_longest() {
     let mut server = Server::start();
     let names = Names::new("t", 0, 1);
-    let [place, history, appended] = names.keys(&channel());
+    let [place, history] = names.keys(&channel());
+    let (appended, keyed) = (names.appended(&channel(), 1), names.keyed(&channel(), digest(7)));
     let left = |server: &mut Server, key: &str| match server.ask(&["PTTL", key]) {
         Value::Int(left) => left,
         other => panic!("{other:?}"),
     };
-    let keep = Keep { size: 10, age_ms: 100_000, idle_ms: 60_000 };
-    let (epoch, _) = server.append(keep, (1, 0), &[0]).unwrap();
-    for (key, most) in [(&place, 100_000), (&history, 100_000), (&appended, 3_600_000)] {
+    let keep = Keep { size: 10, age_ms: 100_000, idle_ms: 60_000, keys_ms: 300_000 };
+    let (epoch, ..) = server.append_keyed(keep, (1, 0), &[(0, Some(7))]).unwrap();
+    let all = [(&place, 100_000), (&history, 100_000), (&appended, 3_600_000), (&keyed, 300_000)];
+    for (key, most) in all {
         let left = left(&mut server, key);
         assert!((1..=most).contains(&left) && left > most - 30_000, "{key} {left}");
     }
@@ -386,7 +458,8 @@ fn keys_go_when_nothing_is_published_and_the_place_stays_longest() {
 #[test]
 fn what_cannot_be_done_is_not_done_in_part() {
     let mut server = Server::start();
-    let [place, history, appended] = Names::new("t", 0, 1).keys(&channel());
+    let names = Names::new("t", 0, 1);
+    let ([place, history], appended) = (names.keys(&channel()), names.appended(&channel(), 1));
     let (epoch, _) = server.append(KEEP, (1, 0), &[0]).unwrap();
     // Redis is full.
     server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -435,7 +508,9 @@ fn whatever_is_answered_is_understood_or_refused() {
         Value::Array(vec![epoch()]),
         Value::Array(vec![bytes(b"short"), Value::Int(1)]),
         Value::Array(vec![epoch(), Value::Int(-1)]),
-        Value::Array(vec![epoch(), Value::Int(1), bytes(b"")]),
+        Value::Array(vec![epoch(), Value::Int(1)]),
+        Value::Array(vec![epoch(), Value::Int(1), bytes(b"short")]),
+        Value::Array(vec![epoch(), Value::Int(1), Value::Int(1)]),
         Value::Array(vec![epoch(), Value::Int(1), bytes(b""), Value::Nil]),
         Value::Array(vec![epoch(), Value::Int(1), bytes(b""), Value::Array(vec![epoch(); 3])]),
     ] {

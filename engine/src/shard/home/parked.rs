@@ -5,11 +5,11 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
-use ringfeed_protocol::{Position, Refused};
+use ringfeed_protocol::Refused;
 
 use super::{Asker, Publisher};
 use crate::ids::{SessionId, ShardId, Ticket};
-use crate::message::{Request, StoredPayload, key_bytes};
+use crate::message::{Request, Stored, StoredPayload, key_bytes};
 
 /// What is held back.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub(super) enum Parked {
     Asked(Ticket, StoredPayload, Publisher),
     /// A publication that is on its way to what numbers it, under this number and so long.
     Sent(u64, usize, Asker),
-    /// One that was, and where it stands.
-    Stored(Result<Position, Refused>, Asker),
+    /// One that was, and what has become of it.
+    Stored(Result<Stored, Refused>, Asker),
     /// A publication that may not be: whoever published it is told behind its earlier ones.
     Refused(Refused, Asker),
     /// Something that a session has asked behind a publication of its own.
@@ -135,7 +135,7 @@ impl Parking {
     }
 
     /// What was sent under this number stands there, or is refused.
-    pub(super) fn stored(&mut self, ticket: u64, stored: Result<Position, Refused>) {
+    pub(super) fn stored(&mut self, ticket: u64, stored: Result<Stored, Refused>) {
         // They are answered in order, but where the first ones were answered before.
         let is_it = |parked: &Parked| matches!(parked, Parked::Sent(of, ..) if *of == ticket);
         let Some(at) = self.queue.iter().position(is_it) else { return };

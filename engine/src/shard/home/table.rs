@@ -493,6 +493,7 @@ impl Homes {
         if !matches!(asker, Asker::Nobody | Asker::Shared) {
             let home = self.home_mut(index);
             let (ack, subscribers) = (Ack::Accepted, home.subscribers());
+            let position = Some(position);
             let receipt = Receipt { position, ack, subscribers, duplicate: false };
             asker.answer(&home.name, Ok(receipt), deliver);
         }

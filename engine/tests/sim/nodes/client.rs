@@ -37,6 +37,8 @@ pub(super) struct Client {
     /// It was told to go, or is gone.
     pub(super) over: bool,
     pub(super) told: Told,
+    /// Publications that were said to be stored later.
+    pub(super) spooled: Vec<u64>,
 }
 
 /// What clients were told.
@@ -70,6 +72,7 @@ impl Client {
             seen: HashMap::new(),
             over: false,
             told: Told::default(),
+            spooled: Vec::new(),
         }
     }
 
@@ -181,7 +184,12 @@ impl Client {
                 self.views.remove(&channel);
             }
             ("published", Some(Pending::Publish(number)), _) => {
-                let (epoch, offset) = (epoch.expect("an epoch"), said.offset.expect("an offset"));
+                let Some(offset) = said.offset else {
+                    assert!(numbered && epoch.is_none(), "rule acks: {who} on {name}");
+                    self.spooled.push(number);
+                    return;
+                };
+                let epoch = epoch.expect("an epoch");
                 self.told.acknowledged += 1;
                 if numbered {
                     let there = truth.at(name, epoch, offset);

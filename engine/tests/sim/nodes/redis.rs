@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_engine::bridge::item;
-use ringfeed_engine::bridge::{Append, Command, Failed, Read, Reply};
-use ringfeed_engine::message::{Followed, Numbered};
+use ringfeed_engine::bridge::{Append, Command, Failed, Item, Read, Reply};
+use ringfeed_engine::message::{Followed, KeyDigest, Numbered};
 use ringfeed_protocol::{ChannelName, Epoch, Offset, Position};
 
 use super::super::dice::Dice;
@@ -26,9 +26,14 @@ struct Kept {
     life: u64,
     lineage: Vec<(Epoch, Offset)>,
     stream: BTreeMap<u64, Bytes>,
-    /// Of each instance: the number behind its last publication, and where that stands.
-    instances: HashMap<u64, (u64, Epoch, u64)>,
+    /// Of each instance: the number of its last publication, and what it was answered.
+    instances: HashMap<u64, (u64, Answer)>,
+    /// Where publications with idempotency keys stand.
+    keyed: HashMap<KeyDigest, Position>,
 }
+
+/// Epoch, offset of the last publication, and those that were there before.
+type Answer = (Epoch, Offset, Vec<(u32, Position)>);
 
 /// What reaches a node over its subscription.
 #[derive(Debug)]
@@ -76,13 +81,15 @@ pub(super) struct Redis {
     life: u64,
     snapshot: HashMap<ChannelName, Kept>,
     history_size: usize,
+    /// It takes nothing for so many commands.
+    full: u32,
     dice: Dice,
 }
 
 impl Redis {
     pub(super) fn new(history_size: usize, dice: Dice) -> Redis {
         let (channels, snapshot) = (HashMap::new(), HashMap::new());
-        Redis { channels, life: 0, snapshot, history_size, dice }
+        Redis { channels, life: 0, snapshot, history_size, full: 0, dice }
     }
 
     /// What it would come back with as a copy that is older.
@@ -105,12 +112,21 @@ impl Redis {
         self.channels.clear();
     }
 
+    /// It is full, or not any more.
+    pub(super) fn fill(&mut self, commands: u32) {
+        self.full = commands;
+    }
+
     /// Does the next command of a node.
     pub(super) fn serve(&mut self, node: usize, pipes: &mut [&mut Pipe], truth: &mut Truth) {
         let Some((number, command)) = pipes[node].asked.pop_front() else { return };
         match command {
+            Command::Append(_) if self.full > 0 => {
+                self.full -= 1;
+                pipes[node].answers.push_back((number, Err(Failed::Refused)));
+            }
             Command::Append(append) => {
-                let (epoch, last, message) = self.append(&append, truth);
+                let ((epoch, last, duplicates), message) = self.append(&append, truth);
                 if let Some(message) = message {
                     let listening =
                         pipes.iter_mut().filter(|pipe| pipe.subscribed.contains(&append.channel));
@@ -119,8 +135,8 @@ impl Redis {
                         pipe.heard.push_back(heard);
                     }
                 }
-                let last = Offset(last);
-                pipes[node].answers.push_back((number, Ok(Reply::Appended { epoch, last })));
+                let appended = Reply::Appended { epoch, last, duplicates };
+                pipes[node].answers.push_back((number, Ok(appended)));
             }
             Command::Read(read) => {
                 let followed = self.read(&read, truth);
@@ -154,8 +170,9 @@ impl Redis {
         let (fresh, life) = (Epoch(self.dice.number()), self.life);
         let kept = self.channels.entry(name.clone()).or_insert_with(|| {
             truth.begin(name, fresh.0, None);
-            let (lineage, stream, instances) = (Vec::new(), BTreeMap::new(), HashMap::new());
-            Kept { epoch: fresh, offset: 0, life, lineage, stream, instances }
+            let (lineage, stream) = (Vec::new(), BTreeMap::new());
+            let (instances, keyed) = (HashMap::new(), HashMap::new());
+            Kept { epoch: fresh, offset: 0, life, lineage, stream, instances, keyed }
         });
         let ahead =
             seen.is_some_and(|seen| seen.epoch == kept.epoch && seen.offset.0 > kept.offset);
@@ -169,21 +186,34 @@ impl Redis {
         kept
     }
 
-    fn append(&mut self, append: &Append, truth: &mut Truth) -> (Epoch, u64, Option<Bytes>) {
-        let Append { channel, instance, first, items } = append;
+    fn append(&mut self, append: &Append, truth: &mut Truth) -> (Answer, Option<Bytes>) {
+        let Append { channel, instance, items } = append;
         let most = self.history_size;
+        let newest = items.last().expect("there is something to append").number;
         let kept = self.open(channel, None, truth);
-        if let Some(&(next, epoch, last)) = kept.instances.get(instance)
-            && *first < next
-        {
-            return (epoch, last, None);
-        }
+        let done = kept.instances.get(instance);
+        let after = match done {
+            Some((number, answer)) if *number >= newest => return (answer.clone(), None),
+            done => done.map(|(number, _)| *number),
+        };
+        let mut duplicates = Vec::new();
         let mut message = BytesMut::new();
         message.put_u8(1);
         message.put_u64(kept.epoch.0);
         message.put_u64(kept.offset + 1);
-        for item in items {
+        for (place, Item { number, bytes: item, key }) in (0..).zip(items) {
+            if after.is_some_and(|after| *number <= after) {
+                continue;
+            }
+            if let Some(known) = key.and_then(|key| kept.keyed.get(&key)) {
+                duplicates.push((place, *known));
+                continue;
+            }
             kept.offset += 1;
+            if let Some(key) = key {
+                let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
+                kept.keyed.insert(*key, position);
+            }
             truth.append(channel, kept.epoch.0, kept.offset, item);
             message.put_u32(item.len() as u32);
             message.put_slice(item);
@@ -193,9 +223,10 @@ impl Redis {
             }
         }
         truth.keep_from(channel, kept.stream.keys().next().map_or(kept.offset + 1, |first| *first));
-        let next = first + items.len() as u64;
-        kept.instances.insert(*instance, (next, kept.epoch, kept.offset));
-        (kept.epoch, kept.offset, Some(message.freeze()))
+        let is_any = message.len() > 1 + 8 + 8;
+        let answer = (kept.epoch, Offset(kept.offset), duplicates);
+        kept.instances.insert(*instance, (newest, answer.clone()));
+        (answer, is_any.then(|| message.freeze()))
     }
 
     fn read(&mut self, Read { channel, since }: &Read, truth: &mut Truth) -> Followed {

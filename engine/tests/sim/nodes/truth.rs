@@ -23,6 +23,10 @@ pub(super) struct Truth {
     newest: HashMap<String, (u64, u64)>,
     /// The first offset of which Redis still has what was published.
     kept_from: HashMap<String, u64>,
+    /// Where a publication was published that has its place behind the earlier ones from there.
+    publishers: HashMap<u64, usize>,
+    /// The last that was appended of those that a node has published on a channel.
+    last_of: HashMap<(usize, String), u64>,
     pub(super) appended: u64,
 }
 
@@ -43,14 +47,36 @@ impl Truth {
         self.newest.insert(channel.to_string(), (epoch, newest));
     }
 
+    /// A node takes a publication that goes behind its earlier ones.
+    pub(super) fn published(&mut self, number: u64, node: usize) {
+        self.publishers.insert(number, node);
+    }
+
+    /// A publication is sent once more, from anywhere.
+    pub(super) fn repeated(&mut self, number: u64) {
+        self.publishers.remove(&number);
+    }
+
+    /// Whether a publication was ever appended.
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.places.contains_key(&number)
+    }
+
     /// Redis has appended something.
     pub(super) fn append(&mut self, channel: &ChannelName, epoch: u64, offset: u64, item: &Bytes) {
         let payload = item::decode(item).expect("what was encoded").payload;
         let number = number_in(&payload.bytes);
         let name = channel.to_string();
-        if let Some((of, at)) = self.places.insert(number, (epoch, offset)) {
+        let before = self.places.insert(number, (epoch, offset));
+        if let Some((of, at)) = before {
             let kept = self.shared(&name, of, epoch).is_some_and(|shared| at <= shared);
             assert!(!kept, "rule once: {number} stands at {at} and at {offset} of {channel}");
+        }
+        if let Some(node) = self.publishers.get(&number) {
+            let last = self.last_of.insert((*node, name.clone()), number);
+            // What was lost comes once more, from where it was lost on.
+            let in_order = before.is_some() || last.is_none_or(|last| last < number);
+            assert!(in_order, "rule order: {number} of {channel} comes behind {last:?}");
         }
         let life = self.lives.get_mut(&(name.clone(), epoch)).expect("a life has begun");
         let before = life.offsets.insert(offset, number);

@@ -151,7 +151,11 @@ fn write_body(object: Object, event: &Event) {
         Event::Result { id, data } => object.kind("result").plain("id", id).plain("data", data),
         Event::Published { id, channel, position, ack, duplicate, .. } => {
             let object = object.kind("published").id(id).word("channel", channel);
-            let object = object.position(position).word("ack", ack);
+            let object = match position {
+                Some(position) => object.position(position),
+                None => object,
+            };
+            let object = object.word("ack", ack);
             object.plain_if("duplicate", duplicate.then_some(true))
         }
         Event::Confirmed { id, channel, offset, in_time } => {

@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 use super::{Homes, PARKED_PARTS};
 use crate::config::Distribution;
 use crate::message::{
-    Ack, Delivery, Followed, FromUpstream, Numbered, Outgoing, Receipt, Request, ToUpstream,
-    shared_with,
+    Ack, Delivery, Followed, FromUpstream, Keyed, Numbered, Outgoing, Receipt, Request, Stored,
+    ToUpstream, shared_with,
 };
 use crate::shard::home::following::{Following, Older};
 use crate::shard::home::kept::Kept;
@@ -206,11 +206,10 @@ impl Homes {
         let by = publisher.by.as_ref();
         let refused = if by.is_some_and(|by| by.confirm.is_some()) {
             Refused::NotConfirmed { channel: name.clone() }
-        } else if by.is_some_and(|by| by.key.is_some()) {
-            // Taken without a word it could be published twice.
-            Refused::bad_command(
-                "'idempotency_key': keys are not remembered of channels that are numbered elsewhere",
-            )
+        } else if by.is_some_and(|by| by.key.is_some())
+            && let Err(none) = self.key_age_ms()
+        {
+            none
         } else if waits > most / PARKED_PARTS || self.awaiting_bytes > most / 2 {
             TOO_MUCH_UNDER_WAY
         } else {
@@ -237,7 +236,9 @@ impl Homes {
                     following.ticket += 1;
                     let bytes = payload.bytes.len();
                     let publication = Outgoing::new(payload, by.as_deref());
-                    self.outgoing.push(ToUpstream::Publish { channel, ticket, publication });
+                    let keyed = by.as_ref().and_then(|by| by.key.as_deref());
+                    let key = keyed.map(Keyed::digest);
+                    self.outgoing.push(ToUpstream::Publish { channel, ticket, publication, key });
                     Parked::Sent(ticket, bytes, asker)
                 }
             };
@@ -283,15 +284,18 @@ impl Homes {
     }
 
     /// What was published is stored, or is not to be.
-    fn settle_stored(&mut self, index: u32, ticket: u64, stored: Result<Position, Refused>) {
+    fn settle_stored(&mut self, index: u32, ticket: u64, stored: Result<Stored, Refused>) {
         let home = self.home_mut(index);
         if home.parked.is_none() {
             return;
         }
-        if let (Ok(position), Some(following)) = (&stored, home.following.as_mut())
-            && position.epoch == home.epoch
-        {
-            following.upstream_at = following.upstream_at.max(position.offset);
+        if let Ok(Stored::At { position, duplicate }) = stored {
+            if let Some(following) = home.following.as_mut()
+                && position.epoch == home.epoch
+            {
+                following.upstream_at = following.upstream_at.max(position.offset);
+            }
+            self.duplicates += u64::from(duplicate);
         }
         self.with_parking(index, |parking| parking.stored(ticket, stored));
     }
@@ -436,11 +440,15 @@ impl Homes {
                 Some(Parked::Stored(stored, asker)) => {
                     let home = self.home_mut(index);
                     let subscribers = home.subscribers();
-                    let receipt = |position| Receipt {
-                        position,
-                        ack: Ack::Redis,
-                        subscribers,
-                        duplicate: false,
+                    let receipt = |stored| match stored {
+                        Stored::At { position, duplicate } => {
+                            let position = Some(position);
+                            Receipt { position, ack: Ack::Redis, subscribers, duplicate }
+                        }
+                        Stored::Spooled => {
+                            let (position, ack) = (None, Ack::Spooled);
+                            Receipt { position, ack, subscribers, duplicate: false }
+                        }
                     };
                     asker.answer(&home.name, stored.map(receipt), deliver);
                 }

@@ -44,7 +44,7 @@ impl Homes {
             Ok(Key::Used(position)) => {
                 let subscribers = self.home_mut(index).subscribers();
                 let ack = Ack::Accepted;
-                Ok(Receipt { position, ack, subscribers, duplicate: true })
+                Ok(Receipt { position: Some(position), ack, subscribers, duplicate: true })
             }
             Err(refused) => Err(refused),
         };
@@ -52,14 +52,19 @@ impl Homes {
         None
     }
 
-    fn look_up(&mut self, index: u32, keyed: &Keyed, now_ms: u64) -> Result<Key, Refused> {
-        let age_ms = u64::from(self.config.limits.idempotency_ms);
-        if age_ms == 0 {
-            // Taken without a word it would be published twice where that was to be ruled out.
-            return Err(Refused::bad_command(
+    /// For how long keys are remembered. An error where they are not: taken without a word something would be published twice
+    /// where that was to be ruled out.
+    pub(super) fn key_age_ms(&self) -> Result<u64, Refused> {
+        match self.config.limits.idempotency_ms {
+            0 => Err(Refused::bad_command(
                 "'idempotency_key': this server remembers none (limits.idempotency_ms is 0)",
-            ));
+            )),
+            age_ms => Ok(age_ms.into()),
         }
+    }
+
+    fn look_up(&mut self, index: u32, keyed: &Keyed, now_ms: u64) -> Result<Key, Refused> {
+        let age_ms = self.key_age_ms()?;
         let epoch = self.home_mut(index).epoch;
         let hash = self.keys.hash(epoch, keyed);
         Ok(match self.keys.find(hash, now_ms, age_ms) {

@@ -44,7 +44,7 @@ fn answered(
     answer: &mut oneshot::Receiver<Vec<(u32, crate::message::Published)>>,
 ) -> Option<Result<(Position, bool), Refused>> {
     let published = answer.try_recv().ok()?.remove(0).1;
-    Some(published.map(|receipt| (receipt.position, receipt.duplicate)))
+    Some(published.map(|receipt| (receipt.position.unwrap(), receipt.duplicate)))
 }
 
 impl Bench {
@@ -101,7 +101,7 @@ impl Bench {
 
     fn publish(&mut self, name: &str, now_ms: u64) -> Position {
         let mut answer = self.publish_bytes(name, 1, now_ms);
-        answer.try_recv().unwrap()[0].1.clone().unwrap().position
+        answer.try_recv().unwrap()[0].1.clone().unwrap().position.unwrap()
     }
 
     /// Publishes with a key. What is answered: where it stands, and whether it stood there before.
@@ -312,7 +312,7 @@ fn what_is_too_much_for_one_turn_goes_on_in_the_next_in_order() {
     assert!(turns >= 5, "{turns}");
     for (offset, answer) in (1..).zip(&mut answers) {
         assert_eq!(
-            answer.try_recv().unwrap()[0].1.clone().unwrap().position.offset,
+            answer.try_recv().unwrap()[0].1.clone().unwrap().position.unwrap().offset,
             Offset(offset)
         );
     }
