@@ -847,14 +847,13 @@ impl World {
             self.pass(180);
             self.settle();
         }
+        self.check_clients();
         for channel in 0..self.channels.names.len() {
             let node = self.any_node();
             self.post_to(node, channel, 1);
         }
         self.settle();
-        for client in self.clients.iter().filter(|client| !client.over) {
-            client.settled(&self.channels, &self.truth);
-        }
+        self.check_clients();
         self.look_at_posts();
         let spooled = self.clients.iter().flat_map(|client| &client.spooled).chain(&self.spooled);
         for number in spooled {
@@ -872,6 +871,12 @@ impl World {
         }
         for node in &self.nodes {
             check_together(node.shards.iter().map(|own| &own.shard));
+        }
+    }
+
+    fn check_clients(&self) {
+        for client in self.clients.iter().filter(|client| !client.over) {
+            client.settled(&self.channels, &self.truth);
         }
     }
 
