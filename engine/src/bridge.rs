@@ -40,6 +40,9 @@ use way::Way;
 /// oldest are given up.
 const SHARED_BYTES_MAX: usize = 8 << 20;
 
+/// Other processes that are remembered.
+const HEARD_MAX: usize = 4096;
+
 /// Why something was not published.
 const AWAY: Refused =
     Refused::Unavailable { detail: "Redis cannot be reached, and this channel is numbered there" };
@@ -90,6 +93,10 @@ pub struct Bridge {
     /// What other nodes are to publish, too, and waits for Redis.
     shared: VecDeque<(ChannelName, Bytes)>,
     shared_bytes: usize,
+    /// So many publications ever were for other nodes, …
+    shares: u64,
+    /// … and of so many of each other process something was heard.
+    heard: HashMap<u64, u64>,
     /// Of those so many were given up.
     shared_lost: u64,
 }
@@ -101,12 +108,14 @@ pub enum Told {
     Home(ChannelName, FromUpstream),
     /// The home of a channel that is not numbered: what another node has published.
     Shared(Post),
-    /// All shards.
+    /// All shards: homes that follow ask again.
     Resume,
+    /// All shards: something is missing that other nodes have published on channels that are not numbered.
+    Missed,
 }
 
 impl Told {
-    /// As requests are handed over; [`Told::Resume`] is for all, and the others for the home of a channel.
+    /// As requests are handed over, to the home of a channel or to all.
     pub fn into_request(
         self,
         home: impl FnOnce(&ChannelName) -> ShardId,
@@ -118,6 +127,7 @@ impl Told {
             }
             Told::Shared(post) => (Some(home(&post.channel)), Request::Shared(vec![post])),
             Told::Resume => (None, Request::Resume),
+            Told::Missed => (None, Request::Missed),
         }
     }
 }
@@ -138,6 +148,8 @@ impl Bridge {
             spooling: None,
             shared: VecDeque::new(),
             shared_bytes: 0,
+            shares: 0,
+            heard: HashMap::new(),
             shared_lost: 0,
         }
     }
@@ -233,7 +245,8 @@ impl Bridge {
                 self.append(&channel);
             }
             ToUpstream::Share { channel, publication } => {
-                let shared = item::encode_shared(self.instance, &publication);
+                self.shares += 1;
+                let shared = item::encode_shared(self.instance, self.shares, &publication);
                 self.shared_bytes += shared.len();
                 self.shared.push_back((channel, shared));
                 self.share();
@@ -259,6 +272,40 @@ impl Bridge {
         let queued: Vec<ChannelName> = self.ways.keys().cloned().collect();
         queued.iter().for_each(|channel| self.append(channel));
         self.share();
+        self.beat();
+    }
+
+    /// Says to all nodes what they should have heard of this one; from time to time, or they would not know that the last of
+    /// it is missing.
+    pub fn beat(&mut self) {
+        if self.is_up() {
+            let beat = item::encode_beat(self.instance, self.shares);
+            self.command(Command::Beat(beat));
+        }
+    }
+
+    /// Another node, or this one, says what should have been heard of it. Whether that is what ringfeed says.
+    pub fn beat_heard(&mut self, bytes: &Bytes) -> bool {
+        let Some((instance, number)) = item::decode_beat(bytes) else { return false };
+        self.heard_of(instance, number, 0);
+        true
+    }
+
+    /// So many publications of another process should have been heard, the last `now` of them just now.
+    fn heard_of(&mut self, instance: u64, number: u64, now: u64) {
+        if instance == self.instance {
+            return;
+        }
+        if self.heard.len() >= HEARD_MAX && !self.heard.contains_key(&instance) {
+            // Whoever is still there is taken for new.
+            self.heard.clear();
+        }
+        let heard = self.heard.entry(instance).or_default();
+        let missed = number.saturating_sub(now) > *heard;
+        *heard = number.max(*heard);
+        if missed && !self.told.iter().any(|told| matches!(told, Told::Missed)) {
+            self.told.push(Told::Missed);
+        }
     }
 
     /// Redis cannot be reached any more: nothing that was asked is answered.
@@ -393,10 +440,13 @@ impl Bridge {
     /// Another node has published something on a channel that is not numbered, or this one has. Whether it is what ringfeed
     /// publishes.
     pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
-        let Some((instance, publication)) = item::decode_shared(bytes) else { return false };
+        let Some((instance, number, publication)) = item::decode_shared(bytes) else {
+            return false;
+        };
         if instance == self.instance {
             return true;
         }
+        self.heard_of(instance, number, 1);
         let (payload, by) = publication.into_parts();
         self.told.push(Told::Shared(Post { channel, payload, by }));
         true

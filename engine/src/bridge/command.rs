@@ -18,6 +18,8 @@ pub enum Command {
     Append(Append),
     /// To say where a channel stands. Answered with [`Reply::Read`].
     Read(Read),
+    /// To tell all nodes how many publications they should have been handed. Not answered.
+    Beat(Bytes),
     /// To hand a publication of a channel that is not numbered to all nodes. Not answered.
     Share {
         /// The channel.

@@ -83,7 +83,7 @@ impl Link {
         let version = check(&report)?;
         let scripts = Scripts::load().query_async::<[String; 2]>(&mut commands).await?;
         let mut subscriber = client.get_multiplexed_async_connection_with_config(&config).await?;
-        subscriber.subscribe(names.ping()).await?;
+        subscriber.subscribe(&[names.ping(), names.beats()]).await?;
         subscriber.psubscribe(names.shared_pattern()).await?;
         let scripts = Scripts::loaded(scripts);
         let evicts = evicts(&report);

@@ -14,8 +14,8 @@
 //! version u8 = 1 | epoch u64 | first offset u64 | (length u32 | item) …
 //! ```
 //!
-//! and on one that is not numbered it is the instance of the node that publishes it, u64, and an item. Bytes from Redis are from
-//! outside: what does not fit is refused.
+//! and on one that is not numbered it is the instance of the node that publishes it, u64, how many it has published on such channels
+//! with this one, u64, and an item; a *beat* is the same without an item. Bytes from Redis are from outside: what does not fit is refused.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_protocol::command::PayloadKind;
@@ -41,12 +41,28 @@ pub fn encode(publication: &Outgoing) -> Bytes {
     out.freeze()
 }
 
-/// Writes a message for a channel that is not numbered.
-pub fn encode_shared(instance: u64, publication: &Outgoing) -> Bytes {
-    let mut out = BytesMut::with_capacity(40 + publication.payload.bytes.len());
+/// Writes a message for a channel that is not numbered: the `number`th of its instance.
+pub fn encode_shared(instance: u64, number: u64, publication: &Outgoing) -> Bytes {
+    let mut out = BytesMut::with_capacity(48 + publication.payload.bytes.len());
     out.put_u64(instance);
+    out.put_u64(number);
     write(&mut out, publication);
     out.freeze()
+}
+
+/// Writes that an instance has published so many messages for channels that are not numbered.
+pub fn encode_beat(instance: u64, number: u64) -> Bytes {
+    let mut out = BytesMut::with_capacity(16);
+    out.put_u64(instance);
+    out.put_u64(number);
+    out.freeze()
+}
+
+/// Reads a beat: instance and number.
+pub fn decode_beat(beat: &Bytes) -> Option<(u64, u64)> {
+    let mut rest = Reader(beat.clone());
+    let read = (rest.u64()?, rest.u64()?);
+    rest.0.is_empty().then_some(read)
 }
 
 fn write(out: &mut BytesMut, Outgoing { payload, meta, except }: &Outgoing) {
@@ -142,11 +158,11 @@ pub fn decode_message(message: &Bytes) -> Option<(Epoch, Vec<Numbered>)> {
     Some((epoch, publications))
 }
 
-/// Reads a message of a channel that is not numbered, and who has published it.
-pub fn decode_shared(message: &Bytes) -> Option<(u64, Outgoing)> {
+/// Reads a message of a channel that is not numbered: who has published it, under which number, and what.
+pub fn decode_shared(message: &Bytes) -> Option<(u64, u64, Outgoing)> {
     let mut rest = Reader(message.clone());
-    let instance = rest.u64()?;
-    Some((instance, decode(&rest.0)?))
+    let (instance, number) = (rest.u64()?, rest.u64()?);
+    Some((instance, number, decode(&rest.0)?))
 }
 
 /// Bytes that are read from the front.
@@ -195,19 +211,20 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(
-            user in "[a-zäö]{0,60}", except: Option<u64>, kind: u8, bytes: Vec<u8>, instance: u64,
+            user in "[a-zäö]{0,60}", except: Option<u64>, kind: u8, bytes: Vec<u8>, id: (u64, u64),
         ) {
             let before = outgoing(Some(&user), except, kind, &bytes);
             let after = decode(&encode(&before)).unwrap();
             prop_assert_eq!(format!("{before:?}"), format!("{after:?}"));
-            let (of, shared) = decode_shared(&encode_shared(instance, &before)).unwrap();
-            prop_assert_eq!((of, format!("{before:?}")), (instance, format!("{shared:?}")));
+            let (of, number, shared) = decode_shared(&encode_shared(id.0, id.1, &before)).unwrap();
+            prop_assert_eq!(((of, number), format!("{before:?}")), (id, format!("{shared:?}")));
+            prop_assert_eq!(decode_beat(&encode_beat(id.0, id.1)), Some(id));
         }
 
         #[test]
         fn whatever_comes_is_read_or_refused(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
-            let _ = (decode(&bytes), decode_message(&bytes), decode_shared(&bytes));
+            let _ = (decode(&bytes), decode_message(&bytes), decode_shared(&bytes), decode_beat(&bytes));
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) enum Topic {
     Numbered(ChannelName),
     /// Publications of one that it does not.
     Shared(ChannelName),
+    /// What nodes say of how much should have been heard of them.
+    Beat,
     /// What this node says to itself.
     Ping,
 }
@@ -73,6 +75,11 @@ impl Names {
         format!("{}:ping:{:016x}", self.channels, self.instance)
     }
 
+    /// Where all nodes say how much should have been heard of them.
+    pub(super) fn beats(&self) -> String {
+        format!("{}:beats", self.channels)
+    }
+
     /// What a channel of Redis is for; `None` where it is none of these.
     pub(super) fn topic(&self, channel: &[u8]) -> Option<Topic> {
         let channel = std::str::from_utf8(channel).ok()?;
@@ -83,7 +90,10 @@ impl Names {
         if let Some(name) = rest.strip_prefix("b:") {
             return ChannelName::new(name).ok().map(Topic::Shared);
         }
-        (channel == self.ping()).then_some(Topic::Ping)
+        match rest {
+            "beats" => Some(Topic::Beat),
+            _ => (channel == self.ping()).then_some(Topic::Ping),
+        }
     }
 }
 
@@ -103,6 +113,7 @@ mod tests {
                 assert_eq!(shared, Some(Topic::Shared(channel)));
             }
             assert_eq!(names.topic(names.ping().as_bytes()), Some(Topic::Ping));
+            assert_eq!(names.topic(names.beats().as_bytes()), Some(Topic::Beat));
         }
         let (names, other) = (Names::new("r", 0, 7), Names::new("r", 1, 7));
         let channel = ChannelName::new("a").unwrap();

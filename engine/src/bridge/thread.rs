@@ -422,6 +422,10 @@ impl Runner {
                         pipeline.add_command(link.scripts.read(&self.names, keep, &read));
                         numbers.push(number);
                     }
+                    Command::Beat(beat) => {
+                        pipeline.cmd("PUBLISH").arg(self.names.beats()).arg(&beat[..]);
+                        numbers.push(number);
+                    }
                     Command::Share { channel, bytes } => {
                         figures.publications_out.add(1);
                         shares += 1;
@@ -506,6 +510,7 @@ impl Runner {
         let known = match self.names.topic(&channel) {
             Some(Topic::Numbered(channel)) => self.bridge.message(channel, &payload),
             Some(Topic::Shared(channel)) => self.bridge.shared(channel, &payload),
+            Some(Topic::Beat) => self.bridge.beat_heard(&payload),
             Some(Topic::Ping) => true,
             None => false,
         };
@@ -540,6 +545,7 @@ impl Runner {
         }
         if now >= self.ping_at {
             self.ping_at = now + self.ping_interval;
+            self.bridge.beat();
             let (mut commands, ping) = (link.commands.clone(), self.names.ping());
             self.under_way.push(Box::pin(async move {
                 let ping = redis::cmd("PUBLISH").arg(ping).arg("").exec_async(&mut commands).await;
@@ -606,6 +612,6 @@ fn bytes_of(command: &Command) -> usize {
     match command {
         Command::Append(append) => append.items.iter().map(|item| item.bytes.len()).sum(),
         Command::Share { bytes, .. } => bytes.len(),
-        Command::Subscribe(_) | Command::Unsubscribe(_) | Command::Read(_) => 0,
+        Command::Subscribe(_) | Command::Unsubscribe(_) | Command::Read(_) | Command::Beat(_) => 0,
     }
 }

@@ -239,6 +239,8 @@ pub enum Delivery {
         /// In the life of that position, what is from here up to it has not come to those who are there; it begins
         /// behind `position` where nothing is missing.
         lost: Offset,
+        /// Whether those end who have no words for what is missing.
+        ends: bool,
     },
     /// A subscription stands.
     Subscribed {

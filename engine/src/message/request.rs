@@ -322,6 +322,8 @@ pub enum Request {
     },
     /// The way to what numbers channels was interrupted, and is there again.
     Resume,
+    /// Something is missing that other nodes have published on channels that are not numbered.
+    Missed,
     /// Publications of other nodes, which nobody numbers for all. Not answered.
     Shared(Vec<Post>),
     /// There are new settings.
@@ -431,6 +433,7 @@ impl Request {
             | Request::Connection { .. }
             | Request::Revoke(_)
             | Request::Resume
+            | Request::Missed
             | Request::Shared(_)
             | Request::Reconfigure
             | Request::Drain => None,

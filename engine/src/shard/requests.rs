@@ -561,6 +561,7 @@ impl<W: Wire> Shard<W> {
                 homes.heard_upstream(&channel, *what, self.work_ms, &mut deliver);
             }
             Request::Resume => homes.resume(),
+            Request::Missed => homes.miss(),
             Request::Shared(posts) => {
                 drop(deliver);
                 for Post { channel, payload, by } in posts {

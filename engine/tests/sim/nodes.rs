@@ -82,6 +82,25 @@ struct Posted {
     channel: usize,
     numbers: Vec<u64>,
     answer: oneshot::Receiver<Vec<(u32, Published)>>,
+    /// Who is to get it, where it is accepted.
+    due: Option<Due>,
+}
+
+/// Publications on a channel that is not numbered.
+struct Due {
+    channel: usize,
+    /// Where they were published.
+    node: usize,
+    numbers: Vec<u64>,
+    /// Who was subscribed before, and how often it had been told of gaps or had subscribed.
+    to: Vec<(usize, u64)>,
+}
+
+impl Posted {
+    /// Where it was published, if somebody is to get it.
+    fn node(&self) -> Option<usize> {
+        self.due.as_ref().map(|due| due.node)
+    }
 }
 
 /// What is drawn at the beginning.
@@ -164,6 +183,8 @@ pub(crate) struct World {
     posts: Vec<Posted>,
     /// Number, filler and channel of what was published with a key and may be again.
     keyed: Vec<(u64, usize, usize)>,
+    /// What was accepted of channels that are not numbered.
+    due: Vec<Due>,
     /// Of each node, whichever process it runs.
     disks: Vec<Disk>,
     /// What the API was told to be stored later.
@@ -265,6 +286,7 @@ impl World {
             published: 0,
             posts: Vec::new(),
             keyed: Vec::new(),
+            due: Vec::new(),
             disks: (0..setup.nodes).map(|_| Disk::default()).collect(),
             spooled: Vec::new(),
             stalls: 0,
@@ -534,7 +556,10 @@ impl World {
         let items = items.collect();
         if shards.request(home, Request::PublishBatch { items, reply }).is_ok() {
             note!(self.trace, "the API of n{node} publishes {count}, up to {}", self.published);
-            self.posts.push(Posted { channel, numbers, answer });
+            let clients = self.clients.iter().enumerate();
+            let to = clients.filter_map(|(at, client)| Some((at, client.listens(channel)?)));
+            let due = Some(Due { channel, node, numbers: Vec::new(), to: to.collect() });
+            self.posts.push(Posted { channel, numbers, answer, due });
         }
     }
 
@@ -553,7 +578,7 @@ impl World {
         let items = vec![(0, posted(&name, number, filler, true))];
         if shards.request(shards.home(&name), Request::PublishBatch { items, reply }).is_ok() {
             note!(self.trace, "the API of n{node} publishes {number} again");
-            self.posts.push(Posted { channel, numbers: vec![number], answer });
+            self.posts.push(Posted { channel, numbers: vec![number], answer, due: None });
         }
     }
 
@@ -565,6 +590,11 @@ impl World {
                 continue;
             };
             let is_numbered = post.channel < self.channels.numbered;
+            if let Some(due) = post.due.take().filter(|_| !is_numbered) {
+                let accepted = answers.iter().filter(|(_, answer)| answer.is_ok());
+                let numbers = accepted.map(|(place, _)| post.numbers[*place as usize]).collect();
+                self.due.push(Due { numbers, ..due });
+            }
             let name = &self.channels.names[post.channel];
             for (place, answer) in answers.into_iter().filter(|_| is_numbered) {
                 let number = post.numbers[place as usize];
@@ -633,6 +663,12 @@ impl World {
         self.net.borrow_mut().now_ms = now_ms;
         for node in &mut self.nodes {
             node.bridge.tick(now_ms);
+            if now_ms / 1000 > before.as_millis() as u64 / 1000 {
+                node.bridge.beat();
+                if node.pipe.connected {
+                    node.pipe.take(node.bridge.take_commands());
+                }
+            }
             if now_ms / 100 > before.as_millis() as u64 / 100 {
                 for (number, own) in node.shards.iter().enumerate() {
                     own.local.set_tick();
@@ -713,6 +749,7 @@ impl World {
             }
             Heard::Message(channel, bytes) => bridge.message(channel, &bytes),
             Heard::Shared(channel, bytes) => bridge.shared(channel, &bytes),
+            Heard::Beat(bytes) => bridge.beat_heard(&bytes),
         };
         assert!(understood, "rule frames: n{node} does not know what another has published");
         pipe.take(bridge.take_commands());
@@ -734,6 +771,9 @@ impl World {
                 Told::Resume => {
                     told.extend(shared.shards.ids().map(|id| (Some(id), Request::Resume)));
                 }
+                Told::Missed => {
+                    told.extend(shared.shards.ids().map(|id| (Some(id), Request::Missed)));
+                }
                 one => told.push_back(one.into_request(home)),
             }
         }
@@ -754,8 +794,8 @@ impl World {
     fn lose(&mut self) {
         let node = self.any_node();
         let heard = &mut self.nodes[node].pipe.heard;
-        let is_numbered = |heard: &Heard| matches!(heard, Heard::Message(..));
-        if let Some(lost) = heard.iter().position(is_numbered) {
+        let may_be = |heard: &Heard| !matches!(heard, Heard::Subscribed(_));
+        if let Some(lost) = heard.iter().position(may_be) {
             note!(self.trace, "n{node} does not hear {:?}", heard[lost]);
             heard.remove(lost);
             self.tally.faults += 1;
@@ -830,6 +870,9 @@ impl World {
             client.over = true;
         }
         self.nodes[node] = self.node(node);
+        // What it had accepted is gone with it.
+        self.due.retain(|due| due.node != node);
+        self.posts.iter_mut().filter(|post| post.node() == Some(node)).for_each(|p| p.due = None);
     }
 
     // The end.
@@ -855,6 +898,18 @@ impl World {
         self.settle();
         self.check_clients();
         self.look_at_posts();
+        for Due { channel, numbers, to, node } in &self.due {
+            for &(at, listens) in to {
+                let client = &self.clients[at];
+                let missed = numbers.iter().find(|number| !client.has(**number));
+                if let (Some(number), Some(now)) = (missed, client.listens(*channel)) {
+                    assert!(
+                        now != listens,
+                        "rule told: k{at} misses {number} of n{node}, and does not know"
+                    );
+                }
+            }
+        }
         let spooled = self.clients.iter().flat_map(|client| &client.spooled).chain(&self.spooled);
         for number in spooled {
             assert!(self.truth.has(*number), "rule spool: {number} is nowhere");

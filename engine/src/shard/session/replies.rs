@@ -40,7 +40,9 @@ impl<W: Wire> Shard<W> {
             Delivery::Subscribed { origin, attempt, channel, lane, start } => {
                 self.handle_subscribed(origin, attempt, channel, lane, start);
             }
-            Delivery::Renewed { to, position, lost } => self.handle_renewed(to, position, lost),
+            Delivery::Renewed { to, position, lost, ends } => {
+                self.handle_renewed(to, position, lost, ends);
+            }
             Delivery::Published { origin, channel, position, ack, subscribers, duplicate } => {
                 let Some(slot) = self.sessions.current(origin.session) else { return };
                 self.settle_owed(slot, 1);
@@ -108,7 +110,7 @@ impl<W: Wire> Shard<W> {
     }
 
     /// A channel goes on in another life, or behind a hole, for everybody who is there.
-    fn handle_renewed(&mut self, id: LaneId, position: Position, lost: Offset) {
+    fn handle_renewed(&mut self, id: LaneId, position: Position, lost: Offset, ends: bool) {
         if !self.feeds.try_lane(id).is_some_and(LaneState::has_subscribers) {
             return;
         }
@@ -126,7 +128,7 @@ impl<W: Wire> Shard<W> {
             let chunk = Chunk { bytes, frames, first_offset, count: 0, at: self.now };
             let (fanout, mut context) = self.fanout_context();
             fanout.append(&mut context, id, chunk, &[]);
-        } else if offset >= lost {
+        } else if offset >= lost && ends {
             // There is no way to say so but to end: who comes back begins anew.
             let reason = format!("lagged: {name} goes on behind offset {offset}, epoch {epoch}");
             let lane = self.feeds.lane(id);

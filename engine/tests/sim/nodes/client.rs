@@ -1,7 +1,7 @@
 //! A client of a node: it speaks `ringfeed.v1`, comes back to any node with the last position that it has seen, and looks at
 //! all that it is told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::super::event::Said;
 use super::super::net::ConnId;
@@ -39,6 +39,10 @@ pub(super) struct Client {
     pub(super) told: Told,
     /// Publications that were said to be stored later.
     pub(super) spooled: Vec<u64>,
+    /// What it got of channels that are not numbered.
+    got: HashSet<u64>,
+    /// How often a view of a channel began or had a gap.
+    turns: HashMap<usize, u64>,
 }
 
 /// What clients were told.
@@ -73,6 +77,8 @@ impl Client {
             over: false,
             told: Told::default(),
             spooled: Vec::new(),
+            got: HashSet::new(),
+            turns: HashMap::new(),
         }
     }
 
@@ -134,6 +140,17 @@ impl Client {
         self.say(out, Pending::History, &text);
     }
 
+    /// Whether it is subscribed; changes whenever it may have missed something and knows.
+    pub(super) fn listens(&self, channel: usize) -> Option<u64> {
+        let is_live = matches!(self.views.get(&channel), Some(View::Live { .. })) && !self.over;
+        self.turns.get(&channel).copied().filter(|_| is_live)
+    }
+
+    /// Whether it has got a publication on a channel that is not numbered.
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.got.contains(&number)
+    }
+
     /// Takes what has arrived.
     pub(super) fn received(&mut self, bytes: &[u8], channels: &Channels, truth: &Truth) {
         self.parser.push(bytes);
@@ -170,7 +187,9 @@ impl Client {
                 *next += 1;
                 self.seen.insert(channel, (*epoch, offset));
                 self.told.messages += 1;
-                if numbered {
+                if !numbered {
+                    self.got.insert(number);
+                } else {
                     let there = truth.at(name, *epoch, offset);
                     let what = "rule one-at-an-offset";
                     assert_eq!(there, Some(number), "{what}: {who} on {name} at {offset}");
@@ -239,6 +258,7 @@ impl Client {
             panic!("rule subscribed: {who} was told of a gap of {name}");
         };
         self.told.gaps += 1;
+        *self.turns.entry(channel).or_default() += 1;
         if new != *epoch {
             self.told.renewed += 1;
             if numbered {
@@ -296,6 +316,7 @@ impl Client {
             assert!(truth.knows(name, epoch), "rule epochs: {who} on {name}");
         }
         self.views.insert(channel, View::Live { epoch, next });
+        *self.turns.entry(channel).or_default() += 1;
         self.seen.insert(channel, (epoch, next - 1));
     }
 

@@ -41,6 +41,7 @@ pub(super) enum Heard {
     Subscribed(ChannelName),
     Message(ChannelName, Bytes),
     Shared(ChannelName, Bytes),
+    Beat(Bytes),
 }
 
 /// The connections of one node.
@@ -141,6 +142,11 @@ impl Redis {
             Command::Read(read) => {
                 let followed = self.read(&read, truth);
                 pipes[node].answers.push_back((number, Ok(Reply::Read(followed))));
+            }
+            Command::Beat(bytes) => {
+                for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
+                    pipe.heard.push_back(Heard::Beat(bytes.clone()));
+                }
             }
             Command::Share { channel, bytes } => {
                 for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {

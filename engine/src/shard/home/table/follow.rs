@@ -18,7 +18,7 @@ use crate::message::{
 };
 use crate::shard::home::following::{Following, Older};
 use crate::shard::home::kept::Kept;
-use crate::shard::home::{Asker, Deliver, Home, Parked, Parking, Publisher};
+use crate::shard::home::{Asker, Deliver, Home, Interest, Parked, Parking, Publisher};
 
 /// Publications of one channel that are on their way to its upstream.
 const UNDER_WAY_MAX: usize = 4096;
@@ -419,8 +419,10 @@ impl Homes {
         let home = self.home_mut(index);
         home.seal(deliver);
         (home.epoch, home.last_offset) = (position.epoch, position.offset);
-        for interest in home.lanes.iter().flat_map(|lane| &lane.interests) {
-            deliver(interest.shard, Delivery::Renewed { to: interest.to, position, lost });
+        // Of a channel that nobody numbers for all no more is promised than that who can be told is.
+        let ends = home.following.is_some();
+        for &Interest { shard, to, .. } in home.lanes.iter().flat_map(|lane| &lane.interests) {
+            deliver(shard, Delivery::Renewed { to, position, lost, ends });
         }
     }
 
@@ -532,6 +534,25 @@ impl Homes {
             self.look_upstream(index, now_ms);
         }
         self.resume_from = (end < self.homes.slots()).then_some(end);
+    }
+
+    /// Something is missing of what other nodes have published on channels that are not numbered.
+    pub(in crate::shard) fn miss(&mut self) {
+        self.miss_from = Some(0);
+    }
+
+    /// Tells some of those: whatever it is that is missing, an offset is taken for it that nothing ever stands at.
+    pub(in crate::shard) fn miss_some(&mut self, deliver: Deliver) {
+        let Some(from) = self.miss_from else { return };
+        let end = from.saturating_add(RESUMED_PER_TURN).min(self.homes.slots());
+        for index in from..end {
+            let Some(home) = self.homes.get(index).filter(|home| home.shares) else { continue };
+            let missing = home.position().offset.next();
+            let position = Position { epoch: home.epoch, offset: missing };
+            self.forget_history(index);
+            self.renew(index, position, missing, deliver);
+        }
+        self.miss_from = (end < self.homes.slots()).then_some(end);
     }
 
     /// Looks whether a home that follows has missed something that nothing else would tell.
