@@ -561,7 +561,11 @@ impl<W: Wire> Shard<W> {
                 homes.heard_upstream(&channel, *what, self.work_ms, &mut deliver);
             }
             Request::Resume => homes.resume(),
-            Request::Missed => homes.miss(),
+            Request::Missed => {
+                homes.miss();
+                // As far as it goes before what comes behind the hole.
+                homes.miss_some(&mut deliver);
+            }
             Request::Shared(posts) => {
                 drop(deliver);
                 for Post { channel, payload, by } in posts {

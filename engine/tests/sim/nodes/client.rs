@@ -316,7 +316,10 @@ impl Client {
             assert!(truth.knows(name, epoch), "rule epochs: {who} on {name}");
         }
         self.views.insert(channel, View::Live { epoch, next });
-        *self.turns.entry(channel).or_default() += 1;
+        // Who is told that it has everything goes on where it was.
+        if said.recovered != Some(true) {
+            *self.turns.entry(channel).or_default() += 1;
+        }
         self.seen.insert(channel, (epoch, next - 1));
     }
 
