@@ -2,7 +2,8 @@
 //!
 //! Owns RFC 6455 framing and handshake ([`frame`], [`connection`], [`handshake`]), the dialects
 //! spoken inside the frames ([`dialect`]), and the commands and events that every dialect is
-//! translated to and from ([`command`], [`event`], [`refused`]). It refuses sockets, clocks and threads: the
+//! translated to and from ([`command`], [`event`], [`refused`]), and what programs of existing systems tell each
+//! other ([`foreign`]). It refuses sockets, clocks and threads: the
 //! caller owns every buffer, hands bytes in and takes bytes out.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
@@ -22,6 +23,7 @@ pub mod date;
 pub mod dialect;
 pub mod error;
 pub mod event;
+pub mod foreign;
 pub mod frame;
 pub mod handshake;
 pub mod idempotency_key;

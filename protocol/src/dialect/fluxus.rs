@@ -302,18 +302,30 @@ fn failed(id: &str, code: u16, message: &str, now_ms: u64) -> Step {
     ))
 }
 
-/// A `message`, of a channel whose name is `shown`.
+/// A `message` of the server `origin`, which it also publishes in Redis.
+pub(crate) fn message(
+    channel: &str,
+    (kind, bytes): (PayloadKind, &[u8]),
+    seconds: u64,
+    publisher: u32,
+    origin: &str,
+) -> Vec<u8> {
+    let (channel, origin) = (quoted(channel), quoted(origin));
+    let mut body = format!("{{\"type\":\"message\",\"channel\":{channel},\"data\":").into_bytes();
+    raw::write_json(&mut body, kind, bytes);
+    let meta = format!(
+        ",\"_metadata\":{{\"timestamp\":{seconds},\"publisher\":{publisher},\"origin_server\":{origin}}}}}"
+    );
+    body.extend_from_slice(meta.as_bytes());
+    body
+}
+
+/// The frame of a publication, of a channel whose name is `shown`.
 pub(crate) fn write_publication(out: &mut Vec<u8>, shown: &str, publication: &Publication) {
     let (seconds, number) =
         publication.meta.map_or((0, 0), |meta| (meta.time_ms / 1000, meta.number));
-    let shown = quoted(shown);
-    let mut body = format!("{{\"type\":\"message\",\"channel\":{shown},\"data\":").into_bytes();
-    raw::write_json(&mut body, publication.kind, publication.bytes);
-    let meta = format!(
-        ",\"_metadata\":{{\"timestamp\":{seconds},\"publisher\":{number},\"origin_server\":{}}}}}",
-        quoted(node::name())
-    );
-    body.extend_from_slice(meta.as_bytes());
+    let payload = (publication.kind, publication.bytes);
+    let body = message(shown, payload, seconds, number, node::name());
     frame::write_server(out, Opcode::Text, &body);
 }
 

@@ -7,8 +7,8 @@
 pub(crate) mod cadsock;
 mod echo;
 pub(crate) mod fluxus;
-mod object;
-mod portico;
+pub(crate) mod object;
+pub(crate) mod portico;
 pub(crate) mod raw;
 pub(crate) mod ringfeed;
 pub(crate) mod rooms;

@@ -10,7 +10,7 @@ use crate::json::has_lone_surrogate;
 
 /// Fields in their order. Of several with one name the last counts.
 #[derive(Debug, Default)]
-pub(super) struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Object<'a>, D::Error> {
@@ -41,27 +41,27 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
 
 impl<'a> Object<'a> {
     /// Of a text that is a JSON object, and one that every receiver can read.
-    pub(super) fn parse(text: &'a str) -> Option<Object<'a>> {
+    pub fn parse(text: &'a str) -> Option<Object<'a>> {
         serde_json::from_str(text).ok().filter(|_| !has_lone_surrogate(text))
     }
 
     /// Whether it has no fields.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// A value as it came.
-    pub(super) fn raw(&self, name: &str) -> Option<&'a str> {
+    pub fn raw(&self, name: &str) -> Option<&'a str> {
         self.0.iter().rev().find(|(own, _)| own == name).map(|(_, value)| value.get())
     }
 
     /// A value that is a string.
-    pub(super) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+    pub fn text(&self, name: &str) -> Option<Cow<'a, str>> {
         serde_json::from_str::<Text>(self.raw(name)?).ok().map(|Text(text)| text)
     }
 
     /// A value that is a string, or a number as it is written.
-    pub(super) fn name(&self, name: &str) -> Option<Cow<'a, str>> {
+    pub fn name(&self, name: &str) -> Option<Cow<'a, str>> {
         self.text(name).or_else(|| {
             let raw = self.raw(name)?;
             raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(Cow::Borrowed(raw))
@@ -69,7 +69,7 @@ impl<'a> Object<'a> {
     }
 
     /// The object as text, with some fields, given as JSON, in the place of its own or behind them.
-    pub(super) fn with(&self, fields: &[(&str, &str)]) -> String {
+    pub fn with(&self, fields: &[(&str, &str)]) -> String {
         let mut out = String::from("{");
         let own = self.0.iter().filter(|(name, _)| fields.iter().all(|(other, _)| name != other));
         let own = own.map(|(name, value)| (&**name, value.get()));
@@ -90,7 +90,7 @@ impl<'a> Object<'a> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// A text as a JSON string.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     // A str is always serializable.
     serde_json::to_string(text).unwrap_or_default()
 }

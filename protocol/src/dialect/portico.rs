@@ -19,7 +19,7 @@ use crate::handshake::Request;
 use crate::lane::shown;
 
 /// Everybody's channel.
-const ALL: &str = "all";
+pub(crate) const ALL: &str = "all";
 /// Cookies that name a session, and what kind it is; the first that is there counts.
 const COOKIES: [(&str, &str); 3] = [
     ("bookingfrontendsession", "booking"),
@@ -102,7 +102,7 @@ struct Entity {
 
 impl Entity {
     fn of(message: &Object) -> Option<(String, Entity)> {
-        let room = format!("entity_{}_{}", message.name("entityType")?, message.name("entityId")?);
+        let room = entity_room(message)?;
         let raw = |name| message.raw(name).map(str::to_owned);
         Some((room, Entity { kind: raw("entityType")?, id: raw("entityId")? }))
     }
@@ -111,6 +111,16 @@ impl Entity {
     fn fields(&self) -> String {
         format!("\"entityType\":{},\"entityId\":{},", self.kind, self.id)
     }
+}
+
+/// The room of the entity that a message names.
+pub(crate) fn entity_room(message: &Object) -> Option<String> {
+    Some(format!("entity_{}_{}", message.name("entityType")?, message.name("entityId")?))
+}
+
+/// The room of a session.
+pub(crate) fn session_room(id: &str) -> String {
+    format!("session_{id}")
 }
 
 impl Portico {
@@ -127,7 +137,7 @@ impl Portico {
     }
 
     fn session_room(&self) -> Option<String> {
-        self.session.as_ref().map(|session| format!("session_{}", session.id))
+        self.session.as_ref().map(|session| session_room(&session.id))
     }
 
     fn next_id(&mut self, kind: &str, now_ms: u64) -> String {

@@ -1,9 +1,10 @@
 //! What dropped files say: which names are theirs, in which order they come, and what each publishes where.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use ringfeed_protocol::command::{Payload, present};
+use ringfeed_protocol::foreign::portico::Told;
+use ringfeed_protocol::foreign::{self, Object};
 use ringfeed_protocol::{ChannelName, IdempotencyKey, Refused, any_name};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -101,21 +102,12 @@ impl Format {
             return Ok(vec![Post { channel, payload, by: key(said.idempotency_key.as_deref())? }]);
         }
         let Format::Portico(prefixes) = self else { return Ok(Vec::new()) };
-        let mut said: BTreeMap<Cow<str>, Cow<RawValue>> =
-            publish::object(bytes, "a notification").map_err(wrong)?;
-        let room = match name.strip_suffix(".json").and_then(portico) {
-            Some((Some(session), _)) => format!("session_{session}"),
-            _ => "all".into(),
+        let said: Object = publish::object(bytes, "a notification").map_err(wrong)?;
+        let Told { room, data } = match name.strip_suffix(".json").and_then(portico) {
+            Some((Some(session), _)) => foreign::portico::in_session(&said, session),
+            _ => foreign::portico::to_all(&said, &[]),
         };
-        let data = if room == "all" {
-            serde_json::from_slice::<&RawValue>(bytes).map(RawValue::to_owned)
-        } else {
-            let id = serde_json::value::to_raw_value(&room);
-            id.and_then(|id| {
-                said.insert("roomId".into(), Cow::Owned(id));
-                serde_json::value::to_raw_value(&said)
-            })
-        };
+        let data = RawValue::from_string(data);
         let data = data.map_err(|e| Wrong::new(Refused::from_json_error(&e)))?;
         let post = |prefix: &String| {
             let channel = ChannelName::new(&format!("{prefix}{}", any_name::encode(&room)));
@@ -190,7 +182,7 @@ mod tests {
         let format = Format::Portico(vec!["portico.".into()]);
         let to_one = "websocket_session_a_b c_1716200000.5.json";
         let sent = posts(&format, to_one, r#"{"type":"x","n":1.50,"roomId":7}"#).unwrap();
-        let data = r#"{"n":1.50,"roomId":"session_a_b c","type":"x"}"#;
+        let data = r#"{"type":"x","n":1.50,"roomId":"session_a_b c"}"#;
         assert_eq!(sent, [("portico.session_a_b%20c".into(), data.into())]);
         assert!(posts(&format, to_one, "[1]").is_err());
     }
