@@ -14,6 +14,7 @@ mod keys;
 mod merge;
 mod node;
 mod redis;
+mod redis_channels;
 mod reference;
 mod rooms;
 mod rpc;
@@ -34,11 +35,11 @@ pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};
 pub(crate) use rpc::{check_method, wrong_who};
 pub(crate) use rules::matches;
 pub use schema::{
-    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Distribution, Endpoint,
-    FileDrop, ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes, IoChoice, Issuer,
-    KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence, ProxyProtocol,
-    Publishers, Redis, Rpc, RpcMethod, Scope, Secret, SecretAlgorithm, Server, Speakers,
-    Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Direction, Distribution,
+    Endpoint, FileDrop, ForeignFormat, ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes,
+    IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence,
+    ProxyProtocol, Publishers, Redis, RedisChannel, Rpc, RpcMethod, Scope, Secret, SecretAlgorithm,
+    Server, Speakers, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.

@@ -19,6 +19,11 @@ macro_rules! fixed {
                     changed.push("endpoints");
                     self.endpoints.clone_from(&holds.endpoints);
                 }
+                // They were subscribed to, and homes were told.
+                if self.redis_channels != holds.redis_channels {
+                    changed.push("redis_channels");
+                    self.redis_channels.clone_from(&holds.redis_channels);
+                }
                 changed
             }
         }

@@ -178,6 +178,13 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("redis.idle_s", Numbers(60, 315_360_000)),
     ("redis.spool_dir", Text("the path of a directory")),
     ("redis.spool_bytes_max", Numbers(1 << 20, 1 << 40)),
+    (
+        "redis_channels.name",
+        Text("a channel of Redis, with one * at most for any run of characters"),
+    ),
+    ("redis_channels.channel", Text("a channel name, with a * for what stands for that of name")),
+    ("redis_channels.format", Words(&["plain", "fluxus", "portico"])),
+    ("redis_channels.direction", Words(&["in", "out", "both"])),
     ("drop.dir", Text("the path of a directory")),
     ("drop.portico_dir", Text("the path of a directory")),
     ("drop.interval_ms", Numbers(10, 3_600_000)),

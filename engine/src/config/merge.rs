@@ -208,6 +208,7 @@ fn needed(section: &str) -> &'static [&'static str] {
         "channels" => &["pattern"],
         "permissions" => &["who", "channels"],
         "api_keys" | "databases" => &["name"],
+        "redis_channels" => &["name", "channel"],
         "rpc_methods" => &["name", "url", "allow"],
         _ => &[],
     }

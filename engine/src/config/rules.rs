@@ -21,17 +21,24 @@ impl Config {
         if self.redis.url.is_empty() {
             return Distribution::Local;
         }
-        self.distribution_of(self.rule(channel))
+        self.distribution_of(channel, self.rule(channel))
     }
 
     /// The same of a channel whose rule is known.
-    pub(crate) fn distribution_of(&self, rule: Option<&ChannelRule>) -> Distribution {
+    pub(crate) fn distribution_of(
+        &self,
+        channel: &str,
+        rule: Option<&ChannelRule>,
+    ) -> Distribution {
         if self.redis.url.is_empty() {
             return Distribution::Local;
         }
         match rule {
             None => Distribution::Local,
-            Some(ChannelRule { distribution: Distribution::Auto, history_size: 1.., .. }) => {
+            // What other programs publish has no offset in Redis.
+            Some(ChannelRule { distribution: Distribution::Auto, history_size: 1.., .. })
+                if !self.is_foreign(channel) =>
+            {
                 Distribution::Numbered
             }
             Some(ChannelRule { distribution: Distribution::Auto, .. }) => Distribution::Bridged,

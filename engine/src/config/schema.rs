@@ -23,6 +23,7 @@ pub struct Config {
     pub heartbeat: Heartbeat,
     pub limits: Limits,
     pub redis: Redis,
+    pub redis_channels: Vec<RedisChannel>,
     pub drop: FileDrop,
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
@@ -271,6 +272,36 @@ pub struct Redis {
     pub idle_s: u32,
     pub spool_dir: String,
     pub spool_bytes_max: u64,
+}
+
+/// `[[redis_channels]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub struct RedisChannel {
+    pub name: String,
+    pub channel: String,
+    pub format: ForeignFormat,
+    pub direction: Direction,
+}
+
+/// What other programs publish in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ForeignFormat {
+    Plain,
+    Fluxus,
+    Portico,
+}
+
+/// Whether they are heard, are told, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Direction {
+    In,
+    Out,
+    Both,
 }
 
 /// Who gives the publications of a channel their offsets, where several nodes serve it.

@@ -39,6 +39,7 @@ impl Config {
         self.validate_rpc(errors);
         self.validate_drop(errors);
         self.validate_redis(errors);
+        self.validate_redis_channels(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }

@@ -293,7 +293,7 @@ impl Homes {
         });
         let window = rule.map_or(u32::MAX, |rule| rule.window_bytes);
         let members_max = rule.map_or(0, |rule| rule.members_max);
-        let distribution = self.config.distribution_of(rule);
+        let distribution = self.config.distribution_of(name, rule);
         let follows = distribution == Distribution::Numbered;
         let following = follows.then(|| self.begin_to_follow(name, now_ms));
         let epoch = if follows { Epoch::default() } else { Epoch(self.rng.random()) };
