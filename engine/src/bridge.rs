@@ -12,6 +12,7 @@
 pub mod command;
 mod connection;
 mod figures;
+mod foreign;
 mod handover;
 mod incoming;
 pub mod item;
@@ -106,7 +107,7 @@ pub struct Bridge {
 pub enum Told {
     /// The home of the request's channel.
     Home(ChannelName, FromUpstream),
-    /// The home of a channel that is not numbered: what another node has published.
+    /// The home of a channel that is not numbered: what another node has published, or another program.
     Shared(Post),
     /// All shards: homes that follow ask again.
     Resume,
@@ -450,6 +451,11 @@ impl Bridge {
         let (payload, by) = publication.into_parts();
         self.told.push(Told::Shared(Post { channel, payload, by }));
         true
+    }
+
+    /// Another program has published something, of which each node hears by itself.
+    pub fn foreign(&mut self, post: Post) {
+        self.told.push(Told::Shared(post));
     }
 
     /// The answer to a command.

@@ -8,6 +8,7 @@ use redis::{
     ProtocolVersion, RedisError, RedisResult, ServerErrorKind, Value,
 };
 
+use super::foreign::Subscriptions;
 use super::incoming::{Incoming, incoming};
 use super::names::Names;
 use super::script::Scripts;
@@ -65,13 +66,14 @@ impl Link {
         info: ConnectionInfo,
         timeout: Duration,
         names: &Names,
+        foreign: &Subscriptions,
     ) -> Result<Link, ConnectError> {
         let settings = info.redis_settings().clone();
         let settings = settings
             .set_protocol(ProtocolVersion::RESP3)
             .set_lib_name("ringfeed", env!("CARGO_PKG_VERSION"));
         let client = Client::open(info.set_redis_settings(settings))?;
-        let (inlet, incoming) = incoming(names.ping());
+        let (inlet, mut incoming) = incoming(names.ping());
         // Both: that either is gone is to be known at once.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(timeout))
@@ -83,8 +85,17 @@ impl Link {
         let version = check(&report)?;
         let scripts = Scripts::load().query_async::<[String; 2]>(&mut commands).await?;
         let mut subscriber = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let Subscriptions { names: channels, patterns } = foreign;
+        if !channels.is_empty() {
+            subscriber.subscribe(channels).await?;
+        }
+        if !patterns.is_empty() {
+            subscriber.psubscribe(patterns).await?;
+        }
         subscriber.subscribe(&[names.ping(), names.beats()]).await?;
         subscriber.psubscribe(names.shared_pattern()).await?;
+        // Until all of it is subscribed to, what belongs together may have come in part.
+        while incoming.take().is_some() {}
         let scripts = Scripts::loaded(scripts);
         let evicts = evicts(&report);
         Ok(Link { commands, subscriber, scripts, incoming, version, evicts })

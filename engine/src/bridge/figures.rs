@@ -23,6 +23,12 @@ pub struct Figures {
     pub bytes_in: Count,
     /// Messages that were none of ringfeed's.
     pub dropped: Count,
+    /// Publications of other programs that were taken, …
+    pub foreign_in: Count,
+    /// … and those that were not.
+    pub foreign_refused: Count,
+    /// Publications that other programs were told of.
+    pub foreign_out: Count,
     /// Publications on bridged channels that were given up because Redis was away, or were on their way when it went.
     pub shared_lost: Count,
     /// Publications that wait on disk for Redis.
@@ -40,7 +46,7 @@ impl Figures {
     }
 
     /// Each with its name and what it is.
-    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 13] {
+    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 16] {
         let Figures {
             up,
             connects,
@@ -51,6 +57,9 @@ impl Figures {
             messages_in,
             bytes_in,
             dropped,
+            foreign_in,
+            foreign_refused,
+            foreign_out,
             shared_lost,
             spool,
             spool_bytes,
@@ -68,6 +77,17 @@ impl Figures {
             counter("messages_in", "Messages from Redis, this node's own with them.", messages_in),
             counter("bytes_in", "Bytes of messages from Redis.", bytes_in),
             counter("messages_dropped", "Messages from Redis that no ringfeed has sent.", dropped),
+            counter(
+                "foreign_in",
+                "Publications of other programs that were published here.",
+                foreign_in,
+            ),
+            counter(
+                "foreign_refused",
+                "Publications of other programs that could not be published here; the log says why.",
+                foreign_refused,
+            ),
+            counter("foreign_out", "Publications that other programs were told of.", foreign_out),
             counter(
                 "shared_lost",
                 "Publications on bridged channels that other nodes may not have been told of, because Redis was away.",

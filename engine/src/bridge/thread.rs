@@ -1,6 +1,8 @@
 //! The thread that holds the connections to Redis: it connects, connects again, and passes everything on between Redis, the
 //! bridge and the shards.
 
+mod foreign;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::io;
@@ -19,6 +21,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere};
+use super::foreign::Foreign;
 use super::handover::Handover;
 use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
@@ -175,6 +178,8 @@ struct Runner {
     /// Unless there is none, or it has something to do.
     spool: Option<Spool>,
     spool_work: Option<Work>,
+    foreign: Foreign,
+    foreign_refused: Seldom,
     dropped: Seldom,
     refused: Seldom,
 }
@@ -221,6 +226,8 @@ impl Runner {
             handover: Handover::new(shared.shards.count()),
             spool,
             spool_work: None,
+            foreign: Foreign::new(&config, instance),
+            foreign_refused: Seldom::default(),
             dropped: Seldom::default(),
             refused: Seldom::default(),
             shared,
@@ -432,6 +439,9 @@ impl Runner {
                         let name = self.names.shared(&channel);
                         pipeline.cmd("PUBLISH").arg(name).arg(&bytes[..]);
                         numbers.push(number);
+                        // Right behind it: by that they are known.
+                        let copies = self.add_copies(&mut pipeline, &channel, &bytes);
+                        numbers.extend((0..copies).map(|_| number));
                     }
                 }
             }
@@ -509,13 +519,16 @@ impl Runner {
         figures.bytes_in.add(payload.len() as u64);
         let known = match self.names.topic(&channel) {
             Some(Topic::Numbered(channel)) => self.bridge.message(channel, &payload),
-            Some(Topic::Shared(channel)) => self.bridge.shared(channel, &payload),
+            Some(Topic::Shared(channel)) => {
+                self.foreign.shared(&channel, &payload);
+                self.bridge.shared(channel, &payload)
+            }
             Some(Topic::Beat) => self.bridge.beat_heard(&payload),
             Some(Topic::Ping) => true,
-            None => false,
+            None => self.foreign_message(&channel, &payload),
         };
         if !known {
-            figures.dropped.add(1);
+            self.shared.redis.dropped.add(1);
             if let Some(times) = self.dropped.count(Instant::now()) {
                 let channel = String::from_utf8_lossy(&channel);
                 tracing::warn!(
@@ -533,9 +546,11 @@ impl Runner {
         let Some(link) = &self.link else {
             if self.connecting.is_none() && now >= self.retry_at {
                 let (info, timeout) = (self.info.clone(), self.timeout);
-                let names = self.names.clone();
+                let (names, foreign) = (self.names.clone(), self.foreign.subscriptions());
                 self.connecting =
-                    Some(Box::pin(async move { Link::connect(info, timeout, &names).await }));
+                    Some(Box::pin(
+                        async move { Link::connect(info, timeout, &names, &foreign).await },
+                    ));
             }
             return;
         };
@@ -587,6 +602,7 @@ impl Runner {
         self.shares_lost += unsent.count() as u64 + std::mem::take(&mut self.shares);
         self.waiting_bytes = 0;
         self.bridge.lost(self.now_ms());
+        self.foreign.lost();
         if self.changed_at.elapsed() >= STABLE {
             self.failures = 0;
         }
