@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod faults;
+mod foreign;
 mod nodes;
 mod server;
 mod spool;

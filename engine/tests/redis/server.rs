@@ -63,7 +63,8 @@ impl RedisServer {
         format!("unix://{}", self.socket().display())
     }
 
-    fn try_connection(&self) -> redis::RedisResult<Connection> {
+    /// A connection to it, if it takes one.
+    pub(crate) fn try_connection(&self) -> redis::RedisResult<Connection> {
         redis::Client::open(self.url())?.get_connection()
     }
 
