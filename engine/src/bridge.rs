@@ -29,7 +29,7 @@ use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
 
 use crate::ids::ShardId;
-use crate::message::{FromUpstream, Post, Request, Stored, ToUpstream};
+use crate::message::{FromUpstream, Missing, Post, Request, Stored, ToUpstream};
 pub use command::{Append, Command, Failed, Item, Read, Reply};
 pub use figures::Figures;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
@@ -111,8 +111,8 @@ pub enum Told {
     Shared(Post),
     /// All shards: homes that follow ask again.
     Resume,
-    /// All shards: something is missing that other nodes have published on channels that are not numbered.
-    Missed,
+    /// All shards: something is missing that was published elsewhere on channels that are not numbered.
+    Missed(Missing),
 }
 
 impl Told {
@@ -128,7 +128,7 @@ impl Told {
             }
             Told::Shared(post) => (Some(home(&post.channel)), Request::Shared(vec![post])),
             Told::Resume => (None, Request::Resume),
-            Told::Missed => (None, Request::Missed),
+            Told::Missed(what) => (None, Request::Missed(what)),
         }
     }
 }
@@ -304,8 +304,8 @@ impl Bridge {
         let heard = self.heard.entry(instance).or_default();
         let missed = number.saturating_sub(now) > *heard;
         *heard = number.max(*heard);
-        if missed && !self.told.iter().any(|told| matches!(told, Told::Missed)) {
-            self.told.push(Told::Missed);
+        if missed && !self.told.iter().any(|told| matches!(told, Told::Missed(Missing::Nodes))) {
+            self.told.push(Told::Missed(Missing::Nodes));
         }
     }
 
@@ -456,6 +456,11 @@ impl Bridge {
     /// Another program has published something, of which each node hears by itself.
     pub fn foreign(&mut self, post: Post) {
         self.told.push(Told::Shared(post));
+    }
+
+    /// What other programs have published while Redis was away was not heard, and nobody says whether there was any.
+    pub fn foreign_missed(&mut self) {
+        self.told.push(Told::Missed(Missing::Foreign));
     }
 
     /// The answer to a command.

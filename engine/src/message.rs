@@ -32,8 +32,8 @@ pub use question::{
 };
 pub(crate) use request::key_bytes;
 pub use request::{
-    Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Post, Published, Reached, Receipt, Reply, Request,
-    Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
+    Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Missing, Post, Published, Reached, Receipt, Reply,
+    Request, Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
 pub(crate) use upstream::shared_with;

@@ -103,6 +103,11 @@ impl Foreign {
         subscriptions
     }
 
+    /// Whether other programs are listened to.
+    pub(super) fn listens(&self) -> bool {
+        self.entries.iter().any(RedisChannel::comes_in)
+    }
+
     /// What other programs are to be told of a publication that this node hands to the others in these bytes.
     pub(super) fn copies(&self, channel: &ChannelName, shared: &Bytes, now_ms: u64) -> Vec<Copy> {
         if !self.entries.iter().any(|entry| entry.goes_out() && entry.has(channel)) {

@@ -30,8 +30,8 @@ impl Handover {
     pub(super) fn push(&mut self, told: Told, shards: &Shards) {
         match told.into_request(|channel| shards.home(channel)) {
             (Some(to), request) => self.put(to, request),
-            (None, Request::Missed) => {
-                shards.ids().for_each(|to| self.put(to, Request::Missed));
+            (None, Request::Missed(what)) => {
+                shards.ids().for_each(|to| self.put(to, Request::Missed(what)));
             }
             (None, _) => shards.ids().for_each(|to| self.put(to, Request::Resume)),
         }

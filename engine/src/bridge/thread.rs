@@ -585,6 +585,9 @@ impl Runner {
                 self.shared.redis.up.set(1);
                 self.shared.redis.connects.add(1);
                 self.bridge.connected();
+                if self.foreign.listens() {
+                    self.bridge.foreign_missed();
+                }
             }
             Err(e) => self.retry(&e.to_string()),
         }

@@ -68,6 +68,12 @@ impl Config {
         self.redis_channels.iter().any(|own| own.of_channel(channel).is_some())
     }
 
+    /// Whether what other programs publish comes to a channel.
+    pub(crate) fn hears_foreign(&self, channel: &str) -> bool {
+        let mut heard = self.redis_channels.iter().filter(|own| own.comes_in());
+        heard.any(|own| own.of_channel(channel).is_some())
+    }
+
     pub(super) fn validate_redis_channels(&self, errors: &mut Vec<String>) {
         let entries = &self.redis_channels;
         if entries.is_empty() {

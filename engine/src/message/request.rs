@@ -26,6 +26,15 @@ pub enum Reply<T> {
 /// Who has published something, where that matters; in a box, since mostly it does not.
 pub type By = Option<Box<Sender>>;
 
+/// Where something was published that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// On other nodes.
+    Nodes,
+    /// By other programs: they do not count.
+    Foreign,
+}
+
 /// See [`By`].
 #[derive(Debug, Clone, Default)]
 pub struct Sender {
@@ -322,8 +331,8 @@ pub enum Request {
     },
     /// The way to what numbers channels was interrupted, and is there again.
     Resume,
-    /// Something is missing that other nodes have published on channels that are not numbered.
-    Missed,
+    /// Something is missing, or may be, that was published elsewhere on channels that are not numbered.
+    Missed(Missing),
     /// Publications of other nodes, which nobody numbers for all. Not answered.
     Shared(Vec<Post>),
     /// There are new settings.
@@ -433,7 +442,7 @@ impl Request {
             | Request::Connection { .. }
             | Request::Revoke(_)
             | Request::Resume
-            | Request::Missed
+            | Request::Missed(_)
             | Request::Shared(_)
             | Request::Reconfigure
             | Request::Drain => None,

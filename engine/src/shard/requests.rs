@@ -561,8 +561,8 @@ impl<W: Wire> Shard<W> {
                 homes.heard_upstream(&channel, *what, self.work_ms, &mut deliver);
             }
             Request::Resume => homes.resume(),
-            Request::Missed => {
-                homes.miss();
+            Request::Missed(what) => {
+                homes.miss(what);
                 // As far as it goes before what comes behind the hole.
                 homes.miss_some(&mut deliver);
             }

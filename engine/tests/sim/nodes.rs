@@ -771,8 +771,8 @@ impl World {
                 Told::Resume => {
                     told.extend(shared.shards.ids().map(|id| (Some(id), Request::Resume)));
                 }
-                Told::Missed => {
-                    told.extend(shared.shards.ids().map(|id| (Some(id), Request::Missed)));
+                Told::Missed(what) => {
+                    told.extend(shared.shards.ids().map(|id| (Some(id), Request::Missed(what))));
                 }
                 one => told.push_back(one.into_request(home)),
             }

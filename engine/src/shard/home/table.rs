@@ -31,8 +31,8 @@ use crate::clock::Clock;
 use crate::config::{Config, Distribution};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
-    Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Outgoing, Receipt, Replay, Request, Start,
-    StoredPayload, ToUpstream,
+    Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Missing, Outgoing, Receipt, Replay, Request,
+    Start, StoredPayload, ToUpstream,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -111,8 +111,8 @@ pub(in crate::shard) struct Homes {
     outgoing: Vec<ToUpstream>,
     /// Homes from this place on have to ask the upstream again.
     resume_from: Option<u32>,
-    /// Homes from here on are still to be told that something is missing of what other nodes share with them.
-    miss_from: Option<u32>,
+    /// Homes from here on are still to be told that something is missing of what is published elsewhere.
+    miss_from: Vec<(Missing, u32)>,
     /// Questions to the upstream so far.
     asks: u32,
     /// Of these, behind what somebody outside has not answered.
@@ -195,7 +195,7 @@ impl Homes {
             incoming_bytes: 0,
             outgoing: Vec::new(),
             resume_from: None,
-            miss_from: None,
+            miss_from: Vec::new(),
             asks: 0,
             awaiting_bytes: 0,
             history_bytes: 0,
@@ -261,7 +261,7 @@ impl Homes {
 
     /// Whether something that was held back can go on in the next turn.
     pub(in crate::shard) fn has_work(&self) -> bool {
-        if self.some_are_due || self.resume_from.is_some() || self.miss_from.is_some() {
+        if self.some_are_due || self.resume_from.is_some() || !self.miss_from.is_empty() {
             return true;
         }
         let most = self.parked_max();

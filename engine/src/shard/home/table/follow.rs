@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 use super::{Homes, PARKED_PARTS};
 use crate::config::Distribution;
 use crate::message::{
-    Ack, Delivery, Followed, FromUpstream, Keyed, Numbered, Outgoing, Receipt, Request, Stored,
-    ToUpstream, shared_with,
+    Ack, Delivery, Followed, FromUpstream, Keyed, Missing, Numbered, Outgoing, Receipt, Request,
+    Stored, ToUpstream, shared_with,
 };
 use crate::shard::home::following::{Following, Older};
 use crate::shard::home::kept::Kept;
@@ -536,23 +536,31 @@ impl Homes {
         self.resume_from = (end < self.homes.slots()).then_some(end);
     }
 
-    /// Something is missing of what other nodes have published on channels that are not numbered.
-    pub(in crate::shard) fn miss(&mut self) {
-        self.miss_from = Some(0);
+    /// Something is missing of what was published elsewhere on channels that are not numbered.
+    pub(in crate::shard) fn miss(&mut self, what: Missing) {
+        self.miss_from.retain(|(own, _)| *own != what);
+        self.miss_from.insert(0, (what, 0));
     }
 
     /// Tells some of those: whatever it is that is missing, an offset is taken for it that nothing ever stands at.
     pub(in crate::shard) fn miss_some(&mut self, deliver: Deliver) {
-        let Some(from) = self.miss_from else { return };
+        let Some(&(what, from)) = self.miss_from.first() else { return };
         let end = from.saturating_add(RESUMED_PER_TURN).min(self.homes.slots());
         for index in from..end {
-            let Some(home) = self.homes.get(index).filter(|home| home.shares) else { continue };
+            let misses = |home: &&Home| match what {
+                Missing::Nodes => home.shares,
+                Missing::Foreign => self.config.hears_foreign(&home.name),
+            };
+            let Some(home) = self.homes.get(index).filter(misses) else { continue };
             let missing = home.position().offset.next();
             let position = Position { epoch: home.epoch, offset: missing };
             self.forget_history(index);
             self.renew(index, position, missing, deliver);
         }
-        self.miss_from = (end < self.homes.slots()).then_some(end);
+        self.miss_from.remove(0);
+        if end < self.homes.slots() {
+            self.miss_from.insert(0, (what, end));
+        }
     }
 
     /// Looks whether a home that follows has missed something that nothing else would tell.
