@@ -93,7 +93,7 @@ fn every_event_is_shown_as_it_is_written() {
         Event::Published {
             id: id("3"),
             channel,
-            position: at(7),
+            position: Some(at(7)),
             ack: "accepted",
             subscribers: 1,
             duplicate: false,
@@ -101,7 +101,7 @@ fn every_event_is_shown_as_it_is_written() {
         Event::Published {
             id: id("16"),
             channel,
-            position: at(7),
+            position: Some(at(7)),
             ack: "accepted",
             subscribers: 1,
             duplicate: true,
