@@ -53,6 +53,10 @@ const UNKNOWN: Refused = Refused::Unavailable {
 };
 /// Why Redis has not published it.
 const NOT_STORED: Refused = Refused::Unavailable { detail: "Redis does not store this" };
+/// Why something could not wait.
+const BEHIND: Refused = Refused::Unavailable {
+    detail: "what waits on disk for Redis has to go before this, and there is no room for more",
+};
 
 /// How the bridge stands with Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +102,10 @@ pub struct Bridge {
     shares: u64,
     /// … and of so many of each other process something was heard.
     heard: HashMap<u64, u64>,
+    /// Redis could be reached before, …
+    was_up: bool,
+    /// … and then could not.
+    was_lost: bool,
     /// Of those so many were given up.
     shared_lost: u64,
 }
@@ -151,6 +159,8 @@ impl Bridge {
             shared_bytes: 0,
             shares: 0,
             heard: HashMap::new(),
+            was_up: false,
+            was_lost: false,
             shared_lost: 0,
         }
     }
@@ -196,11 +206,6 @@ impl Bridge {
         self.spooling.as_ref().map_or(0, Spooling::unwritten_bytes)
     }
 
-    /// Whether nothing waits for the disk.
-    pub fn is_written(&self) -> bool {
-        self.spooling.as_ref().is_none_or(Spooling::is_written)
-    }
-
     /// A shard wants something.
     pub fn wanted(&mut self, what: ToUpstream) {
         match what {
@@ -239,8 +244,11 @@ impl Bridge {
                 let number = self.next_item;
                 self.next_item += 1;
                 let item = Item { number, bytes: item::encode(&publication), key };
-                if self.has_given_up() || self.is_refused(&channel) {
+                if self.has_given_up() {
                     return self.spool(&channel, (ticket, item), AWAY);
+                }
+                if self.is_refused(&channel) {
+                    return self.spool(&channel, (ticket, item), NOT_STORED);
                 }
                 self.ways.entry(channel.clone()).or_default().push(ticket, item);
                 self.append(&channel);
@@ -272,6 +280,13 @@ impl Bridge {
         self.told.push(Told::Resume);
         let queued: Vec<ChannelName> = self.ways.keys().cloned().collect();
         queued.iter().for_each(|channel| self.append(channel));
+        self.replay_all();
+        if !std::mem::replace(&mut self.was_up, true) {
+            // Whatever others have published before, nobody here has heard it.
+            self.told.push(Told::Missed(Missing::Nodes));
+            // The others are to know this process before it shares anything.
+            self.command(Command::Beat(item::encode_beat(self.instance, 0)));
+        }
         self.share();
         self.beat();
     }
@@ -301,8 +316,10 @@ impl Bridge {
             // Whoever is still there is taken for new.
             self.heard.clear();
         }
+        let known = self.heard.contains_key(&instance);
         let heard = self.heard.entry(instance).or_default();
-        let missed = number.saturating_sub(now) > *heard;
+        // One that was there before this one begins where it is.
+        let missed = (known || self.was_lost) && number.saturating_sub(now) > *heard;
         *heard = number.max(*heard);
         if missed && !self.told.iter().any(|told| matches!(told, Told::Missed(Missing::Nodes))) {
             self.told.push(Told::Missed(Missing::Nodes));
@@ -313,6 +330,7 @@ impl Bridge {
     pub fn lost(&mut self, now_ms: u64) {
         if self.is_up() {
             self.state = State::Down { since_ms: now_ms, given_up: false };
+            self.was_lost = true;
         }
         self.under_way.clear();
         self.commands.clear();
@@ -325,8 +343,11 @@ impl Bridge {
 
     /// Time has passed: what has waited too long for Redis is told so.
     pub fn tick(&mut self, now_ms: u64) {
-        if let Some(spooling) = &mut self.spooling {
-            spooling.tick(now_ms);
+        if self.spooling.as_mut().is_some_and(|spooling| spooling.tick(now_ms)) {
+            self.replay_all();
+        }
+        if self.is_up() {
+            self.spool_what_is_late(now_ms);
         }
         let State::Down { since_ms, given_up: false } = self.state else { return };
         if now_ms.saturating_sub(since_ms) >= self.patience_ms {
@@ -381,19 +402,30 @@ impl Bridge {
                 }
             }
             SpoolDone::Read(records) => {
-                let (round, appends) = spooling.read(records);
-                appends.into_iter().for_each(|append| self.replay(round, append));
-                // There may be nothing that others wait behind.
-                let waiting: Vec<ChannelName> = self.ways.keys().cloned().collect();
-                waiting.iter().for_each(|channel| self.append(channel));
-                self.spool_what_is_refused();
+                if spooling.read(records) {
+                    // There is nothing that others wait behind.
+                    let waiting: Vec<ChannelName> = self.ways.keys().cloned().collect();
+                    waiting.iter().for_each(|channel| self.append(channel));
+                }
+                self.replay_all();
             }
+            SpoolDone::SetAside => spooling.is_aside(),
             SpoolDone::Forgotten => {
                 for channel in spooling.forgotten() {
                     self.append(&channel);
                 }
             }
         }
+    }
+
+    /// Gives Redis what was read from the disk and is not stored yet.
+    fn replay_all(&mut self) {
+        if !self.is_up() {
+            return;
+        }
+        let Some(spooling) = &mut self.spooling else { return };
+        let (round, appends) = spooling.begin_round();
+        appends.into_iter().for_each(|append| self.replay(round, append));
     }
 
     fn replay(&mut self, round: u64, append: Append) {
@@ -414,7 +446,20 @@ impl Bridge {
             self.ways.keys().filter(|channel| self.is_refused(channel)).cloned().collect();
         for channel in refused {
             let queue = self.ways.get_mut(&channel).map(Way::take_queue).unwrap_or_default();
-            queue.into_iter().for_each(|waiting| self.spool(&channel, waiting, AWAY));
+            queue.into_iter().for_each(|waiting| self.spool(&channel, waiting, NOT_STORED));
+        }
+    }
+
+    /// What has waited behind the spool for too long goes into it.
+    fn spool_what_is_late(&mut self, now_ms: u64) {
+        let Some(spooling) = self.spooling.as_ref().filter(|own| own.len() > 0) else { return };
+        let patience_ms = self.patience_ms;
+        let late = self.ways.iter_mut().filter_map(|(channel, way)| {
+            let blocked = spooling.has(channel).then_some(now_ms);
+            way.is_late(blocked, patience_ms).then(|| (channel.clone(), way.take_queue()))
+        });
+        for (channel, queue) in late.collect::<Vec<_>>() {
+            queue.into_iter().for_each(|waiting| self.spool(&channel, waiting, BEHIND));
         }
     }
 
@@ -474,7 +519,7 @@ impl Bridge {
                 }
                 self.append(&channel);
             }
-            (Some(UnderWay::Append(channel)), Err(Failed::Refused)) => {
+            (Some(UnderWay::Append(channel)), Err(Failed::Refused | Failed::Never)) => {
                 let tickets = self.ways.get_mut(&channel).map(Way::appended).unwrap_or_default();
                 for ticket in tickets {
                     self.tell_stored(channel.clone(), ticket, Err(NOT_STORED));
@@ -493,10 +538,19 @@ impl Bridge {
                 }
                 self.spool_what_is_refused();
             }
+            (Some(UnderWay::Replay(channel, round)), Err(Failed::Never)) => {
+                tracing::error!(
+                    %channel,
+                    "Redis never stores what waits of this channel on disk: it is set aside there"
+                );
+                if let Some(spooling) = &mut self.spooling {
+                    spooling.set_aside(round, &channel);
+                }
+            }
             (Some(UnderWay::Read(channel, ask)), Ok(Reply::Read(followed))) => {
                 self.told.push(Told::Home(channel, FromUpstream::Followed { ask, followed }));
             }
-            (Some(UnderWay::Read(channel, _)), Err(Failed::Refused)) => {
+            (Some(UnderWay::Read(channel, _)), Err(Failed::Refused | Failed::Never)) => {
                 self.told.push(Told::Home(channel, FromUpstream::Away));
             }
             (

@@ -86,6 +86,8 @@ pub enum Reply {
 /// Why a command has no answer, although the connection is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
-    /// Redis refuses: it is out of memory, or the key is of another type.
+    /// Redis refuses, for now: it is out of memory, or cannot write.
     Refused,
+    /// It always will: the key is of another type, or there are no offsets left.
+    Never,
 }

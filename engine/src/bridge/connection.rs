@@ -11,7 +11,7 @@ use redis::{
 use super::foreign::Subscriptions;
 use super::incoming::{Incoming, incoming};
 use super::names::Names;
-use super::script::Scripts;
+use super::script::{NO_OFFSETS, Scripts};
 
 /// Scripts are called in a way, and pub/sub has guarantees, that earlier versions do not have.
 const MAJOR_VERSION_MIN: u32 = 7;
@@ -168,6 +168,11 @@ pub(super) async fn ask(
         places.zip(later).for_each(|((answer, _), later)| *answer = later);
     }
     Ok(answers)
+}
+
+/// Whether Redis refuses what it was asked now and always will.
+pub(super) fn is_for_good(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.to_string().contains(NO_OFFSETS)
 }
 
 /// Whether what a command was answered means that this is not the place to ask any more, or not yet.

@@ -14,8 +14,8 @@
 //! version u8 = 1 | epoch u64 | first offset u64 | (length u32 | item) …
 //! ```
 //!
-//! and on one that is not numbered it is the instance of the node that publishes it, u64, how many it has published on such channels
-//! with this one, u64, and an item; a *beat* is the same without an item. Bytes from Redis are from outside: what does not fit is refused.
+//! and on one that is not numbered it is the same version, the instance of the node that publishes it, u64, how many it has published
+//! on such channels with this one, u64, and an item; a *beat* is the same without an item. Bytes from Redis are from outside: what does not fit is refused.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_protocol::command::PayloadKind;
@@ -44,6 +44,7 @@ pub fn encode(publication: &Outgoing) -> Bytes {
 /// Writes a message for a channel that is not numbered: the `number`th of its instance.
 pub fn encode_shared(instance: u64, number: u64, publication: &Outgoing) -> Bytes {
     let mut out = BytesMut::with_capacity(48 + publication.payload.bytes.len());
+    out.put_u8(VERSION);
     out.put_u64(instance);
     out.put_u64(number);
     write(&mut out, publication);
@@ -52,7 +53,8 @@ pub fn encode_shared(instance: u64, number: u64, publication: &Outgoing) -> Byte
 
 /// Writes that an instance has published so many messages for channels that are not numbered.
 pub fn encode_beat(instance: u64, number: u64) -> Bytes {
-    let mut out = BytesMut::with_capacity(16);
+    let mut out = BytesMut::with_capacity(1 + 8 + 8);
+    out.put_u8(VERSION);
     out.put_u64(instance);
     out.put_u64(number);
     out.freeze()
@@ -61,7 +63,7 @@ pub fn encode_beat(instance: u64, number: u64) -> Bytes {
 /// Reads a beat: instance and number.
 pub fn decode_beat(beat: &Bytes) -> Option<(u64, u64)> {
     let mut rest = Reader(beat.clone());
-    let read = (rest.u64()?, rest.u64()?);
+    let read = rest.counted()?;
     rest.0.is_empty().then_some(read)
 }
 
@@ -161,7 +163,7 @@ pub fn decode_message(message: &Bytes) -> Option<(Epoch, Vec<Numbered>)> {
 /// Reads a message of a channel that is not numbered: who has published it, under which number, and what.
 pub fn decode_shared(message: &Bytes) -> Option<(u64, u64, Outgoing)> {
     let mut rest = Reader(message.clone());
-    let (instance, number) = (rest.u64()?, rest.u64()?);
+    let (instance, number) = rest.counted()?;
     Some((instance, number, decode(&rest.0)?))
 }
 
@@ -171,6 +173,12 @@ pub(super) struct Reader(pub(super) Bytes);
 impl Reader {
     pub(super) fn take(&mut self, count: usize) -> Option<Bytes> {
         (count <= self.0.len()).then(|| self.0.split_to(count))
+    }
+
+    /// A process, and how many publications there were of it.
+    fn counted(&mut self) -> Option<(u64, u64)> {
+        (self.u8()? == VERSION).then_some(())?;
+        Some((self.u64()?, self.u64()?))
     }
 
     fn number(&mut self, bytes: usize) -> Option<u64> {

@@ -24,6 +24,9 @@ const PLACE: &str = include_str!("script/place.lua");
 const APPEND: &str = include_str!("script/append.lua");
 const READ: &str = include_str!("script/read.lua");
 
+/// What they say of a channel that has used up its offsets.
+pub(super) const NO_OFFSETS: &str = "the channel has no offsets left";
+
 /// The scripts, as a server knows them.
 #[derive(Debug, Clone)]
 pub(super) struct Scripts {

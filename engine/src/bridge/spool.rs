@@ -9,13 +9,15 @@
 //!
 //! all numbers big-endian. What is written is on the disk before that is said. A segment is read whole and goes whole; one that is
 //! being read is not written to any more. What a crash has left of a record at the end of one was never said to be there; it is
-//! set aside in a file `NUMBER.broken`, as is anything else that cannot be read.
+//! set aside in a file `NUMBER.broken`, as is anything else that cannot be read. What Redis never stores is in files
+//! `NUMBER.refused`, written as segments are: renamed to `NUMBER.spool` it is tried again by the next process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bytes::{BufMut as _, Bytes};
 use ringfeed_protocol::ChannelName;
@@ -25,9 +27,12 @@ use super::command::Item;
 use super::item::Reader;
 use super::spooling::{SpoolDone, SpoolOrder, Spooled};
 use crate::message::KeyDigest;
+use crate::seldom::Seldom;
 
 /// A segment that has so many bytes is full.
 const SEGMENT_BYTES: u64 = 1 << 20;
+/// Segments that ever are.
+const NUMBER_MAX: u64 = 1_000_000_000_000;
 const VERSION: u8 = 1;
 const CHECK_BYTES: usize = 8;
 
@@ -43,6 +48,7 @@ pub(super) struct Spool {
     writer: Option<File>,
     next: u64,
     bytes_max: u64,
+    failed: Seldom,
 }
 
 #[derive(Debug)]
@@ -61,6 +67,9 @@ impl Spool {
         bytes_max: u64,
     ) -> io::Result<(Spool, BTreeMap<ChannelName, u32>)> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
         let lock = options().create(true).truncate(false).open(dir.join("lock"))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -69,25 +78,30 @@ impl Spool {
             }
             Err(TryLockError::Error(e)) => return Err(e),
         }
-        let mut numbers = Vec::new();
+        let (mut numbers, mut next) = (Vec::new(), 0);
         for entry in fs::read_dir(dir)? {
             let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(".spool"));
-            numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+            let number = name.to_str().and_then(|name| name.split('.').next()?.parse::<u64>().ok());
+            let Some(number) = number.filter(|&number| number < NUMBER_MAX) else { continue };
+            // What was set aside keeps its number.
+            next = next.max(number + 1);
+            if name.to_str() == Some(&file_name(number, "spool")) {
+                numbers.push(number);
+            }
         }
         numbers.sort_unstable();
-        let next = numbers.last().map_or(0, |last| last + 1);
         let (segments, writer) = (VecDeque::new(), None);
         let dir = dir.to_owned();
-        let mut spool = Spool { dir, _lock: lock, segments, writer, next, bytes_max };
+        let failed = Seldom::default();
+        let mut spool = Spool { dir, _lock: lock, segments, writer, next, bytes_max, failed };
         let mut channels = BTreeMap::new();
         for number in numbers {
             let records = spool.repair(number)?;
             if records.is_empty() {
-                fs::remove_file(spool.path(number))?;
+                fs::remove_file(spool.path(number, "spool"))?;
                 continue;
             }
-            let bytes = fs::metadata(spool.path(number))?.len();
+            let bytes = fs::metadata(spool.path(number, "spool"))?.len();
             spool.segments.push_back(Segment { number, bytes });
             for record in records {
                 *channels.entry(record.channel).or_default() += 1;
@@ -104,27 +118,41 @@ impl Spool {
     /// Does what is wanted of it.
     pub(super) fn serve(&mut self, order: SpoolOrder) -> SpoolDone {
         match order {
-            SpoolOrder::Write(records) => match self.write(&records) {
-                Ok(written) => SpoolDone::Written(written),
-                Err((written, e)) => {
-                    tracing::error!("redis.spool_dir = {}: {e}", self.dir.display());
-                    SpoolDone::Written(written)
+            SpoolOrder::Write(records) => {
+                let (written, error) = match self.write(&records) {
+                    Ok(written) if written < records.len() => {
+                        (written, Some(io::Error::other("redis.spool_bytes_max is reached")))
+                    }
+                    Ok(written) => (written, None),
+                    Err((written, e)) => (written, Some(e)),
+                };
+                if let Some(e) = error {
+                    self.complain(records.len() - written, &e);
                 }
-            },
-            SpoolOrder::Read => SpoolDone::Read(match self.read() {
-                Ok(records) => Some(records),
-                Err(e) => {
-                    tracing::error!("redis.spool_dir = {}: {e}", self.dir.display());
-                    None
+                SpoolDone::Written(written)
+            }
+            SpoolOrder::Read => SpoolDone::Read(self.read()),
+            SpoolOrder::SetAside(records) => {
+                if let Err(e) = self.set_aside(&records) {
+                    let count = records.len();
+                    tracing::error!("{count} publications that Redis never stores are lost: {e}");
                 }
-            }),
+                SpoolDone::SetAside
+            }
             SpoolOrder::Forget => {
-                if let Err(e) = self.forget() {
-                    // What is read again is known again by Redis.
-                    tracing::error!("redis.spool_dir = {}: {e}", self.dir.display());
-                }
+                self.forget();
                 SpoolDone::Forgotten
             }
+        }
+    }
+
+    fn complain(&mut self, lost: usize, error: &io::Error) {
+        if let Some(times) = self.failed.count(Instant::now()) {
+            let dir = self.dir.display();
+            tracing::error!(
+                times,
+                "redis.spool_dir = {dir}: {lost} publications not kept: {error}"
+            );
         }
     }
 
@@ -165,21 +193,32 @@ impl Spool {
     fn append(&mut self, piece: &[u8]) -> io::Result<()> {
         if self.writer.is_none() {
             let number = self.next;
-            let file = options().create_new(true).open(self.path(number))?;
+            let file = options().create_new(true).open(self.path(number, "spool"))?;
             self.next += 1;
+            if let Err(e) = File::open(&self.dir).and_then(|dir| dir.sync_all()) {
+                let _ = fs::remove_file(self.path(number, "spool"));
+                return Err(e);
+            }
             self.segments.push_back(Segment { number, bytes: 0 });
             self.writer = Some(file);
-            File::open(&self.dir)?.sync_all()?;
         }
         let (Some(file), Some(segment)) = (&mut self.writer, self.segments.back_mut()) else {
             return Err(io::Error::other("there is no segment"));
         };
-        if let Err(e) = file.write_all(piece).and_then(|()| file.sync_data()) {
+        let written = file.write_all(piece).and_then(|()| file.sync_data());
+        let written = written.and_then(|()| match file.metadata()?.nlink() {
+            0 => Err(io::Error::other("somebody has deleted it")),
+            _ => Ok(()),
+        });
+        if let Err(e) = written {
             // What is there of it was not said to be there; nothing is written behind it.
-            if let Err(e) = file.set_len(segment.bytes) {
-                tracing::error!("redis.spool_dir = {}: {e}", self.dir.display());
-            }
+            let _ = file.set_len(segment.bytes);
             self.writer = None;
+            if segment.bytes == 0
+                && let Some(Segment { number, .. }) = self.segments.pop_back()
+            {
+                let _ = fs::remove_file(self.path(number, "spool"));
+            }
             return Err(e);
         }
         segment.bytes += piece.len() as u64;
@@ -189,51 +228,76 @@ impl Spool {
         Ok(())
     }
 
-    /// All of the oldest segment.
-    fn read(&mut self) -> io::Result<Vec<Spooled>> {
+    /// All of the oldest segment that can be read.
+    fn read(&mut self) -> Vec<Spooled> {
         while let Some(&Segment { number, .. }) = self.segments.front() {
             if self.segments.len() == 1 {
                 self.writer = None;
             }
-            let records = self.repair(number)?;
-            if !records.is_empty() {
-                return Ok(records);
+            match self.repair(number) {
+                Ok(records) if !records.is_empty() => return records,
+                Ok(_) => self.forget(),
+                Err(e) => {
+                    // The others do not wait for it. If it is still there, the next process tries it.
+                    let path = self.path(number, "spool");
+                    tracing::error!("{}: what waits there cannot be read: {e}", path.display());
+                    self.segments.pop_front();
+                }
             }
-            self.forget()?;
         }
-        Ok(Vec::new())
+        Vec::new()
     }
 
     /// The oldest segment goes.
-    fn forget(&mut self) -> io::Result<()> {
-        match self.segments.pop_front() {
-            Some(Segment { number, .. }) => fs::remove_file(self.path(number)),
-            None => Ok(()),
+    fn forget(&mut self) {
+        let Some(Segment { number, .. }) = self.segments.pop_front() else { return };
+        let path = self.path(number, "spool");
+        if let Err(e) = fs::remove_file(&path) {
+            // Read by the next process it would be published once more, when Redis knows it no more.
+            let emptied = OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(0));
+            let emptied = if emptied.is_ok() { ", and was emptied" } else { "" };
+            tracing::error!("{}: it is stored and cannot be deleted{emptied}: {e}", path.display());
         }
+    }
+
+    /// Keeps records where they are not read.
+    fn set_aside(&mut self, records: &[Spooled]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| encode(&mut bytes, record));
+        let path = self.path(self.next, "refused");
+        self.next += 1;
+        let mut file = options().create_new(true).open(path)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
     }
 
     /// The records of a segment. What cannot be read is set aside.
     fn repair(&self, number: u64) -> io::Result<Vec<Spooled>> {
-        let path = self.path(number);
+        let path = self.path(number, "spool");
         let bytes = Bytes::from(fs::read(&path)?);
         let (records, valid) = parse(&bytes);
         if valid < bytes.len() {
-            let aside = self.dir.join(format!("{number:012}.broken"));
-            fs::write(&aside, &bytes[valid..])?;
+            let (aside, count) = (self.path(number, "broken"), bytes.len() - valid);
+            let kept = options().create(true).truncate(true).open(&aside).and_then(|mut file| {
+                file.write_all(&bytes[valid..])?;
+                file.sync_all()
+            });
+            // Of a crash in the middle of a write it is nothing that anybody was told of.
+            let kept = kept.map_or_else(|e| format!("lost: {e}"), |()| "set aside".to_owned());
             OpenOptions::new().write(true).open(&path)?.set_len(valid as u64)?;
-            tracing::warn!(
-                "{}: its last {} bytes are no whole publication, and were moved to {}",
-                path.display(),
-                bytes.len() - valid,
-                aside.display()
-            );
+            let (path, aside) = (path.display(), aside.display());
+            tracing::error!("{path}: its last {count} bytes cannot be read; {aside}: {kept}");
         }
         Ok(records)
     }
 
-    fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("{number:012}.spool"))
+    fn path(&self, number: u64, what: &str) -> PathBuf {
+        self.dir.join(file_name(number, what))
     }
+}
+
+fn file_name(number: u64, what: &str) -> String {
+    format!("{number:012}.{what}")
 }
 
 /// What is published may be private.
@@ -322,10 +386,10 @@ mod tests {
         let (mut spool, channels) = Spool::open(&path, 1 << 30).unwrap();
         assert!(channels.is_empty());
         assert_eq!(write(&mut spool, 0, 5), 5);
-        assert_eq!(numbers(&spool.read().unwrap()), [0, 1, 2, 3, 4]);
+        assert_eq!(numbers(&spool.read()), [0, 1, 2, 3, 4]);
         // It is being read: what comes now stands elsewhere.
         assert_eq!(write(&mut spool, 5, 7), 2);
-        assert_eq!(numbers(&spool.read().unwrap()), [0, 1, 2, 3, 4]);
+        assert_eq!(numbers(&spool.read()), [0, 1, 2, 3, 4]);
         let in_use = Spool::open(&path, 1 << 30).unwrap_err();
         assert_eq!(in_use.to_string(), "another process uses it");
         drop(spool);
@@ -335,7 +399,7 @@ mod tests {
         assert_eq!(write(&mut spool, 7, 8), 1);
         let mut all = Vec::new();
         loop {
-            let records = spool.read().unwrap();
+            let records = spool.read();
             if records.is_empty() {
                 break;
             }
@@ -343,7 +407,7 @@ mod tests {
                 assert_eq!(format!("{record:?}"), format!("{:?}", spooled(number)));
             }
             all.extend(numbers(&records));
-            spool.forget().unwrap();
+            spool.forget();
         }
         assert_eq!(all, (0..8).collect::<Vec<_>>());
         assert_eq!((spool.bytes(), fs::read_dir(&path).unwrap().count()), (0, 1));
@@ -365,8 +429,8 @@ mod tests {
         assert_eq!(spool.write(&records[..1]).unwrap(), 0);
         // What is shorter still has room, and what was read and went makes some.
         assert_eq!(spool.write(&[spooled(100)]).unwrap(), 1);
-        let first = spool.read().unwrap().len();
-        spool.forget().unwrap();
+        let first = spool.read().len();
+        spool.forget();
         assert_eq!(spool.write(&records).unwrap(), first);
     }
 
@@ -376,22 +440,24 @@ mod tests {
         let (mut spool, _) = Spool::open(dir.path(), 1 << 30).unwrap();
         // Of one length.
         spool.write(&[1, 3, 5].map(spooled)).unwrap();
-        let path = spool.path(0);
+        let path = spool.path(0, "spool");
         drop(spool);
         let whole = fs::read(&path).unwrap();
         let record = whole.len() / 3;
         for cut in [1, record - 1, record + 5] {
             fs::write(&path, &whole[..whole.len() - cut]).unwrap();
             let (mut spool, _) = Spool::open(dir.path(), 1 << 30).unwrap();
-            let left = spool.read().unwrap().len();
+            let left = spool.read().len();
             assert_eq!(left, 2 - usize::from(cut > record), "{cut}");
-            assert!(!fs::read(dir.path().join("000000000000.broken")).unwrap().is_empty());
+            let aside = dir.path().join("000000000000.broken");
+            assert!(!fs::read(&aside).unwrap().is_empty());
+            assert_eq!(fs::metadata(&aside).unwrap().mode() & 0o777, 0o600);
             drop(spool);
             let mut broken = whole.clone();
             broken[record + cut] ^= 1;
             fs::write(&path, &broken).unwrap();
             let (mut spool, _) = Spool::open(dir.path(), 1 << 30).unwrap();
-            assert!(spool.read().unwrap().len() < 3);
+            assert!(spool.read().len() < 3);
         }
     }
 
@@ -410,17 +476,36 @@ mod tests {
     }
 
     #[test]
+    fn what_others_do_in_the_directory_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["5.spool", "18446744073709551615.spool", "+7.spool", "000000000003.refused"] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let (mut spool, channels) = Spool::open(dir.path(), 1 << 30).unwrap();
+        assert!(channels.is_empty());
+        // Numbers of what was set aside are not used again.
+        assert_eq!((write(&mut spool, 0, 1), spool.segments[0].number), (1, 8));
+        spool.set_aside(&[spooled(7)]).unwrap();
+        assert!(fs::exists(dir.path().join("000000000009.refused")).unwrap());
+        // A file that is gone is not written to any more, and not waited for.
+        fs::remove_file(spool.path(8, "spool")).unwrap();
+        assert!(spool.write(&[spooled(1)]).is_err());
+        assert_eq!(write(&mut spool, 2, 3), 1);
+        assert_eq!(numbers(&spool.read()), [2]);
+    }
+
+    #[test]
     fn a_disk_that_is_full_takes_nothing_in_part() {
         let dir = tempfile::tempdir().unwrap();
         let (mut spool, _) = Spool::open(dir.path(), 1 << 30).unwrap();
         write(&mut spool, 0, 2);
         // A file that cannot be written to stands for the disk.
-        spool.writer = Some(File::open(spool.path(0)).unwrap());
+        spool.writer = Some(File::open(spool.path(0, "spool")).unwrap());
         let (written, _) = spool.write(&[spooled(2)]).unwrap_err();
         assert_eq!(written, 0);
         assert_eq!(write(&mut spool, 3, 4), 1);
-        assert_eq!(numbers(&spool.read().unwrap()), [0, 1]);
-        spool.forget().unwrap();
-        assert_eq!(numbers(&spool.read().unwrap()), [3]);
+        assert_eq!(numbers(&spool.read()), [0, 1]);
+        spool.forget();
+        assert_eq!(numbers(&spool.read()), [3]);
     }
 }

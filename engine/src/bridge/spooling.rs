@@ -3,7 +3,7 @@
 //! While there are any of a channel, what is published on it waits behind them, so that it keeps its order. They are appended
 //! under the numbers that they had: what Redis did append before its answer was lost it knows again.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use ringfeed_protocol::{ChannelName, Refused};
 
@@ -31,6 +31,9 @@ pub enum SpoolOrder {
     Write(Vec<Spooled>),
     /// To read some of the oldest. Answered with [`SpoolDone::Read`].
     Read,
+    /// To keep these where somebody may look at them, and where they are not read again: Redis never takes them. Answered with
+    /// [`SpoolDone::SetAside`].
+    SetAside(Vec<Spooled>),
     /// What was read last is not needed any more. Answered with [`SpoolDone::Forgotten`].
     Forget,
 }
@@ -40,8 +43,10 @@ pub enum SpoolOrder {
 pub enum SpoolDone {
     /// So many, the first, are on the disk; the others are not.
     Written(usize),
-    /// These are the oldest, none where there are none; `None` where they cannot be read.
-    Read(Option<Vec<Spooled>>),
+    /// These are the oldest; none where there are none that can be read.
+    Read(Vec<Spooled>),
+    /// They are, or it was said that they cannot be.
+    SetAside,
     /// They are gone.
     Forgotten,
 }
@@ -62,10 +67,21 @@ enum Replay {
     None,
     /// It is being read.
     Reading,
-    /// It is being appended: of each channel what is left, the first of which is under way.
-    Appending { left: HashMap<ChannelName, VecDeque<Append>>, read: Vec<ChannelName> },
-    /// It is stored, and so many of these channels can go.
+    /// It is being appended: of each channel what is left, the first of which is under way. What is stored once stays so:
+    /// nothing is read again as long as this process lives.
+    Appending { left: BTreeMap<ChannelName, VecDeque<Append>>, read: Vec<ChannelName> },
+    /// It is stored, and can go from the disk: of each publication the channel.
     Stored(Vec<ChannelName>),
+}
+
+/// Whether Redis takes what has waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Yes,
+    /// Not now, as it has just said.
+    No,
+    /// Nor since then.
+    NotSince(u64),
 }
 
 /// See the module's description.
@@ -73,6 +89,8 @@ enum Replay {
 pub(super) struct Spooling {
     /// Publications that are on the disk, or on their way there.
     waiting: BTreeMap<ChannelName, u32>,
+    /// All of them.
+    count: u64,
     unwritten: Vec<(Spooled, Waiter)>,
     unwritten_bytes: usize,
     /// Of what is being written.
@@ -80,40 +98,38 @@ pub(super) struct Spooling {
     /// The disk has something to do.
     busy: bool,
     replay: Replay,
-    /// So often was something read: answers of before mean nothing.
+    /// What Redis never takes.
+    aside: Vec<Spooled>,
+    /// So often was something asked of Redis anew: answers of before mean nothing.
     round: u64,
-    /// Redis has refused what has waited; since then, once that is known.
-    refused: Option<Option<u64>>,
+    taken: Taken,
 }
 
 impl Spooling {
     /// Of what an earlier process has left.
     pub(super) fn new(waiting: BTreeMap<ChannelName, u32>) -> Spooling {
         Spooling {
+            count: waiting.values().map(|&count| u64::from(count)).sum(),
             waiting,
             unwritten: Vec::new(),
             unwritten_bytes: 0,
             writers: Vec::new(),
             busy: false,
             replay: Replay::None,
+            aside: Vec::new(),
             round: 0,
-            refused: None,
+            taken: Taken::Yes,
         }
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> u64 {
-        self.waiting.values().map(|&count| u64::from(count)).sum()
+        self.count
     }
 
     /// Bytes that are not given to the disk yet.
     pub(super) fn unwritten_bytes(&self) -> usize {
         self.unwritten_bytes
-    }
-
-    /// Whether nobody waits for the disk.
-    pub(super) fn is_written(&self) -> bool {
-        self.unwritten.is_empty() && self.writers.is_empty()
     }
 
     /// Whether what is published on a channel has to wait behind what is here.
@@ -123,13 +139,14 @@ impl Spooling {
 
     /// Whether Redis is there and does not store what is here.
     pub(super) fn is_refused(&self) -> bool {
-        self.refused.is_some()
+        self.taken != Taken::Yes
     }
 
     /// Takes a publication.
     pub(super) fn push(&mut self, spooled: Spooled, ticket: u64, why: Refused) {
         let channel = spooled.channel.clone();
         *self.waiting.entry(channel.clone()).or_default() += 1;
+        self.count += 1;
         self.unwritten_bytes += spooled.item.bytes.len() + size_of::<(Spooled, Waiter)>();
         self.unwritten.push((spooled, Waiter { channel, ticket, why }));
     }
@@ -144,12 +161,14 @@ impl Spooling {
             let (records, writers) = std::mem::take(&mut self.unwritten).into_iter().unzip();
             self.writers = writers;
             SpoolOrder::Write(records)
+        } else if !self.aside.is_empty() {
+            SpoolOrder::SetAside(std::mem::take(&mut self.aside))
         } else if matches!(self.replay, Replay::Stored(_)) {
             SpoolOrder::Forget
         } else if up
             && matches!(self.replay, Replay::None)
             && !self.waiting.is_empty()
-            && self.refused.is_none()
+            && self.taken == Taken::Yes
         {
             self.replay = Replay::Reading;
             SpoolOrder::Read
@@ -173,35 +192,26 @@ impl Spooling {
         waiters
     }
 
-    /// Some was read. Returns what is to be appended first of each channel, and the round that it belongs to.
-    pub(super) fn read(&mut self, records: Option<Vec<Spooled>>) -> (u64, Vec<Append>) {
+    /// Some was read. Returns whether that is nothing, so that nothing is there.
+    pub(super) fn read(&mut self, records: Vec<Spooled>) -> bool {
         self.busy = false;
         if !matches!(self.replay, Replay::Reading) {
-            return (self.round, Vec::new());
+            return false;
         }
         self.replay = Replay::None;
-        let Some(records) = records else {
-            self.refused = Some(None);
-            return (self.round, Vec::new());
-        };
         if records.is_empty() {
             // The rest could not be read, and was set aside.
-            let unwritten = self.unwritten.iter().map(|(_, waiter)| waiter.channel.clone());
-            let unwritten: Vec<ChannelName> = unwritten.collect();
             self.waiting.clear();
-            for channel in unwritten {
-                *self.waiting.entry(channel).or_default() += 1;
+            for (Spooled { channel, .. }, _) in &self.unwritten {
+                *self.waiting.entry(channel.clone()).or_default() += 1;
             }
+            self.count = self.unwritten.len() as u64;
+            return true;
         }
-        self.round += 1;
         let read = records.iter().map(|record| record.channel.clone()).collect();
-        let mut left: HashMap<ChannelName, VecDeque<Append>> = HashMap::new();
-        let mut order = Vec::new();
+        let mut left: BTreeMap<ChannelName, VecDeque<Append>> = BTreeMap::new();
         for Spooled { channel, instance, item } in records {
-            let appends = left.entry(channel.clone()).or_insert_with(|| {
-                order.push(channel.clone());
-                VecDeque::new()
-            });
+            let appends = left.entry(channel.clone()).or_default();
             match appends.back_mut() {
                 Some(last)
                     if last.instance == instance
@@ -213,17 +223,20 @@ impl Spooling {
                 _ => appends.push_back(Append { channel, instance, items: vec![item] }),
             }
         }
-        let first = order.iter().filter_map(|channel| left.get(channel)?.front().cloned());
-        let first: Vec<Append> = first.collect();
-        if !first.is_empty() {
-            self.replay = Replay::Appending { left, read };
-        }
-        (self.round, first)
+        self.replay = Replay::Appending { left, read };
+        false
+    }
+
+    /// What Redis is to be asked anew: of each channel what is next, and the round that it belongs to.
+    pub(super) fn begin_round(&mut self) -> (u64, Vec<Append>) {
+        self.round += 1;
+        let Replay::Appending { left, .. } = &self.replay else { return (self.round, Vec::new()) };
+        (self.round, left.values().filter_map(|appends| appends.front().cloned()).collect())
     }
 
     /// What was under way of a channel is stored. Returns what is next.
     pub(super) fn stored(&mut self, round: u64, channel: &ChannelName) -> Option<Append> {
-        let Replay::Appending { left, read } = &mut self.replay else { return None };
+        let Replay::Appending { left, .. } = &mut self.replay else { return None };
         if round != self.round {
             return None;
         }
@@ -234,16 +247,44 @@ impl Spooling {
             }
             left.remove(channel);
         }
-        if left.is_empty() {
-            self.replay = Replay::Stored(std::mem::take(read));
-        }
+        self.settle();
         None
     }
 
     /// Redis does not store it. It stays where it is, and is tried again in a moment.
     pub(super) fn refused(&mut self, round: u64) {
         if round == self.round && matches!(self.replay, Replay::Appending { .. }) {
-            (self.replay, self.refused) = (Replay::None, Some(None));
+            // All that is under way is asked for again.
+            self.round += 1;
+            self.taken = Taken::No;
+        }
+    }
+
+    /// Redis never stores what a channel has: it goes out of the way of the others.
+    pub(super) fn set_aside(&mut self, round: u64, channel: &ChannelName) {
+        let Replay::Appending { left, .. } = &mut self.replay else { return };
+        if round != self.round {
+            return;
+        }
+        for Append { channel, instance, items } in left.remove(channel).into_iter().flatten() {
+            let spooled = |item| Spooled { channel: channel.clone(), instance, item };
+            self.aside.extend(items.into_iter().map(spooled));
+        }
+    }
+
+    /// What was to be set aside is.
+    pub(super) fn is_aside(&mut self) {
+        self.busy = false;
+        self.settle();
+    }
+
+    /// All that was read may be stored.
+    fn settle(&mut self) {
+        if let Replay::Appending { left, read } = &mut self.replay
+            && left.is_empty()
+            && self.aside.is_empty()
+        {
+            self.replay = Replay::Stored(std::mem::take(read));
         }
     }
 
@@ -264,6 +305,7 @@ impl Spooling {
     fn forget(&mut self, channel: &ChannelName) -> bool {
         let Some(count) = self.waiting.get_mut(channel) else { return false };
         *count -= 1;
+        self.count -= 1;
         let is_last = *count == 0;
         if is_last {
             self.waiting.remove(channel);
@@ -271,23 +313,26 @@ impl Spooling {
         is_last
     }
 
-    /// Redis cannot be reached any more: what was under way is read again.
+    /// Redis cannot be reached any more: what was under way is asked for again when it can.
     pub(super) fn lost(&mut self) {
-        if !matches!(self.replay, Replay::Stored(_)) {
+        if matches!(self.replay, Replay::Reading) {
             self.replay = Replay::None;
         }
-        self.refused = None;
+        self.taken = Taken::Yes;
     }
 
-    /// Time has passed.
-    pub(super) fn tick(&mut self, now_ms: u64) {
-        match &mut self.refused {
-            Some(Some(since)) if now_ms.saturating_sub(*since) >= REFUSED_PAUSE_MS => {
-                self.refused = None;
+    /// Time has passed. Returns whether what Redis did not take is to be tried again.
+    pub(super) fn tick(&mut self, now_ms: u64) -> bool {
+        match self.taken {
+            Taken::Yes => {}
+            Taken::No => self.taken = Taken::NotSince(now_ms),
+            Taken::NotSince(since) if now_ms.saturating_sub(since) >= REFUSED_PAUSE_MS => {
+                self.taken = Taken::Yes;
+                return true;
             }
-            Some(since @ None) => *since = Some(now_ms),
-            _ => {}
+            Taken::NotSince(_) => {}
         }
+        false
     }
 }
 

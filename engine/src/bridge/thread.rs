@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere};
+use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere, is_for_good};
 use super::foreign::Foreign;
 use super::handover::Handover;
 use super::incoming::{Ended, Message};
@@ -29,7 +29,7 @@ use super::script::{self, Keep};
 use super::spool::Spool;
 use super::spooling::SpoolDone;
 use super::{Bridge, Command, Failed};
-use crate::config::Redis;
+use crate::config::{Distribution, Redis};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
 
@@ -200,6 +200,14 @@ impl Runner {
             if count > 0 {
                 tracing::info!("{count} publications wait on disk for Redis");
             }
+            let other = |name: &&ChannelName| config.distribution(name) != Distribution::Numbered;
+            if let Some(name) = waiting.keys().find(other) {
+                tracing::warn!(
+                    "redis.spool_dir has publications of channels that Redis does not number any more, such as {name}: they \
+                     are stored there, and nobody reads them"
+                );
+            }
+            shared.redis.spool_bytes.set(spool.bytes());
             bridge.use_spool(waiting);
             spool
         });
@@ -489,7 +497,8 @@ impl Runner {
             Err(e) if is_elsewhere(&e) => self.lost(&describe(&e)),
             Err(e) => {
                 self.refused_by(&e);
-                self.bridge.answered(number, Err(Failed::Refused));
+                let failed = if is_for_good(&e) { Failed::Never } else { Failed::Refused };
+                self.bridge.answered(number, Err(failed));
             }
         }
     }

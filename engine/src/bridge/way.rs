@@ -37,6 +37,8 @@ pub(super) struct Way {
     pub(super) reads: Vec<(Option<Position>, u32)>,
     batch: Option<Batch>,
     queue: VecDeque<Waiting>,
+    /// Since when the queue waits for something else.
+    blocked_since_ms: Option<u64>,
 }
 
 impl Way {
@@ -113,6 +115,16 @@ impl Way {
     /// Nothing is waited for any more. Returns what was under way, and what was not.
     pub(super) fn give_up(&mut self) -> (impl Iterator<Item = Waiting> + use<>, VecDeque<Waiting>) {
         (self.take_batch(), self.take_queue())
+    }
+
+    /// Whether what is queued waits for something else for too long, which it does at this time if it does.
+    pub(super) fn is_late(&mut self, blocked_ms: Option<u64>, patience_ms: u64) -> bool {
+        let Some(now_ms) = blocked_ms.filter(|_| !self.queue.is_empty()) else {
+            self.blocked_since_ms = None;
+            return false;
+        };
+        let since_ms = *self.blocked_since_ms.get_or_insert(now_ms);
+        now_ms.saturating_sub(since_ms) >= patience_ms
     }
 
     /// Takes what is not under way.

@@ -149,14 +149,14 @@ fn what_a_node_that_ends_has_not_stored_waits_on_disk_for_the_next() {
     let mut redis = RedisServer::start(DURABLE);
     let dir = tempfile::tempdir().unwrap();
     let spool = spool(dir.path());
-    let a = node(&redis, &[&spool, "redis.patience_ms=600000"]);
+    let a = node(&redis, &[&spool, "redis.patience_ms=600000", "server.shards=1"]);
     redis.kill();
     wait_ready(&a, "redis away");
     let mut client = a.client();
     for n in 0..10 {
         client.send(json!({"type": "publish", "channel": "n.1", "data": n}));
     }
-    // Who is answered behind them: they have come to the shard.
+    // Who is answered behind them: they have come to the shard, which is their home.
     client.ask(json!({"type": "ping", "id": 1}));
     a.drain();
     a.wait();
@@ -218,6 +218,28 @@ fn while_redis_is_full_what_has_waited_stays_and_what_comes_waits_behind_it() {
     }
     redis.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
     wait_history(&a, 0..5);
+}
+
+#[test]
+fn a_channel_that_redis_never_takes_is_set_aside_and_stops_no_other() {
+    let mut redis = RedisServer::start(DURABLE);
+    let dir = tempfile::tempdir().unwrap();
+    let a = node(&redis, &[&spool(dir.path()), "redis.patience_ms=0"]);
+    redis.ask::<()>(&["SADD", "ringfeed:{c:n.2}:m", "x"]);
+    redis.kill();
+    wait_ready(&a, "redis away");
+    for data in 0..10 {
+        assert_eq!(publish(a.internal, data, None).0, 202);
+        let body = json!({"channel": "n.2", "data": data}).to_string();
+        assert_eq!(a.http("POST", "/api/publish", &body).0, 202);
+    }
+    redis.spawn();
+    wait_history(&a, 0..10);
+    wait_until("spool", || metric(&a, "ringfeed_redis_spool_publications"), |left| *left == 0);
+    let files = std::fs::read_dir(dir.path().join("spool")).unwrap();
+    let names: Vec<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.len() == 2 && names.iter().any(|name| name.ends_with(".refused")), "{names:?}");
 }
 
 #[test]

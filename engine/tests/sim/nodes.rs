@@ -794,7 +794,8 @@ impl World {
     fn lose(&mut self) {
         let node = self.any_node();
         let heard = &mut self.nodes[node].pipe.heard;
-        let may_be = |heard: &Heard| !matches!(heard, Heard::Subscribed(_));
+        // What is said again and again is not for that.
+        let may_be = |heard: &Heard| matches!(heard, Heard::Message(..) | Heard::Shared(..));
         if let Some(lost) = heard.iter().position(may_be) {
             note!(self.trace, "n{node} does not hear {:?}", heard[lost]);
             heard.remove(lost);

@@ -51,8 +51,9 @@ impl Disk {
                 if self.segments.len() == 1 {
                     self.is_open = false;
                 }
-                SpoolDone::Read(Some(self.segments.front().cloned().unwrap_or_default()))
+                SpoolDone::Read(self.segments.front().cloned().unwrap_or_default())
             }
+            SpoolOrder::SetAside(_) => panic!("rule spool: this Redis takes everything in the end"),
             SpoolOrder::Forget => {
                 self.segments.pop_front();
                 SpoolDone::Forgotten

@@ -28,6 +28,9 @@ const BEHIND_MS: u64 = 1000;
 const CHECK_MS: u64 = 30_000;
 /// Homes that are asked about in one turn when the way to the upstream is there again.
 const RESUMED_PER_TURN: u32 = 4096;
+/// Homes that are told in one turn that something is missing: on shards with no more they are before anything else is published
+/// there.
+const MISSED_PER_TURN: u32 = 65_536;
 
 /// Why something is not known.
 pub(super) const AWAY: Refused =
@@ -538,14 +541,18 @@ impl Homes {
 
     /// Something is missing of what was published elsewhere on channels that are not numbered.
     pub(in crate::shard) fn miss(&mut self, what: Missing) {
-        self.miss_from.retain(|(own, _)| *own != what);
+        // One that is on its way goes on behind: were it begun anew again and again, the last homes would never be told.
+        let mut on_its_way = false;
+        self.miss_from.retain(|(own, from)| {
+            *own != what || (*from > 0 && !std::mem::replace(&mut on_its_way, true))
+        });
         self.miss_from.insert(0, (what, 0));
     }
 
     /// Tells some of those: whatever it is that is missing, an offset is taken for it that nothing ever stands at.
     pub(in crate::shard) fn miss_some(&mut self, deliver: Deliver) {
         let Some(&(what, from)) = self.miss_from.first() else { return };
-        let end = from.saturating_add(RESUMED_PER_TURN).min(self.homes.slots());
+        let end = from.saturating_add(MISSED_PER_TURN).min(self.homes.slots());
         for index in from..end {
             let misses = |home: &&Home| match what {
                 Missing::Nodes => home.shares,
