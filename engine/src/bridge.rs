@@ -7,7 +7,7 @@
 //!
 //! Of one channel there is one command under way at a time that appends, so that publications keep their order whatever
 //! becomes of it: one whose answer never came is sent again as it was, under the number by which Redis knows it. What has
-//! waited too long is kept on disk, if there is one for that ([`spooling`]).
+//! waited too long is kept on disk, if there is one for that (`spooling`).
 
 pub mod command;
 mod connection;
