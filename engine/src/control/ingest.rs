@@ -12,6 +12,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, body::Bytes};
 use bytes::{Buf as _, BytesMut};
+use futures_util::FutureExt as _;
 use futures_util::stream::unfold;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -174,6 +175,8 @@ impl Ingest {
         let mut draining = self.state.draining.subscribe();
         // Whether something was published that is not said yet.
         let mut unsaid = false;
+        // How the body has ended, once what came before is published.
+        let mut over = None;
         loop {
             // Each time: a stream may outlast many configurations.
             let config = self.state.shared.config();
@@ -188,6 +191,10 @@ impl Ingest {
             if self.pending.bytes.len() > line_max {
                 return Err(line_too_long(line_max).of_line(self.ack.lines + 1));
             }
+            if let Some(end) = over.take() {
+                end?;
+                break;
+            }
             let part = tokio::select! {
                 permit = acks.reserve(), if unsaid => {
                     if let Ok(permit) = permit {
@@ -200,16 +207,34 @@ impl Ingest {
                 _ = draining.wait_for(|draining| *draining) => return Err(ApiError::draining()),
             };
             let Some(part) = part else { break };
-            let needed = self.pending.bytes.len() + part.len();
-            if !self.held.grow_to(needed, publish::deadline(&self.state)).await {
-                let message = "too many bodies are being read (api.bodies_bytes_max)";
-                return Err(ApiError::new(Code::Busy, message));
+            self.hold(&part).await?;
+            // While the run before was stored more may have come, perhaps line by line: all of it is stored at once.
+            while over.is_none() && self.pending.bytes.len() < RUN_BYTES_MAX {
+                // The connection's own task hands over the next part, one at a time.
+                tokio::task::yield_now().await;
+                let more = next_part(&mut self.body, self.heard + idle).now_or_never();
+                let Some(more) = more else { break };
+                match more {
+                    Ok(Some(part)) => self.hold(&part).await?,
+                    Ok(None) => over = Some(Ok(())),
+                    Err(e) => over = Some(Err(e)),
+                }
             }
-            self.pending.push(&part);
-            self.heard = Instant::now();
         }
         let last = self.pending.take_rest();
         if last.is_empty() { Ok(()) } else { self.publish(&last).await }
+    }
+
+    /// Takes a part of the body.
+    async fn hold(&mut self, part: &[u8]) -> Result<(), ApiError> {
+        let needed = self.pending.bytes.len() + part.len();
+        if !self.held.grow_to(needed, publish::deadline(&self.state)).await {
+            let message = "too many bodies are being read (api.bodies_bytes_max)";
+            return Err(ApiError::new(Code::Busy, message));
+        }
+        self.pending.push(part);
+        self.heard = Instant::now();
+        Ok(())
     }
 
     /// Says what is done, if the acknowledgement before was taken.
