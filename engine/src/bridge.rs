@@ -29,7 +29,7 @@ use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
 
 use crate::ids::ShardId;
-use crate::message::{FromUpstream, Missing, Post, Request, Stored, ToUpstream};
+use crate::message::{FromUpstream, Missing, Post, Request, Shards, Stored, ToUpstream};
 pub use command::{Append, Command, Failed, Item, Read, Reply};
 pub use figures::Figures;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
@@ -124,19 +124,16 @@ pub enum Told {
 }
 
 impl Told {
-    /// As requests are handed over, to the home of a channel or to all.
-    pub fn into_request(
-        self,
-        home: impl FnOnce(&ChannelName) -> ShardId,
-    ) -> (Option<ShardId>, Request) {
+    /// Hands it over as requests: to the home of its channel, or to all shards.
+    pub fn hand_over(self, shards: &Shards, mut put: impl FnMut(ShardId, Request)) {
         match self {
             Told::Home(channel, what) => {
-                let home = home(&channel);
-                (Some(home), Request::Upstream { channel, what: Box::new(what) })
+                let what = Box::new(what);
+                put(shards.home(&channel), Request::Upstream { channel, what });
             }
-            Told::Shared(post) => (Some(home(&post.channel)), Request::Shared(vec![post])),
-            Told::Resume => (None, Request::Resume),
-            Told::Missed(what) => (None, Request::Missed(what)),
+            Told::Shared(post) => put(shards.home(&post.channel), Request::Shared(vec![post])),
+            Told::Resume => shards.ids().for_each(|to| put(to, Request::Resume)),
+            Told::Missed(what) => shards.ids().for_each(|to| put(to, Request::Missed(what))),
         }
     }
 }
@@ -316,11 +313,11 @@ impl Bridge {
             // Whoever is still there is taken for new.
             self.heard.clear();
         }
-        let known = self.heard.contains_key(&instance);
-        let heard = self.heard.entry(instance).or_default();
+        let known = self.heard.get(&instance).copied();
         // One that was there before this one begins where it is.
-        let missed = (known || self.was_lost) && number.saturating_sub(now) > *heard;
-        *heard = number.max(*heard);
+        let from = known.or(self.was_lost.then_some(0));
+        let missed = from.is_some_and(|from| number.saturating_sub(now) > from);
+        self.heard.insert(instance, known.map_or(number, |known| known.max(number)));
         if missed && !self.told.iter().any(|told| matches!(told, Told::Missed(Missing::Nodes))) {
             self.told.push(Told::Missed(Missing::Nodes));
         }

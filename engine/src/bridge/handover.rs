@@ -28,13 +28,7 @@ impl Handover {
 
     /// Takes what is to be told.
     pub(super) fn push(&mut self, told: Told, shards: &Shards) {
-        match told.into_request(|channel| shards.home(channel)) {
-            (Some(to), request) => self.put(to, request),
-            (None, Request::Missed(what)) => {
-                shards.ids().for_each(|to| self.put(to, Request::Missed(what)));
-            }
-            (None, _) => shards.ids().for_each(|to| self.put(to, Request::Resume)),
-        }
+        told.hand_over(shards, |to, request| self.put(to, request));
     }
 
     fn put(&mut self, to: ShardId, request: Request) {

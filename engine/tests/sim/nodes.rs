@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ringfeed_engine::bridge::{Bridge, SpoolDone, Told};
+use ringfeed_engine::bridge::{Bridge, SpoolDone};
 use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{Config, Distribution, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
@@ -72,7 +72,7 @@ struct Node {
     bridge: Bridge,
     pipe: Pipe,
     /// What its shards are to be told and had no room for.
-    told: VecDeque<(Option<ShardId>, Request)>,
+    told: VecDeque<(ShardId, Request)>,
     /// What its disk has done.
     done: Option<SpoolDone>,
 }
@@ -764,25 +764,15 @@ impl World {
     /// Hands shards what they are to be told, as far as they take it.
     fn tell(&mut self, node: usize) -> bool {
         let Node { bridge, told, shared, .. } = &mut self.nodes[node];
-        let home = |name: &ChannelName| shared.shards.home(name);
         for one in bridge.take_told() {
             note!(self.trace, "n{node} is told {one:?}");
-            match one {
-                Told::Resume => {
-                    told.extend(shared.shards.ids().map(|id| (Some(id), Request::Resume)));
-                }
-                Told::Missed(what) => {
-                    told.extend(shared.shards.ids().map(|id| (Some(id), Request::Missed(what))));
-                }
-                one => told.push_back(one.into_request(home)),
-            }
+            one.hand_over(&shared.shards, |to, request| told.push_back((to, request)));
         }
         let mut any = false;
         while let Some((to, request)) = told.pop_front() {
-            let to = to.expect("it is for a shard");
             if let Err(back) = shared.shards.request(to, request) {
                 let ringfeed_engine::message::NotTaken::Full(request) = back else { break };
-                told.push_front((Some(to), request));
+                told.push_front((to, request));
                 break;
             }
             any = true;
