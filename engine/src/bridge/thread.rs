@@ -1,6 +1,7 @@
 //! The thread that holds the connections to Redis: it connects, connects again, and passes everything on between Redis, the
 //! bridge and the shards.
 
+mod disk;
 mod foreign;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +18,6 @@ use futures_util::stream::FuturesUnordered;
 use redis::{ConnectionInfo, Pipeline, RedisError, RedisResult, Value};
 use ringfeed_protocol::ChannelName;
 use tokio::sync::oneshot;
-use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere, is_for_good};
@@ -27,7 +27,6 @@ use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
 use super::script::{self, Keep};
 use super::spool::Spool;
-use super::spooling::SpoolDone;
 use super::{Bridge, Command, Failed};
 use crate::config::{Distribution, Redis};
 use crate::seldom::Seldom;
@@ -120,21 +119,12 @@ enum Done {
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = Done>>>;
-/// What the disk is doing.
-type Work = tokio::task::JoinHandle<(Spool, SpoolDone)>;
 type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>>>>;
 
 /// Waits for what comes, as long as something can.
 async fn next(link: &mut Option<Link>, wanted: bool) -> Result<Message, Ended> {
     match link {
         Some(link) => link.incoming.next(wanted).await,
-        None => pending().await,
-    }
-}
-
-async fn disk(work: &mut Option<Work>) -> Result<(Spool, SpoolDone), JoinError> {
-    match work {
-        Some(work) => work.await,
         None => pending().await,
     }
 }
@@ -177,7 +167,7 @@ struct Runner {
     handover: Handover,
     /// Unless there is none, or it has something to do.
     spool: Option<Spool>,
-    spool_work: Option<Work>,
+    spool_work: Option<disk::Work>,
     foreign: Foreign,
     foreign_refused: Seldom,
     dropped: Seldom,
@@ -270,68 +260,13 @@ impl Runner {
                     Err(Ended::Closed) => self.lost("the connection was closed"),
                     Err(Ended::Overrun) => self.lost("more was published than the shards take"),
                 },
-                done = disk(&mut self.spool_work) => self.disk_done(done),
+                done = disk::done(&mut self.spool_work) => self.disk_done(done),
                 () = sleep(FULL_PAUSE), if self.handover.is_waiting() => {}
             }
             self.pass_on();
         }
         self.shared.redis.up.set(0);
         self.spool_rest().await;
-    }
-
-    /// Keeps on disk what Redis has not taken before the end.
-    async fn spool_rest(&mut self) {
-        if self.spool.is_none() && self.spool_work.is_none() {
-            return;
-        }
-        self.link = None;
-        self.waiting.clear();
-        self.waiting_bytes = 0;
-        self.bridge.lost(self.now_ms());
-        self.bridge.give_up(self.now_ms());
-        loop {
-            let is_all = self.take_wanted();
-            self.use_disk();
-            if self.spool_work.is_some() {
-                let done = disk(&mut self.spool_work).await;
-                self.disk_done(done);
-            } else if is_all || self.spool.is_none() {
-                break;
-            }
-        }
-        let left = self.bridge.spooled();
-        if left > 0 {
-            tracing::info!("{left} publications are left on disk for Redis");
-        }
-    }
-
-    /// Gives the disk what it is to do next.
-    fn use_disk(&mut self) {
-        let Some(mut spool) = self.spool.take() else { return };
-        match self.bridge.take_spool_order() {
-            None => self.spool = Some(spool),
-            Some(order) => {
-                self.spool_work = Some(spawn_blocking(move || {
-                    let done = spool.serve(order);
-                    (spool, done)
-                }));
-            }
-        }
-    }
-
-    fn disk_done(&mut self, done: Result<(Spool, SpoolDone), JoinError>) {
-        self.spool_work = None;
-        match done {
-            Ok((spool, done)) => {
-                if let SpoolDone::Written(count) = &done {
-                    self.shared.redis.spooled.add(*count as u64);
-                }
-                self.shared.redis.spool_bytes.set(spool.bytes());
-                self.spool = Some(spool);
-                self.bridge.spool_done(done);
-            }
-            Err(e) => tracing::error!("redis.spool_dir: {e}"),
-        }
     }
 
     /// Whether more may be taken from shards.
