@@ -15,7 +15,7 @@ mod redis;
 mod truth;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -75,6 +75,8 @@ struct Node {
     told: VecDeque<(ShardId, Request)>,
     /// What its disk has done.
     done: Option<SpoolDone>,
+    /// Processes of which it has heard something.
+    knows: HashSet<Bytes>,
 }
 
 /// A publication over the API of a node.
@@ -349,7 +351,7 @@ impl World {
             bridge.use_spool(self.disks[number].channels());
         }
         let (pipe, told) = (Pipe::default(), VecDeque::new());
-        Node { shards, shared, bridge, pipe, told, done: None }
+        Node { shards, shared, bridge, pipe, told, done: None, knows: HashSet::new() }
     }
 
     fn now_ms(&self) -> u64 {
@@ -739,9 +741,12 @@ impl World {
     }
 
     fn heard(&mut self, node: usize) -> bool {
-        let Node { bridge, pipe, .. } = &mut self.nodes[node];
+        let Node { bridge, pipe, knows, .. } = &mut self.nodes[node];
         let Some(heard) = pipe.heard.pop_front() else { return false };
         note!(self.trace, "n{node} hears {heard:?}");
+        if let Heard::Shared(_, bytes) | Heard::Beat(bytes) = &heard {
+            knows.extend(redis::instance(bytes).map(Bytes::copy_from_slice));
+        }
         let understood = match heard {
             Heard::Subscribed(channel) => {
                 bridge.subscribed(&channel);
@@ -783,9 +788,13 @@ impl World {
     /// A message does not come, and the subscription lives on.
     fn lose(&mut self) {
         let node = self.any_node();
-        let heard = &mut self.nodes[node].pipe.heard;
-        // What is said again and again is not for that.
-        let may_be = |heard: &Heard| matches!(heard, Heard::Message(..) | Heard::Shared(..));
+        let Node { pipe: Pipe { heard, .. }, knows, .. } = &mut self.nodes[node];
+        // What is said again and again is not for that; and of whom nothing was heard yet, nobody knows where it began.
+        let may_be = |heard: &Heard| match heard {
+            Heard::Message(..) => true,
+            Heard::Shared(_, bytes) => redis::instance(bytes).is_some_and(|of| knows.contains(of)),
+            Heard::Subscribed(_) | Heard::Beat(_) => false,
+        };
         if let Some(lost) = heard.iter().position(may_be) {
             note!(self.trace, "n{node} does not hear {:?}", heard[lost]);
             heard.remove(lost);

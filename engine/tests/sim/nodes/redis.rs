@@ -44,6 +44,11 @@ pub(super) enum Heard {
     Beat(Bytes),
 }
 
+/// The process that said this, as it is written there: version, process, number.
+pub(super) fn instance(said: &[u8]) -> Option<&[u8]> {
+    said.get(1..9)
+}
+
 /// The connections of one node.
 #[derive(Debug, Default)]
 pub(super) struct Pipe {
