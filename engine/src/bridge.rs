@@ -281,9 +281,10 @@ impl Bridge {
         if !std::mem::replace(&mut self.was_up, true) {
             // Whatever others have published before, nobody here has heard it.
             self.told.push(Told::Missed(Missing::Nodes));
-            // The others are to know this process before it shares anything.
-            self.command(Command::Beat(item::encode_beat(self.instance, 0)));
         }
+        // The others are to know this process before it shares anything. What it has said on an earlier connection may have
+        // been lost with that, and with it what it had shared.
+        self.command(Command::Beat(item::encode_beat(self.instance, 0)));
         self.share();
         self.beat();
     }
