@@ -11,6 +11,7 @@
 
 pub mod command;
 mod connection;
+mod errands;
 mod figures;
 mod foreign;
 mod handover;
@@ -24,13 +25,21 @@ mod thread;
 mod way;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Refused};
 
 use crate::ids::ShardId;
-use crate::message::{FromUpstream, Missing, Post, Request, Shards, Stored, ToUpstream};
+use crate::message::{
+    Errand, ErrandId, FromUpstream, Gathered, Missing, NodesRequest, Outcome, Post, Request,
+    Revocation, Shards, Stored, ToUpstream,
+};
+use crate::revoked::{Added, RevokedTable};
+use crate::seldom::Seldom;
 pub use command::{Append, Command, Failed, Item, Read, Reply};
+use errands::{Asker, Errands};
 pub use figures::Figures;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
 use spooling::{Spooling, Waiter};
@@ -40,6 +49,9 @@ use way::Way;
 /// Publications to other nodes, of channels that are not numbered, may wait in so many bytes while Redis is away; the
 /// oldest are given up.
 const SHARED_BYTES_MAX: usize = 8 << 20;
+
+/// How often Redis is asked who is revoked.
+const LOOK_MS: u64 = 20_000;
 
 /// Other processes that are remembered.
 const HEARD_MAX: usize = 4096;
@@ -77,6 +89,31 @@ enum UnderWay {
     Replay(ChannelName, u64),
     /// And the number by which its home knows it.
     Read(ChannelName, u32),
+    /// The number of what all nodes are asked, or of what Redis is to keep and tell them.
+    Errand(u64),
+    Revocations,
+}
+
+/// Another process.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// Of so many of its publications something was heard.
+    number: u64,
+    /// When it was heard of last.
+    at_ms: u64,
+}
+
+/// The process that has a bridge.
+#[derive(Debug)]
+pub struct Process {
+    /// Drawn at random.
+    pub instance: u64,
+    /// How long what needs Redis waits for it.
+    pub patience_ms: u64,
+    /// Other processes that were not heard of for so long are not there any more.
+    pub alive_ms: u64,
+    /// Whom it has revoked, and others have.
+    pub revoked: Arc<RevokedTable>,
 }
 
 /// See the module's description.
@@ -84,6 +121,9 @@ enum UnderWay {
 pub struct Bridge {
     state: State,
     patience_ms: u64,
+    /// Who was not heard of for so long is not there any more.
+    alive_ms: u64,
+    now_ms: u64,
     /// Who this is to Redis: of all processes that ever were, this one.
     instance: u64,
     /// In an order that a simulation repeats.
@@ -100,8 +140,15 @@ pub struct Bridge {
     shared_bytes: usize,
     /// So many publications ever were for other nodes, …
     shares: u64,
-    /// … and of so many of each other process something was heard.
-    heard: HashMap<u64, u64>,
+    /// … and what was heard of each other process.
+    heard: HashMap<u64, Heard>,
+    errands: Errands,
+    revoked: Arc<RevokedTable>,
+    revoked_lost: Seldom,
+    /// Redis was looked into so often for those whom it keeps, …
+    looks: u64,
+    /// … the last time then; `None` while that goes on.
+    looked_ms: Option<u64>,
     /// Redis could be reached before, …
     was_up: bool,
     /// … and then could not.
@@ -121,6 +168,12 @@ pub enum Told {
     Resume,
     /// All shards: something is missing that was published elsewhere on channels that are not numbered.
     Missed(Missing),
+    /// The home of a user, or the shard of a connection: another node asks something of this one.
+    Errand(ShardId, ErrandId, Box<Errand>),
+    /// Who has asked something of all nodes: what has come of it.
+    Gathered(Asker, Gathered),
+    /// All shards: somebody is let in no more.
+    Revoked(Revocation),
 }
 
 impl Told {
@@ -134,16 +187,28 @@ impl Told {
             Told::Shared(post) => put(shards.home(&post.channel), Request::Shared(vec![post])),
             Told::Resume => shards.ids().for_each(|to| put(to, Request::Resume)),
             Told::Missed(what) => shards.ids().for_each(|to| put(to, Request::Missed(what))),
+            Told::Errand(to, id, errand) => {
+                put(to, Request::Nodes(NodesRequest::Errand { id, errand }));
+            }
+            Told::Gathered((to, ticket), gathered) => {
+                put(to, Request::Nodes(NodesRequest::Gathered { ticket, gathered }));
+            }
+            Told::Revoked(revocation) => {
+                shards.ids().for_each(|to| put(to, Request::Revoke(revocation.clone())));
+            }
         }
     }
 }
 
 impl Bridge {
-    /// A bridge that is not connected yet. `instance` is drawn at random; what needs Redis waits for it `patience_ms`.
-    pub fn new(instance: u64, patience_ms: u64, now_ms: u64) -> Bridge {
+    /// A bridge that is not connected yet.
+    pub fn new(process: Process, now_ms: u64) -> Bridge {
+        let Process { instance, patience_ms, alive_ms, revoked } = process;
         Bridge {
             state: State::Down { since_ms: now_ms, given_up: false },
             patience_ms,
+            alive_ms,
+            now_ms,
             instance,
             ways: BTreeMap::new(),
             under_way: HashMap::new(),
@@ -156,6 +221,11 @@ impl Bridge {
             shared_bytes: 0,
             shares: 0,
             heard: HashMap::new(),
+            errands: Errands::default(),
+            revoked,
+            revoked_lost: Seldom::default(),
+            looks: 0,
+            looked_ms: None,
             was_up: false,
             was_lost: false,
             shared_lost: 0,
@@ -174,6 +244,8 @@ impl Bridge {
 
     /// What the shards are to be told, in order.
     pub fn take_told(&mut self) -> Vec<Told> {
+        let gathered = self.errands.take_done().into_iter();
+        self.told.extend(gathered.map(|(asker, gathered)| Told::Gathered(asker, gathered)));
         std::mem::take(&mut self.told)
     }
 
@@ -257,7 +329,68 @@ impl Bridge {
                 self.shared.push_back((channel, shared));
                 self.share();
             }
+            ToUpstream::Errand { from, ticket, errand } => self.ask_nodes((from, ticket), errand),
+            ToUpstream::Outcome { of: ErrandId { instance, number }, outcome } => {
+                if self.is_up() {
+                    let bytes = errands::encode_answer(self.instance, number, &outcome);
+                    self.command(Command::Answer { to: instance, bytes });
+                }
+            }
         }
+    }
+
+    /// Asks something of all other nodes.
+    fn ask_nodes(&mut self, asker: Asker, errand: Errand) {
+        if !self.is_up() {
+            return self.errands.refuse(asker);
+        }
+        let Some(number) = self.errands.ask(asker, self.now_ms) else { return };
+        match self.pass_on(number, errand) {
+            Some(command) => drop(self.under_way.insert(command, UnderWay::Errand(number))),
+            // Nothing that other nodes are asked.
+            None => self.errands.heard_by(number, 0),
+        }
+    }
+
+    fn pass_on(&mut self, number: u64, errand: Errand) -> Option<u64> {
+        let id = ErrandId { instance: self.instance, number };
+        let bytes = errands::encode_errand(id, &errand)?;
+        Some(self.command(match errand {
+            Errand::Revoke(revocation) => Command::Revoke { revocation, errand: bytes },
+            _ => Command::Errand(bytes),
+        }))
+    }
+
+    /// Another node asks something of this one, or this one has. Whether it is what ringfeed says.
+    pub fn errand(&mut self, bytes: &Bytes, shards: &Shards) -> bool {
+        let Some((id, errand)) = errands::decode_errand(bytes) else { return false };
+        if id.instance == self.instance {
+            return true;
+        }
+        let to = match &errand {
+            Errand::User { user, .. } | Errand::List { user } => shards.home(user),
+            Errand::Connection { connection, .. } if connection.shard.0 < shards.count() => {
+                connection.shard
+            }
+            Errand::Connection { .. } | Errand::Revoke(_) => {
+                if let Errand::Revoke(revocation) = errand {
+                    let added = self.revoked.add(&revocation);
+                    self.revoked_elsewhere(revocation, added);
+                }
+                // Nobody here has it; or all shards have it from now on.
+                self.wanted(ToUpstream::Outcome { of: id, outcome: Outcome::default() });
+                return true;
+            }
+        };
+        self.told.push(Told::Errand(to, id, Box::new(errand)));
+        true
+    }
+
+    /// Another node says what has come there of something that this one has asked. Whether it is what ringfeed says.
+    pub fn errand_answered(&mut self, bytes: &Bytes) -> bool {
+        let Some((instance, number, outcome)) = errands::decode_answer(bytes) else { return false };
+        self.errands.answered(number, instance, outcome);
+        true
     }
 
     /// Redis can be reached, on connections that know nothing of what was asked before.
@@ -275,6 +408,7 @@ impl Bridge {
         }
         // Homes ask again, each from where it stands.
         self.told.push(Told::Resume);
+        self.look_at_revocations();
         let queued: Vec<ChannelName> = self.ways.keys().cloned().collect();
         queued.iter().for_each(|channel| self.append(channel));
         self.replay_all();
@@ -314,11 +448,12 @@ impl Bridge {
             // Whoever is still there is taken for new.
             self.heard.clear();
         }
-        let known = self.heard.get(&instance).copied();
+        let known = self.heard.get(&instance).map(|known| known.number);
         // One that was there before this one begins where it is.
         let from = known.or(self.was_lost.then_some(0));
         let missed = from.is_some_and(|from| number.saturating_sub(now) > from);
-        self.heard.insert(instance, known.map_or(number, |known| known.max(number)));
+        let number = known.map_or(number, |known| known.max(number));
+        self.heard.insert(instance, Heard { number, at_ms: self.now_ms });
         if missed && !self.told.iter().any(|told| matches!(told, Told::Missed(Missing::Nodes))) {
             self.told.push(Told::Missed(Missing::Nodes));
         }
@@ -331,6 +466,7 @@ impl Bridge {
             self.was_lost = true;
         }
         self.under_way.clear();
+        self.errands.lost();
         self.commands.clear();
         self.ways.values_mut().for_each(Way::lost);
         self.ways.retain(|_, way| !way.is_idle());
@@ -341,11 +477,20 @@ impl Bridge {
 
     /// Time has passed: what has waited too long for Redis is told so.
     pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        let Bridge { errands, heard, alive_ms, .. } = self;
+        errands.tick(now_ms, || {
+            let lately = |(_, own): &(_, &Heard)| now_ms.saturating_sub(own.at_ms) < *alive_ms;
+            heard.iter().filter(lately).map(|(instance, _)| *instance).collect()
+        });
         if self.spooling.as_mut().is_some_and(|spooling| spooling.tick(now_ms)) {
             self.replay_all();
         }
         if self.is_up() {
             self.spool_what_is_late(now_ms);
+            if self.looked_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) >= LOOK_MS) {
+                self.look_at_revocations();
+            }
         }
         let State::Down { since_ms, given_up: false } = self.state else { return };
         if now_ms.saturating_sub(since_ms) >= self.patience_ms {
@@ -551,14 +696,70 @@ impl Bridge {
             (Some(UnderWay::Read(channel, _)), Err(Failed::Refused | Failed::Never)) => {
                 self.told.push(Told::Home(channel, FromUpstream::Away));
             }
-            (
-                Some(UnderWay::Append(channel) | UnderWay::Replay(channel, _)),
-                Ok(Reply::Read(_)),
-            )
-            | (Some(UnderWay::Read(channel, _)), Ok(Reply::Appended { .. })) => {
-                tracing::error!(%channel, "Redis has answered something else than was asked");
+            (Some(UnderWay::Errand(number)), Ok(Reply::HeardBy(count))) => {
+                self.errands.heard_by(number, count.saturating_sub(1));
+            }
+            (Some(UnderWay::Errand(number)), Err(_)) => self.errands.not_heard(number),
+            (Some(UnderWay::Revocations), Ok(Reply::Revocations(found, next))) => {
+                for revocation in found {
+                    let added = self.revoked.add_kept(&revocation, self.looks);
+                    self.revoked_elsewhere(revocation, added);
+                }
+                match next {
+                    Some(from) => self.read_revocations(from),
+                    None => self.restore_revocations(),
+                }
+            }
+            (Some(UnderWay::Revocations), Err(_)) => {
+                self.looked_ms = Some(self.now_ms);
+                tracing::error!(
+                    "Redis does not say who is revoked: what other nodes have revoked before is not known here"
+                );
+            }
+            (Some(other), Ok(_)) => {
+                tracing::error!("Redis has answered something else than was asked: {other:?}");
             }
             (None, _) => {}
+        }
+    }
+
+    /// Asks who is revoked: what was said while this node was away, and what Redis has lost, is found by that.
+    fn look_at_revocations(&mut self) {
+        self.looks += 1;
+        self.looked_ms = None;
+        self.read_revocations(0);
+    }
+
+    fn read_revocations(&mut self, from: u64) {
+        let number = self.command(Command::Revocations { from });
+        self.under_way.insert(number, UnderWay::Revocations);
+    }
+
+    /// Another node has revoked somebody.
+    fn revoked_elsewhere(&mut self, revocation: Revocation, added: Option<Added>) {
+        match added {
+            Some(Added { is_news: true, .. }) => {
+                self.revoked.is_told(&revocation);
+                self.told.push(Told::Revoked(revocation));
+            }
+            Some(_) => {}
+            None => {
+                if let Some(times) = self.revoked_lost.count(Instant::now()) {
+                    tracing::error!(
+                        times,
+                        "another node has revoked somebody, and this one has no room for more (limits.revocations_max)"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Whoever is revoked and Redis does not know of, since it was away then or has lost it, it is told of once more.
+    fn restore_revocations(&mut self) {
+        self.looked_ms = Some(self.now_ms);
+        for revocation in self.revoked.not_kept(self.looks) {
+            // Nobody waits for an answer: a number that no errand has.
+            self.pass_on(u64::MAX, Errand::Revoke(revocation));
         }
     }
 
@@ -629,7 +830,9 @@ mod tests {
 
     #[test]
     fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
-        let mut bridge = Bridge::new(1, 1000, 0);
+        let revoked = Arc::new(RevokedTable::new(1));
+        let process = Process { instance: 1, patience_ms: 1000, alive_ms: 1000, revoked };
+        let mut bridge = Bridge::new(process, 0);
         bridge.connected();
         let channel = ChannelName::new("a").unwrap();
         let follow = || ToUpstream::Follow { channel: channel.clone(), since: None, ask: 1 };

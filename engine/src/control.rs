@@ -47,7 +47,6 @@ use budget::Budget;
 use figures::{Figures, LogLimit};
 use guard::Requester;
 use signals::Signals;
-use users::RevokedTable;
 
 pub use api::openapi;
 pub use error::error_words;
@@ -85,7 +84,6 @@ struct State {
     figures: Figures,
     /// `None` where there is nothing to read again.
     reload: Option<Reload>,
-    revoked: RevokedTable,
     /// Requests, for each who asks.
     request_rates: Rates<Requester>,
     /// Wrong keys, by the address they come from.
@@ -140,7 +138,6 @@ impl Control {
             wrong_keys: Rates::new(guard::WRONG_KEYS.0, guard::WRONG_KEYS.1),
             local: Arc::new(Caller::of_everything("local".into())),
             reload,
-            revoked: RevokedTable::default(),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
             dropped_log: LogLimit::new(),

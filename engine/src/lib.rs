@@ -21,6 +21,7 @@ pub mod plan;
 pub mod proxies;
 mod rates;
 pub mod registry;
+pub mod revoked;
 mod seldom;
 pub mod server;
 pub mod settings;

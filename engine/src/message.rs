@@ -8,6 +8,7 @@
 //! `Links`, and publishers are slowed down there.
 
 mod delivery;
+mod errand;
 mod link;
 mod mailbox;
 mod presence;
@@ -21,6 +22,7 @@ pub use delivery::{
     ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Naming, Order,
     Origin, Replay, Skip, Start, StoredPayload, StoredPublication,
 };
+pub use errand::{Errand, ErrandId, Gathered, Listed, Outcome};
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
@@ -32,8 +34,8 @@ pub use question::{
 };
 pub(crate) use request::key_bytes;
 pub use request::{
-    Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Missing, Post, Published, Reached, Receipt, Reply,
-    Request, Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
+    Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Missing, NodesRequest, Post, Published, Reached,
+    Receipt, Reply, Request, Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
 };
 pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
 pub(crate) use upstream::shared_with;

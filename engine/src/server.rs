@@ -147,9 +147,9 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
     let internal_address = internal
         .local_addr()
         .map_err(|e| ports::bind_error("api.listen", shared.config().api.listen, e))?;
-    let bridge = match config.redis.url.is_empty() {
-        true => None,
-        false => Some(BridgeThread::start(shared.clone()).map_err(ServeError::Thread)?),
+    let bridge = match config.redis.is_used() {
+        true => Some(BridgeThread::start(shared.clone()).map_err(ServeError::Thread)?),
+        false => None,
     };
     let control =
         control::Control::start(internal, shared, asked, reload).map_err(ServeError::Control)?;

@@ -8,6 +8,7 @@ mod asks;
 mod check;
 pub mod door;
 mod drain;
+mod errands;
 mod fanout;
 pub mod feed;
 mod gauges;
@@ -47,10 +48,12 @@ use crate::message::{
     Asked, Delivery, Inbox, Links, QUEUE_BATCHES, QUEUE_BYTES_MAX, Question, Questions, Request,
     Shards, Upstream,
 };
+use crate::revoked::RevokedTable;
 use crate::settings::Settings;
 pub use check::check_together;
 use door::{Admission, Handed, Permit};
 use drain::Draining;
+use errands::Errands;
 use fanout::{Context, Fanout, Finding, FlushLimits, Verdict};
 use feed::Feeds;
 pub(crate) use home::KEY_BYTES;
@@ -178,6 +181,8 @@ pub struct Shared {
     pub upstream: Upstream,
     /// What is counted of the connections to Redis.
     pub redis: Figures,
+    /// Who is revoked.
+    pub revoked: Arc<RevokedTable>,
     /// Counters, by shard.
     pub counters: Vec<Arc<Counters>>,
     /// Limits on connections.
@@ -195,6 +200,7 @@ impl Shared {
     ) -> (Arc<Shared>, mpsc::Receiver<Asked>) {
         let (questions, asked) = Questions::new(shards.count());
         let upstream = Upstream::new(shards.count(), QUEUE_BATCHES);
+        let revoked = Arc::new(RevokedTable::new(settings.config.limits.revocations_max));
         let shared = Shared {
             settings: ArcSwap::from_pointee(settings),
             remote_keys: ArcSwap::default(),
@@ -203,6 +209,7 @@ impl Shared {
             questions,
             upstream,
             redis: Figures::default(),
+            revoked,
             admission: Arc::new(admission),
             handover: OnceLock::new(),
         };
@@ -233,6 +240,7 @@ pub struct Shard<W> {
     feeds: Feeds,
     homes: Homes,
     users: Users,
+    errands: Errands,
     wheel: Wheel,
     /// What ends at a time that somebody has named: it runs on also while the shard does not.
     expiries: Wheel,
@@ -332,6 +340,7 @@ impl<W: Wire> Shard<W> {
             wheel: Wheel::new(),
             expiries: Wheel::new(),
             users: Users::new(),
+            errands: Errands::default(),
             due: VecDeque::new(),
             fanout: Fanout::new(limits.sends),
             own: VecDeque::new(),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Offset, Position};
 
-use crate::message::{Followed, KeyDigest};
+use crate::message::{Followed, KeyDigest, Revocation};
 
 /// Something to be asked of Redis. Commands are done in the order in which they were given.
 #[derive(Debug, Clone)]
@@ -26,6 +26,28 @@ pub enum Command {
         channel: ChannelName,
         /// As [`super::item::encode_shared`] makes it.
         bytes: Bytes,
+    },
+    /// To pass an errand on to all nodes, this one among them. Answered with [`Reply::HeardBy`].
+    Errand(Bytes),
+    /// To pass what has come of an errand on to the process that has asked. Not answered.
+    Answer {
+        /// Who has asked.
+        to: u64,
+        /// What.
+        bytes: Bytes,
+    },
+    /// To keep a revocation until it is over, and to pass it on to all nodes. Of two about the same one keeps what each says
+    /// at most. Answered with [`Reply::HeardBy`].
+    Revoke {
+        /// Which.
+        revocation: Revocation,
+        /// The errand that says it to the others.
+        errand: Bytes,
+    },
+    /// To say who is revoked, some at a time. Answered with [`Reply::Revocations`].
+    Revocations {
+        /// From there: 0, or what the last answer has said.
+        from: u64,
     },
 }
 
@@ -81,6 +103,11 @@ pub enum Reply {
     },
     /// To [`Command::Read`].
     Read(Followed),
+    /// To [`Command::Errand`] and [`Command::Revoke`]: so many have heard it, this node among them.
+    HeardBy(usize),
+    /// To [`Command::Revocations`]: some, and where to go on if there are more. All that are there from the first question to
+    /// the last answer are told.
+    Revocations(Vec<Revocation>, Option<u64>),
 }
 
 /// Why a command has no answer, although the connection is good.

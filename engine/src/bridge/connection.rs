@@ -83,7 +83,7 @@ impl Link {
         let mut commands = client.get_multiplexed_async_connection_with_config(&config).await?;
         let report: String = redis::cmd("INFO").query_async(&mut commands).await?;
         let version = check(&report)?;
-        let scripts = Scripts::load().query_async::<[String; 2]>(&mut commands).await?;
+        let scripts = Scripts::load().query_async::<[String; 3]>(&mut commands).await?;
         let mut subscriber = client.get_multiplexed_async_connection_with_config(&config).await?;
         let Subscriptions { names: channels, patterns } = foreign;
         if !channels.is_empty() {
@@ -92,7 +92,8 @@ impl Link {
         if !patterns.is_empty() {
             subscriber.psubscribe(patterns).await?;
         }
-        subscriber.subscribe(&[names.ping(), names.beats()]).await?;
+        let own = [names.ping(), names.beats(), names.errands(), names.own_answers()];
+        subscriber.subscribe(&own).await?;
         subscriber.psubscribe(names.shared_pattern()).await?;
         // Until all of it is subscribed to, what belongs together may have come in part.
         while incoming.take().is_some() {}
@@ -156,7 +157,7 @@ pub(super) async fn ask(
         kind == Some(ErrorKind::Server(ServerErrorKind::NoScript))
     };
     if answers.iter().any(forgotten) {
-        Scripts::load().query_async::<[String; 2]>(&mut commands).await?;
+        Scripts::load().query_async::<[String; 3]>(&mut commands).await?;
         let again: Vec<bool> = answers.iter().map(forgotten).collect();
         let mut pipeline = Pipeline::new();
         for (cmd, _) in asked.cmd_iter().zip(&again).filter(|(_, again)| **again) {

@@ -68,12 +68,7 @@ pub fn decode_beat(beat: &Bytes) -> Option<(u64, u64)> {
 }
 
 fn write(out: &mut BytesMut, Outgoing { payload, meta, except }: &Outgoing) {
-    let kind = match payload.kind {
-        PayloadKind::Json => 0,
-        PayloadKind::Text => 1,
-        PayloadKind::Binary => 2,
-    };
-    let mut flags = kind;
+    let mut flags = kind_number(payload.kind);
     if let Some(meta) = meta {
         flags |= HAS_META;
         flags |= if meta.user.is_some() { HAS_USER } else { 0 };
@@ -98,6 +93,30 @@ fn write(out: &mut BytesMut, Outgoing { payload, meta, except }: &Outgoing) {
     out.put_slice(&payload.bytes);
 }
 
+/// The number of a kind of payload, as all formats have it.
+pub(super) fn kind_number(kind: PayloadKind) -> u8 {
+    match kind {
+        PayloadKind::Json => 0,
+        PayloadKind::Text => 1,
+        PayloadKind::Binary => 2,
+    }
+}
+
+/// The kind with a number.
+pub(super) fn kind_from(number: u8) -> Option<PayloadKind> {
+    [PayloadKind::Json, PayloadKind::Text, PayloadKind::Binary].get(usize::from(number)).copied()
+}
+
+/// A payload, if it is what it says of itself: others go by that.
+pub(super) fn payload(kind: PayloadKind, bytes: Bytes) -> Option<StoredPayload> {
+    let holds = match kind {
+        PayloadKind::Json => serde_json::from_slice::<&serde_json::value::RawValue>(&bytes).is_ok(),
+        PayloadKind::Text => std::str::from_utf8(&bytes).is_ok(),
+        PayloadKind::Binary => true,
+    };
+    holds.then_some(StoredPayload { kind, bytes })
+}
+
 /// Reads an item; `None` where it is none.
 pub fn decode(item: &Bytes) -> Option<Outgoing> {
     let mut rest = Reader(item.clone());
@@ -105,21 +124,11 @@ pub fn decode(item: &Bytes) -> Option<Outgoing> {
         return None;
     }
     let flags = rest.u8()?;
-    let kind = match flags & KIND {
-        0 => PayloadKind::Json,
-        1 => PayloadKind::Text,
-        2 => PayloadKind::Binary,
-        _ => return None,
-    };
+    let kind = kind_from(flags & KIND)?;
     let meta = if flags & HAS_META != 0 {
         let (time_ms, number) = (rest.u64()?, rest.u32()?);
-        let user = if flags & HAS_USER != 0 {
-            let length = rest.u8()?;
-            let id = rest.take(length.into())?;
-            Some(UserId::new(std::str::from_utf8(&id).ok()?).ok()?)
-        } else {
-            None
-        };
+        let user =
+            if flags & HAS_USER != 0 { Some(UserId::new(&rest.text()?).ok()?) } else { None };
         let confirm = flags & CONFIRM != 0;
         Some(Box::new(Meta { time_ms, user, number, confirm }))
     } else {
@@ -131,14 +140,8 @@ pub fn decode(item: &Bytes) -> Option<Outgoing> {
     } else {
         None
     };
-    let bytes = rest.0;
-    // What it says of itself others go by.
-    let holds = match kind {
-        PayloadKind::Json => serde_json::from_slice::<&serde_json::value::RawValue>(&bytes).is_ok(),
-        PayloadKind::Text => std::str::from_utf8(&bytes).is_ok(),
-        PayloadKind::Binary => true,
-    };
-    holds.then_some(Outgoing { payload: StoredPayload { kind, bytes }, meta, except })
+    let payload = payload(kind, rest.0)?;
+    Some(Outgoing { payload, meta, except })
 }
 
 /// Reads a message of a numbered channel.
@@ -175,13 +178,19 @@ impl Reader {
         (count <= self.0.len()).then(|| self.0.split_to(count))
     }
 
-    /// A process, and how many publications there were of it.
-    fn counted(&mut self) -> Option<(u64, u64)> {
+    /// A process, and a number that it has given.
+    pub(super) fn counted(&mut self) -> Option<(u64, u64)> {
         (self.u8()? == VERSION).then_some(())?;
         Some((self.u64()?, self.u64()?))
     }
 
-    fn number(&mut self, bytes: usize) -> Option<u64> {
+    /// A text behind its length.
+    pub(super) fn text(&mut self) -> Option<String> {
+        let length = self.u8()?;
+        String::from_utf8(self.take(length.into())?.into()).ok()
+    }
+
+    pub(super) fn number(&mut self, bytes: usize) -> Option<u64> {
         Some(self.take(bytes)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 

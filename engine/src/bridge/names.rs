@@ -25,6 +25,10 @@ pub(super) enum Topic {
     Shared(ChannelName),
     /// What nodes say of how much should have been heard of them.
     Beat,
+    /// What nodes ask of all others.
+    Errand,
+    /// What these say to it.
+    Answer,
     /// What this node says to itself.
     Ping,
 }
@@ -80,6 +84,27 @@ impl Names {
         format!("{}:beats", self.channels)
     }
 
+    /// Where nodes ask something of all others.
+    pub(super) fn errands(&self) -> String {
+        format!("{}:errands", self.channels)
+    }
+
+    /// Where a process is told what has come of what it has asked.
+    pub(super) fn answers(&self, instance: u64) -> String {
+        format!("{}:answers:{instance:016x}", self.channels)
+    }
+
+    /// Where this process is.
+    pub(super) fn own_answers(&self) -> String {
+        self.answers(self.instance)
+    }
+
+    /// Who is revoked (a hash), and until when (a sorted set): under one hash tag.
+    pub(super) fn revoked(&self) -> [String; 2] {
+        let prefix = &self.keys;
+        [format!("{prefix}:{{revoked}}:h"), format!("{prefix}:{{revoked}}:z")]
+    }
+
     /// What a channel of Redis is for; `None` where it is none of these.
     pub(super) fn topic(&self, channel: &[u8]) -> Option<Topic> {
         let channel = std::str::from_utf8(channel).ok()?;
@@ -92,6 +117,8 @@ impl Names {
         }
         match rest {
             "beats" => Some(Topic::Beat),
+            "errands" => Some(Topic::Errand),
+            _ if channel == self.own_answers() => Some(Topic::Answer),
             _ => (channel == self.ping()).then_some(Topic::Ping),
         }
     }
@@ -114,6 +141,9 @@ mod tests {
             }
             assert_eq!(names.topic(names.ping().as_bytes()), Some(Topic::Ping));
             assert_eq!(names.topic(names.beats().as_bytes()), Some(Topic::Beat));
+            assert_eq!(names.topic(names.errands().as_bytes()), Some(Topic::Errand));
+            assert_eq!(names.topic(names.own_answers().as_bytes()), Some(Topic::Answer));
+            assert_eq!(names.topic(names.answers(8).as_bytes()), None);
         }
         let (names, other) = (Names::new("r", 0, 7), Names::new("r", 1, 7));
         let channel = ChannelName::new("a").unwrap();

@@ -1,19 +1,20 @@
-//! What Redis does in one piece for a channel that it numbers: two scripts, what is given to them and what they say.
+//! What Redis does in one piece: for a channel that it numbers two scripts, and one for who is revoked; what is given to them
+//! and what they say.
 //!
 //! A channel has a key of its own for each instance that appends to it, which lives for an hour behind what it appended last:
 //! much longer than a command whose answer was lost waits until it is sent again.
 
 use bytes::Bytes;
 use rand::random;
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{Offset, Position};
 
-use super::item;
 use super::names::Names;
 use super::{Append, Read, Reply};
+use super::{errands, item};
 use crate::config::Config;
-use crate::message::{Followed, Numbered};
+use crate::message::{Followed, Numbered, Revocation};
 
 /// Publications in one answer …
 const ENTRIES_MAX: usize = 512;
@@ -23,6 +24,9 @@ const BYTES_MAX: usize = 256 * 1024;
 const PLACE: &str = include_str!("script/place.lua");
 const APPEND: &str = include_str!("script/append.lua");
 const READ: &str = include_str!("script/read.lua");
+const REVOKE: &str = include_str!("script/revoke.lua");
+/// Of who is revoked, so many are asked for at once, about.
+const REVOCATIONS_AT_ONCE: usize = 1000;
 
 /// What they say of a channel that has used up its offsets.
 pub(super) const NO_OFFSETS: &str = "the channel has no offsets left";
@@ -32,6 +36,7 @@ pub(super) const NO_OFFSETS: &str = "the channel has no offsets left";
 pub(super) struct Scripts {
     append: String,
     read: String,
+    revoke: String,
 }
 
 /// What Redis keeps of a channel, by its rule.
@@ -67,12 +72,14 @@ impl Scripts {
             let text = format!("#!lua{flags}\n{PLACE}\n{body}");
             pipeline.cmd("SCRIPT").arg("LOAD").arg(text);
         }
+        // It takes next to nothing, and somebody is kept out.
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(format!("#!lua flags=allow-oom\n{REVOKE}"));
         pipeline
     }
 
     /// From its answer.
-    pub(super) fn loaded([append, read]: [String; 2]) -> Scripts {
-        Scripts { append, read }
+    pub(super) fn loaded([append, read, revoke]: [String; 3]) -> Scripts {
+        Scripts { append, read, revoke }
     }
 
     /// The command that appends; `publish` is PUBLISH, or SPUBLISH in a cluster.
@@ -120,6 +127,16 @@ impl Scripts {
         cmd
     }
 
+    /// The command that keeps a revocation and tells all nodes.
+    pub(super) fn revoke(&self, names: &Names, revocation: &Revocation, errand: &Bytes) -> Cmd {
+        let written = errands::encode_revocation(revocation);
+        // Whom it is about, and what there is to it.
+        let (whom, what) = written.split_at(written.len().saturating_sub(8 + 8));
+        let mut cmd = self.call(&self.revoke, &names.revoked());
+        cmd.arg(whom).arg(what).arg(names.errands()).arg(&errand[..]);
+        cmd
+    }
+
     fn call(&self, script: &str, keys: &[String]) -> Cmd {
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(script).arg(keys.len()).arg(keys);
@@ -127,9 +144,35 @@ impl Scripts {
     }
 }
 
-/// What a script has said; `None` where that makes no sense.
+/// The command that says who is revoked, from a place on.
+pub(super) fn revocations(names: &Names, from: u64) -> Cmd {
+    let [revoked, _] = names.revoked();
+    let mut cmd = redis::cmd("HSCAN");
+    cmd.arg(revoked).arg(from).arg("COUNT").arg(REVOCATIONS_AT_ONCE);
+    cmd
+}
+
+fn revocations_reply(answer: Value) -> Option<Reply> {
+    type Found = Vec<(Vec<u8>, Vec<u8>)>;
+    let (next, found): (String, Found) = FromRedisValue::from_redis_value(answer).ok()?;
+    let next = Some(next.parse::<u64>().ok()?).filter(|next| *next != 0);
+    // What makes no sense revokes nobody.
+    let found = found
+        .into_iter()
+        .filter_map(|(whom, what)| errands::decode_revocation(&Bytes::from([whom, what].concat())));
+    Some(Reply::Revocations(found.collect(), next))
+}
+
+/// What a command has said; `None` where that makes no sense.
 pub(super) fn reply(answer: Value) -> Option<Reply> {
-    let Value::Array(mut answer) = answer else { return None };
+    let mut answer = match answer {
+        Value::Int(count) => return usize::try_from(count).ok().map(Reply::HeardBy),
+        Value::Array(answer) => answer,
+        _ => return None,
+    };
+    if answer.len() == 2 {
+        return revocations_reply(Value::Array(answer));
+    }
     let found = if answer.len() == 4 { answer.pop() } else { None };
     let [epoch, offset, more] = <[Value; 3]>::try_from(answer).ok()?;
     let (epoch, offset) = (Epoch(packed(&bytes(epoch)?)?), number(&offset)?);

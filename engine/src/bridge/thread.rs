@@ -27,7 +27,7 @@ use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
 use super::script::{self, Keep};
 use super::spool::Spool;
-use super::{Bridge, Command, Failed};
+use super::{Bridge, Command, Failed, Process};
 use crate::config::{Distribution, Redis};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
@@ -184,7 +184,9 @@ impl Runner {
         let redis = &config.redis;
         let instance = rand::random();
         let now = Instant::now();
-        let mut bridge = Bridge::new(instance, redis.patience_ms.into(), 0);
+        let alive_ms = PINGS_MISSED_MAX.saturating_mul(redis.ping_interval_ms.into());
+        let (patience_ms, revoked) = (redis.patience_ms.into(), shared.revoked.clone());
+        let mut bridge = Bridge::new(Process { instance, patience_ms, alive_ms, revoked }, 0);
         let spool = spool.map(|(spool, waiting)| {
             let count: u64 = waiting.values().map(|&count| u64::from(count)).sum();
             if count > 0 {
@@ -376,6 +378,23 @@ impl Runner {
                         pipeline.cmd("PUBLISH").arg(self.names.beats()).arg(&beat[..]);
                         numbers.push(number);
                     }
+                    Command::Errand(errand) => {
+                        pipeline.cmd("PUBLISH").arg(self.names.errands()).arg(&errand[..]);
+                        numbers.push(number);
+                    }
+                    Command::Answer { to, bytes } => {
+                        pipeline.cmd("PUBLISH").arg(self.names.answers(to)).arg(&bytes[..]);
+                        numbers.push(number);
+                    }
+                    Command::Revoke { revocation, errand } => {
+                        let revoke = link.scripts.revoke(&self.names, &revocation, &errand);
+                        pipeline.add_command(revoke);
+                        numbers.push(number);
+                    }
+                    Command::Revocations { from } => {
+                        pipeline.add_command(script::revocations(&self.names, from));
+                        numbers.push(number);
+                    }
                     Command::Share { channel, bytes } => {
                         figures.publications_out.add(1);
                         shares += 1;
@@ -468,6 +487,8 @@ impl Runner {
                 self.bridge.shared(channel, &payload)
             }
             Some(Topic::Beat) => self.bridge.beat_heard(&payload),
+            Some(Topic::Errand) => self.bridge.errand(&payload, &self.shared.shards),
+            Some(Topic::Answer) => self.bridge.errand_answered(&payload),
             Some(Topic::Ping) => true,
             None => self.foreign_message(&channel, &payload),
         };
@@ -574,7 +595,14 @@ impl Runner {
 fn bytes_of(command: &Command) -> usize {
     match command {
         Command::Append(append) => append.items.iter().map(|item| item.bytes.len()).sum(),
-        Command::Share { bytes, .. } => bytes.len(),
-        Command::Subscribe(_) | Command::Unsubscribe(_) | Command::Read(_) | Command::Beat(_) => 0,
+        Command::Share { bytes, .. } | Command::Errand(bytes) | Command::Answer { bytes, .. } => {
+            bytes.len()
+        }
+        Command::Subscribe(_)
+        | Command::Unsubscribe(_)
+        | Command::Read(_)
+        | Command::Beat(_)
+        | Command::Revoke { .. }
+        | Command::Revocations { .. } => 0,
     }
 }

@@ -10,6 +10,11 @@ const PREFIX_BYTES_MAX: usize = 64;
 const SCHEMES: [&str; 3] = ["redis", "rediss", "unix"];
 
 impl Redis {
+    /// Whether there is one that nodes share.
+    pub fn is_used(&self) -> bool {
+        !self.url.is_empty()
+    }
+
     /// Where Redis is and how it is entered.
     ///
     /// # Errors

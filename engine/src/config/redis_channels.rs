@@ -79,7 +79,7 @@ impl Config {
         if entries.is_empty() {
             return;
         }
-        if self.redis.url.is_empty() {
+        if !self.redis.is_used() {
             errors.push("redis_channels: redis.url names no Redis".into());
         }
         if entries.len() > ENTRIES_MAX {

@@ -297,7 +297,7 @@ pub(super) async fn health() -> Json<StatusReply> {
 async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
     let status = if state.is_draining() {
         "draining"
-    } else if !state.shared.config().redis.url.is_empty() && !state.shared.redis.is_up() {
+    } else if state.shared.config().redis.is_used() && !state.shared.redis.is_up() {
         "redis away"
     } else {
         return (StatusCode::OK, Json(StatusReply { status: "ready" }));

@@ -405,7 +405,7 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     families.extend(hooks(&state.hooks));
     families.extend(calls(&state.rpc));
     families.extend(dropped(&state.figures.drop));
-    if !state.shared.config().redis.url.is_empty() {
+    if state.shared.config().redis.is_used() {
         families.extend(redis(&state.shared.redis));
     }
     let mut registry = Registry::default();

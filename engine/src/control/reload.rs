@@ -68,6 +68,7 @@ impl State {
         self.shared.admission.reconfigure(&settings.config);
         let api = &settings.config.api;
         self.request_rates.set(api.requests_per_second_max, api.requests_burst);
+        self.shared.revoked.set_most(settings.config.limits.revocations_max);
         self.shared.settings.store(Arc::new(settings));
         Ok(fixed)
     }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as FromState};
 use axum::{Extension, Json};
-use dashmap::DashMap;
 use ringfeed_protocol::command::{Payload, present};
 use ringfeed_protocol::{ChannelName, CloseCode, Refused, UserId};
 use serde::{Deserialize, Serialize};
@@ -23,8 +22,11 @@ use super::guard::check_channel;
 use super::publish;
 use crate::callers::Caller;
 use crate::clock::Clock;
-use crate::ids::ConnectionId;
-use crate::message::{Order, Reply, Request, Revocation, Revoked, UserRequest};
+use crate::ids::{ConnectionId, ShardId};
+use crate::message::{
+    Errand, Listed, NodesRequest, Order, Reply, Request, Revocation, Revoked, UserRequest,
+};
+use crate::revoked::Added;
 
 /// Codes that the application may close connections with: those for private use (RFC 6455 section 7.4.2).
 const CLOSE_CODES: std::ops::RangeInclusive<u16> = 4000..=4999;
@@ -131,40 +133,10 @@ pub(super) struct ConnectionsReply {
 struct ConnectionReply {
     /// Its id.
     connection: String,
-    /// The shard that has it.
+    /// The shard that has it, on its node.
     shard: u16,
     /// Seconds since 1970 in which it was authenticated.
     since: u64,
-}
-
-/// Who is revoked, as the shards were told, and until when each is kept.
-#[derive(Debug, Default)]
-pub(super) struct RevokedTable(DashMap<RevokedKey, u64>);
-
-/// One who is revoked. Of a user only the newest word counts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum RevokedKey {
-    Token(SmolStr),
-    User(UserId),
-}
-
-impl RevokedTable {
-    /// Adds one if there is room, once those were forgotten that need not be known any more. How many there are then.
-    fn add(&self, Revocation { whom, until }: &Revocation, most: usize) -> Option<usize> {
-        let key = match whom {
-            Revoked::Token(token) => RevokedKey::Token(token.clone()),
-            Revoked::User(user, _) => RevokedKey::User(user.clone()),
-        };
-        if self.0.len() >= most && !self.0.contains_key(&key) {
-            let now = Clock::Machine.unix_s();
-            self.0.retain(|_, until| *until > now);
-            if self.0.len() >= most {
-                return None;
-            }
-        }
-        self.0.entry(key).and_modify(|known| *known = (*known).max(*until)).or_insert(*until);
-        Some(self.0.len())
-    }
 }
 
 /// Sends to all connections of a user, or to one connection.
@@ -266,17 +238,18 @@ pub(super) async fn connections(
     let (reply, answer) = oneshot::channel();
     let request = Request::User { user, what: Box::new(UserRequest::List { reply }) };
     publish::send(&state, home, request, deadline).await?;
-    let connections = publish::receive(answer, deadline).await?;
-    let connections = connections.into_iter().map(|own| ConnectionReply {
-        connection: own.connection.to_string(),
-        shard: own.shard.0,
-        since: own.since,
+    let connections = publish::receive(answer, deadline).await??;
+    let connections = connections.into_iter().map(|Listed { connection, since }| ConnectionReply {
+        connection: connection.to_string(),
+        shard: connection.shard.0,
+        since,
     });
     Ok(Json(ConnectionsReply { connections: connections.collect() }))
 }
 
 /// Revokes a token, or all that a user has been vouched for up to now: connections that rest on it are closed, and
-/// nobody is let in with it any more. Kept in memory: who needs it to outlast a restart gives tokens short lives.
+/// nobody is let in with it any more. Kept in memory, and in Redis where nodes share one: without it, who needs it to
+/// outlast a restart gives tokens short lives.
 #[utoipa::path(
     post, path = "/api/revoke",
     request_body = RevokeBody,
@@ -309,8 +282,8 @@ pub(super) async fn revoke(
         }
     };
     let revocation = Revocation { whom, until: until.unwrap_or(u64::MAX) };
-    let most = state.shared.config().limits.revocations_max as usize;
-    let Some(revoked) = state.revoked.add(&revocation, most) else {
+    let Some(Added { count: revoked, .. }) = state.shared.revoked.add(&revocation) else {
+        let most = state.shared.config().limits.revocations_max;
         let message = format!(
             "{most} are revoked already (limits.revocations_max); with 'until' they are forgotten in time"
         );
@@ -319,6 +292,14 @@ pub(super) async fn revoke(
     let deadline = publish::deadline(&state);
     for shard in state.shared.shards.ids() {
         publish::send(&state, shard, Request::Revoke(revocation.clone()), deadline).await?;
+    }
+    state.shared.revoked.is_told(&revocation);
+    if state.shared.config().redis.is_used() {
+        let (reply, answer) = oneshot::channel();
+        let errand = Box::new(Errand::Revoke(revocation));
+        let ask = Request::Nodes(NodesRequest::Ask { errand, reply });
+        publish::send(&state, ShardId(0), ask, deadline).await?;
+        publish::receive(answer, deadline).await??;
     }
     Ok(Json(RevokedReply { revoked }))
 }
@@ -344,10 +325,9 @@ async fn hand_over(
             (to, Request::User { user, what: what.into() })
         }
         (None, Some(connection)) => {
-            if connection.shard.0 >= shards.count() {
-                return Ok(Json(ReachedReply { connections: 0 }));
-            }
-            (connection.shard, Request::Connection { connection, order: order.into(), reply })
+            // It may be one of a node that has more of them.
+            let to = ShardId(connection.shard.0.min(shards.count().saturating_sub(1)));
+            (to, Request::Connection { connection, order: order.into(), reply })
         }
         (None, None) => {
             let message = "'user' or 'connection' is needed";
@@ -357,24 +337,4 @@ async fn hand_over(
     let deadline = publish::deadline(state);
     publish::send(state, to, request, deadline).await?;
     Ok(Json(ReachedReply { connections: publish::receive(answer, deadline).await?? }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_is_bounded_and_forgets_what_is_over() {
-        let table = RevokedTable::default();
-        let of = |whom: Revoked, until: u64| Revocation { whom, until };
-        let token = |id: &str| Revoked::Token(id.into());
-        assert_eq!(table.add(&of(token("a"), 1), 2), Some(1));
-        assert_eq!(table.add(&of(token("b"), u64::MAX), 2), Some(2));
-        assert_eq!(table.add(&of(token("b"), 1), 2), Some(2));
-        let user = UserId::new("ann").unwrap();
-        let known = table.add(&of(Revoked::User(user.clone(), 5), u64::MAX), 2);
-        assert_eq!(known, Some(2), "a was over, and b is kept as long as the longest word says");
-        assert_eq!(table.add(&of(Revoked::User(user, 9), u64::MAX), 2), Some(2));
-        assert_eq!(table.add(&of(token("c"), u64::MAX), 2), None);
-    }
 }

@@ -7,6 +7,7 @@ use smol_str::SmolStr;
 use tokio::sync::oneshot;
 
 use super::delivery::{ChannelPage, HistoryPage, Order, Origin, StoredPayload};
+use super::errand::{Errand, ErrandId, Gathered, Listed};
 use super::presence::{PresencePage, Someone};
 use super::question::Caller;
 use super::room::{RoomReply, RoomRequest};
@@ -331,6 +332,8 @@ pub enum Request {
     },
     /// The way to what numbers channels was interrupted, and is there again.
     Resume,
+    /// What nodes ask of one another.
+    Nodes(NodesRequest),
     /// Something is missing, or may be, that was published elsewhere on channels that are not numbered.
     Missed(Missing),
     /// Publications of other nodes, which nobody numbers for all. Not answered.
@@ -339,6 +342,43 @@ pub enum Request {
     Reconfigure,
     /// Stop accepting, tell the clients, flush, close.
     Drain,
+}
+
+/// What nodes ask of one another.
+#[derive(Debug)]
+pub enum NodesRequest {
+    /// Another one asks something of this one. Answered with `ToUpstream::Outcome`.
+    Errand {
+        /// Which.
+        id: ErrandId,
+        /// What.
+        errand: Box<Errand>,
+    },
+    /// Something is to be asked of all others, from the control thread.
+    Ask {
+        /// What.
+        errand: Box<Errand>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Gathered>,
+    },
+    /// To `ToUpstream::Errand`.
+    Gathered {
+        /// Of which.
+        ticket: u64,
+        /// What has come of it.
+        gathered: Gathered,
+    },
+}
+
+impl NodesRequest {
+    fn cost(&self) -> usize {
+        match self {
+            NodesRequest::Errand { errand, .. } | NodesRequest::Ask { errand, .. } => errand.cost(),
+            NodesRequest::Gathered { gathered, .. } => {
+                gathered.as_ref().map_or(0, |outcome| size_of_val(&outcome.connections[..]))
+            }
+        }
+    }
 }
 
 /// Work for the home of a user.
@@ -379,7 +419,7 @@ pub enum UserRequest {
     /// Which connections there are.
     List {
         /// Where the answer goes.
-        reply: oneshot::Sender<Vec<UserConnection>>,
+        reply: oneshot::Sender<Result<Vec<Listed>, Refused>>,
     },
 }
 
@@ -406,7 +446,7 @@ pub struct Revocation {
 }
 
 /// See [`Revocation`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Revoked {
     /// Who has come with the token that has this id.
     Token(SmolStr),
@@ -441,6 +481,7 @@ impl Request {
             | Request::User { .. }
             | Request::Connection { .. }
             | Request::Revoke(_)
+            | Request::Nodes(_)
             | Request::Resume
             | Request::Missed(_)
             | Request::Shared(_)
@@ -485,6 +526,7 @@ impl Request {
                 posts.iter().map(|post| post.payload.bytes.len() + size_of::<Post>()).sum()
             }
             Request::Upstream { what, .. } => what.cost(),
+            Request::Nodes(what) => what.cost(),
             Request::User { what, .. } => {
                 let more = match &**what {
                     UserRequest::Order { order, .. } => order.cost(),

@@ -12,6 +12,7 @@ use ringfeed_protocol::{ChannelName, Offset, Position, Refused};
 use tokio::sync::Notify;
 
 use super::delivery::StoredPayload;
+use super::errand::{Errand, ErrandId, Outcome};
 use super::mailbox::{Batch, Intake, NotTaken, Outlet, queue};
 use super::request::{By, KeyDigest, Sender};
 use crate::ids::{ConnectionId, ShardId};
@@ -52,6 +53,22 @@ pub enum ToUpstream {
         /// What.
         publication: Outgoing,
     },
+    /// All other nodes are to do something. Answered with `NodesRequest::Gathered`.
+    Errand {
+        /// The shard that asks.
+        from: ShardId,
+        /// Comes back with the answer.
+        ticket: u64,
+        /// What.
+        errand: Errand,
+    },
+    /// What has come here of the errand of another node.
+    Outcome {
+        /// Of which.
+        of: ErrandId,
+        /// What.
+        outcome: Outcome,
+    },
 }
 
 impl ToUpstream {
@@ -61,6 +78,8 @@ impl ToUpstream {
             ToUpstream::Publish { publication, .. } | ToUpstream::Share { publication, .. } => {
                 publication.payload.bytes.len()
             }
+            ToUpstream::Errand { errand, .. } => errand.cost(),
+            ToUpstream::Outcome { outcome, .. } => size_of_val(&outcome.connections[..]),
             ToUpstream::Follow { .. } | ToUpstream::Unfollow { .. } => 0,
         };
         payload + size_of::<ToUpstream>()

@@ -14,10 +14,10 @@ use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::config::ChannelRule;
-use crate::ids::{SessionId, ShardId, Ticket};
+use crate::ids::{ConnectionId, SessionId, ShardId, Ticket};
 use crate::message::{
-    By, Caller, Delivery, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
-    Question, Reply, Request, Someone, StoredPayload, UserRequest,
+    By, Caller, Delivery, Errand, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
+    Question, Reached, Reply, Request, Someone, StoredPayload, UserRequest,
 };
 use crate::settings::Settings;
 
@@ -293,7 +293,6 @@ impl<W: Wire> Shard<W> {
 
     /// Does what a user's home is asked for.
     fn serve_user(&mut self, user: UserId, what: UserRequest) {
-        let room = self.outboxes_max() / 2;
         let mut deliver = route(self.id, &mut self.own, &mut self.links);
         match what {
             UserRequest::Join(connection) => {
@@ -320,22 +319,27 @@ impl<W: Wire> Shard<W> {
                 self.users.leave_room(&user, &channel, (shard, session));
             }
             UserRequest::Order { connection, order, reply } => {
-                let to = (&self.shared.shards, room);
-                let reached = self.users.order(&user, connection, &order, to, &mut deliver);
-                match reply {
-                    Reply::Session(origin) => {
-                        let shard = origin.shard;
-                        let answer = match reached {
-                            Ok(connections) => Delivery::Handed { origin, user, connections },
-                            Err(refused) => Delivery::Refused { origin, attempt: None, refused },
-                        };
-                        deliver(shard, answer);
-                    }
-                    Reply::Control(reply) => drop(reply.send(reached)),
-                }
+                drop(deliver);
+                let reached = self.order_user(&user, connection, &order);
+                self.finish_order(Errand::User { user, connection, order }, reached, reply);
             }
-            UserRequest::List { reply } => drop(reply.send(self.users.of(&user).to_vec())),
+            UserRequest::List { reply } => {
+                drop(deliver);
+                self.finish_list(user, reply);
+            }
         }
+    }
+
+    /// Hands an order to the connections of a user, or to one of them, that this node has.
+    pub(super) fn order_user(
+        &mut self,
+        user: &UserId,
+        connection: Option<ConnectionId>,
+        order: &Order,
+    ) -> Reached {
+        let to = (&self.shared.shards, self.outboxes_max() / 2);
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        self.users.order(user, connection, order, to, &mut deliver)
     }
 
     /// Says who is on a channel that is homed here. A session has to be one of those who may look; the application is
@@ -549,7 +553,14 @@ impl<W: Wire> Shard<W> {
             }
             Request::Connection { connection, order, reply } => {
                 drop(deliver);
-                let _ = reply.send(self.order_one(connection, &order));
+                let order = *order;
+                let reached = self.order_one(connection, &order);
+                let reply = Reply::Control(reply);
+                self.finish_order(Errand::Connection { connection, order }, reached, reply);
+            }
+            Request::Nodes(what) => {
+                drop(deliver);
+                self.serve_nodes(what);
             }
             Request::Revoke(revocation) => {
                 drop(deliver);

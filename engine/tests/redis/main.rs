@@ -6,6 +6,7 @@ mod foreign;
 mod nodes;
 mod server;
 mod spool;
+mod users;
 #[path = "../suite"]
 mod suite {
     pub(crate) mod common;
@@ -42,17 +43,27 @@ distribution = "local"
 
 /// A node, once it has found Redis.
 fn node(redis: &RedisServer, flags: &[&str]) -> TestServer {
-    let node = node_alone(redis, flags);
-    wait_ready(&node, "ready");
-    node
+    node_of(CHANNELS, redis, flags)
 }
 
 /// A node that may not find it.
 fn node_alone(redis: &RedisServer, flags: &[&str]) -> TestServer {
-    let url = format!("redis.url={}", redis.url());
+    node_of_alone(CHANNELS, &redis.url(), flags)
+}
+
+/// A node with this TOML, once it has found Redis.
+fn node_of(toml: &str, redis: &RedisServer, flags: &[&str]) -> TestServer {
+    let node = node_of_alone(toml, &redis.url(), flags);
+    wait_ready(&node, "ready");
+    node
+}
+
+/// A node with this TOML that may not find Redis there.
+fn node_of_alone(toml: &str, url: &str, flags: &[&str]) -> TestServer {
+    let url = format!("redis.url={url}");
     let mut all = vec![url.as_str()];
     all.extend(flags);
-    TestServer::start(CHANNELS, &all)
+    TestServer::start(toml, &all)
 }
 
 /// Waits until a node says this of itself.

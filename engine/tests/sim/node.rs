@@ -18,9 +18,8 @@ use ringfeed_engine::config::{
 };
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Asked, ChannelPage, HistoryPage, KeyOf, Keyed, Post, PresencePage, Published, Reached, Receipt,
-    Reply, Request, RoomDenied, RoomReport, Sender, Shards, StoredPayload, UserConnection, Waker,
-    queues,
+    Asked, ChannelPage, HistoryPage, KeyOf, Keyed, Listed, Post, PresencePage, Published, Reached,
+    Receipt, Reply, Request, RoomDenied, RoomReport, Sender, Shards, StoredPayload, Waker, queues,
 };
 use ringfeed_engine::settings::Settings;
 use ringfeed_engine::shard::door::Admission;
@@ -29,7 +28,7 @@ use ringfeed_engine::shard::{
 };
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::handshake::Request as Head;
-use ringfeed_protocol::{ChannelName, Dialect, IdempotencyKey, Offset, Position};
+use ringfeed_protocol::{ChannelName, Dialect, IdempotencyKey, Offset, Position, Refused};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::Speaks;
@@ -90,7 +89,7 @@ pub(crate) enum Waiting {
     /// What is said to an order for a room.
     Room(usize, oneshot::Receiver<Result<RoomReport, RoomDenied>>),
     /// Connections of a user, as an order by this number finds them.
-    There(usize, oneshot::Receiver<Vec<UserConnection>>),
+    There(usize, oneshot::Receiver<Result<Vec<Listed>, Refused>>),
     /// How many connections the order has reached.
     Reached(usize, oneshot::Receiver<Reached>),
     /// A shard goes by a policy, or knows of a revocation: its number, and the shard.
@@ -466,6 +465,7 @@ impl Waiting {
                 Answer::Rows(rows.collect())
             }),
             Waiting::There(number, there) => there.try_recv().map(|there| {
+                let there = there.expect("there is no other node");
                 Answer::There(*number, there.iter().map(|own| own.connection.to_string()).collect())
             }),
             Waiting::Reached(number, reached) => {

@@ -13,6 +13,7 @@ mod client;
 mod disk;
 mod redis;
 mod truth;
+mod users;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ringfeed_engine::bridge::{Bridge, SpoolDone};
+use ringfeed_engine::bridge::{Bridge, Process, SpoolDone};
 use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{Config, Distribution, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
@@ -49,9 +50,12 @@ use client::{Channels, Client};
 use disk::Disk;
 use redis::{Heard, Keeps, Pipe, Redis};
 use truth::Truth;
+use users::{RevokedToken, Sent};
 
 /// How long what needs Redis waits for it.
 const PATIENCE_MS: u64 = 2000;
+/// Who was not heard of for so long is not there any more.
+const ALIVE_MS: u64 = 3000;
 /// Rounds in which everything under way must have arrived.
 const ROUNDS_MAX: u32 = 50_000;
 
@@ -132,6 +136,9 @@ struct Setup {
     disk_full: u32,
     /// Of 1,000 publications over the API, those with an idempotency key.
     keyed: u32,
+    users: usize,
+    /// How often somebody is revoked.
+    revokes: u32,
 }
 
 impl Setup {
@@ -163,6 +170,8 @@ impl Setup {
             spools: dice.chance(600),
             disk_full: dice.pick(&[0, 0, 100]),
             keyed: dice.pick(&[0, 300, 1000]),
+            users: dice.range(1, 4),
+            revokes: dice.pick(&[0, 0, 3, 20]),
         }
     }
 }
@@ -191,6 +200,10 @@ pub(crate) struct World {
     disks: Vec<Disk>,
     /// What the API was told to be stored later.
     spooled: Vec<u64>,
+    sent: Vec<Sent>,
+    revoked: Vec<RevokedToken>,
+    /// So many tokens there ever were.
+    tokens: u64,
     /// Redis does nothing for so many steps.
     stalls: u32,
     tally: Tally,
@@ -213,6 +226,8 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("a client comes back", |_| 60, World::reconnect),
     ("a client leaves", |_| 12, World::leave),
     ("the API publishes", |_| 40, World::post),
+    ("the API sends to a user", |_| 30, World::send_to_user),
+    ("the API revokes a token", |w| w.setup.revokes, World::revoke),
     ("the API publishes again", |_| 10, World::repeat),
     ("a disk does something", |_| 150, World::any_order),
     ("a bridge hears of its disk", |_| 150, World::any_done),
@@ -291,6 +306,9 @@ impl World {
             due: Vec::new(),
             disks: (0..setup.nodes).map(|_| Disk::default()).collect(),
             spooled: Vec::new(),
+            sent: Vec::new(),
+            revoked: Vec::new(),
+            tokens: 0,
             stalls: 0,
             tally: Tally { seeds: 1, ..Tally::default() },
             trace,
@@ -346,11 +364,15 @@ impl World {
             Running { shard, local, wake, asleep: false, wire: first + number }
         });
         let shards = shards.collect();
-        let mut bridge = Bridge::new(self.dice.number(), PATIENCE_MS, self.now_ms());
+        let instance = self.dice.number();
+        let (patience_ms, alive_ms) = (PATIENCE_MS, ALIVE_MS);
+        let revoked = shared.revoked.clone();
+        let process = Process { instance, patience_ms, alive_ms, revoked };
+        let mut bridge = Bridge::new(process, self.now_ms());
         if self.setup.spools {
             bridge.use_spool(self.disks[number].channels());
         }
-        let (pipe, told) = (Pipe::default(), VecDeque::new());
+        let (pipe, told) = (Pipe::new(instance), VecDeque::new());
         Node { shards, shared, bridge, pipe, told, done: None, knows: HashSet::new() }
     }
 
@@ -480,21 +502,24 @@ impl World {
 
     fn connect(&mut self) {
         let number = self.clients.len();
-        let (conn, node) = self.dial();
+        let (conn, node) = self.dial(number);
         note!(self.trace, "k{number}/c{conn} connects to n{node}");
-        self.clients.push(Client::new(number, conn, node));
+        self.clients.push(Client::new(number, conn, node, self.tokens));
     }
 
     fn reconnect(&mut self) {
         let Some(at) = self.any_of().filter(|&at| self.clients[at].over) else { return };
-        let (conn, node) = self.dial();
+        // Nobody looks at the one before any more.
+        self.net.borrow_mut().tell_closed(self.clients[at].conn);
+        let (conn, node) = self.dial(at);
         note!(self.trace, "k{at}/c{conn} comes back, to n{node}");
         self.clients[at].reconnect(conn, node);
     }
 
-    /// A connection to any node.
-    fn dial(&mut self) -> (ConnId, usize) {
+    /// A connection of a client to any node.
+    fn dial(&mut self, client: usize) -> (ConnId, usize) {
         let node = self.any_node();
+        let admitted = Some(Box::new(self.admitted(client)));
         let shard = self.dice.below(self.setup.shards);
         let own = &self.nodes[node].shards[shard];
         let capacity = 1 << 20;
@@ -503,7 +528,7 @@ impl World {
         let shared = &self.nodes[node].shared;
         let permit = shared.admission.admit([127, 0, 0, 1].into()).expect("there is no limit");
         let credentials =
-            Credentials { admitted: None, must_authenticate: false, number: None, refused: None };
+            Credentials { admitted, must_authenticate: false, number: None, refused: None };
         own.local.promote(Promoted {
             socket,
             endpoint: 0,
@@ -741,7 +766,7 @@ impl World {
     }
 
     fn heard(&mut self, node: usize) -> bool {
-        let Node { bridge, pipe, knows, .. } = &mut self.nodes[node];
+        let Node { bridge, pipe, knows, shared, .. } = &mut self.nodes[node];
         let Some(heard) = pipe.heard.pop_front() else { return false };
         note!(self.trace, "n{node} hears {heard:?}");
         if let Heard::Shared(_, bytes) | Heard::Beat(bytes) = &heard {
@@ -755,6 +780,8 @@ impl World {
             Heard::Message(channel, bytes) => bridge.message(channel, &bytes),
             Heard::Shared(channel, bytes) => bridge.shared(channel, &bytes),
             Heard::Beat(bytes) => bridge.beat_heard(&bytes),
+            Heard::Errand(bytes) => bridge.errand(&bytes, &shared.shards),
+            Heard::Answer(bytes) => bridge.errand_answered(&bytes),
         };
         assert!(understood, "rule frames: n{node} does not know what another has published");
         pipe.take(bridge.take_commands());
@@ -793,7 +820,7 @@ impl World {
         let may_be = |heard: &Heard| match heard {
             Heard::Message(..) => true,
             Heard::Shared(_, bytes) => redis::instance(bytes).is_some_and(|of| knows.contains(of)),
-            Heard::Subscribed(_) | Heard::Beat(_) => false,
+            Heard::Subscribed(_) | Heard::Beat(_) | Heard::Errand(_) | Heard::Answer(_) => false,
         };
         if let Some(lost) = heard.iter().position(may_be) {
             note!(self.trace, "n{node} does not hear {:?}", heard[lost]);
@@ -849,6 +876,9 @@ impl World {
         let keeps = self.dice.pick(&[Keeps::All, Keeps::Copy, Keeps::Copy, Keeps::Nothing]);
         note!(self.trace, "Redis restarts with {keeps:?}");
         self.redis.restart(keeps);
+        if !matches!(keeps, Keeps::All) {
+            self.redis_has_lost();
+        }
         (0..self.nodes.len()).for_each(|node| self.cut_off(node));
     }
 
@@ -856,6 +886,7 @@ impl World {
         note!(self.trace, "Redis is flushed");
         self.tally.faults += 1;
         self.redis.flush();
+        self.redis_has_lost();
     }
 
     fn kill(&mut self) {
@@ -870,6 +901,7 @@ impl World {
             client.over = true;
         }
         self.nodes[node] = self.node(node);
+        self.is_new(node);
         // What it had accepted is gone with it.
         self.due.retain(|due| due.node != node);
         self.posts.iter_mut().filter(|post| post.node() == Some(node)).for_each(|p| p.due = None);
@@ -897,6 +929,7 @@ impl World {
         }
         self.settle();
         self.check_clients();
+        self.check_users();
         self.look_at_posts();
         for Due { channel, numbers, to, node } in &self.due {
             for &(at, listens) in to {

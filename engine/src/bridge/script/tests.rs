@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use redis::{Connection, RedisResult};
-use ringfeed_protocol::ChannelName;
 use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::{ChannelName, UserId};
 
 use super::*;
 use crate::bridge::Item;
-use crate::message::{KeyDigest, Outgoing, StoredPayload};
+use crate::message::{KeyDigest, Outgoing, Revoked, StoredPayload};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -488,6 +488,33 @@ fn what_cannot_be_done_is_not_done_in_part() {
 }
 
 #[test]
+fn who_is_revoked_is_kept_by_the_later_word_until_it_is_over() {
+    let mut server = Server::start();
+    let names = Names::new("t", 0, 1);
+    let user = |before: u64| Revoked::User(UserId::new("ann").unwrap(), before);
+    let token = |id: &str| Revoked::Token(id.into());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let huge = u64::MAX - 1;
+    for (whom, until) in [
+        (user(50), now + 100),
+        (user(40), u64::MAX),
+        (user(60), huge),
+        (token("ann"), now + 50),
+        (token("over"), now - 10),
+    ] {
+        let revocation = Revocation { whom, until };
+        let cmd = server.scripts.revoke(&names, &revocation, &Bytes::from_static(b"errand"));
+        let heard: u64 = cmd.query(&mut server.connection).unwrap();
+        assert_eq!(heard, 0, "nobody listens");
+    }
+    let answer = revocations(&names, 0).query(&mut server.connection).unwrap();
+    let Some(Reply::Revocations(mut found, None)) = reply(answer) else { panic!() };
+    found.sort_by_key(|own| own.until);
+    let expected = [(token("ann"), now + 50), (user(60), u64::MAX)];
+    assert_eq!(found, expected.map(|(whom, until)| Revocation { whom, until }));
+}
+
+#[test]
 fn a_history_ahead_of_its_place_is_given_up() {
     let mut server = Server::start();
     let [place, ..] = Names::new("t", 0, 1).keys(&channel());
@@ -503,7 +530,8 @@ fn whatever_is_answered_is_understood_or_refused() {
     let epoch = || bytes(&[1; 8]);
     for answer in [
         Value::Nil,
-        Value::Int(3),
+        Value::Int(-1),
+        Value::Array(vec![bytes(b"0"), Value::Int(1)]),
         Value::Array(vec![]),
         Value::Array(vec![epoch()]),
         Value::Array(vec![bytes(b"short"), Value::Int(1)]),

@@ -43,6 +43,12 @@ pub(super) struct Client {
     got: HashSet<u64>,
     /// How often a view of a channel began or had a gap.
     turns: HashMap<usize, u64>,
+    /// With which it has come.
+    pub(super) token: u64,
+    /// How many connections it has had.
+    pub(super) dials: usize,
+    /// What was sent to its user and came here, over which connection.
+    sent: HashSet<(ConnId, u64)>,
 }
 
 /// What clients were told.
@@ -64,7 +70,7 @@ pub(super) struct Channels {
 }
 
 impl Client {
-    pub(super) fn new(number: usize, conn: ConnId, node: usize) -> Client {
+    pub(super) fn new(number: usize, conn: ConnId, node: usize, token: u64) -> Client {
         Client {
             number,
             conn,
@@ -79,12 +85,21 @@ impl Client {
             spooled: Vec::new(),
             got: HashSet::new(),
             turns: HashMap::new(),
+            token,
+            dials: 1,
+            sent: HashSet::new(),
         }
+    }
+
+    /// Over how many connections something has come that was sent to its user.
+    pub(super) fn times_sent(&self, number: u64) -> usize {
+        self.sent.iter().filter(|(_, own)| *own == number).count()
     }
 
     /// It has another connection.
     pub(super) fn reconnect(&mut self, conn: ConnId, node: usize) {
         (self.conn, self.node, self.over) = (conn, node, false);
+        self.dials += 1;
         self.parser = Parser::default();
         self.views.clear();
         self.pending.clear();
@@ -195,6 +210,12 @@ impl Client {
                     assert_eq!(there, Some(number), "{what}: {who} on {name} at {offset}");
                 }
             }
+            ("direct", None, None) => {
+                let number = number_in(said.data.expect("data").get().as_bytes());
+                let is_first = self.sent.insert((self.conn, number));
+                assert!(is_first, "rule users: {who} gets {number} twice");
+            }
+            ("connected", None, None) => {}
             ("gap", None, Some(channel)) => self.told_of_gap(channel, said, epoch, channels, truth),
             ("subscribed", Some(Pending::Subscribe(channel)), _) => {
                 self.is_subscribed(channel, said, epoch, channels, truth);

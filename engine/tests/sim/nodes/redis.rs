@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_engine::bridge::item;
 use ringfeed_engine::bridge::{Append, Command, Failed, Item, Read, Reply};
-use ringfeed_engine::message::{Followed, KeyDigest, Numbered};
+use ringfeed_engine::message::{Followed, KeyDigest, Numbered, Revocation};
 use ringfeed_protocol::{ChannelName, Epoch, Offset, Position};
 
 use super::super::dice::Dice;
@@ -16,6 +16,8 @@ use super::truth::Truth;
 const LINEAGE_MAX: usize = 16;
 /// Entries in one answer.
 const ENTRIES_MAX: usize = 8;
+/// Of who is revoked, in one answer.
+const REVOCATIONS_MAX: usize = 3;
 
 /// A channel as Redis has it.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub(super) enum Heard {
     Message(ChannelName, Bytes),
     Shared(ChannelName, Bytes),
     Beat(Bytes),
+    Errand(Bytes),
+    Answer(Bytes),
 }
 
 /// The process that said this, as it is written there: version, process, number.
@@ -52,6 +56,8 @@ pub(super) fn instance(said: &[u8]) -> Option<&[u8]> {
 /// The connections of one node.
 #[derive(Debug, Default)]
 pub(super) struct Pipe {
+    /// Of its process.
+    instance: u64,
     pub(super) connected: bool,
     /// On their way to Redis: what is asked of it, and subscriptions.
     pub(super) asked: VecDeque<(u64, Command)>,
@@ -63,6 +69,11 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
+    /// Of a process that is not connected yet.
+    pub(super) fn new(instance: u64) -> Pipe {
+        Pipe { instance, ..Pipe::default() }
+    }
+
     /// Takes what the bridge wants of Redis.
     pub(super) fn take(&mut self, commands: impl Iterator<Item = (u64, Command)>) {
         for (number, command) in commands {
@@ -77,7 +88,7 @@ impl Pipe {
 
     /// Everything under way is lost.
     pub(super) fn cut(&mut self) {
-        *self = Pipe::default();
+        *self = Pipe::new(self.instance);
     }
 }
 
@@ -87,6 +98,9 @@ pub(super) struct Redis {
     life: u64,
     snapshot: HashMap<ChannelName, Kept>,
     history_size: usize,
+    /// Who is let in no more.
+    revoked: Vec<Revocation>,
+    revoked_snapshot: Vec<Revocation>,
     /// It takes nothing for so many commands.
     full: u32,
     dice: Dice,
@@ -95,12 +109,15 @@ pub(super) struct Redis {
 impl Redis {
     pub(super) fn new(history_size: usize, dice: Dice) -> Redis {
         let (channels, snapshot) = (HashMap::new(), HashMap::new());
-        Redis { channels, life: 0, snapshot, history_size, full: 0, dice }
+        let (revoked, revoked_snapshot) = (Vec::new(), Vec::new());
+        let (life, full) = (0, 0);
+        Redis { channels, life, snapshot, history_size, revoked, revoked_snapshot, full, dice }
     }
 
     /// What it would come back with as a copy that is older.
     pub(super) fn save(&mut self) {
         self.snapshot = self.channels.clone();
+        self.revoked_snapshot = self.revoked.clone();
     }
 
     /// It ends, and another one takes its place: with what it had, with what the copy has, or with nothing.
@@ -108,14 +125,18 @@ impl Redis {
         self.life += 1;
         match keeps {
             Keeps::All => {}
-            Keeps::Copy => self.channels = self.snapshot.clone(),
-            Keeps::Nothing => self.channels.clear(),
+            Keeps::Copy => {
+                self.channels = self.snapshot.clone();
+                self.revoked = self.revoked_snapshot.clone();
+            }
+            Keeps::Nothing => self.flush(),
         }
     }
 
     /// Everything in it is deleted.
     pub(super) fn flush(&mut self) {
         self.channels.clear();
+        self.revoked.clear();
     }
 
     /// It is full, or not any more.
@@ -158,8 +179,38 @@ impl Redis {
                     pipe.heard.push_back(Heard::Shared(channel.clone(), bytes.clone()));
                 }
             }
+            Command::Errand(bytes) => {
+                let heard = self.pass_on(pipes, &bytes);
+                pipes[node].answers.push_back((number, Ok(Reply::HeardBy(heard))));
+            }
+            Command::Revoke { revocation, errand } => {
+                self.revoked.push(revocation);
+                let heard = self.pass_on(pipes, &errand);
+                pipes[node].answers.push_back((number, Ok(Reply::HeardBy(heard))));
+            }
+            Command::Answer { to, bytes } => {
+                let to = pipes.iter_mut().filter(|pipe| pipe.connected && pipe.instance == to);
+                to.for_each(|pipe| pipe.heard.push_back(Heard::Answer(bytes.clone())));
+            }
+            Command::Revocations { from } => {
+                let all = self.revoked.iter().skip(from as usize);
+                let found: Vec<Revocation> = all.take(REVOCATIONS_MAX).cloned().collect();
+                let next = from + REVOCATIONS_MAX as u64;
+                let next = Some(next).filter(|next| (*next as usize) < self.revoked.len());
+                pipes[node].answers.push_back((number, Ok(Reply::Revocations(found, next))));
+            }
             Command::Subscribe(_) | Command::Unsubscribe(_) => unreachable!("these go another way"),
         }
+    }
+
+    /// Passes an errand on to all who are connected; returns how many they are.
+    fn pass_on(&self, pipes: &mut [&mut Pipe], errand: &Bytes) -> usize {
+        let mut count = 0;
+        for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
+            pipe.heard.push_back(Heard::Errand(errand.clone()));
+            count += 1;
+        }
+        count
     }
 
     /// Does the next of what a node says on its subscription.

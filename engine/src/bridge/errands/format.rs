@@ -1,0 +1,289 @@
+//! How errands and answers to them travel.
+//!
+//! ```text
+//! errand:      version u8 = 1 | instance u64 | number u64 | body
+//! answer:      version u8 = 1 | instance u64 | number u64 | reached u32 | behind u8 | (shard u16, connection u64, since u64) …
+//! revocation:  kind u8 (0 token, 1 user) | length u8, id | before u64 | until u64
+//! ```
+//!
+//! all numbers big-endian. An answer has the number of the errand, and the instance of who answers. The body of an errand:
+//!
+//! ```text
+//! kind u8 | flags u8 | [length u8, user] | [shard u16, connection u64] | …
+//! ```
+//!
+//! the lowest bits of `flags` say which brackets are there; behind them are, for kind 0 (send) `length u8, user` who sends it
+//! (or 0), its form u8 (0 JSON, 1 text, 2 bytes) and what is sent, for 1 (disconnect) code u16 and reason, for 2 (unsubscribe)
+//! the channel, for 3 (list) nothing, for 4 (revoke) a revocation. Bytes from Redis are from outside: what does not fit is refused.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use ringfeed_protocol::{ChannelName, UserId};
+use smol_str::SmolStr;
+
+use crate::bridge::item::{self, Reader, kind_from, kind_number};
+use crate::ids::{ConnectionId, ShardId};
+use crate::message::{Errand, ErrandId, Listed, Order, Outcome, Revocation, Revoked};
+
+const VERSION: u8 = 1;
+const HAS_USER: u8 = 1;
+const HAS_CONNECTION: u8 = 1 << 1;
+/// Longest reason of a close frame (RFC 6455 section 5.5).
+const REASON_BYTES_MAX: usize = 123;
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Send,
+    Disconnect,
+    Unsubscribe,
+    List,
+    Revoke,
+}
+
+/// Writes an errand; `None` for an order that no other node is given.
+pub(in crate::bridge) fn encode_errand(
+    ErrandId { instance, number }: ErrandId,
+    errand: &Errand,
+) -> Option<Bytes> {
+    let mut out = BytesMut::with_capacity(64 + errand.cost());
+    out.put_u8(VERSION);
+    out.put_u64(instance);
+    out.put_u64(number);
+    let (user, connection, order) = match errand {
+        Errand::User { user, connection, order } => (Some(user), *connection, Some(order)),
+        Errand::Connection { connection, order } => (None, Some(*connection), Some(order)),
+        Errand::List { user } => (Some(user), None, None),
+        Errand::Revoke(_) => (None, None, None),
+    };
+    let kind = match (errand, order) {
+        (_, Some(Order::Send { .. })) => Kind::Send,
+        (_, Some(Order::Disconnect { .. })) => Kind::Disconnect,
+        (_, Some(Order::Unsubscribe(_))) => Kind::Unsubscribe,
+        (_, Some(Order::LeaveRoom(_) | Order::TooMany)) => return None,
+        (Errand::Revoke(_), None) => Kind::Revoke,
+        (_, None) => Kind::List,
+    };
+    out.put_u8(kind as u8);
+    let flags = if user.is_some() { HAS_USER } else { 0 };
+    out.put_u8(flags | if connection.is_some() { HAS_CONNECTION } else { 0 });
+    if let Some(user) = user {
+        put_text(&mut out, user);
+    }
+    if let Some(connection) = connection {
+        put_connection(&mut out, connection);
+    }
+    match order {
+        Some(Order::Send { from, payload }) => {
+            put_text(&mut out, from.as_deref().unwrap_or_default());
+            out.put_u8(kind_number(payload.kind));
+            out.put_slice(&payload.bytes);
+        }
+        Some(Order::Disconnect { code, reason }) => {
+            out.put_u16(*code);
+            out.put_slice(reason.as_bytes());
+        }
+        Some(Order::Unsubscribe(channel)) => out.put_slice(channel.as_bytes()),
+        Some(Order::LeaveRoom(_) | Order::TooMany) | None => {}
+    }
+    if let Errand::Revoke(revocation) = errand {
+        put_revocation(&mut out, revocation);
+    }
+    Some(out.freeze())
+}
+
+/// Reads an errand; `None` where it is none.
+pub(in crate::bridge) fn decode_errand(bytes: &Bytes) -> Option<(ErrandId, Errand)> {
+    let mut rest = Reader(bytes.clone());
+    let (instance, number) = rest.counted()?;
+    let (kind, flags) = (rest.u8()?, rest.u8()?);
+    let user = if flags & HAS_USER != 0 { Some(user(&mut rest)?) } else { None };
+    let connection = if flags & HAS_CONNECTION != 0 { Some(connection(&mut rest)?) } else { None };
+    let order = match kind {
+        kind if kind == Kind::Send as u8 => {
+            let from = rest.text()?;
+            let from = if from.is_empty() { None } else { Some(UserId::new(&from).ok()?) };
+            let kind = kind_from(rest.u8()?)?;
+            Some(Order::Send { from, payload: item::payload(kind, rest.0)? })
+        }
+        kind if kind == Kind::Disconnect as u8 => {
+            let code = u16::try_from(rest.number(2)?).ok()?;
+            let reason = std::str::from_utf8(&rest.0).ok()?;
+            if !(4000..5000).contains(&code) || reason.len() > REASON_BYTES_MAX {
+                return None;
+            }
+            Some(Order::Disconnect { code, reason: reason.into() })
+        }
+        kind if kind == Kind::Unsubscribe as u8 => {
+            let channel = std::str::from_utf8(&rest.0).ok()?;
+            Some(Order::Unsubscribe(ChannelName::new(channel).ok()?))
+        }
+        kind if kind == Kind::List as u8 && rest.0.is_empty() => None,
+        kind if kind == Kind::Revoke as u8 => {
+            let none = user.is_none() && connection.is_none();
+            let revoke = Errand::Revoke(decode_revocation(&rest.0)?);
+            return none.then_some((ErrandId { instance, number }, revoke));
+        }
+        _ => return None,
+    };
+    let errand = match (user, connection, order) {
+        (Some(user), connection, Some(order)) => Errand::User { user, connection, order },
+        (None, Some(connection), Some(order)) => Errand::Connection { connection, order },
+        (Some(user), None, None) => Errand::List { user },
+        _ => return None,
+    };
+    Some((ErrandId { instance, number }, errand))
+}
+
+/// Writes what the process `instance` has to say to the `number`th errand of another one.
+pub(in crate::bridge) fn encode_answer(instance: u64, number: u64, outcome: &Outcome) -> Bytes {
+    let Outcome { reached, connections, behind } = outcome;
+    let mut out = BytesMut::with_capacity(32 + 18 * connections.len());
+    out.put_u8(VERSION);
+    out.put_u64(instance);
+    out.put_u64(number);
+    out.put_u32(*reached);
+    out.put_u8(u8::from(*behind));
+    for Listed { connection, since } in connections {
+        put_connection(&mut out, *connection);
+        out.put_u64(*since);
+    }
+    out.freeze()
+}
+
+/// Reads an answer: who says it, to which errand, and what.
+pub(in crate::bridge) fn decode_answer(bytes: &Bytes) -> Option<(u64, u64, Outcome)> {
+    let mut rest = Reader(bytes.clone());
+    let (instance, number) = rest.counted()?;
+    let (reached, behind) = (rest.u32()?, rest.u8()? != 0);
+    let mut outcome = Outcome { reached, behind, ..Outcome::default() };
+    while !rest.0.is_empty() {
+        let connection = connection(&mut rest)?;
+        outcome.connections.push(Listed { connection, since: rest.u64()? });
+    }
+    Some((instance, number, outcome))
+}
+
+/// Writes a revocation as Redis keeps it: whom it is about, in bytes that are the same each time, and what there is to it.
+pub(in crate::bridge) fn encode_revocation(revocation: &Revocation) -> Bytes {
+    let mut out = BytesMut::with_capacity(64);
+    put_revocation(&mut out, revocation);
+    out.freeze()
+}
+
+/// Reads one.
+pub(in crate::bridge) fn decode_revocation(bytes: &Bytes) -> Option<Revocation> {
+    let mut rest = Reader(bytes.clone());
+    let (kind, id) = (rest.u8()?, rest.text()?);
+    let (before, until) = (rest.u64()?, rest.u64()?);
+    let whom = match kind {
+        0 if before == 0 && !id.is_empty() => Revoked::Token(SmolStr::new(&id)),
+        1 => Revoked::User(UserId::new(&id).ok()?, before),
+        _ => return None,
+    };
+    rest.0.is_empty().then_some(Revocation { whom, until })
+}
+
+fn put_revocation(out: &mut BytesMut, Revocation { whom, until }: &Revocation) {
+    let (kind, id, before): (u8, &str, u64) = match whom {
+        Revoked::Token(token) => (0, token, 0),
+        Revoked::User(user, before) => (1, user, *before),
+    };
+    out.put_u8(kind);
+    put_text(out, id);
+    out.put_u64(before);
+    out.put_u64(*until);
+}
+
+/// Ids of users and of tokens have at most 255 bytes.
+fn put_text(out: &mut BytesMut, text: &str) {
+    out.put_u8(text.len() as u8);
+    out.put_slice(text.as_bytes());
+}
+
+fn put_connection(out: &mut BytesMut, ConnectionId { shard, number }: ConnectionId) {
+    out.put_u16(shard.0);
+    out.put_u64(number);
+}
+
+fn user(rest: &mut Reader) -> Option<UserId> {
+    UserId::new(&rest.text()?).ok()
+}
+
+fn connection(rest: &mut Reader) -> Option<ConnectionId> {
+    let shard = ShardId(u16::try_from(rest.number(2)?).ok()?);
+    Some(ConnectionId { shard, number: rest.u64()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfeed_protocol::command::PayloadKind;
+
+    use super::*;
+    use crate::message::StoredPayload;
+
+    const ID: ErrandId = ErrandId { instance: 7, number: 9 };
+
+    fn errands() -> Vec<Errand> {
+        let user = || UserId::new("ann").unwrap();
+        let connection = ConnectionId { shard: ShardId(3), number: 5 };
+        let payload = |kind, bytes: &'static str| StoredPayload { kind, bytes: bytes.into() };
+        let send = |from: Option<UserId>, payload| Order::Send { from, payload };
+        let of = |order| Errand::User { user: user(), connection: None, order };
+        vec![
+            of(send(None, payload(PayloadKind::Json, "{\"a\":1}"))),
+            of(send(Some(user()), payload(PayloadKind::Text, ""))),
+            of(send(Some(user()), payload(PayloadKind::Binary, "\u{1}"))),
+            Errand::User {
+                user: user(),
+                connection: Some(connection),
+                order: Order::Disconnect { code: 4500, reason: "go".into() },
+            },
+            Errand::Connection {
+                connection,
+                order: Order::Unsubscribe(ChannelName::new("a.b").unwrap()),
+            },
+            Errand::List { user: user() },
+            Errand::Revoke(Revocation { whom: Revoked::Token("t".into()), until: u64::MAX }),
+            Errand::Revoke(Revocation { whom: Revoked::User(user(), 5), until: 8 }),
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_nothing_shorter_or_else() {
+        for errand in errands() {
+            let bytes = encode_errand(ID, &errand).unwrap();
+            let (id, read) = decode_errand(&bytes).unwrap();
+            assert_eq!((id, format!("{read:?}")), (ID, format!("{errand:?}")));
+            // Whatever comes is read or refused; what is read is written the same.
+            for at in 0..bytes.len() {
+                for changed in [0u8, 1, 2, 4, 0xff] {
+                    let mut other = bytes.to_vec();
+                    other[at] = changed;
+                    for other in [Bytes::from(other), bytes.slice(..at)] {
+                        if let Some((id, errand)) = decode_errand(&other) {
+                            let again = encode_errand(id, &errand).unwrap();
+                            assert!(decode_errand(&again).is_some(), "{errand:?}");
+                        }
+                    }
+                }
+            }
+        }
+        let ended = Errand::User {
+            user: UserId::new("ann").unwrap(),
+            connection: None,
+            order: Order::TooMany,
+        };
+        assert_eq!(encode_errand(ID, &ended), None);
+    }
+
+    #[test]
+    fn answers_are_read_as_they_were_written() {
+        let connection = ConnectionId { shard: ShardId(3), number: 5 };
+        let listed = Listed { connection, since: 1_700_000_000 };
+        for connections in [vec![], vec![listed], vec![listed; 3]] {
+            let outcome = Outcome { reached: 4, behind: true, connections };
+            let bytes = encode_answer(7, 9, &outcome);
+            assert_eq!(decode_answer(&bytes), Some((7, 9, outcome)));
+            assert_eq!(decode_answer(&bytes.slice(..bytes.len() - 1)), None);
+        }
+    }
+}
