@@ -18,6 +18,7 @@ mod handover;
 mod incoming;
 pub mod item;
 mod names;
+mod rolls;
 mod script;
 mod spool;
 mod spooling;
@@ -38,7 +39,7 @@ use crate::message::{
 };
 use crate::revoked::{Added, RevokedTable};
 use crate::seldom::Seldom;
-pub use command::{Append, Command, Failed, Item, Read, Reply};
+pub use command::{Append, Command, Failed, Item, Read, Reply, To};
 use errands::{Asker, Errands};
 pub use figures::Figures;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
@@ -92,15 +93,17 @@ enum UnderWay {
     /// The number of what all nodes are asked, or of what Redis is to keep and tell them.
     Errand(u64),
     Revocations,
+    /// Where it is asked who is there.
+    Roll(ChannelName),
 }
 
 /// Another process.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
-    /// Of so many of its publications something was heard.
-    number: u64,
     /// When it was heard of last.
     at_ms: u64,
+    /// That is so long ago that it counts as gone.
+    gone: bool,
 }
 
 /// The process that has a bridge.
@@ -140,8 +143,10 @@ pub struct Bridge {
     shared_bytes: usize,
     /// So many publications ever were for other nodes, …
     shares: u64,
-    /// … and what was heard of each other process.
-    heard: HashMap<u64, Heard>,
+    /// … and of so many of each other process something was heard.
+    heard: HashMap<u64, u64>,
+    /// Other processes that say anything at all.
+    alive: BTreeMap<u64, Heard>,
     errands: Errands,
     revoked: Arc<RevokedTable>,
     revoked_lost: Seldom,
@@ -174,6 +179,8 @@ pub enum Told {
     Gathered(Asker, Gathered),
     /// All shards: somebody is let in no more.
     Revoked(Revocation),
+    /// All shards: another process is not there any more; and which one this is.
+    Gone(u64, u64),
 }
 
 impl Told {
@@ -192,6 +199,9 @@ impl Told {
             }
             Told::Gathered((to, ticket), gathered) => {
                 put(to, Request::Nodes(NodesRequest::Gathered { ticket, gathered }));
+            }
+            Told::Gone(instance, own) => {
+                shards.ids().for_each(|to| put(to, Request::NodeGone { instance, own }));
             }
             Told::Revoked(revocation) => {
                 shards.ids().for_each(|to| put(to, Request::Revoke(revocation.clone())));
@@ -221,6 +231,7 @@ impl Bridge {
             shared_bytes: 0,
             shares: 0,
             heard: HashMap::new(),
+            alive: BTreeMap::new(),
             errands: Errands::default(),
             revoked,
             revoked_lost: Seldom::default(),
@@ -329,11 +340,25 @@ impl Bridge {
                 self.shared.push_back((channel, shared));
                 self.share();
             }
+            ToUpstream::Roll { channel, numbered, to, roll } => {
+                if self.is_up() {
+                    let bytes = rolls::encode(self.instance, &channel, &roll);
+                    let to = match to {
+                        Some(instance) => To::Process(instance),
+                        None if numbered => To::Followers(channel.clone()),
+                        None => To::Sharers(channel.clone()),
+                    };
+                    let command = self.send(to, bytes);
+                    if roll.asks {
+                        self.under_way.insert(command, UnderWay::Roll(channel));
+                    }
+                }
+            }
             ToUpstream::Errand { from, ticket, errand } => self.ask_nodes((from, ticket), errand),
             ToUpstream::Outcome { of: ErrandId { instance, number }, outcome } => {
                 if self.is_up() {
                     let bytes = errands::encode_answer(self.instance, number, &outcome);
-                    self.command(Command::Answer { to: instance, bytes });
+                    self.send(To::Process(instance), bytes);
                 }
             }
         }
@@ -357,7 +382,7 @@ impl Bridge {
         let bytes = errands::encode_errand(id, &errand)?;
         Some(self.command(match errand {
             Errand::Revoke(revocation) => Command::Revoke { revocation, errand: bytes },
-            _ => Command::Errand(bytes),
+            _ => Command::Message(To::Errands, bytes),
         }))
     }
 
@@ -388,6 +413,9 @@ impl Bridge {
 
     /// Another node says what has come there of something that this one has asked. Whether it is what ringfeed says.
     pub fn errand_answered(&mut self, bytes: &Bytes) -> bool {
+        if rolls::is_roll(bytes) {
+            return self.roll(bytes);
+        }
         let Some((instance, number, outcome)) = errands::decode_answer(bytes) else { return false };
         self.errands.answered(number, instance, outcome);
         true
@@ -396,6 +424,8 @@ impl Bridge {
     /// Redis can be reached, on connections that know nothing of what was asked before.
     pub fn connected(&mut self) {
         self.state = State::Up;
+        // Nobody could be heard meanwhile.
+        self.alive.values_mut().for_each(|own| own.at_ms = self.now_ms);
         let mut followed = Vec::new();
         for (channel, way) in &mut self.ways {
             if way.followed {
@@ -418,7 +448,7 @@ impl Bridge {
         }
         // The others are to know this process before it shares anything. What it has said on an earlier connection may have
         // been lost with that, and with it what it had shared.
-        self.command(Command::Beat(item::encode_beat(self.instance, 0)));
+        self.send(To::Beats, item::encode_beat(self.instance, 0));
         self.share();
         self.beat();
     }
@@ -427,8 +457,7 @@ impl Bridge {
     /// it is missing.
     pub fn beat(&mut self) {
         if self.is_up() {
-            let beat = item::encode_beat(self.instance, self.shares);
-            self.command(Command::Beat(beat));
+            self.send(To::Beats, item::encode_beat(self.instance, self.shares));
         }
     }
 
@@ -448,12 +477,12 @@ impl Bridge {
             // Whoever is still there is taken for new.
             self.heard.clear();
         }
-        let known = self.heard.get(&instance).map(|known| known.number);
+        self.is_alive(instance);
+        let known = self.heard.get(&instance).copied();
         // One that was there before this one begins where it is.
         let from = known.or(self.was_lost.then_some(0));
         let missed = from.is_some_and(|from| number.saturating_sub(now) > from);
-        let number = known.map_or(number, |known| known.max(number));
-        self.heard.insert(instance, Heard { number, at_ms: self.now_ms });
+        self.heard.insert(instance, known.map_or(number, |known| known.max(number)));
         if missed && !self.told.iter().any(|told| matches!(told, Told::Missed(Missing::Nodes))) {
             self.told.push(Told::Missed(Missing::Nodes));
         }
@@ -478,15 +507,16 @@ impl Bridge {
     /// Time has passed: what has waited too long for Redis is told so.
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
-        let Bridge { errands, heard, alive_ms, .. } = self;
+        let Bridge { errands, alive, alive_ms, .. } = self;
         errands.tick(now_ms, || {
             let lately = |(_, own): &(_, &Heard)| now_ms.saturating_sub(own.at_ms) < *alive_ms;
-            heard.iter().filter(lately).map(|(instance, _)| *instance).collect()
+            alive.iter().filter(lately).map(|(instance, _)| *instance).collect()
         });
         if self.spooling.as_mut().is_some_and(|spooling| spooling.tick(now_ms)) {
             self.replay_all();
         }
         if self.is_up() {
+            self.look_who_is_gone();
             self.spool_what_is_late(now_ms);
             if self.looked_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) >= LOOK_MS) {
                 self.look_at_revocations();
@@ -495,6 +525,27 @@ impl Bridge {
         let State::Down { since_ms, given_up: false } = self.state else { return };
         if now_ms.saturating_sub(since_ms) >= self.patience_ms {
             self.give_up(now_ms);
+        }
+    }
+
+    /// Another process says something.
+    fn is_alive(&mut self, instance: u64) {
+        if self.alive.len() >= HEARD_MAX && !self.alive.contains_key(&instance) {
+            self.alive.retain(|_, own| !own.gone);
+        }
+        let now = Heard { at_ms: self.now_ms, gone: false };
+        if self.alive.insert(instance, now).is_some_and(|own| own.gone) {
+            // It may not know that it was taken for gone, and says nothing of what it has said before.
+            self.told.push(Told::Resume);
+        }
+    }
+
+    fn look_who_is_gone(&mut self) {
+        for (instance, own) in &mut self.alive {
+            if !own.gone && self.now_ms.saturating_sub(own.at_ms) >= self.alive_ms {
+                own.gone = true;
+                self.told.push(Told::Gone(*instance, self.instance));
+            }
         }
     }
 
@@ -620,6 +671,9 @@ impl Bridge {
 
     /// Something was published on a numbered channel. Whether it is what ringfeed publishes.
     pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
+        if rolls::is_roll(bytes) {
+            return self.roll(bytes);
+        }
         let Some((epoch, publications)) = item::decode_message(bytes) else { return false };
         let news = FromUpstream::Publications { epoch, publications };
         self.told.push(Told::Home(channel, news));
@@ -629,6 +683,9 @@ impl Bridge {
     /// Another node has published something on a channel that is not numbered, or this one has. Whether it is what ringfeed
     /// publishes.
     pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
+        if rolls::is_roll(bytes) {
+            return self.roll(bytes);
+        }
         let Some((instance, number, publication)) = item::decode_shared(bytes) else {
             return false;
         };
@@ -638,6 +695,16 @@ impl Bridge {
         self.heard_of(instance, number, 1);
         let (payload, by) = publication.into_parts();
         self.told.push(Told::Shared(Post { channel, payload, by }));
+        true
+    }
+
+    /// Another process says who is on a channel there.
+    fn roll(&mut self, bytes: &Bytes) -> bool {
+        let Some((from, channel, roll)) = rolls::decode(bytes) else { return false };
+        if from != self.instance {
+            self.is_alive(from);
+            self.told.push(Told::Home(channel, FromUpstream::Roll { from, roll }));
+        }
         true
     }
 
@@ -700,6 +767,13 @@ impl Bridge {
                 self.errands.heard_by(number, count.saturating_sub(1));
             }
             (Some(UnderWay::Errand(number)), Err(_)) => self.errands.not_heard(number),
+            (Some(UnderWay::Roll(channel)), Ok(Reply::HeardBy(count))) => {
+                let heard = FromUpstream::RollHeardBy(count.saturating_sub(1));
+                self.told.push(Told::Home(channel, heard));
+            }
+            (Some(UnderWay::Roll(channel)), Err(_)) => {
+                self.told.push(Told::Home(channel, FromUpstream::RollHeardBy(0)));
+            }
             (Some(UnderWay::Revocations), Ok(Reply::Revocations(found, next))) => {
                 for revocation in found {
                     let added = self.revoked.add_kept(&revocation, self.looks);
@@ -765,6 +839,10 @@ impl Bridge {
 
     fn has_given_up(&self) -> bool {
         matches!(self.state, State::Down { given_up: true, .. })
+    }
+
+    fn send(&mut self, to: To, bytes: Bytes) -> u64 {
+        self.command(Command::Message(to, bytes))
     }
 
     fn command(&mut self, command: Command) -> u64 {

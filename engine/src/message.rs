@@ -26,7 +26,7 @@ pub use errand::{Errand, ErrandId, Gathered, Listed, Outcome};
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
-pub use presence::{Change, News, PresencePage, Present, Someone};
+pub use presence::{Change, News, PresencePage, Present, Roll, RollEntry, Someone};
 pub(crate) use question::CALLS_MAX;
 pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, Heard, QUESTIONS_MAX, Question, Questions,

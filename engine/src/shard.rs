@@ -664,6 +664,8 @@ impl<W: Wire> Shard<W> {
         let (fanout, mut context) = self.fanout_context();
         fanout.begin_ages();
         fanout.retry_stuck(&mut context);
+        self.homes.tell_rolls(self.work_ms);
+        self.take_released();
         self.homes.sweep(self.work_ms);
         if self.are_outboxes_full()
             && self.counters.ticks.read().is_multiple_of(TICKS_PER_LOOK)

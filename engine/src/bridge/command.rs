@@ -18,22 +18,13 @@ pub enum Command {
     Append(Append),
     /// To say where a channel stands. Answered with [`Reply::Read`].
     Read(Read),
-    /// To tell all nodes how many publications they should have been handed. Not answered.
-    Beat(Bytes),
+    /// To pass something on to nodes. Answered with [`Reply::HeardBy`].
+    Message(To, Bytes),
     /// To hand a publication of a channel that is not numbered to all nodes. Not answered.
     Share {
         /// The channel.
         channel: ChannelName,
         /// As [`super::item::encode_shared`] makes it.
-        bytes: Bytes,
-    },
-    /// To pass an errand on to all nodes, this one among them. Answered with [`Reply::HeardBy`].
-    Errand(Bytes),
-    /// To pass what has come of an errand on to the process that has asked. Not answered.
-    Answer {
-        /// Who has asked.
-        to: u64,
-        /// What.
         bytes: Bytes,
     },
     /// To keep a revocation until it is over, and to pass it on to all nodes. Of two about the same one keeps what each says
@@ -49,6 +40,21 @@ pub enum Command {
         /// From there: 0, or what the last answer has said.
         from: u64,
     },
+}
+
+/// For whom a message between nodes is.
+#[derive(Debug, Clone)]
+pub enum To {
+    /// All, this one among them, that hear how much each has published.
+    Beats,
+    /// All, this one among them: something is to be done.
+    Errands,
+    /// One process.
+    Process(u64),
+    /// Those that follow this numbered channel, this one among them.
+    Followers(ChannelName),
+    /// All, this one among them: about this channel, which is not numbered.
+    Sharers(ChannelName),
 }
 
 /// Appends publications to a channel, all of them or none, and publishes them to all nodes.
@@ -103,7 +109,7 @@ pub enum Reply {
     },
     /// To [`Command::Read`].
     Read(Followed),
-    /// To [`Command::Errand`] and [`Command::Revoke`]: so many have heard it, this node among them.
+    /// To [`Command::Message`] and [`Command::Revoke`]: so many have heard it.
     HeardBy(usize),
     /// To [`Command::Revocations`]: some, and where to go on if there are more. All that are there from the first question to
     /// the last answer are told.

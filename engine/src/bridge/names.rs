@@ -5,6 +5,7 @@
 
 use ringfeed_protocol::ChannelName;
 
+use super::command::To;
 use crate::message::KeyDigest;
 
 /// See the module's description.
@@ -120,6 +121,19 @@ impl Names {
             "errands" => Some(Topic::Errand),
             _ if channel == self.own_answers() => Some(Topic::Answer),
             _ => (channel == self.ping()).then_some(Topic::Ping),
+        }
+    }
+}
+
+impl To {
+    /// What the channel of Redis is called.
+    pub(super) fn name(&self, names: &Names) -> String {
+        match self {
+            To::Beats => names.beats(),
+            To::Errands => names.errands(),
+            To::Process(instance) => names.answers(*instance),
+            To::Followers(channel) => names.numbered(channel),
+            To::Sharers(channel) => names.shared(channel),
         }
     }
 }

@@ -374,18 +374,6 @@ impl Runner {
                         pipeline.add_command(link.scripts.read(&self.names, keep, &read));
                         numbers.push(number);
                     }
-                    Command::Beat(beat) => {
-                        pipeline.cmd("PUBLISH").arg(self.names.beats()).arg(&beat[..]);
-                        numbers.push(number);
-                    }
-                    Command::Errand(errand) => {
-                        pipeline.cmd("PUBLISH").arg(self.names.errands()).arg(&errand[..]);
-                        numbers.push(number);
-                    }
-                    Command::Answer { to, bytes } => {
-                        pipeline.cmd("PUBLISH").arg(self.names.answers(to)).arg(&bytes[..]);
-                        numbers.push(number);
-                    }
                     Command::Revoke { revocation, errand } => {
                         let revoke = link.scripts.revoke(&self.names, &revocation, &errand);
                         pipeline.add_command(revoke);
@@ -393,6 +381,10 @@ impl Runner {
                     }
                     Command::Revocations { from } => {
                         pipeline.add_command(script::revocations(&self.names, from));
+                        numbers.push(number);
+                    }
+                    Command::Message(to, bytes) => {
+                        pipeline.cmd("PUBLISH").arg(to.name(&self.names)).arg(&bytes[..]);
                         numbers.push(number);
                     }
                     Command::Share { channel, bytes } => {
@@ -595,13 +587,10 @@ impl Runner {
 fn bytes_of(command: &Command) -> usize {
     match command {
         Command::Append(append) => append.items.iter().map(|item| item.bytes.len()).sum(),
-        Command::Share { bytes, .. } | Command::Errand(bytes) | Command::Answer { bytes, .. } => {
-            bytes.len()
-        }
+        Command::Share { bytes, .. } | Command::Message(_, bytes) => bytes.len(),
         Command::Subscribe(_)
         | Command::Unsubscribe(_)
         | Command::Read(_)
-        | Command::Beat(_)
         | Command::Revoke { .. }
         | Command::Revocations { .. } => 0,
     }

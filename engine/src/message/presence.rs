@@ -129,6 +129,51 @@ impl PresencePage {
     }
 }
 
+/// What a node says of who is on a channel there.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Roll {
+    /// Who is not named is not there; else it is what has changed.
+    pub whole: bool,
+    /// It is not the continuation of another one, …
+    pub first: bool,
+    /// … and goes on in another one.
+    pub more: bool,
+    /// The others are to say it of themselves, too.
+    pub asks: bool,
+    /// Subscriptions there.
+    pub subscribers: u32,
+    /// Users, and connections without one, where that is kept.
+    pub entries: Vec<RollEntry>,
+}
+
+impl Roll {
+    /// Bytes that it holds while it waits.
+    pub(crate) fn cost(&self) -> usize {
+        let entries = self.entries.iter().map(RollEntry::cost).sum::<usize>();
+        size_of::<Roll>() + entries
+    }
+}
+
+/// Somebody on a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RollEntry {
+    /// Who.
+    pub who: Someone,
+    /// Whether they are there, or have left.
+    pub is_there: bool,
+    /// Who has left was nowhere else, as far as that node knew: it tells the application.
+    pub last: bool,
+    /// What others are shown of them.
+    pub info: Option<Box<str>>,
+}
+
+impl RollEntry {
+    /// Bytes that it holds, about.
+    pub(crate) fn cost(&self) -> usize {
+        size_of::<RollEntry>() + 16 + self.info.as_ref().map_or(0, |info| info.len())
+    }
+}
+
 /// A user's first connection has come to a channel, or the last one has left it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {

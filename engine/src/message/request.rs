@@ -334,6 +334,13 @@ pub enum Request {
     Resume,
     /// What nodes ask of one another.
     Nodes(NodesRequest),
+    /// Another process is not there any more: nobody is on any channel there.
+    NodeGone {
+        /// Which.
+        instance: u64,
+        /// This one.
+        own: u64,
+    },
     /// Something is missing, or may be, that was published elsewhere on channels that are not numbered.
     Missed(Missing),
     /// Publications of other nodes, which nobody numbers for all. Not answered.
@@ -482,6 +489,7 @@ impl Request {
             | Request::Connection { .. }
             | Request::Revoke(_)
             | Request::Nodes(_)
+            | Request::NodeGone { .. }
             | Request::Resume
             | Request::Missed(_)
             | Request::Shared(_)

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::delivery::StoredPayload;
 use super::errand::{Errand, ErrandId, Outcome};
 use super::mailbox::{Batch, Intake, NotTaken, Outlet, queue};
+use super::presence::Roll;
 use super::request::{By, KeyDigest, Sender};
 use crate::ids::{ConnectionId, ShardId};
 
@@ -53,6 +54,18 @@ pub enum ToUpstream {
         /// What.
         publication: Outgoing,
     },
+    /// Who is on a channel here, for the nodes that have it, or for one. Where it asks, it is answered with
+    /// [`FromUpstream::RollHeardBy`]. Not kept while they cannot be reached.
+    Roll {
+        /// The channel.
+        channel: ChannelName,
+        /// Whether it is numbered elsewhere: only those are told who follow it.
+        numbered: bool,
+        /// The process for which it is; `None` for all.
+        to: Option<u64>,
+        /// What.
+        roll: Roll,
+    },
     /// All other nodes are to do something. Answered with `NodesRequest::Gathered`.
     Errand {
         /// The shard that asks.
@@ -79,6 +92,7 @@ impl ToUpstream {
                 publication.payload.bytes.len()
             }
             ToUpstream::Errand { errand, .. } => errand.cost(),
+            ToUpstream::Roll { roll, .. } => roll.cost(),
             ToUpstream::Outcome { outcome, .. } => size_of_val(&outcome.connections[..]),
             ToUpstream::Follow { .. } | ToUpstream::Unfollow { .. } => 0,
         };
@@ -149,6 +163,15 @@ pub enum FromUpstream {
         /// What has become of it, or why it was not published.
         stored: Result<Stored, Refused>,
     },
+    /// Another process says who is on the channel there.
+    Roll {
+        /// Which.
+        from: u64,
+        /// What.
+        roll: Roll,
+    },
+    /// So many others were asked who is there.
+    RollHeardBy(usize),
 }
 
 /// What has become of a publication.
@@ -171,7 +194,8 @@ impl FromUpstream {
         let publications = match self {
             FromUpstream::Followed { followed, .. } => &followed.publications[..],
             FromUpstream::Publications { publications, .. } => publications,
-            FromUpstream::Away | FromUpstream::Stored { .. } => &[],
+            FromUpstream::Roll { roll, .. } => return size_of::<FromUpstream>() + roll.cost(),
+            FromUpstream::Away | FromUpstream::Stored { .. } | FromUpstream::RollHeardBy(_) => &[],
         };
         let payloads = publications.iter().map(|p| p.publication.payload.bytes.len());
         size_of::<FromUpstream>() + size_of_val(publications) + payloads.sum::<usize>()

@@ -12,6 +12,7 @@ mod members;
 mod news;
 mod notices;
 mod parked;
+mod rolls;
 mod table;
 
 use std::time::Instant;
@@ -33,6 +34,7 @@ use joining::Joining;
 use kept::Kept;
 use members::Members;
 use parked::{Parked, Parking};
+use rolls::Rolls;
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
 
 /// What a dialect puts around a payload, at most, besides the channel's name.
@@ -120,6 +122,8 @@ struct Home {
     excepted: Option<Box<Excepted>>,
     /// Who is there, where the rule wants that known.
     members: Option<Box<Members>>,
+    /// Who is there on other nodes, where they share the channel and its rule wants that known.
+    rolls: Option<Box<Rolls>>,
     /// Subscriptions that there may be; 0 is no limit.
     members_max: u32,
     /// How often clients may publish, where that is limited.

@@ -499,8 +499,16 @@ impl<W: Wire> Shard<W> {
         None
     }
 
+    /// Takes what need not wait any more for what other nodes say.
+    pub(super) fn take_released(&mut self) {
+        for request in self.homes.take_released() {
+            self.waiting.push_back(request);
+        }
+    }
+
     fn serve(&mut self, request: Request) -> Option<Request> {
         let request = self.homes.hold_for_upstream(request, self.work_ms)?;
+        let request = self.homes.hold_for_rolls(request, self.work_ms)?;
         let Shard { id, own, links, homes, request_budget: budget, .. } = self;
         let mut deliver = route(*id, own, links);
         match request {
@@ -570,6 +578,11 @@ impl<W: Wire> Shard<W> {
             }
             Request::Upstream { channel, what } => {
                 homes.heard_upstream(&channel, *what, self.work_ms, &mut deliver);
+                drop(deliver);
+                self.take_released();
+            }
+            Request::NodeGone { instance, own } => {
+                homes.node_is_gone(instance, own, self.work_ms);
             }
             Request::Resume => homes.resume(),
             Request::Missed(what) => {

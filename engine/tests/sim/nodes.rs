@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringfeed_engine::bridge::{Bridge, Process, SpoolDone};
 use ringfeed_engine::clock::Clock;
-use ringfeed_engine::config::{Config, Distribution, Publishers, Sources, Subscribers};
+use ringfeed_engine::config::{Config, Distribution, Presence, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
     KeyOf, Keyed, Post, Published, Request, Sender, Shards, StoredPayload, Waker, queues,
@@ -139,6 +139,10 @@ struct Setup {
     users: usize,
     /// How often somebody is revoked.
     revokes: u32,
+    /// What is shown of who is there.
+    presence: Presence,
+    /// What subscribers are told of it, this often at most.
+    presence_interval_ms: Option<u32>,
 }
 
 impl Setup {
@@ -172,6 +176,8 @@ impl Setup {
             keyed: dice.pick(&[0, 300, 1000]),
             users: dice.range(1, 4),
             revokes: dice.pick(&[0, 0, 3, 20]),
+            presence: dice.pick(&[Presence::Off, Presence::Count, Presence::Full, Presence::Full]),
+            presence_interval_ms: dice.pick(&[None, Some(0), Some(500)]),
         }
     }
 }
@@ -269,6 +275,10 @@ fn configuration(setup: &Setup) -> Config {
     let mut rule = config.channels[0].clone();
     (rule.subscribe, rule.publish) = (Subscribers::Anyone, Publishers::Anyone);
     (rule.history_size, rule.history_age_ms) = (setup.history_size, 0);
+    rule.presence = setup.presence;
+    if let (Presence::Full, Some(interval_ms)) = (setup.presence, setup.presence_interval_ms) {
+        (rule.join_leave, rule.presence_interval_ms) = (true, interval_ms);
+    }
     let mut bridged = rule.clone();
     (rule.pattern, rule.distribution) = ("n.*".into(), Distribution::Numbered);
     (bridged.pattern, bridged.distribution) = ("b.*".into(), Distribution::Bridged);
@@ -782,6 +792,7 @@ impl World {
             Heard::Beat(bytes) => bridge.beat_heard(&bytes),
             Heard::Errand(bytes) => bridge.errand(&bytes, &shared.shards),
             Heard::Answer(bytes) => bridge.errand_answered(&bytes),
+            Heard::Roll(channel, bytes) => bridge.shared(channel, &bytes),
         };
         assert!(understood, "rule frames: n{node} does not know what another has published");
         pipe.take(bridge.take_commands());
@@ -820,7 +831,11 @@ impl World {
         let may_be = |heard: &Heard| match heard {
             Heard::Message(..) => true,
             Heard::Shared(_, bytes) => redis::instance(bytes).is_some_and(|of| knows.contains(of)),
-            Heard::Subscribed(_) | Heard::Beat(_) | Heard::Errand(_) | Heard::Answer(_) => false,
+            Heard::Subscribed(_)
+            | Heard::Beat(_)
+            | Heard::Errand(_)
+            | Heard::Answer(_)
+            | Heard::Roll(..) => false,
         };
         if let Some(lost) = heard.iter().position(may_be) {
             note!(self.trace, "n{node} does not hear {:?}", heard[lost]);
@@ -930,6 +945,7 @@ impl World {
         self.settle();
         self.check_clients();
         self.check_users();
+        self.check_presence();
         self.look_at_posts();
         for Due { channel, numbers, to, node } in &self.due {
             for &(at, listens) in to {

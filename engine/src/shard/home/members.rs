@@ -1,8 +1,8 @@
 //! Who is on a channel whose rule wants that known: its members, each a subscription of a session, and who is present,
 //! each a user with all of their members or a connection that is nobody's.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,9 +10,10 @@ use ringfeed_protocol::UserId;
 
 use super::confirmations::Confirmations;
 use super::notices::{Notice, Notices};
+use super::rolls::Said;
 use crate::access::Identity;
 use crate::ids::{SessionId, ShardId};
-use crate::message::{Caller, Present, Someone};
+use crate::message::{Caller, Present, RollEntry, Someone};
 
 /// What an entry of a page takes beside what is shown of somebody, in bytes, about.
 const ENTRY_BYTES: usize = 64;
@@ -33,10 +34,14 @@ struct Member {
 /// Somebody who is there.
 #[derive(Debug)]
 struct There {
-    /// Sessions.
+    /// Sessions of this node.
     connections: u32,
-    /// Of the one that came last: what is shown of them.
+    /// Other nodes where they are.
+    elsewhere: Vec<u64>,
+    /// Of the one that came last, of those of this node where there are any: what is shown of them.
     identity: Arc<Identity>,
+    /// They have left this node while another one had them, which may not have known that.
+    may_be_last: bool,
 }
 
 /// See the module's description. A home has it only where its channel's rule says so. Nothing in it moves when it grows.
@@ -53,15 +58,27 @@ pub(super) struct Members {
     heard: bool,
     /// Users who have come or gone, of whom it is to be told.
     news: Vec<(UserId, bool, Arc<Identity>)>,
+    /// Who has changed on this node, and whether they were nowhere else, where other nodes are told.
+    moved: Option<BTreeMap<Someone, bool>>,
     /// What they are asked to confirm.
     pub(super) confirmations: Confirmations,
 }
 
+impl There {
+    /// Nowhere yet.
+    fn new(identity: &Arc<Identity>) -> There {
+        let (identity, elsewhere) = (identity.clone(), Vec::new());
+        There { connections: 0, elsewhere, identity, may_be_last: false }
+    }
+}
+
 impl Members {
     /// Nobody yet. Subscribers are told of changes where there is an interval, each so long after the one before; the
-    /// application is told where it is to be `heard`.
-    pub(super) fn new(interval_ms: Option<u64>, heard: bool) -> Members {
-        Members { notices: interval_ms.map(Notices::new), heard, ..Members::default() }
+    /// application is told where it is to be `heard`, and other nodes where it is `shared`.
+    pub(super) fn new(interval_ms: Option<u64>, heard: bool, shared: bool) -> Members {
+        let notices = interval_ms.map(Notices::new);
+        let moved = shared.then(BTreeMap::new);
+        Members { notices, heard, moved, ..Members::default() }
     }
 
     /// Users who have come or gone, of whom the application was not told.
@@ -99,6 +116,14 @@ impl Members {
             if let Some(there) = self.present.get_mut(&who) {
                 there.identity = caller.identity.clone();
             }
+            self.has_moved(&who, false);
+        }
+    }
+
+    /// Other nodes are to be told of somebody.
+    fn has_moved(&mut self, who: &Someone, last: bool) {
+        if let Some(moved) = &mut self.moved {
+            moved.insert(who.clone(), last);
         }
     }
 
@@ -133,22 +158,121 @@ impl Members {
         if !self.present.contains_key(&who) {
             self.hear(&who, true, identity);
         }
-        let fresh = There { connections: 0, identity: identity.clone() };
-        let there = self.present.entry(who).or_insert(fresh);
+        if self.moved.is_some() {
+            self.has_moved(&who, false);
+        }
+        let there = self.present.entry(who).or_insert_with(|| There::new(identity));
         there.connections += 1;
         there.identity = identity.clone();
+        there.may_be_last = false;
     }
 
     fn depart(&mut self, who: &Someone) {
         let Some(there) = self.present.get_mut(who) else { return };
         if there.connections > 1 {
             there.connections -= 1;
-        } else {
+        } else if there.elsewhere.is_empty() {
             self.change(who);
             if let Some(there) = self.present.remove(who) {
                 self.hear(who, false, &there.identity);
             }
+            self.has_moved(who, true);
+        } else {
+            (there.connections, there.may_be_last) = (0, true);
+            self.has_moved(who, false);
         }
+    }
+
+    /// Another node says who is there. Where it says all, it says of nobody who has left that nobody else tells of them.
+    pub(super) fn take_said(&mut self, from: u64, said: Said) {
+        let entries = match said {
+            Said::Changed(entries) => entries,
+            Said::Whole(entries) => {
+                let there: BTreeSet<&Someone> = entries.iter().map(|own| &own.who).collect();
+                let is_left = |(who, own): &(&Someone, &There)| {
+                    own.elsewhere.contains(&from) && !there.contains(who)
+                };
+                let left = self.present.iter().filter(is_left).map(|(who, _)| who.clone());
+                for who in left.collect::<Vec<_>>() {
+                    self.leaves_elsewhere(&who, from, false);
+                }
+                entries
+            }
+        };
+        for RollEntry { who, is_there, last, info } in entries {
+            match is_there {
+                true => self.is_elsewhere(who, from, info),
+                false => self.leaves_elsewhere(&who, from, last),
+            }
+        }
+    }
+
+    fn is_elsewhere(&mut self, who: Someone, from: u64, info: Option<Box<str>>) {
+        let user = match &who {
+            Someone::User(user) => Some(user.clone()),
+            Someone::Connection(_) => None,
+        };
+        let is_here = self.present.get(&who).is_some_and(|there| there.connections > 0);
+        let identity = Arc::new(Identity { user, info, ..Identity::default() });
+        if !is_here && self.is_shown_otherwise(&who, &identity) {
+            self.change(&who);
+        }
+        let there = self.present.entry(who).or_insert_with(|| There::new(&identity));
+        if !is_here {
+            there.identity = identity;
+        }
+        if !there.elsewhere.contains(&from) {
+            there.elsewhere.push(from);
+        }
+    }
+
+    /// Somebody has left another node; `told` where the application hears of it from there, if it is to.
+    fn leaves_elsewhere(&mut self, who: &Someone, from: u64, told: bool) {
+        let Some(there) = self.present.get_mut(who) else { return };
+        there.elsewhere.retain(|own| *own != from);
+        if there.connections == 0 && there.elsewhere.is_empty() {
+            self.change(who);
+            if let Some(there) = self.present.remove(who)
+                && there.may_be_last
+                && !told
+            {
+                // Both have left while each thought that the other had them.
+                self.hear(who, false, &there.identity);
+            }
+        }
+    }
+
+    /// Another node is not there any more, and nobody on it; whether the application is told from here.
+    pub(super) fn is_gone(&mut self, instance: u64, tells: bool) {
+        let there = self.present.iter_mut().filter(|(_, own)| own.elsewhere.contains(&instance));
+        let there = there.map(|(who, own)| {
+            own.may_be_last |= tells;
+            who.clone()
+        });
+        for who in there.collect::<Vec<_>>() {
+            self.leaves_elsewhere(&who, instance, false);
+        }
+    }
+
+    /// What other nodes are to be told of who has come and gone here.
+    pub(super) fn take_moved(&mut self) -> Vec<RollEntry> {
+        let moved = self.moved.as_mut().map(std::mem::take).unwrap_or_default();
+        let entries = moved.into_iter().map(|(who, last)| {
+            let here = self.present.get(&who).filter(|there| there.connections > 0);
+            let info = here.and_then(|there| there.identity.info.clone());
+            RollEntry { is_there: here.is_some(), last: here.is_none() && last, info, who }
+        });
+        entries.collect()
+    }
+
+    /// What other nodes are to be told of who is here.
+    pub(super) fn all_here(&self) -> Vec<RollEntry> {
+        let here = self.present.iter().filter(|(_, there)| there.connections > 0);
+        let entries = here.map(|(who, there)| {
+            let (who, info) = (who.clone(), there.identity.info.clone());
+            RollEntry { who, is_there: true, last: false, info }
+        });
+        entries.collect()
     }
 
     /// When subscribers are to be told of changes, if there are any and nobody sees to it yet.
@@ -188,9 +312,9 @@ impl Members {
         self.by_session.get(&seat)?.who.as_ref()
     }
 
-    /// All who are there, in order.
-    pub(super) fn present(&self) -> impl Iterator<Item = &Someone> {
-        self.present.keys()
+    /// All who are there on this node, in order.
+    pub(super) fn present_here(&self) -> impl Iterator<Item = &Someone> {
+        self.present.iter().filter(|(_, there)| there.connections > 0).map(|(who, _)| who)
     }
 
     /// How often who is there has changed.
@@ -203,7 +327,7 @@ impl Members {
         self.present.len()
     }
 
-    /// How many connections they have.
+    /// How many connections they have on this node.
     pub(super) fn connections(&self) -> usize {
         self.by_session.len()
     }
@@ -240,7 +364,8 @@ impl Members {
         let named = self.by_session.values().filter(|member| member.who.is_some()).count();
         let connections: u64 = self.present.values().map(|own| u64::from(own.connections)).sum();
         assert_eq!(connections, named as u64, "who is there has members");
-        assert!(self.present.values().all(|there| there.connections > 0), "who is there is there");
+        let is_there = |there: &There| there.connections > 0 || !there.elsewhere.is_empty();
+        assert!(self.present.values().all(is_there), "who is there is there");
         assert!(self.version >= self.present.len() as u64, "each who came was counted");
     }
 }
@@ -317,6 +442,79 @@ mod tests {
         members.name(seat(1), &caller(1, Some("ann"), None));
         members.check(0);
         assert_eq!(members.count(), 0);
+    }
+
+    fn entry(name: &str, is_there: bool, last: bool, info: Option<&str>) -> RollEntry {
+        let who = Someone::User(UserId::new(name).unwrap());
+        RollEntry { who, is_there, last, info: info.map(Box::from) }
+    }
+
+    fn news(members: &mut Members) -> Vec<(String, bool)> {
+        members.take_news().iter().map(|(user, joined, _)| (user.to_string(), *joined)).collect()
+    }
+
+    #[test]
+    fn a_user_is_there_as_long_as_on_any_node() {
+        let mut members = Members::new(None, true, true);
+        let own = caller(1, Some("ann"), Some("1"));
+        members.take_said(
+            7,
+            Said::Whole(vec![
+                entry("ann", true, false, Some("2")),
+                entry("bob", true, false, None),
+            ]),
+        );
+        assert_eq!(
+            (names(&members), members.version()),
+            (vec!["user:ann".into(), "user:bob".into()], 2)
+        );
+        members.join(seat(1), Some(&own));
+        // She is shown as here, and has come before.
+        assert_eq!((members.version(), members.count(), news(&mut members)), (3, 2, vec![]));
+        assert_eq!(members.take_moved(), [entry("ann", true, false, Some("1"))]);
+        members.take_said(7, Said::Changed(vec![entry("ann", true, false, Some("3"))]));
+        assert_eq!(members.version(), 3, "that is not what is shown of her");
+        members.leave(seat(1));
+        assert_eq!(members.take_moved(), [entry("ann", false, false, None)]);
+        members.check(0);
+        assert_eq!((members.count(), news(&mut members)), (2, vec![]));
+        // There it is known that she was nowhere else: it tells the application.
+        members.take_said(7, Said::Changed(vec![entry("ann", false, true, None)]));
+        assert_eq!((names(&members), news(&mut members)), (vec!["user:bob".to_owned()], vec![]));
+        members.is_gone(7, false);
+        assert_eq!((members.count(), news(&mut members)), (0, vec![]));
+        members.check(0);
+    }
+
+    #[test]
+    fn the_last_one_to_leave_is_told_of_by_somebody() {
+        let mut members = Members::new(None, true, true);
+        let come = |members: &mut Members| {
+            members.join(seat(1), Some(&caller(1, Some("ann"), None)));
+            members.take_said(7, Said::Changed(vec![entry("ann", true, false, None)]));
+        };
+        come(&mut members);
+        assert_eq!(news(&mut members), [("ann".to_owned(), true)]);
+        // Both at once: neither was the last for itself.
+        members.leave(seat(1));
+        assert_eq!(news(&mut members), []);
+        members.take_said(7, Said::Changed(vec![entry("ann", false, false, None)]));
+        assert_eq!(news(&mut members), [("ann".to_owned(), false)]);
+        // The same where the other one has said it all anew since.
+        come(&mut members);
+        members.leave(seat(1));
+        members.take_said(7, Said::Whole(vec![]));
+        assert_eq!(news(&mut members), [("ann".to_owned(), true), ("ann".to_owned(), false)]);
+        // Of whom a node has that ends another one tells, and only of those who are nowhere else.
+        come(&mut members);
+        members.take_said(7, Said::Changed(vec![entry("bob", true, false, None)]));
+        news(&mut members);
+        members.is_gone(7, true);
+        assert_eq!(
+            (names(&members), news(&mut members)),
+            (vec!["user:ann".into()], vec![("bob".to_owned(), false)])
+        );
+        members.check(1);
     }
 
     #[test]

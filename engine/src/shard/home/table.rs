@@ -6,6 +6,7 @@ mod follow;
 mod keyed;
 mod parking;
 mod presence;
+mod rolls;
 mod room;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
@@ -32,8 +33,8 @@ use crate::clock::Clock;
 use crate::config::{Config, Distribution};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
-    Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Missing, Outgoing, Receipt, Replay, Start,
-    StoredPayload, ToUpstream,
+    Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Missing, Outgoing, Receipt, Replay, Request,
+    Start, StoredPayload, ToUpstream,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -114,6 +115,12 @@ pub(in crate::shard) struct Homes {
     resume_from: Option<u32>,
     /// Homes from here on are still to be told that something is missing of what is published elsewhere.
     miss_from: Vec<(Missing, u32)>,
+    /// With something of which other nodes are to be told; some of them gone.
+    rolls_dirty: Vec<u32>,
+    /// With something that waits for what they say.
+    rolls_waiting: BTreeSet<u32>,
+    /// What waits for nothing more.
+    released: Vec<Request>,
     /// Questions to the upstream so far.
     asks: u32,
     /// Of these, behind what somebody outside has not answered.
@@ -196,6 +203,9 @@ impl Homes {
             incoming_bytes: 0,
             outgoing: Vec::new(),
             resume_from: None,
+            rolls_dirty: Vec::new(),
+            rolls_waiting: BTreeSet::new(),
+            released: Vec::new(),
             miss_from: Vec::new(),
             asks: 0,
             awaiting_bytes: 0,
@@ -253,13 +263,14 @@ impl Homes {
             };
             Box::new(Kept::new(limits, self.replay_memory.clone()))
         });
+        let distribution = self.config.distribution_of(name, rule);
+        let rolls = self.rolls_of(rule, distribution);
         let members = rule.filter(|rule| rule.knows_members()).map(|rule| {
             let interval_ms = rule.join_leave.then_some(u64::from(rule.presence_interval_ms));
-            Box::new(Members::new(interval_ms, rule.presence_hook))
+            Box::new(Members::new(interval_ms, rule.presence_hook, rolls.is_some()))
         });
         let window = rule.map_or(u32::MAX, |rule| rule.window_bytes);
         let members_max = rule.map_or(0, |rule| rule.members_max);
-        let distribution = self.config.distribution_of(name, rule);
         let follows = distribution == Distribution::Numbered;
         let following = follows.then(|| self.begin_to_follow(name, now_ms));
         let epoch = if follows { Epoch::default() } else { Epoch(self.rng.random()) };
@@ -271,6 +282,7 @@ impl Homes {
             lanes: SmallVec::new(),
             excepted: None,
             members,
+            rolls,
             members_max,
             rate: None,
             made: None,
@@ -285,6 +297,7 @@ impl Homes {
             turn_bytes_max: window / WINDOW_PARTS_PER_TURN,
         });
         self.by_name.insert(name.clone(), index);
+        self.call_roll(index, now_ms);
         Ok(index)
     }
 
@@ -655,6 +668,7 @@ impl Homes {
                 }
                 && !home.waits()
                 && home.members.as_ref().is_none_or(|members| members.confirmations.len() == 0)
+                && home.rolls.as_ref().is_none_or(|own| !own.dirty && !own.is_waited_for())
                 && home.made.is_none()
                 && home.keys == 0
                 && !home.dirty

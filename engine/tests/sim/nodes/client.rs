@@ -216,6 +216,10 @@ impl Client {
                 assert!(is_first, "rule users: {who} gets {number} twice");
             }
             ("connected", None, None) => {}
+            ("join" | "leave" | "count", None, Some(channel)) => {
+                let is_live = matches!(self.views.get(&channel), Some(View::Live { .. }));
+                assert!(is_live, "rule subscribed: {who} is told who is on {name}");
+            }
             ("gap", None, Some(channel)) => self.told_of_gap(channel, said, epoch, channels, truth),
             ("subscribed", Some(Pending::Subscribe(channel)), _) => {
                 self.is_subscribed(channel, said, epoch, channels, truth);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_engine::bridge::item;
-use ringfeed_engine::bridge::{Append, Command, Failed, Item, Read, Reply};
+use ringfeed_engine::bridge::{Append, Command, Failed, Item, Read, Reply, To};
 use ringfeed_engine::message::{Followed, KeyDigest, Numbered, Revocation};
 use ringfeed_protocol::{ChannelName, Epoch, Offset, Position};
 
@@ -46,6 +46,8 @@ pub(super) enum Heard {
     Beat(Bytes),
     Errand(Bytes),
     Answer(Bytes),
+    /// On a channel, as what is published there.
+    Roll(ChannelName, Bytes),
 }
 
 /// The process that said this, as it is written there: version, process, number.
@@ -90,6 +92,27 @@ impl Pipe {
     pub(super) fn cut(&mut self) {
         *self = Pipe::new(self.instance);
     }
+}
+
+/// Passes a message on to those for whom it is; returns how many hear it.
+fn pass_on(pipes: &mut [&mut Pipe], to: &To, bytes: &Bytes) -> usize {
+    let mut count = 0;
+    for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
+        let bytes = bytes.clone();
+        let heard = match to {
+            To::Beats => Heard::Beat(bytes),
+            To::Errands => Heard::Errand(bytes),
+            To::Process(instance) if *instance == pipe.instance => Heard::Answer(bytes),
+            To::Followers(channel) if pipe.subscribed.contains(channel) => {
+                Heard::Roll(channel.clone(), bytes)
+            }
+            To::Sharers(channel) => Heard::Roll(channel.clone(), bytes),
+            To::Process(_) | To::Followers(_) => continue,
+        };
+        pipe.heard.push_back(heard);
+        count += 1;
+    }
+    count
 }
 
 /// See the module's description.
@@ -169,28 +192,19 @@ impl Redis {
                 let followed = self.read(&read, truth);
                 pipes[node].answers.push_back((number, Ok(Reply::Read(followed))));
             }
-            Command::Beat(bytes) => {
-                for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
-                    pipe.heard.push_back(Heard::Beat(bytes.clone()));
-                }
+            Command::Message(to, bytes) => {
+                let heard = pass_on(pipes, &to, &bytes);
+                pipes[node].answers.push_back((number, Ok(Reply::HeardBy(heard))));
             }
             Command::Share { channel, bytes } => {
                 for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
                     pipe.heard.push_back(Heard::Shared(channel.clone(), bytes.clone()));
                 }
             }
-            Command::Errand(bytes) => {
-                let heard = self.pass_on(pipes, &bytes);
-                pipes[node].answers.push_back((number, Ok(Reply::HeardBy(heard))));
-            }
             Command::Revoke { revocation, errand } => {
                 self.revoked.push(revocation);
-                let heard = self.pass_on(pipes, &errand);
+                let heard = pass_on(pipes, &To::Errands, &errand);
                 pipes[node].answers.push_back((number, Ok(Reply::HeardBy(heard))));
-            }
-            Command::Answer { to, bytes } => {
-                let to = pipes.iter_mut().filter(|pipe| pipe.connected && pipe.instance == to);
-                to.for_each(|pipe| pipe.heard.push_back(Heard::Answer(bytes.clone())));
             }
             Command::Revocations { from } => {
                 let all = self.revoked.iter().skip(from as usize);
@@ -201,16 +215,6 @@ impl Redis {
             }
             Command::Subscribe(_) | Command::Unsubscribe(_) => unreachable!("these go another way"),
         }
-    }
-
-    /// Passes an errand on to all who are connected; returns how many they are.
-    fn pass_on(&self, pipes: &mut [&mut Pipe], errand: &Bytes) -> usize {
-        let mut count = 0;
-        for pipe in pipes.iter_mut().filter(|pipe| pipe.connected) {
-            pipe.heard.push_back(Heard::Errand(errand.clone()));
-            count += 1;
-        }
-        count
     }
 
     /// Does the next of what a node says on its subscription.

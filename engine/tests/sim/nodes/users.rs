@@ -1,13 +1,16 @@
 //! Users with connections to several nodes: what is sent to them, and who of them is revoked.
 
+use std::collections::BTreeSet;
+
 use ringfeed_engine::access::{Admitted, Identity};
+use ringfeed_engine::config::Presence;
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
     Errand, Gathered, NodesRequest, Order, Reached, Reply, Request, Revocation, Revoked,
     StoredPayload, UserRequest,
 };
-use ringfeed_protocol::UserId;
 use ringfeed_protocol::command::PayloadKind;
+use ringfeed_protocol::{ChannelName, UserId};
 use tokio::sync::oneshot;
 
 use super::super::net::ConnId;
@@ -190,6 +193,39 @@ impl World {
                     "rule users: k{} is there with token {token}, which is revoked",
                     client.number
                 );
+            }
+        }
+    }
+
+    /// Everything is quiet: every node knows who is on which channel, on all of them.
+    pub(super) fn check_presence(&mut self) {
+        if self.setup.presence == Presence::Off {
+            return;
+        }
+        let full = self.setup.presence == Presence::Full;
+        for node in 0..self.nodes.len() {
+            for (channel, name) in self.channels.names.clone().iter().enumerate() {
+                let (reply, mut answer) = oneshot::channel();
+                let name = ChannelName::new(name).expect("a name");
+                let shards = &self.nodes[node].shared.shards;
+                let reply = Reply::Control(reply);
+                let (home, after) = (shards.home(&name), None);
+                let ask = Request::Presence { channel: name.clone(), after, limit: 1000, reply };
+                assert!(shards.request(home, ask).is_ok(), "rule presence: n{node} takes nothing");
+                self.settle();
+                let page = answer.try_recv().expect("rule presence: it is answered");
+                let page = page.expect("rule presence: it is made where it is asked about");
+                let there = self.clients.iter().filter(|own| own.listens(channel).is_some());
+                let users = there.clone().map(|own| format!("user:u{}", user_of(self, own.number)));
+                let (subscriptions, users) = (there.count(), users.collect::<BTreeSet<_>>());
+                let count = if full { users.len() } else { subscriptions };
+                let what = format!("rule presence: of {name} on n{node}");
+                assert_eq!(page.count, count as u64, "{what}: {:?}, not {users:?}", page.present);
+                assert_eq!(page.connections, subscriptions as u64, "{what}");
+                let present = page.present.unwrap_or_default();
+                let present: BTreeSet<String> =
+                    present.iter().map(|own| own.who.to_string()).collect();
+                assert!(!full || present == users, "{what}: {present:?}, not {users:?}");
             }
         }
     }

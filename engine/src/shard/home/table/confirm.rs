@@ -138,7 +138,7 @@ impl Homes {
     }
 }
 
-/// Who is on a channel beside somebody.
+/// Who is on a channel beside somebody, on this node: what others have is published there, and not confirmed here.
 fn receivers<'a>(members: &'a Members, who: &'a Someone) -> impl Iterator<Item = &'a Someone> {
-    members.present().filter(move |own| *own != who)
+    members.present_here().filter(move |own| *own != who)
 }

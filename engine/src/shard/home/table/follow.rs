@@ -257,8 +257,14 @@ impl Homes {
         now_ms: u64,
         deliver: Deliver,
     ) {
+        if let FromUpstream::Roll { from, roll } = what {
+            return self.heard_roll(name, from, roll, now_ms);
+        }
         // Whom it was for may have gone.
         let Some(&index) = self.by_name.get(name) else { return };
+        if let FromUpstream::RollHeardBy(count) = what {
+            return self.roll_asked(index, count, now_ms);
+        }
         let home = self.home_mut(index);
         let waited = home.waits();
         let Some(following) = home.following.as_mut() else { return };
@@ -275,8 +281,11 @@ impl Homes {
                 // What was asked before the way was interrupted is asked again.
                 if following.awaits && following.number == ask {
                     self.take_followed(index, followed, now_ms, deliver);
+                    self.call_roll(index, now_ms);
                 }
             }
+            // These were seen to above.
+            FromUpstream::Roll { .. } | FromUpstream::RollHeardBy(_) => {}
         }
         self.count_incoming(index);
         if !waited && self.home_mut(index).waits() {
@@ -527,8 +536,11 @@ impl Homes {
         let Some(from) = self.resume_from else { return };
         let end = from.saturating_add(RESUMED_PER_TURN).min(self.homes.slots());
         for index in from..end {
-            let Some(home) = self.homes.get_mut(index) else { continue };
-            let Some(following) = home.following.as_mut() else { continue };
+            if self.homes.get_mut(index).is_none() {
+                continue;
+            }
+            self.roll_is_due(index, now_ms);
+            let Some(following) = self.home_mut(index).following.as_mut() else { continue };
             // Whatever was asked before is not answered any more.
             following.awaits = false;
             if matches!(following.older, Older::Reading(_)) {

@@ -73,6 +73,7 @@ impl Homes {
 
     /// Sees to it that subscribers and application are told of who has come and gone, where they are to be.
     pub(super) fn members_changed(&mut self, index: u32, now_ms: u64) {
+        self.roll_changed(index);
         let Some(Home { members: Some(members), name, epoch, .. }) = self.homes.get_mut(index)
         else {
             return;
@@ -149,7 +150,7 @@ impl Homes {
         let home = self.homes.get_mut(index)?;
         home.seal(deliver);
         home.members.iter_mut().for_each(|members| members.ask());
-        let (position, subscribers) = (home.position(), home.subscribers());
+        let (position, subscribers) = (home.position(), home.subscribers_everywhere());
         let Some(members) = home.members.as_ref().filter(|_| shows) else {
             let (count, connections) = (subscribers, subscribers);
             let (version, present, more) = (0, None, false);
@@ -160,7 +161,7 @@ impl Homes {
             position,
             version: members.version(),
             count: members.count() as u64,
-            connections: members.connections() as u64,
+            connections: members.connections() as u64 + subscribers - home.subscribers(),
             present: Some(present),
             more,
         })

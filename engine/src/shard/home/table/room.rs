@@ -17,7 +17,8 @@ use crate::shard::home::{Deliver, Home, Publisher};
 impl Home {
     /// Whether one more member may be, where the channel is no room.
     fn has_place(&self) -> Result<(), Refused> {
-        let full = self.members_max > 0 && self.subscribers() >= u64::from(self.members_max);
+        let full =
+            self.members_max > 0 && self.subscribers_everywhere() >= u64::from(self.members_max);
         let (channel, most) = (self.name.clone(), self.members_max);
         if full { Err(Refused::ChannelFull { channel, most }) } else { Ok(()) }
     }
