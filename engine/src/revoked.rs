@@ -95,7 +95,7 @@ impl RevokedTable {
     }
 
     /// Shards were told of one that was added.
-    pub fn is_told(&self, revocation: &Revocation) {
+    pub fn mark_told(&self, revocation: &Revocation) {
         let (whom, word) = taken_apart(revocation);
         if let Some(mut known) = self.all.get_mut(&whom) {
             // Somebody else may have added more meanwhile, and tells that.
@@ -147,9 +147,9 @@ mod tests {
         assert_eq!(add(token("a"), 1), Some((1, true)));
         assert_eq!(add(token("b"), u64::MAX), Some((2, true)));
         assert_eq!(add(token("b"), 1), Some((2, true)), "no shard was told");
-        table.is_told(&Revocation { whom: token("b"), until: 1 });
+        table.mark_told(&Revocation { whom: token("b"), until: 1 });
         assert_eq!(add(token("b"), 1), Some((2, true)), "they were told something else");
-        table.is_told(&Revocation { whom: token("b"), until: u64::MAX });
+        table.mark_told(&Revocation { whom: token("b"), until: u64::MAX });
         assert_eq!(add(token("b"), 1), Some((2, false)));
         let user = UserId::new("ann").unwrap();
         let known = add(Revoked::User(user.clone(), 5), u64::MAX);
@@ -159,7 +159,7 @@ mod tests {
             "a was over, and b is kept as long as the longest word says"
         );
         assert_eq!(add(Revoked::User(user.clone(), 9), u64::MAX), Some((2, true)));
-        table.is_told(&Revocation { whom: Revoked::User(user.clone(), 9), until: u64::MAX });
+        table.mark_told(&Revocation { whom: Revoked::User(user.clone(), 9), until: u64::MAX });
         assert_eq!(add(Revoked::User(user.clone(), 7), 3), Some((2, false)));
         assert_eq!(add(Revoked::User(user, 10), 3), Some((2, true)));
         assert_eq!(add(token("c"), u64::MAX), None);
@@ -176,7 +176,7 @@ mod tests {
         table.add(&of(Revoked::Token("over".into()), 1)).unwrap();
         let missing = [of(user(5), u64::MAX)];
         assert_eq!(table.not_kept(1), missing);
-        table.is_told(&missing[0]);
+        table.mark_told(&missing[0]);
         // It keeps an earlier word about her, and somebody else.
         assert!(!table.add_kept(&of(user(4), u64::MAX), 1).unwrap().is_news);
         assert!(table.add_kept(&of(Revoked::Token("t".into()), u64::MAX), 1).unwrap().is_news);

@@ -293,7 +293,7 @@ pub(super) async fn revoke(
     for shard in state.shared.shards.ids() {
         publish::send(&state, shard, Request::Revoke(revocation.clone()), deadline).await?;
     }
-    state.shared.revoked.is_told(&revocation);
+    state.shared.revoked.mark_told(&revocation);
     if state.shared.config().redis.is_used() {
         let (reply, answer) = oneshot::channel();
         let errand = Box::new(Errand::Revoke(revocation));

@@ -141,8 +141,8 @@ struct Home {
     /// Since when it has had neither subscribers nor publications.
     quiet_ms: u64,
     parked: Option<Box<Parking>>,
-    /// The turn in which something was appended last, and how many bytes in it.
-    turn: u64,
+    /// The turn in which something was appended last, and how many bytes in it. Turns are counted round and round.
+    turn: u32,
     turn_bytes: u32,
     /// So many may be appended in one turn.
     turn_bytes_max: u32,
@@ -159,7 +159,7 @@ impl Home {
 
     /// Whether nothing may be appended now: enough was in this turn, or readers who read are behind and
     /// not more than `parked_max` bytes are held back for them.
-    fn is_held(&self, turn: u64, parked_max: usize) -> bool {
+    fn is_held(&self, turn: u32, parked_max: usize) -> bool {
         if let Some(following) = &self.following {
             return self.is_stuck(following, self.may_append(turn, parked_max));
         }
@@ -171,7 +171,7 @@ impl Home {
 
     /// Whether readers can take more: not enough was appended in this turn, and those who read are not behind, or more than
     /// `parked_max` bytes are held back for them.
-    fn may_append(&self, turn: u64, parked_max: usize) -> bool {
+    fn may_append(&self, turn: u32, parked_max: usize) -> bool {
         let enough = self.turn == turn && self.turn_bytes > self.turn_bytes_max;
         let incoming = self.following.as_ref().map_or(0, |following| following.bytes());
         let waits = self.parked_bytes() + incoming;

@@ -4,6 +4,7 @@
 mod faults;
 mod foreign;
 mod nodes;
+mod presence;
 mod server;
 mod spool;
 mod users;

@@ -60,6 +60,8 @@ pub(super) struct Members {
     news: Vec<(UserId, bool, Arc<Identity>)>,
     /// Who has changed on this node, and whether they were nowhere else, where other nodes are told.
     moved: Option<BTreeMap<Someone, bool>>,
+    /// Subscribers are not told of what changes now.
+    quiet: bool,
     /// What they are asked to confirm.
     pub(super) confirmations: Confirmations,
 }
@@ -135,7 +137,7 @@ impl Members {
     /// Somebody comes, goes or is shown otherwise: to be called before.
     fn change(&mut self, who: &Someone) {
         self.version += 1;
-        if let Some(notices) = &mut self.notices {
+        if let Some(notices) = self.notices.as_mut().filter(|_| !self.quiet) {
             notices.note(who, self.present.get(who).map(|there| &there.identity));
         }
     }
@@ -184,7 +186,14 @@ impl Members {
     }
 
     /// Another node says who is there. Where it says all, it says of nobody who has left that nobody else tells of them.
-    pub(super) fn take_said(&mut self, from: u64, said: Said) {
+    /// Subscribers are not told of whom there may have been before them (`quiet`).
+    pub(super) fn take_said(&mut self, from: u64, said: Said, quiet: bool) {
+        self.quiet = quiet;
+        self.take_entries(from, said);
+        self.quiet = false;
+    }
+
+    fn take_entries(&mut self, from: u64, said: Said) {
         let entries = match said {
             Said::Changed(entries) => entries,
             Said::Whole(entries) => {
@@ -194,20 +203,20 @@ impl Members {
                 };
                 let left = self.present.iter().filter(is_left).map(|(who, _)| who.clone());
                 for who in left.collect::<Vec<_>>() {
-                    self.leaves_elsewhere(&who, from, false);
+                    self.leave_elsewhere(&who, from, false);
                 }
                 entries
             }
         };
         for RollEntry { who, is_there, last, info } in entries {
             match is_there {
-                true => self.is_elsewhere(who, from, info),
-                false => self.leaves_elsewhere(&who, from, last),
+                true => self.come_elsewhere(who, from, info),
+                false => self.leave_elsewhere(&who, from, last),
             }
         }
     }
 
-    fn is_elsewhere(&mut self, who: Someone, from: u64, info: Option<Box<str>>) {
+    fn come_elsewhere(&mut self, who: Someone, from: u64, info: Option<Box<str>>) {
         let user = match &who {
             Someone::User(user) => Some(user.clone()),
             Someone::Connection(_) => None,
@@ -227,7 +236,7 @@ impl Members {
     }
 
     /// Somebody has left another node; `told` where the application hears of it from there, if it is to.
-    fn leaves_elsewhere(&mut self, who: &Someone, from: u64, told: bool) {
+    fn leave_elsewhere(&mut self, who: &Someone, from: u64, told: bool) {
         let Some(there) = self.present.get_mut(who) else { return };
         there.elsewhere.retain(|own| *own != from);
         if there.connections == 0 && there.elsewhere.is_empty() {
@@ -243,14 +252,14 @@ impl Members {
     }
 
     /// Another node is not there any more, and nobody on it; whether the application is told from here.
-    pub(super) fn is_gone(&mut self, instance: u64, tells: bool) {
+    pub(super) fn forget_node(&mut self, instance: u64, tells: bool) {
         let there = self.present.iter_mut().filter(|(_, own)| own.elsewhere.contains(&instance));
         let there = there.map(|(who, own)| {
             own.may_be_last |= tells;
             who.clone()
         });
         for who in there.collect::<Vec<_>>() {
-            self.leaves_elsewhere(&who, instance, false);
+            self.leave_elsewhere(&who, instance, false);
         }
     }
 
@@ -463,6 +472,7 @@ mod tests {
                 entry("ann", true, false, Some("2")),
                 entry("bob", true, false, None),
             ]),
+            false,
         );
         assert_eq!(
             (names(&members), members.version()),
@@ -472,16 +482,16 @@ mod tests {
         // She is shown as here, and has come before.
         assert_eq!((members.version(), members.count(), news(&mut members)), (3, 2, vec![]));
         assert_eq!(members.take_moved(), [entry("ann", true, false, Some("1"))]);
-        members.take_said(7, Said::Changed(vec![entry("ann", true, false, Some("3"))]));
+        members.take_said(7, Said::Changed(vec![entry("ann", true, false, Some("3"))]), false);
         assert_eq!(members.version(), 3, "that is not what is shown of her");
         members.leave(seat(1));
         assert_eq!(members.take_moved(), [entry("ann", false, false, None)]);
         members.check(0);
         assert_eq!((members.count(), news(&mut members)), (2, vec![]));
         // There it is known that she was nowhere else: it tells the application.
-        members.take_said(7, Said::Changed(vec![entry("ann", false, true, None)]));
+        members.take_said(7, Said::Changed(vec![entry("ann", false, true, None)]), false);
         assert_eq!((names(&members), news(&mut members)), (vec!["user:bob".to_owned()], vec![]));
-        members.is_gone(7, false);
+        members.forget_node(7, false);
         assert_eq!((members.count(), news(&mut members)), (0, vec![]));
         members.check(0);
     }
@@ -491,25 +501,25 @@ mod tests {
         let mut members = Members::new(None, true, true);
         let come = |members: &mut Members| {
             members.join(seat(1), Some(&caller(1, Some("ann"), None)));
-            members.take_said(7, Said::Changed(vec![entry("ann", true, false, None)]));
+            members.take_said(7, Said::Changed(vec![entry("ann", true, false, None)]), false);
         };
         come(&mut members);
         assert_eq!(news(&mut members), [("ann".to_owned(), true)]);
         // Both at once: neither was the last for itself.
         members.leave(seat(1));
         assert_eq!(news(&mut members), []);
-        members.take_said(7, Said::Changed(vec![entry("ann", false, false, None)]));
+        members.take_said(7, Said::Changed(vec![entry("ann", false, false, None)]), false);
         assert_eq!(news(&mut members), [("ann".to_owned(), false)]);
         // The same where the other one has said it all anew since.
         come(&mut members);
         members.leave(seat(1));
-        members.take_said(7, Said::Whole(vec![]));
+        members.take_said(7, Said::Whole(vec![]), false);
         assert_eq!(news(&mut members), [("ann".to_owned(), true), ("ann".to_owned(), false)]);
         // Of whom a node has that ends another one tells, and only of those who are nowhere else.
         come(&mut members);
-        members.take_said(7, Said::Changed(vec![entry("bob", true, false, None)]));
+        members.take_said(7, Said::Changed(vec![entry("bob", true, false, None)]), false);
         news(&mut members);
-        members.is_gone(7, true);
+        members.forget_node(7, true);
         assert_eq!(
             (names(&members), news(&mut members)),
             (vec!["user:ann".into()], vec![("bob".to_owned(), false)])

@@ -138,7 +138,7 @@ pub(in crate::shard) struct Homes {
     /// Publications that were known again by their keys.
     duplicates: u64,
     sweep: u32,
-    turn: u64,
+    turn: u32,
     /// Some rules limit how often clients publish.
     some_are_limited: bool,
     /// Nothing is published any more.

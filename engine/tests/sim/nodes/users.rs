@@ -106,7 +106,7 @@ impl World {
                 return;
             }
         }
-        shared.revoked.is_told(&revocation);
+        shared.revoked.mark_told(&revocation);
         let (reply, answer) = oneshot::channel();
         let errand = Box::new(Errand::Revoke(revocation));
         if shards.request(ShardId(0), Request::Nodes(NodesRequest::Ask { errand, reply })).is_ok() {

@@ -39,7 +39,7 @@ impl Homes {
         }
         let most = self.parked_max();
         let mut waiting = self.waiting.iter().filter_map(|&index| self.homes.get(index));
-        waiting.any(|home| !home.is_held(self.turn + 1, most))
+        waiting.any(|home| !home.is_held(self.turn.wrapping_add(1), most))
     }
 
     pub(super) fn park(&mut self, index: u32, parked: Parked) {
@@ -100,7 +100,7 @@ impl Homes {
         budget: &mut usize,
         deliver: Deliver,
     ) -> (u64, Vec<Request>) {
-        self.turn += 1;
+        self.turn = self.turn.wrapping_add(1);
         let (mut published, mut requests) = (0, Vec::new());
         for _ in 0..self.waiting.len() {
             let Some(index) = self.waiting.pop_front() else { break };

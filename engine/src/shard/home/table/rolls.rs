@@ -202,10 +202,11 @@ impl Homes {
         let Some(index) = index else { return };
         let home = self.home_mut(index);
         let Some(rolls) = home.rolls.as_mut() else { return };
+        let quiet = !rolls.is_known(now_ms);
         if let Some(said) = rolls.heard(from, roll)
             && let Some(members) = &mut home.members
         {
-            members.take_said(from, said);
+            members.take_said(from, said, quiet);
         }
         self.members_changed(index, now_ms);
         self.release_waiting(index, now_ms);
@@ -218,7 +219,7 @@ impl Homes {
             let Some(rolls) = home.rolls.as_mut() else { continue };
             let tells = rolls.gone(instance, |other| own < other);
             if let Some(members) = &mut home.members {
-                members.is_gone(instance, tells);
+                members.forget_node(instance, tells);
                 self.members_changed(index, now_ms);
             }
         }
