@@ -206,6 +206,8 @@ pub(crate) struct World {
     disks: Vec<Disk>,
     /// What the API was told to be stored later.
     spooled: Vec<u64>,
+    /// Connections that clients have had.
+    left: Vec<ConnId>,
     sent: Vec<Sent>,
     revoked: Vec<RevokedToken>,
     /// So many tokens there ever were.
@@ -316,6 +318,7 @@ impl World {
             due: Vec::new(),
             disks: (0..setup.nodes).map(|_| Disk::default()).collect(),
             spooled: Vec::new(),
+            left: Vec::new(),
             sent: Vec::new(),
             revoked: Vec::new(),
             tokens: 0,
@@ -519,8 +522,7 @@ impl World {
 
     fn reconnect(&mut self) {
         let Some(at) = self.any_of().filter(|&at| self.clients[at].over) else { return };
-        // Nobody looks at the one before any more.
-        self.net.borrow_mut().tell_closed(self.clients[at].conn);
+        self.left.push(self.clients[at].conn);
         let (conn, node) = self.dial(at);
         note!(self.trace, "k{at}/c{conn} comes back, to n{node}");
         self.clients[at].reconnect(conn, node);
@@ -988,6 +990,9 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
+            for &conn in &self.left {
+                moved |= self.net.borrow_mut().tell_closed(conn);
+            }
             for at in 0..self.clients.len() {
                 moved |= self.read(at);
                 let conn = self.clients[at].conn;

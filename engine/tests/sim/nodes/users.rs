@@ -202,6 +202,15 @@ impl World {
         if self.setup.presence == Presence::Off {
             return;
         }
+        // Whoever was revoked at last has gone, and the others have heard it.
+        let over = |world: &World| world.clients.iter().filter(|own| own.over).count();
+        let mut quiet = 0;
+        while quiet < 2 {
+            let before = over(self);
+            self.pass(200);
+            self.settle();
+            quiet = if over(self) == before { quiet + 1 } else { 0 };
+        }
         let full = self.setup.presence == Presence::Full;
         for node in 0..self.nodes.len() {
             for (channel, name) in self.channels.names.clone().iter().enumerate() {
