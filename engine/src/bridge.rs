@@ -35,7 +35,7 @@ use ringfeed_protocol::{ChannelName, Refused};
 use crate::ids::ShardId;
 use crate::message::{
     Errand, ErrandId, FromUpstream, Gathered, Missing, NodesRequest, Post, Request, Revocation,
-    Shards, Stored, ToUpstream,
+    Roll, Shards, Stored, ToUpstream,
 };
 use crate::revoked::RevokedTable;
 use crate::seldom::Seldom;
@@ -56,6 +56,14 @@ const LOOK_MS: u64 = 20_000;
 
 /// Other processes that are remembered.
 const HEARD_MAX: usize = 4096;
+
+/// Channels that have ended while Redis is away, of which others are told later.
+const UNSAID_MAX: usize = 1 << 20;
+
+/// Who says nothing while so many beats of this process are heard is not there any more …
+const SILENT_BEATS: u64 = 4;
+/// … but not before so many were heard since it was connected: others may be connected later.
+const BEATS_FIRST: u64 = 10;
 
 /// Why something was not published.
 const AWAY: Refused =
@@ -99,9 +107,9 @@ enum UnderWay {
 
 /// Another process.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
-    /// When it was heard of last.
-    at_ms: u64,
+struct Alive {
+    /// So many beats of this process had been heard when it was heard of last.
+    at_beat: u64,
     /// That is so long ago that it counts as gone.
     gone: bool,
 }
@@ -113,8 +121,6 @@ pub struct Process {
     pub instance: u64,
     /// How long what needs Redis waits for it.
     pub patience_ms: u64,
-    /// Other processes that were not heard of for so long are not there any more.
-    pub alive_ms: u64,
     /// Whom it has revoked, and others have.
     pub revoked: Arc<RevokedTable>,
 }
@@ -124,8 +130,6 @@ pub struct Process {
 pub struct Bridge {
     state: State,
     patience_ms: u64,
-    /// Who was not heard of for so long is not there any more.
-    alive_ms: u64,
     now_ms: u64,
     /// Who this is to Redis: of all processes that ever were, this one.
     instance: u64,
@@ -146,10 +150,15 @@ pub struct Bridge {
     /// … and of so many of each other process something was heard.
     heard: HashMap<u64, u64>,
     /// Other processes that say anything at all.
-    alive: BTreeMap<u64, Heard>,
+    alive: BTreeMap<u64, Alive>,
+    /// Of this process, all that were heard, and those before the connection that there is.
+    beats: u64,
+    beats_before: u64,
     errands: Errands,
     revoked: Arc<RevokedTable>,
     revoked_lost: Seldom,
+    /// Channels that have ended here while nobody could be told, and whether they are numbered.
+    unsaid: Vec<(ChannelName, bool)>,
     /// Redis was looked into so often for those whom it keeps, …
     looks: u64,
     /// … the last time then; `None` while that goes on.
@@ -179,6 +188,8 @@ pub enum Told {
     Gathered(Asker, Gathered),
     /// All shards: somebody is let in no more.
     Revoked(Revocation),
+    /// All shards: another process that was taken for gone is there.
+    Back(u64),
     /// All shards: another process is not there any more; and which one this is.
     Gone(u64, u64),
 }
@@ -200,6 +211,9 @@ impl Told {
             Told::Gathered((to, ticket), gathered) => {
                 put(to, Request::Nodes(NodesRequest::Gathered { ticket, gathered }));
             }
+            Told::Back(instance) => {
+                shards.ids().for_each(|to| put(to, Request::NodeBack(instance)));
+            }
             Told::Gone(instance, own) => {
                 shards.ids().for_each(|to| put(to, Request::NodeGone { instance, own }));
             }
@@ -213,11 +227,10 @@ impl Told {
 impl Bridge {
     /// A bridge that is not connected yet.
     pub fn new(process: Process, now_ms: u64) -> Bridge {
-        let Process { instance, patience_ms, alive_ms, revoked } = process;
+        let Process { instance, patience_ms, revoked } = process;
         Bridge {
             state: State::Down { since_ms: now_ms, given_up: false },
             patience_ms,
-            alive_ms,
             now_ms,
             instance,
             ways: BTreeMap::new(),
@@ -232,9 +245,12 @@ impl Bridge {
             shares: 0,
             heard: HashMap::new(),
             alive: BTreeMap::new(),
+            beats: 0,
+            beats_before: 0,
             errands: Errands::default(),
             revoked,
             revoked_lost: Seldom::default(),
+            unsaid: Vec::new(),
             looks: 0,
             looked_ms: None,
             was_up: false,
@@ -341,7 +357,12 @@ impl Bridge {
                 self.share();
             }
             ToUpstream::Roll { channel, numbered, to, roll } => {
-                if self.is_up() {
+                if !self.is_up() {
+                    // What is there is said anew once it can be; that nothing is, nobody would say.
+                    if !roll.has_it && to.is_none() && self.unsaid.len() < UNSAID_MAX {
+                        self.unsaid.push((channel, numbered));
+                    }
+                } else {
                     let bytes = rolls::encode(self.instance, &channel, &roll);
                     let to = match to {
                         Some(instance) => To::Process(instance),
@@ -367,8 +388,7 @@ impl Bridge {
     /// Redis can be reached, on connections that know nothing of what was asked before.
     pub fn connected(&mut self) {
         self.state = State::Up;
-        // Nobody could be heard meanwhile.
-        self.alive.values_mut().for_each(|own| own.at_ms = self.now_ms);
+        self.beats_before = self.beats;
         let mut followed = Vec::new();
         for (channel, way) in &mut self.ways {
             if way.followed {
@@ -378,6 +398,10 @@ impl Bridge {
         }
         if !followed.is_empty() {
             self.command(Command::Subscribe(followed));
+        }
+        for (channel, numbered) in std::mem::take(&mut self.unsaid) {
+            let roll = Roll { whole: true, first: true, ..Roll::default() };
+            self.wanted(ToUpstream::Roll { channel, numbered, to: None, roll });
         }
         // Homes ask again, each from where it stands.
         self.told.push(Told::Resume);
@@ -415,16 +439,12 @@ impl Bridge {
     /// Time has passed: what has waited too long for Redis is told so.
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
-        let Bridge { errands, alive, alive_ms, .. } = self;
-        errands.tick(now_ms, || {
-            let lately = |(_, own): &(_, &Heard)| now_ms.saturating_sub(own.at_ms) < *alive_ms;
-            alive.iter().filter(lately).map(|(instance, _)| *instance).collect()
-        });
+        let alive = self.alive.iter().filter(|(_, own)| !own.gone).map(|(instance, _)| *instance);
+        self.errands.tick(now_ms, || alive.clone().collect());
         if self.spooling.as_mut().is_some_and(|spooling| spooling.tick(now_ms)) {
             self.replay_all();
         }
         if self.is_up() {
-            self.look_who_is_gone();
             self.spool_what_is_late(now_ms);
             if self.looked_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) >= LOOK_MS) {
                 self.look_at_revocations();
@@ -746,7 +766,7 @@ mod tests {
     #[test]
     fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
         let revoked = Arc::new(RevokedTable::new(1));
-        let process = Process { instance: 1, patience_ms: 1000, alive_ms: 1000, revoked };
+        let process = Process { instance: 1, patience_ms: 1000, revoked };
         let mut bridge = Bridge::new(process, 0);
         bridge.connected();
         let channel = ChannelName::new("a").unwrap();

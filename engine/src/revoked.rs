@@ -1,6 +1,6 @@
 //! Who is revoked, as the shards of this node were told, and until when each is kept.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -15,6 +15,8 @@ use crate::message::{Revocation, Revoked};
 pub struct RevokedTable {
     all: DashMap<Whom, Word>,
     most: AtomicUsize,
+    /// When it was looked who is over, in seconds since 1970.
+    swept: AtomicU64,
 }
 
 /// One who is revoked. Of a user only the newest word counts.
@@ -58,7 +60,11 @@ fn taken_apart(Revocation { whom, until }: &Revocation) -> (Whom, Word) {
 impl RevokedTable {
     /// With room for so many.
     pub fn new(most: u32) -> RevokedTable {
-        RevokedTable { all: DashMap::new(), most: AtomicUsize::new(most as usize) }
+        RevokedTable {
+            all: DashMap::new(),
+            most: AtomicUsize::new(most as usize),
+            swept: AtomicU64::new(0),
+        }
     }
 
     /// There is room for so many from now on.
@@ -72,6 +78,10 @@ impl RevokedTable {
         let most = self.most.load(Ordering::Relaxed);
         if self.all.len() >= most && !self.all.contains_key(&whom) {
             let now = Clock::Machine.unix_s();
+            // Looking through all of them takes a while.
+            if self.swept.swap(now, Ordering::Relaxed) == now {
+                return None;
+            }
             self.all.retain(|_, own| own.until > now);
             if self.all.len() >= most {
                 return None;

@@ -7,11 +7,16 @@ use bytes::Bytes;
 
 use super::command::{Command, To};
 use super::errands::{self, Asker};
-use super::{Bridge, HEARD_MAX, Heard, Told, UnderWay, item, rolls};
+use super::{Alive, BEATS_FIRST, Bridge, HEARD_MAX, SILENT_BEATS, Told, UnderWay, item, rolls};
 use crate::message::{
     Errand, ErrandId, FromUpstream, Missing, Outcome, Revocation, Shards, ToUpstream,
 };
 use crate::revoked::Added;
+
+/// The number of revocations that Redis is given back.
+const RESTORED: u64 = u64::MAX;
+/// So many are, each time that Redis is looked into.
+const RESTORED_AT_ONCE: usize = 1000;
 
 impl Bridge {
     /// Asks something of all other nodes.
@@ -48,12 +53,16 @@ impl Bridge {
                 connection.shard
             }
             Errand::Connection { .. } | Errand::Revoke(_) => {
+                let mut outcome = Outcome::default();
                 if let Errand::Revoke(revocation) = errand {
                     let added = self.revoked.add(&revocation);
+                    outcome.no_room = added.is_none();
                     self.revoked_elsewhere(revocation, added);
                 }
-                // Nobody here has it; or all shards have it from now on.
-                self.wanted(ToUpstream::Outcome { of: id, outcome: Outcome::default() });
+                // Nobody here has it; or all shards have it from now on. Of what is only given back nobody wants to hear.
+                if id.number != RESTORED {
+                    self.wanted(ToUpstream::Outcome { of: id, outcome });
+                }
                 return true;
             }
         };
@@ -79,16 +88,22 @@ impl Bridge {
                 return;
             }
         }
-        let now = Heard { at_ms: self.now_ms, gone: false };
+        let now = Alive { at_beat: self.beats, gone: false };
         if self.alive.insert(instance, now).is_some_and(|own| own.gone) {
             // It may not know that it was taken for gone, and says nothing of what it has said before.
-            self.told.push(Told::Resume);
+            self.told.push(Told::Back(instance));
         }
     }
 
-    pub(super) fn look_who_is_gone(&mut self) {
+    /// This process hears itself: what others say comes the same way, so whoever is there would have been heard, too.
+    fn own_beat(&mut self) {
+        self.beats += 1;
+        if self.beats - self.beats_before < BEATS_FIRST {
+            return;
+        }
         for (instance, own) in &mut self.alive {
-            if !own.gone && self.now_ms.saturating_sub(own.at_ms) >= self.alive_ms {
+            let since = own.at_beat.max(self.beats_before);
+            if !own.gone && self.beats - since >= SILENT_BEATS {
                 own.gone = true;
                 self.told.push(Told::Gone(*instance, self.instance));
             }
@@ -126,6 +141,9 @@ impl Bridge {
     /// Another node, or this one, says what should have been heard of it. Whether that is what ringfeed says.
     pub fn beat_heard(&mut self, bytes: &Bytes) -> bool {
         let Some((instance, number)) = item::decode_beat(bytes) else { return false };
+        if instance == self.instance {
+            self.own_beat();
+        }
         self.heard_of(instance, number, 0);
         true
     }
@@ -174,9 +192,9 @@ impl Bridge {
     /// Whoever is revoked and Redis does not know of, since it was away then or has lost it, it is told of once more.
     pub(super) fn restore_revocations(&mut self) {
         self.looked_ms = Some(self.now_ms);
-        for revocation in self.revoked.not_kept(self.looks) {
-            // Nobody waits for an answer: a number that no errand has.
-            self.pass_on(u64::MAX, Errand::Revoke(revocation));
+        let missing = self.revoked.not_kept(self.looks);
+        for revocation in missing.into_iter().take(RESTORED_AT_ONCE) {
+            self.pass_on(RESTORED, Errand::Revoke(revocation));
         }
     }
 }

@@ -5,7 +5,7 @@
 //! entry: kind u8 (0 user, 1 connection) | length u8, user  or  shard u16, connection u64 | flags u8 | [length u32, info]
 //! ```
 //!
-//! all numbers big-endian; the bits of the first flags, from the lowest: it is whole, it goes on in another one, it asks, it is the first; of those
+//! all numbers big-endian; the bits of the first flags, from the lowest: it is whole, it goes on in another one, it asks, it is the first, the channel is there at all; of those
 //! of an entry: they are there, they were nowhere else, there is info. These messages come on the same channels of Redis as a
 //! channel's publications, or as answers to errands, and are told apart by their version. Bytes from Redis are from outside:
 //! what does not fit is refused.
@@ -22,6 +22,7 @@ const WHOLE: u8 = 1;
 const MORE: u8 = 1 << 1;
 const ASKS: u8 = 1 << 2;
 const FIRST: u8 = 1 << 3;
+const HAS_IT: u8 = 1 << 4;
 const IS_THERE: u8 = 1;
 const LAST: u8 = 1 << 1;
 const HAS_INFO: u8 = 1 << 2;
@@ -33,12 +34,12 @@ pub(super) fn is_roll(bytes: &[u8]) -> bool {
 
 /// Writes one.
 pub(super) fn encode(instance: u64, channel: &ChannelName, roll: &Roll) -> Bytes {
-    let Roll { whole, first, more, asks, subscribers, entries } = roll;
+    let Roll { whole, first, more, asks, has_it, subscribers, entries } = roll;
     let mut out = BytesMut::with_capacity(64 + channel.len() + roll.cost());
     out.put_u8(VERSION);
     out.put_u64(instance);
     let flag = |is: bool, bit: u8| if is { bit } else { 0 };
-    let place = flag(*first, FIRST) | flag(*more, MORE);
+    let place = flag(*first, FIRST) | flag(*more, MORE) | flag(*has_it, HAS_IT);
     out.put_u8(flag(*whole, WHOLE) | place | flag(*asks, ASKS));
     out.put_u32(*subscribers);
     // Names of channels and ids of users have at most 255 bytes.
@@ -80,8 +81,9 @@ pub(super) fn decode(bytes: &Bytes) -> Option<(u64, ChannelName, Roll)> {
         entries.push(entry(&mut rest)?);
     }
     let is = |bit: u8| flags & bit != 0;
-    let (whole, first, more, asks) = (is(WHOLE), is(FIRST), is(MORE), is(ASKS));
-    Some((instance, channel, Roll { whole, first, more, asks, subscribers, entries }))
+    let (whole, first, more) = (is(WHOLE), is(FIRST), is(MORE));
+    let (asks, has_it) = (is(ASKS), is(HAS_IT));
+    Some((instance, channel, Roll { whole, first, more, asks, has_it, subscribers, entries }))
 }
 
 fn entry(rest: &mut Reader) -> Option<RollEntry> {
@@ -124,8 +126,8 @@ mod tests {
             entry(Someone::Connection(connection), false, true, None),
             entry(Someone::User(UserId::new("bob").unwrap()), true, false, None),
         ];
-        let (whole, first, more, asks) = (true, true, false, true);
-        let roll = Roll { whole, first, more, asks, subscribers: 4, entries };
+        let (whole, first, more, asks, has_it) = (true, true, false, true, true);
+        let roll = Roll { whole, first, more, asks, has_it, subscribers: 4, entries };
         let bytes = encode(9, &channel, &roll);
         assert!(is_roll(&bytes));
         assert_eq!(decode(&bytes), Some((9, channel, roll)));

@@ -184,9 +184,8 @@ impl Runner {
         let redis = &config.redis;
         let instance = rand::random();
         let now = Instant::now();
-        let alive_ms = PINGS_MISSED_MAX.saturating_mul(redis.ping_interval_ms.into());
         let (patience_ms, revoked) = (redis.patience_ms.into(), shared.revoked.clone());
-        let mut bridge = Bridge::new(Process { instance, patience_ms, alive_ms, revoked }, 0);
+        let mut bridge = Bridge::new(Process { instance, patience_ms, revoked }, 0);
         let spool = spool.map(|(spool, waiting)| {
             let count: u64 = waiting.values().map(|&count| u64::from(count)).sum();
             if count > 0 {

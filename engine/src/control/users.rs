@@ -146,7 +146,7 @@ struct ConnectionReply {
     responses(
         (status = 200, description = "Handed to so many connections: 0 where nobody is there", body = ReachedReply),
         (status = "4XX", description = "Not sent", body = ApiError),
-        (status = "5XX", description = "Too much waits for connections, and nobody gets it; or a shard does not answer, and whether it was sent is not known", body = ApiError),
+        (status = "5XX", description = "Too much waits for connections, and nobody gets it; or a shard does not answer, and whether it was sent is not known; or not all nodes do, and some may have it, as far as the message says", body = ApiError),
     ),
     security(("bearer" = ["users"]), ("key" = ["users"]))
 )]
@@ -168,7 +168,7 @@ pub(super) async fn send(
     responses(
         (status = 200, description = "So many are closed", body = ReachedReply),
         (status = "4XX", description = "None is closed", body = ApiError),
-        (status = "5XX", description = "A shard does not answer", body = ApiError),
+        (status = "5XX", description = "A shard does not answer, or not all nodes do: done as far as the message says", body = ApiError),
     ),
     security(("bearer" = ["connections"]), ("key" = ["connections"]))
 )]
@@ -200,7 +200,7 @@ pub(super) async fn disconnect(
     responses(
         (status = 200, description = "So many were told; those that have not subscribed count, too", body = ReachedReply),
         (status = "4XX", description = "Nothing was done", body = ApiError),
-        (status = "5XX", description = "A shard does not answer", body = ApiError),
+        (status = "5XX", description = "A shard does not answer, or not all nodes do: done as far as the message says", body = ApiError),
     ),
     security(("bearer" = ["connections"]), ("key" = ["connections"]))
 )]
@@ -223,7 +223,7 @@ pub(super) async fn unsubscribe(
     responses(
         (status = 200, description = "The connections", body = ConnectionsReply),
         (status = "4XX", description = "The request is refused", body = ApiError),
-        (status = "5XX", description = "A shard does not answer", body = ApiError),
+        (status = "5XX", description = "A shard does not answer, or not all nodes do: done as far as the message says", body = ApiError),
     ),
     security(("bearer" = ["users"]), ("key" = ["users"]))
 )]
@@ -299,7 +299,11 @@ pub(super) async fn revoke(
         let errand = Box::new(Errand::Revoke(revocation));
         let ask = Request::Nodes(NodesRequest::Ask { errand, reply });
         publish::send(&state, ShardId(0), ask, deadline).await?;
-        publish::receive(answer, deadline).await??;
+        if publish::receive(answer, deadline).await??.no_room {
+            let message =
+                "not all nodes know it: one has no room for more (limits.revocations_max)";
+            return Err(ApiError::new(Code::Busy, message));
+        }
     }
     Ok(Json(RevokedReply { revoked }))
 }

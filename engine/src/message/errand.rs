@@ -63,6 +63,8 @@ pub struct Outcome {
     pub connections: Vec<Listed>,
     /// Connections are behind with what is sent to them, and so nobody was sent it; of several nodes, on one of them.
     pub behind: bool,
+    /// There is no room for who is revoked.
+    pub no_room: bool,
 }
 
 impl Outcome {
@@ -73,10 +75,11 @@ impl Outcome {
     }
 
     /// Of several nodes.
-    pub(crate) fn add(&mut self, Outcome { reached, connections, behind }: Outcome) {
+    pub(crate) fn add(&mut self, Outcome { reached, connections, behind, no_room }: Outcome) {
         self.reached = self.reached.saturating_add(reached);
         self.connections.extend(connections);
         self.behind |= behind;
+        self.no_room |= no_room;
     }
 }
 

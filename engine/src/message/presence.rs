@@ -140,6 +140,8 @@ pub struct Roll {
     pub more: bool,
     /// The others are to say it of themselves, too.
     pub asks: bool,
+    /// Whether the channel is there at all.
+    pub has_it: bool,
     /// Subscriptions there.
     pub subscribers: u32,
     /// Users, and connections without one, where that is kept.

@@ -334,6 +334,8 @@ pub enum Request {
     Resume,
     /// What nodes ask of one another.
     Nodes(NodesRequest),
+    /// Another process that was taken for gone is there.
+    NodeBack(u64),
     /// Another process is not there any more: nobody is on any channel there.
     NodeGone {
         /// Which.
@@ -489,6 +491,7 @@ impl Request {
             | Request::Connection { .. }
             | Request::Revoke(_)
             | Request::Nodes(_)
+            | Request::NodeBack(_)
             | Request::NodeGone { .. }
             | Request::Resume
             | Request::Missed(_)

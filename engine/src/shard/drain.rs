@@ -75,6 +75,8 @@ impl<W: Wire> Shard<W> {
     /// Tells clients that have everything to come back later, and closes them. After the flush of a turn.
     pub(super) fn drain_some(&mut self) {
         self.close_homes();
+        // There may be no tick any more.
+        self.homes.tell_rolls(self.work_ms);
         if !self.all_closed() || !self.own.is_empty() {
             return;
         }

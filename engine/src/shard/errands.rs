@@ -13,7 +13,8 @@ use crate::message::{
 };
 
 /// Why an order of another node has reached nobody who is there.
-const BEHIND: &str = "connections are behind with what is sent to them, on another node";
+const BEHIND: &str =
+    "not all nodes have sent it: on one of them connections are behind with what is sent to them";
 
 /// Who wants to know what has come of it, with what has come of it here.
 #[derive(Debug)]

@@ -581,6 +581,7 @@ impl<W: Wire> Shard<W> {
                 drop(deliver);
                 self.take_released();
             }
+            Request::NodeBack(instance) => homes.node_is_back(instance),
             Request::NodeGone { instance, own } => {
                 homes.node_is_gone(instance, own, self.work_ms);
             }

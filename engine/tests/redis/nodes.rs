@@ -329,7 +329,9 @@ fn a_node_waits_for_a_redis_that_comes_later_and_says_so() {
     // What others may have published before it did not hear.
     let gap = client.receive();
     assert_eq!((&gap["type"], &gap["channel"]), (&json!("gap"), &json!("b.1")), "{gap}");
-    client.subscribe("n.1");
+    let subscribe = json!({"type": "subscribe", "id": 1, "channel": "n.1"});
+    let mut ask = || client.ask(subscribe.clone())["type"].clone();
+    wait_until("the shard knows it, too", &mut ask, |kind| *kind == "subscribed");
     a.publish("n.1", json!(4));
     assert_eq!(client.receive()["data"], 4);
 }

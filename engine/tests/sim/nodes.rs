@@ -54,8 +54,6 @@ use users::{RevokedToken, Sent};
 
 /// How long what needs Redis waits for it.
 const PATIENCE_MS: u64 = 2000;
-/// Who was not heard of for so long is not there any more.
-const ALIVE_MS: u64 = 3000;
 /// Rounds in which everything under way must have arrived.
 const ROUNDS_MAX: u32 = 50_000;
 
@@ -378,9 +376,9 @@ impl World {
         });
         let shards = shards.collect();
         let instance = self.dice.number();
-        let (patience_ms, alive_ms) = (PATIENCE_MS, ALIVE_MS);
+        let patience_ms = PATIENCE_MS;
         let revoked = shared.revoked.clone();
-        let process = Process { instance, patience_ms, alive_ms, revoked };
+        let process = Process { instance, patience_ms, revoked };
         let mut bridge = Bridge::new(process, self.now_ms());
         if self.setup.spools {
             bridge.use_spool(self.disks[number].channels());

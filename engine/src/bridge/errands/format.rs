@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! errand:      version u8 = 1 | instance u64 | number u64 | body
-//! answer:      version u8 = 1 | instance u64 | number u64 | reached u32 | behind u8 | (shard u16, connection u64, since u64) …
+//! answer:      version u8 = 1 | instance u64 | number u64 | reached u32 | flags u8 (1 behind, 2 no room) | (shard u16, connection u64, since u64) …
 //! revocation:  kind u8 (0 token, 1 user) | length u8, id | before u64 | until u64
 //! ```
 //!
@@ -135,13 +135,13 @@ pub(in crate::bridge) fn decode_errand(bytes: &Bytes) -> Option<(ErrandId, Erran
 
 /// Writes what the process `instance` has to say to the `number`th errand of another one.
 pub(in crate::bridge) fn encode_answer(instance: u64, number: u64, outcome: &Outcome) -> Bytes {
-    let Outcome { reached, connections, behind } = outcome;
+    let Outcome { reached, connections, behind, no_room } = outcome;
     let mut out = BytesMut::with_capacity(32 + 18 * connections.len());
     out.put_u8(VERSION);
     out.put_u64(instance);
     out.put_u64(number);
     out.put_u32(*reached);
-    out.put_u8(u8::from(*behind));
+    out.put_u8(u8::from(*behind) | u8::from(*no_room) << 1);
     for Listed { connection, since } in connections {
         put_connection(&mut out, *connection);
         out.put_u64(*since);
@@ -153,8 +153,9 @@ pub(in crate::bridge) fn encode_answer(instance: u64, number: u64, outcome: &Out
 pub(in crate::bridge) fn decode_answer(bytes: &Bytes) -> Option<(u64, u64, Outcome)> {
     let mut rest = Reader(bytes.clone());
     let (instance, number) = rest.counted()?;
-    let (reached, behind) = (rest.u32()?, rest.u8()? != 0);
-    let mut outcome = Outcome { reached, behind, ..Outcome::default() };
+    let (reached, flags) = (rest.u32()?, rest.u8()?);
+    let (behind, no_room) = (flags & 1 != 0, flags & 2 != 0);
+    let mut outcome = Outcome { reached, behind, no_room, ..Outcome::default() };
     while !rest.0.is_empty() {
         let connection = connection(&mut rest)?;
         outcome.connections.push(Listed { connection, since: rest.u64()? });
@@ -280,7 +281,7 @@ mod tests {
         let connection = ConnectionId { shard: ShardId(3), number: 5 };
         let listed = Listed { connection, since: 1_700_000_000 };
         for connections in [vec![], vec![listed], vec![listed; 3]] {
-            let outcome = Outcome { reached: 4, behind: true, connections };
+            let outcome = Outcome { reached: 4, behind: true, no_room: false, connections };
             let bytes = encode_answer(7, 9, &outcome);
             assert_eq!(decode_answer(&bytes), Some((7, 9, outcome)));
             assert_eq!(decode_answer(&bytes.slice(..bytes.len() - 1)), None);

@@ -18,6 +18,9 @@ use crate::message::{Caller, Present, RollEntry, Someone};
 /// What an entry of a page takes beside what is shown of somebody, in bytes, about.
 const ENTRY_BYTES: usize = 64;
 
+/// Users who have gone with their node may be remembered; above it they are forgotten.
+const MISSED_MAX: usize = 65_536;
+
 /// The session of a member.
 pub(super) type Seat = (ShardId, SessionId);
 
@@ -36,8 +39,8 @@ struct Member {
 struct There {
     /// Sessions of this node.
     connections: u32,
-    /// Other nodes where they are.
-    elsewhere: Vec<u64>,
+    /// Other nodes where they are, and what these show of them.
+    elsewhere: Vec<(u64, Arc<Identity>)>,
     /// Of the one that came last, of those of this node where there are any: what is shown of them.
     identity: Arc<Identity>,
     /// They have left this node while another one had them, which may not have known that.
@@ -60,6 +63,8 @@ pub(super) struct Members {
     news: Vec<(UserId, bool, Arc<Identity>)>,
     /// Who has changed on this node, and whether they were nowhere else, where other nodes are told.
     moved: Option<BTreeMap<Someone, bool>>,
+    /// Of whom the application was told that they had left, since their node was not heard any more.
+    missed: BTreeMap<Someone, u64>,
     /// Subscribers are not told of what changes now.
     quiet: bool,
     /// What they are asked to confirm.
@@ -67,6 +72,11 @@ pub(super) struct Members {
 }
 
 impl There {
+    /// Whether they are on another node.
+    fn is_on(&self, instance: u64) -> bool {
+        self.elsewhere.iter().any(|(own, _)| *own == instance)
+    }
+
     /// Nowhere yet.
     fn new(identity: &Arc<Identity>) -> There {
         let (identity, elsewhere) = (identity.clone(), Vec::new());
@@ -159,6 +169,7 @@ impl Members {
         }
         if !self.present.contains_key(&who) {
             self.hear(&who, true, identity);
+            self.missed.remove(&who);
         }
         if self.moved.is_some() {
             self.has_moved(&who, false);
@@ -182,6 +193,20 @@ impl Members {
         } else {
             (there.connections, there.may_be_last) = (0, true);
             self.has_moved(who, false);
+            self.show_elsewhere(who);
+        }
+    }
+
+    /// Shows somebody who is not on this node as another one does.
+    fn show_elsewhere(&mut self, who: &Someone) {
+        let there = self.present.get(who).filter(|there| there.connections == 0);
+        let Some((_, identity)) = there.and_then(|there| there.elsewhere.last()) else { return };
+        let identity = identity.clone();
+        if self.is_shown_otherwise(who, &identity) {
+            self.change(who);
+        }
+        if let Some(there) = self.present.get_mut(who) {
+            there.identity = identity;
         }
     }
 
@@ -198,9 +223,8 @@ impl Members {
             Said::Changed(entries) => entries,
             Said::Whole(entries) => {
                 let there: BTreeSet<&Someone> = entries.iter().map(|own| &own.who).collect();
-                let is_left = |(who, own): &(&Someone, &There)| {
-                    own.elsewhere.contains(&from) && !there.contains(who)
-                };
+                let is_left =
+                    |(who, own): &(&Someone, &There)| own.is_on(from) && !there.contains(who);
                 let left = self.present.iter().filter(is_left).map(|(who, _)| who.clone());
                 for who in left.collect::<Vec<_>>() {
                     self.leave_elsewhere(&who, from, false);
@@ -221,45 +245,63 @@ impl Members {
             Someone::User(user) => Some(user.clone()),
             Someone::Connection(_) => None,
         };
-        let is_here = self.present.get(&who).is_some_and(|there| there.connections > 0);
         let identity = Arc::new(Identity { user, info, ..Identity::default() });
-        if !is_here && self.is_shown_otherwise(&who, &identity) {
+        if !self.present.contains_key(&who) {
             self.change(&who);
+            if self.missed.get(&who) == Some(&from) {
+                // The application was told that they had left with their node, which is there after all.
+                self.hear(&who, true, &identity);
+            }
         }
-        let there = self.present.entry(who).or_insert_with(|| There::new(&identity));
-        if !is_here {
-            there.identity = identity;
+        self.missed.remove(&who);
+        let there = self.present.entry(who.clone()).or_insert_with(|| There::new(&identity));
+        match there.elsewhere.iter_mut().find(|(own, _)| *own == from) {
+            Some((_, known)) => *known = identity,
+            None => there.elsewhere.push((from, identity)),
         }
-        if !there.elsewhere.contains(&from) {
-            there.elsewhere.push(from);
-        }
+        self.show_elsewhere(&who);
     }
 
     /// Somebody has left another node; `told` where the application hears of it from there, if it is to.
     fn leave_elsewhere(&mut self, who: &Someone, from: u64, told: bool) {
         let Some(there) = self.present.get_mut(who) else { return };
-        there.elsewhere.retain(|own| *own != from);
-        if there.connections == 0 && there.elsewhere.is_empty() {
-            self.change(who);
-            if let Some(there) = self.present.remove(who)
-                && there.may_be_last
-                && !told
-            {
-                // Both have left while each thought that the other had them.
-                self.hear(who, false, &there.identity);
+        there.elsewhere.retain(|(own, _)| *own != from);
+        match (there.connections, there.elsewhere.is_empty()) {
+            (0, true) => {
+                self.change(who);
+                if let Some(there) = self.present.remove(who)
+                    && there.may_be_last
+                    && !told
+                {
+                    // Both have left while each thought that the other had them.
+                    self.hear(who, false, &there.identity);
+                }
             }
+            (0, false) => self.show_elsewhere(who),
+            // They have come here before that was heard, and so nobody has told of that.
+            (_, true) if told => {
+                let identity = there.identity.clone();
+                self.hear(who, true, &identity);
+            }
+            _ => {}
         }
     }
 
     /// Another node is not there any more, and nobody on it; whether the application is told from here.
     pub(super) fn forget_node(&mut self, instance: u64, tells: bool) {
-        let there = self.present.iter_mut().filter(|(_, own)| own.elsewhere.contains(&instance));
+        let there = self.present.iter_mut().filter(|(_, own)| own.is_on(instance));
         let there = there.map(|(who, own)| {
             own.may_be_last |= tells;
             who.clone()
         });
         for who in there.collect::<Vec<_>>() {
             self.leave_elsewhere(&who, instance, false);
+            if tells && self.heard && !self.present.contains_key(&who) {
+                if self.missed.len() >= MISSED_MAX {
+                    self.missed.clear();
+                }
+                self.missed.insert(who, instance);
+            }
         }
     }
 

@@ -62,9 +62,15 @@ impl NewsQueue {
     /// Something has changed.
     pub(super) fn add(&mut self, change: Change) {
         let key = (change.channel.clone(), change.user.clone());
-        // Who has come and was not told of has not come.
-        if let Some(number) = self.numbers.remove(&key) {
-            self.waiting.remove(&number);
+        // Who has come and was not told of has not come. With several nodes the same may be said twice.
+        let known = self.numbers.get(&key).copied();
+        if let Some(before) = known.and_then(|number| self.waiting.get_mut(&number)) {
+            if before.joined == change.joined {
+                *before = change;
+                return;
+            }
+            self.waiting.remove(&known.unwrap_or_default());
+            self.numbers.remove(&key);
             return;
         }
         self.numbers.insert(key, self.next);

@@ -14,8 +14,8 @@ const PATIENCE_MS: u64 = 2000;
 #[derive(Debug, Default)]
 struct Other {
     subscribers: u32,
-    /// What has come of who is there, while more is to come.
-    parts: Vec<RollEntry>,
+    /// What has come of who is there, from its beginning, while more is to come.
+    parts: Option<Vec<RollEntry>>,
 }
 
 /// The others were asked.
@@ -66,7 +66,9 @@ impl Rolls {
     /// The others are asked now.
     pub(super) fn ask(&mut self, now_ms: u64) {
         (self.due, self.dirty) = (false, false);
-        self.asked = Some(Asked::at(now_ms));
+        // Who waits already does not wait longer for that.
+        let since_ms = self.asked.as_ref().map_or(now_ms, |asked| asked.at_ms);
+        self.asked = Some(Asked::at(since_ms));
     }
 
     /// So many were asked.
@@ -79,32 +81,36 @@ impl Rolls {
 
     /// Another node says who is there. Returns what that is, once it has said all of it.
     pub(super) fn heard(&mut self, from: u64, roll: Roll) -> Option<Said> {
-        let Roll { whole, first, more, subscribers, mut entries, .. } = roll;
+        let Roll { whole, first, more, asks, has_it, subscribers, mut entries } = roll;
+        if whole && !more && !asks {
+            // What it says of itself to all is no answer: it may be of before.
+            if let Some(asked) = &mut self.asked {
+                asked.answered.insert(from);
+                self.settle();
+            }
+        }
+        if !has_it {
+            self.others.remove(&from);
+            return Some(Said::Whole(Vec::new()));
+        }
         let other = self.others.entry(from).or_default();
         other.subscribers = subscribers;
         if !whole {
             return Some(Said::Changed(entries));
         }
         if first {
-            other.parts.clear();
+            other.parts = Some(Vec::new());
         }
-        if more {
-            other.parts.append(&mut entries);
-            return None;
-        }
-        let mut all = std::mem::take(&mut other.parts);
-        all.append(&mut entries);
-        if let Some(asked) = &mut self.asked {
-            asked.answered.insert(from);
-            self.settle();
-        }
-        Some(Said::Whole(all))
+        // Of what has begun before anything was heard, the beginning is missing.
+        other.parts.as_mut()?.append(&mut entries);
+        if more { None } else { other.parts.take().map(Said::Whole) }
     }
 
-    /// Another node is not there any more. Returns whether this is the one, of those that know it, that tells of who was there.
-    pub(super) fn gone(&mut self, instance: u64, own_is_lower: impl Fn(u64) -> bool) -> bool {
-        self.others.remove(&instance);
-        self.others.keys().all(|&other| own_is_lower(other))
+    /// Another node is not there any more. Returns whether this is the one, of those that have the channel, that tells of who
+    /// was there; `None` where it did not have it.
+    pub(super) fn gone(&mut self, instance: u64, own: u64) -> Option<bool> {
+        self.others.remove(&instance)?;
+        Some(self.others.keys().all(|&other| own < other))
     }
 
     /// Subscriptions on other nodes.
@@ -156,7 +162,8 @@ mod tests {
     }
 
     fn roll(whole: bool, more: bool, subscribers: u32, entries: Vec<RollEntry>) -> Roll {
-        Roll { whole, first: true, more, asks: false, subscribers, entries }
+        let (first, asks, has_it) = (true, false, true);
+        Roll { whole, first, more, asks, has_it, subscribers, entries }
     }
 
     #[test]
@@ -178,9 +185,18 @@ mod tests {
         assert_eq!(said, Some(Said::Whole(vec![entry(1), entry(2)])));
         assert!(rolls.is_known(0));
         assert_eq!((rolls.take_waiting(0).len(), rolls.subscribers()), (1, 5));
-        assert!(!rolls.gone(3, |_| false));
-        assert!(rolls.gone(1, |other| other == 2));
+        // Nor is what somebody says to all, or the end of what has begun before.
+        let to_all = Roll { asks: true, ..roll(true, false, 7, vec![]) };
+        assert_eq!(rolls.heard(4, to_all), Some(Said::Whole(vec![])));
+        assert_eq!(rolls.heard(5, Roll { first: false, ..roll(true, false, 0, vec![]) }), None);
+        assert_eq!(
+            (rolls.gone(9, 0), rolls.gone(3, 10), rolls.gone(4, 10)),
+            (None, Some(false), Some(false))
+        );
+        assert_eq!((rolls.gone(5, 10), rolls.gone(1, 1)), (Some(false), Some(true)));
         assert_eq!(rolls.subscribers(), 1);
+        let nothing = Roll { has_it: false, ..roll(true, false, 0, vec![]) };
+        assert_eq!((rolls.heard(2, nothing), rolls.gone(2, 0)), (Some(Said::Whole(vec![])), None));
     }
 
     #[test]

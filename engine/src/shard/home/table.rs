@@ -677,6 +677,9 @@ impl Homes {
         });
         if idle && let Some(home) = self.homes.remove(index) {
             self.by_name.remove(&home.name);
+            if home.rolls.is_some() {
+                self.close_roll(home.name.clone(), home.following.is_some());
+            }
             if home.following.is_some() {
                 self.outgoing.push(ToUpstream::Unfollow { channel: home.name });
             }

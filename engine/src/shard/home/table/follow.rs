@@ -541,8 +541,8 @@ impl Homes {
             }
             self.roll_is_due(index, now_ms);
             let Some(following) = self.home_mut(index).following.as_mut() else { continue };
-            // Whatever was asked before is not answered any more.
-            following.awaits = false;
+            // Whatever was asked before is not answered any more; what is asked now will be, and is waited for.
+            (following.awaits, following.away) = (false, false);
             if matches!(following.older, Older::Reading(_)) {
                 following.older = Older::Unread;
             }

@@ -22,7 +22,8 @@ fn parts(entries: Vec<RollEntry>) -> Vec<Vec<RollEntry>> {
             part.len() >= ENTRIES_MAX || !part.is_empty() && bytes + cost > BYTES_MAX
         };
         if parts.last().is_none_or(is_full) {
-            (parts, bytes) = ([parts, vec![Vec::new()]].concat(), 0);
+            parts.push(Vec::new());
+            bytes = 0;
         }
         bytes += cost;
         if let Some(part) = parts.last_mut() {
@@ -41,6 +42,7 @@ fn rolls(entries: Vec<RollEntry>, (whole, asks): (bool, bool), subscribers: u32)
         first: place == 0,
         more: place < last,
         asks: asks && place == last,
+        has_it: true,
         subscribers,
         entries,
     });
@@ -118,12 +120,12 @@ impl Homes {
             let subscribers = u32::try_from(home.subscribers()).unwrap_or(u32::MAX);
             let Some(rolls) = home.rolls.as_mut().filter(|own| own.dirty) else { continue };
             rolls.dirty = false;
+            let entries = home.members.as_mut().map(|members| members.take_moved());
+            let entries = entries.unwrap_or_default();
             if rolls.due {
                 // All of it will be said.
                 continue;
             }
-            let entries = home.members.as_mut().map(|members| members.take_moved());
-            let entries = entries.unwrap_or_default();
             if !entries.is_empty() || rolls.told != Some(subscribers) {
                 rolls.told = Some(subscribers);
                 self.say(index, None, self::rolls(entries, (false, false), subscribers));
@@ -159,7 +161,8 @@ impl Homes {
         now_ms: u64,
     ) -> Option<Request> {
         let Request::Presence { channel, .. } = &request else { return Some(request) };
-        if !self.config.redis.is_used() {
+        let rule = self.config.rule(channel);
+        if self.rolls_of(rule, self.config.distribution_of(channel, rule)).is_none() {
             return Some(request);
         }
         let Ok(index) = self.open(channel, now_ms) else { return Some(request) };
@@ -186,18 +189,7 @@ impl Homes {
     pub(super) fn heard_roll(&mut self, channel: &ChannelName, from: u64, roll: Roll, now_ms: u64) {
         let index = self.by_name.get(channel).copied();
         if roll.asks {
-            let mut home = index.and_then(|index| self.homes.get_mut(index));
-            let subscribers = home.as_ref().map_or(0, |home| home.subscribers());
-            let subscribers = u32::try_from(subscribers).unwrap_or(u32::MAX);
-            if let Some(rolls) = home.as_mut().and_then(|home| home.rolls.as_mut()) {
-                rolls.told = rolls.told.filter(|told| *told == subscribers);
-            }
-            let members = home.as_ref().and_then(|home| home.members.as_ref());
-            let entries = members.map(|members| members.all_here()).unwrap_or_default();
-            for roll in self::rolls(entries, (true, false), subscribers) {
-                let (channel, to) = (channel.clone(), Some(from));
-                self.outgoing.push(ToUpstream::Roll { channel, numbered: false, to, roll });
-            }
+            self.answer_roll(channel, index, from);
         }
         let Some(index) = index else { return };
         let home = self.home_mut(index);
@@ -212,12 +204,52 @@ impl Homes {
         self.release_waiting(index, now_ms);
     }
 
+    /// Says to another node who is there, if the channel is.
+    fn answer_roll(&mut self, channel: &ChannelName, index: Option<u32>, to: u64) {
+        // Only who tells of what changes afterwards says what there is.
+        let home = index.and_then(|index| self.homes.get_mut(index));
+        let answer = home.and_then(|home| {
+            let subscribers = u32::try_from(home.subscribers()).unwrap_or(u32::MAX);
+            let rolls = home.rolls.as_mut()?;
+            rolls.told = rolls.told.filter(|told| *told == subscribers);
+            let here = home.members.as_ref().map(|members| members.all_here());
+            Some(self::rolls(here.unwrap_or_default(), (true, false), subscribers))
+        });
+        let nothing = || vec![Roll { whole: true, first: true, ..Roll::default() }];
+        for roll in answer.unwrap_or_else(nothing) {
+            let (channel, to) = (channel.clone(), Some(to));
+            self.outgoing.push(ToUpstream::Roll { channel, numbered: false, to, roll });
+        }
+    }
+
+    /// A home with a roll closes: others need not reckon with it.
+    pub(super) fn close_roll(&mut self, channel: ChannelName, numbered: bool) {
+        let roll = Roll { whole: true, first: true, ..Roll::default() };
+        self.outgoing.push(ToUpstream::Roll { channel, numbered, to: None, roll });
+    }
+
+    /// A process that was taken for gone is there: each says to the other who is there.
+    pub(in crate::shard) fn node_is_back(&mut self, instance: u64) {
+        for index in 0..self.homes.slots() {
+            let Some(home) = self.homes.get_mut(index).filter(|home| home.rolls.is_some()) else {
+                continue;
+            };
+            let subscribers = u32::try_from(home.subscribers()).unwrap_or(u32::MAX);
+            if let Some(rolls) = &mut home.rolls {
+                rolls.told = rolls.told.filter(|told| *told == subscribers);
+            }
+            let here = home.members.as_ref().map(|members| members.all_here());
+            let said = self::rolls(here.unwrap_or_default(), (true, true), subscribers);
+            self.say(index, Some(instance), said);
+        }
+    }
+
     /// A process is not there any more; `own` is what this one is called.
     pub(in crate::shard) fn node_is_gone(&mut self, instance: u64, own: u64, now_ms: u64) {
         for index in 0..self.homes.slots() {
             let Some(home) = self.homes.get_mut(index) else { continue };
             let Some(rolls) = home.rolls.as_mut() else { continue };
-            let tells = rolls.gone(instance, |other| own < other);
+            let Some(tells) = rolls.gone(instance, own) else { continue };
             if let Some(members) = &mut home.members {
                 members.forget_node(instance, tells);
                 self.members_changed(index, now_ms);

@@ -55,7 +55,7 @@ impl Homes {
             return home.map_or(Ok(()), Home::has_place);
         };
         let room = room?;
-        let entered = room.may_enter(entry, home.map_or(0, Home::subscribers));
+        let entered = room.may_enter(entry, home.map_or(0, Home::subscribers_everywhere));
         entered.map_err(|barred| room.refusal(barred, name))
     }
 
