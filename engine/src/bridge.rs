@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ringfeed_protocol::{ChannelName, Refused};
+use ringfeed_protocol::{ChannelName, Position, Refused};
 
 use crate::ids::ShardId;
 use crate::message::{
@@ -42,6 +42,7 @@ use crate::seldom::Seldom;
 pub use command::{Append, Command, Failed, Item, Read, Reply, To};
 use errands::{Asker, Errands};
 pub use figures::Figures;
+pub use script::Keep;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
 use spooling::{Spooling, Waiter};
 pub use thread::BridgeThread;
@@ -96,8 +97,8 @@ enum UnderWay {
     Append(ChannelName),
     /// Of what has waited on disk, with the round that it is of.
     Replay(ChannelName, u64),
-    /// And the number by which its home knows it.
-    Read(ChannelName, u32),
+    /// From where, and the number by which its home knows it.
+    Read(ChannelName, Option<Position>, u32),
     /// The number of what all nodes are asked, or of what Redis is to keep and tell them.
     Errand(u64),
     Revocations,
@@ -114,12 +115,23 @@ struct Alive {
     gone: bool,
 }
 
+/// What numbers channels for all nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbering {
+    /// Redis.
+    Redis,
+    /// The nodes themselves ([`crate::mesh`]).
+    Nodes,
+}
+
 /// The process that has a bridge.
 #[derive(Debug)]
 pub struct Process {
     /// Drawn at random.
     pub instance: u64,
-    /// How long what needs Redis waits for it.
+    /// What numbers channels for all nodes.
+    pub by: Numbering,
+    /// How long what needs that waits for it.
     pub patience_ms: u64,
     /// Whom it has revoked, and others have.
     pub revoked: Arc<RevokedTable>,
@@ -128,6 +140,7 @@ pub struct Process {
 /// See the module's description.
 #[derive(Debug)]
 pub struct Bridge {
+    by: Numbering,
     state: State,
     patience_ms: u64,
     now_ms: u64,
@@ -227,8 +240,9 @@ impl Told {
 impl Bridge {
     /// A bridge that is not connected yet.
     pub fn new(process: Process, now_ms: u64) -> Bridge {
-        let Process { instance, patience_ms, revoked } = process;
+        let Process { instance, by, patience_ms, revoked } = process;
         Bridge {
+            by,
             state: State::Down { since_ms: now_ms, given_up: false },
             patience_ms,
             now_ms,
@@ -576,6 +590,13 @@ impl Bridge {
         }
     }
 
+    /// Something may be missing of a channel that the node has subscribed to: its home asks.
+    pub fn interrupted(&mut self, channel: &ChannelName) {
+        if self.ways.get(channel).is_some_and(|way| way.followed) {
+            self.told.push(Told::Home(channel.clone(), FromUpstream::Interrupted));
+        }
+    }
+
     /// Something was published on a numbered channel. Whether it is what ringfeed publishes.
     pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
         if rolls::is_roll(bytes) {
@@ -626,10 +647,14 @@ impl Bridge {
                 }
                 self.append(&channel);
             }
-            (Some(UnderWay::Append(channel)), Err(Failed::Refused | Failed::Never)) => {
+            (Some(UnderWay::Append(channel)), Err(failed)) => {
                 let tickets = self.ways.get_mut(&channel).map(Way::appended).unwrap_or_default();
+                let why = match failed {
+                    Failed::Refused | Failed::Never => NOT_STORED,
+                    Failed::Unknown => UNKNOWN,
+                };
                 for ticket in tickets {
-                    self.tell_stored(channel.clone(), ticket, Err(NOT_STORED));
+                    self.tell_stored(channel.clone(), ticket, Err(why.clone()));
                 }
                 self.append(&channel);
             }
@@ -639,7 +664,7 @@ impl Bridge {
                     self.replay(round, append);
                 }
             }
-            (Some(UnderWay::Replay(_, round)), Err(Failed::Refused)) => {
+            (Some(UnderWay::Replay(_, round)), Err(Failed::Refused | Failed::Unknown)) => {
                 if let Some(spooling) = &mut self.spooling {
                     spooling.refused(round);
                 }
@@ -654,11 +679,18 @@ impl Bridge {
                     spooling.set_aside(round, &channel);
                 }
             }
-            (Some(UnderWay::Read(channel, ask)), Ok(Reply::Read(followed))) => {
+            (Some(UnderWay::Read(channel, _, ask)), Ok(Reply::Read(followed))) => {
                 self.told.push(Told::Home(channel, FromUpstream::Followed { ask, followed }));
             }
-            (Some(UnderWay::Read(channel, _)), Err(Failed::Refused | Failed::Never)) => {
-                self.told.push(Told::Home(channel, FromUpstream::Away));
+            (Some(UnderWay::Read(channel, since, ask)), Err(failed)) => {
+                self.told.push(Told::Home(channel.clone(), FromUpstream::NotRead { ask }));
+                if failed == Failed::Unknown
+                    && let Some(way) = self.ways.get_mut(&channel)
+                {
+                    // Who has waited for it is told so; it is said once it can be.
+                    way.reads.push((since, ask));
+                    self.read(&channel);
+                }
             }
             (Some(UnderWay::Errand(number)), Ok(Reply::HeardBy(count))) => {
                 self.errands.heard_by(number, count.saturating_sub(1));
@@ -720,7 +752,7 @@ impl Bridge {
         for (since, ask) in std::mem::take(&mut way.reads) {
             let read = Read { channel: channel.clone(), since };
             let number = self.command(Command::Read(read));
-            self.under_way.insert(number, UnderWay::Read(channel.clone(), ask));
+            self.under_way.insert(number, UnderWay::Read(channel.clone(), since, ask));
         }
     }
 
@@ -766,7 +798,7 @@ mod tests {
     #[test]
     fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
         let revoked = Arc::new(RevokedTable::new(1));
-        let process = Process { instance: 1, patience_ms: 1000, revoked };
+        let process = Process { instance: 1, by: Numbering::Redis, patience_ms: 1000, revoked };
         let mut bridge = Bridge::new(process, 0);
         bridge.connected();
         let channel = ChannelName::new("a").unwrap();

@@ -14,6 +14,7 @@ pub mod control;
 pub mod counters;
 pub mod haproxy;
 pub mod ids;
+pub mod mesh;
 pub mod message;
 mod names;
 pub mod origins;

@@ -10,6 +10,7 @@ pub mod client;
 pub mod keys;
 pub mod membership;
 pub mod names;
+pub mod views;
 
 mod body;
 mod channels;

@@ -124,6 +124,11 @@ impl RevokedTable {
         Some(added)
     }
 
+    /// All that are not over.
+    pub fn all(&self) -> Vec<Revocation> {
+        self.not_kept(u64::MAX)
+    }
+
     /// Those that Redis had not when it was looked into for the `look`th time.
     pub(crate) fn not_kept(&self, look: u64) -> Vec<Revocation> {
         let now = Clock::Machine.unix_s();

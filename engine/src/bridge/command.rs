@@ -123,4 +123,6 @@ pub enum Failed {
     Refused,
     /// It always will: the key is of another type, or there are no offsets left.
     Never,
+    /// Who is to do it could not be reached for too long, or has not answered: it may have been done.
+    Unknown,
 }

@@ -171,38 +171,38 @@ pub fn decode_shared(message: &Bytes) -> Option<(u64, u64, Outgoing)> {
 }
 
 /// Bytes that are read from the front.
-pub(super) struct Reader(pub(super) Bytes);
+pub(crate) struct Reader(pub(crate) Bytes);
 
 impl Reader {
-    pub(super) fn take(&mut self, count: usize) -> Option<Bytes> {
+    pub(crate) fn take(&mut self, count: usize) -> Option<Bytes> {
         (count <= self.0.len()).then(|| self.0.split_to(count))
     }
 
     /// A process, and a number that it has given.
-    pub(super) fn counted(&mut self) -> Option<(u64, u64)> {
+    pub(crate) fn counted(&mut self) -> Option<(u64, u64)> {
         (self.u8()? == VERSION).then_some(())?;
         Some((self.u64()?, self.u64()?))
     }
 
     /// A text behind its length.
-    pub(super) fn text(&mut self) -> Option<String> {
+    pub(crate) fn text(&mut self) -> Option<String> {
         let length = self.u8()?;
         String::from_utf8(self.take(length.into())?.into()).ok()
     }
 
-    pub(super) fn number(&mut self, bytes: usize) -> Option<u64> {
+    pub(crate) fn number(&mut self, bytes: usize) -> Option<u64> {
         Some(self.take(bytes)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
-    pub(super) fn u8(&mut self) -> Option<u8> {
+    pub(crate) fn u8(&mut self) -> Option<u8> {
         self.take(1)?.first().copied()
     }
 
-    pub(super) fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         u32::try_from(self.number(4)?).ok()
     }
 
-    pub(super) fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         self.number(8)
     }
 }

@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::command::{Command, To};
 use super::errands::{self, Asker};
-use super::{Alive, BEATS_FIRST, Bridge, HEARD_MAX, SILENT_BEATS, Told, UnderWay, item, rolls};
+use super::{
+    Alive, BEATS_FIRST, Bridge, HEARD_MAX, Numbering, SILENT_BEATS, Told, UnderWay, item, rolls,
+};
 use crate::message::{
     Errand, ErrandId, FromUpstream, Missing, Outcome, Revocation, Shards, ToUpstream,
 };
@@ -30,6 +32,16 @@ impl Bridge {
             // Nothing that other nodes are asked.
             None => self.errands.heard_by(number, 0),
         }
+    }
+
+    /// What tells another node who is revoked, of which it says nothing.
+    pub(crate) fn revocation_errands(
+        instance: u64,
+        revocations: Vec<Revocation>,
+    ) -> impl Iterator<Item = Bytes> {
+        let id = ErrandId { instance, number: RESTORED };
+        let errands = revocations.into_iter().map(Errand::Revoke);
+        errands.filter_map(move |errand| errands::encode_errand(id, &errand))
     }
 
     fn pass_on(&mut self, number: u64, errand: Errand) -> Option<u64> {
@@ -57,6 +69,10 @@ impl Bridge {
                 if let Errand::Revoke(revocation) = errand {
                     let added = self.revoked.add(&revocation);
                     outcome.no_room = added.is_none();
+                    if self.by == Numbering::Nodes && added.is_some_and(|added| added.is_news) {
+                        // Not everybody may be linked with everybody, and who was first to know may be gone.
+                        self.pass_on(RESTORED, Errand::Revoke(revocation.clone()));
+                    }
                     self.revoked_elsewhere(revocation, added);
                 }
                 // Nobody here has it; or all shards have it from now on. Of what is only given back nobody wants to hear.
@@ -95,6 +111,12 @@ impl Bridge {
         }
     }
 
+    /// Another process can be reached: neither knows what it was not told of the other.
+    pub fn met(&mut self, instance: u64) {
+        self.beat();
+        self.told.push(Told::Back(instance));
+    }
+
     /// This process hears itself: what others say comes the same way, so whoever is there would have been heard, too.
     fn own_beat(&mut self) {
         self.beats += 1;
@@ -121,8 +143,9 @@ impl Bridge {
         }
         self.note_alive(instance);
         let known = self.heard.get(&instance).copied();
-        // One that was there before this one begins where it is.
-        let from = known.or(self.was_lost.then_some(0));
+        // One that was in Redis before this one begins where it is; whom this one meets itself may have said something before.
+        let begins = self.was_lost || self.by == Numbering::Nodes;
+        let from = known.or(begins.then_some(0));
         let missed = from.is_some_and(|from| number.saturating_sub(now) > from);
         self.heard.insert(instance, known.map_or(number, |known| known.max(number)));
         if missed && !self.told.iter().any(|told| matches!(told, Told::Missed(Missing::Nodes))) {

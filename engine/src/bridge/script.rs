@@ -39,27 +39,30 @@ pub(super) struct Scripts {
     revoke: String,
 }
 
-/// What Redis keeps of a channel, by its rule.
+/// What is kept of a channel by who numbers it, as its rule says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Keep {
+pub struct Keep {
     /// Publications.
-    pub(super) size: u32,
+    pub size: u32,
+    /// Bytes of them, which Redis does not count; 0 is no limit.
+    pub bytes: u64,
     /// For how long, in milliseconds; 0 is no limit.
-    pub(super) age_ms: u32,
+    pub age_ms: u32,
     /// How long the channel is remembered to which nothing is published, in milliseconds.
-    pub(super) idle_ms: u64,
+    pub idle_ms: u64,
     /// How long idempotency keys are remembered, in milliseconds.
-    pub(super) keys_ms: u32,
+    pub keys_ms: u32,
 }
 
 impl Keep {
     /// By the rule of a channel.
-    pub(super) fn of(config: &Config, channel: &str) -> Keep {
+    pub fn of(config: &Config, channel: &str) -> Keep {
         let rule = config.rule(channel);
         let (size, age_ms) = rule.map_or((0, 0), |rule| (rule.history_size, rule.history_age_ms));
+        let bytes = rule.map_or(0, |rule| rule.history_bytes);
         let idle_ms = u64::from(config.redis.idle_s) * 1000;
         // No publication has a key where that is 0.
-        Keep { size, age_ms, idle_ms, keys_ms: config.limits.idempotency_ms.max(1) }
+        Keep { size, bytes, age_ms, idle_ms, keys_ms: config.limits.idempotency_ms.max(1) }
     }
 }
 

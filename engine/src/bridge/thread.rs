@@ -27,7 +27,7 @@ use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
 use super::script::{self, Keep};
 use super::spool::Spool;
-use super::{Bridge, Command, Failed, Process};
+use super::{Bridge, Command, Failed, Numbering, Process};
 use crate::config::{Distribution, Redis};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
@@ -185,7 +185,8 @@ impl Runner {
         let instance = rand::random();
         let now = Instant::now();
         let (patience_ms, revoked) = (redis.patience_ms.into(), shared.revoked.clone());
-        let mut bridge = Bridge::new(Process { instance, patience_ms, revoked }, 0);
+        let mut bridge =
+            Bridge::new(Process { instance, by: Numbering::Redis, patience_ms, revoked }, 0);
         let spool = spool.map(|(spool, waiting)| {
             let count: u64 = waiting.values().map(|&count| u64::from(count)).sum();
             if count > 0 {

@@ -149,6 +149,13 @@ pub enum FromUpstream {
     },
     /// The upstream cannot be reached: nothing that was asked is answered.
     Away,
+    /// To [`ToUpstream::Follow`]: it cannot be said.
+    NotRead {
+        /// As given.
+        ask: u32,
+    },
+    /// Something may have been published that was not told, and what was asked may not be answered: the home asks again.
+    Interrupted,
     /// New publications, in order.
     Publications {
         /// Of this life of the channel.
@@ -195,7 +202,11 @@ impl FromUpstream {
             FromUpstream::Followed { followed, .. } => &followed.publications[..],
             FromUpstream::Publications { publications, .. } => publications,
             FromUpstream::Roll { roll, .. } => return size_of::<FromUpstream>() + roll.cost(),
-            FromUpstream::Away | FromUpstream::Stored { .. } | FromUpstream::RollHeardBy(_) => &[],
+            FromUpstream::Away
+            | FromUpstream::NotRead { .. }
+            | FromUpstream::Interrupted
+            | FromUpstream::Stored { .. }
+            | FromUpstream::RollHeardBy(_) => &[],
         };
         let payloads = publications.iter().map(|p| p.publication.payload.bytes.len());
         size_of::<FromUpstream>() + size_of_val(publications) + payloads.sum::<usize>()

@@ -11,6 +11,7 @@
 
 mod client;
 mod disk;
+mod mesh;
 mod redis;
 mod truth;
 mod users;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ringfeed_engine::bridge::{Bridge, Process, SpoolDone};
+use ringfeed_engine::bridge::{Bridge, Numbering, Process, SpoolDone};
 use ringfeed_engine::clock::Clock;
 use ringfeed_engine::config::{Config, Distribution, Presence, Publishers, Sources, Subscribers};
 use ringfeed_engine::ids::ShardId;
@@ -48,6 +49,7 @@ use super::trace::{Trace, Tracing, note};
 use super::world::Tally;
 use client::{Channels, Client};
 use disk::Disk;
+use mesh::Fabric;
 use redis::{Heard, Keeps, Pipe, Redis};
 use truth::Truth;
 use users::{RevokedToken, Sent};
@@ -79,6 +81,15 @@ struct Node {
     done: Option<SpoolDone>,
     /// Processes of which it has heard something.
     knows: HashSet<Bytes>,
+    /// Where there is no Redis.
+    mesh: Option<Box<mesh::MeshNode>>,
+}
+
+impl Node {
+    /// Whether it is stopped, as by SIGSTOP.
+    fn is_frozen(&self) -> bool {
+        self.mesh.as_ref().is_some_and(|own| own.frozen > 0)
+    }
 }
 
 /// A publication over the API of a node.
@@ -110,6 +121,8 @@ impl Posted {
 /// What is drawn at the beginning.
 #[derive(Debug)]
 struct Setup {
+    /// Whether the nodes do without a Redis.
+    is_mesh: bool,
     nodes: usize,
     shards: usize,
     channels: usize,
@@ -144,10 +157,11 @@ struct Setup {
 }
 
 impl Setup {
-    fn draw(dice: &mut Dice) -> Setup {
+    fn draw(dice: &mut Dice, is_mesh: bool) -> Setup {
         let channels = dice.range(1, 6);
         Setup {
-            nodes: dice.pick(&[1, 2, 2, 3, 3]),
+            is_mesh,
+            nodes: if is_mesh { dice.pick(&[1, 2, 3, 3, 4]) } else { dice.pick(&[1, 2, 2, 3, 3]) },
             shards: dice.pick(&[1, 1, 2]),
             channels,
             numbered: dice.pick(&[channels, channels, channels / 2]),
@@ -169,7 +183,7 @@ impl Setup {
             kills: dice.pick(&[0, 0, 2, 8]),
             losses: dice.pick(&[0, 0, 0, 10]),
             turns: dice.magnitude(200, 1500) as u32,
-            spools: dice.chance(600),
+            spools: !is_mesh && dice.chance(600),
             disk_full: dice.pick(&[0, 0, 100]),
             keyed: dice.pick(&[0, 300, 1000]),
             users: dice.range(1, 4),
@@ -212,6 +226,8 @@ pub(crate) struct World {
     tokens: u64,
     /// Redis does nothing for so many steps.
     stalls: u32,
+    /// What is between nodes, and the registry, where there is no Redis.
+    fabric: Fabric,
     tally: Tally,
 }
 
@@ -237,22 +253,35 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("the API publishes again", |_| 10, World::repeat),
     ("a disk does something", |_| 150, World::any_order),
     ("a bridge hears of its disk", |_| 150, World::any_done),
-    ("Redis is full", |w| w.setup.faults / 6, World::fill),
+    ("Redis is full", |w| w.of_redis(w.setup.faults / 6), World::fill),
     ("the clock moves", |_| 40, World::clock),
     ("a bridge takes what its shards want", |_| 300, World::any_wanted),
-    ("Redis does something", |_| 400, World::any_command),
-    ("Redis subscribes somebody", |_| 150, World::any_subscribe),
-    ("an answer arrives", |_| 400, World::any_answer),
-    ("a message arrives", |_| 400, World::any_heard),
+    ("Redis does something", |w| w.of_redis(400), World::any_command),
+    ("Redis subscribes somebody", |w| w.of_redis(150), World::any_subscribe),
+    ("an answer arrives", |w| w.of_redis(400), World::any_answer),
+    ("a message arrives", |w| w.of_redis(400), World::any_heard),
     ("shards are told", |_| 300, World::any_told),
-    ("a link breaks", |w| w.setup.faults, World::cut),
-    ("a link is made", |_| 30, World::link),
-    ("a message is lost", |w| w.setup.losses, World::lose),
-    ("Redis stalls", |w| w.setup.faults / 3, World::stall),
-    ("Redis is saved", |w| w.setup.faults / 6, World::save),
-    ("Redis restarts", |w| w.setup.faults / 3, World::restart),
-    ("Redis is flushed", |w| w.setup.faults / 10, World::flush),
+    ("a link breaks", |w| w.of_redis(w.setup.faults), World::cut),
+    ("a link is made", |w| w.of_redis(30), World::link),
+    ("a message is lost", |w| w.of_redis(w.setup.losses), World::lose),
+    ("Redis stalls", |w| w.of_redis(w.setup.faults / 3), World::stall),
+    ("Redis is saved", |w| w.of_redis(w.setup.faults / 6), World::save),
+    ("Redis restarts", |w| w.of_redis(w.setup.faults / 3), World::restart),
+    ("Redis is flushed", |w| w.of_redis(w.setup.faults / 10), World::flush),
     ("a node is killed", |w| w.setup.kills, World::kill),
+    ("a frame arrives", |w| w.of_mesh(800), World::any_frame),
+    ("nodes are linked", |w| w.of_mesh(40), World::any_linked),
+    ("a link breaks between nodes", |w| w.of_mesh(w.setup.faults), World::break_link),
+    ("a link stalls", |w| w.of_mesh(w.setup.faults), World::stall_link),
+    ("a node asks the registry", |w| w.of_mesh(40), World::any_registered),
+    ("the registry answers", |w| w.of_mesh(80), World::any_told_by_registry),
+    (
+        "the registry and a node lose each other",
+        |w| w.of_mesh(w.setup.faults / 2),
+        World::lose_registry,
+    ),
+    ("the registry restarts", |w| w.of_mesh(w.setup.faults / 5), World::restart_registry),
+    ("a node freezes", |w| w.of_mesh(w.setup.faults / 3), World::freeze),
 ];
 
 /// What is published over the API.
@@ -287,9 +316,9 @@ fn configuration(setup: &Setup) -> Config {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, tracing: Tracing) -> World {
+    pub(crate) fn new(seed: u64, is_mesh: bool, tracing: Tracing) -> World {
         let mut dice = Dice::new(seed);
-        let setup = Setup::draw(&mut dice);
+        let setup = Setup::draw(&mut dice, is_mesh);
         let elapsed = Rc::new(Cell::new(Duration::ZERO));
         let trace = Rc::new(Trace::new(tracing, elapsed.clone()));
         note!(trace, "seed {seed}: {setup:#?}");
@@ -321,6 +350,7 @@ impl World {
             revoked: Vec::new(),
             tokens: 0,
             stalls: 0,
+            fabric: Fabric::default(),
             tally: Tally { seeds: 1, ..Tally::default() },
             trace,
             setup,
@@ -378,13 +408,15 @@ impl World {
         let instance = self.dice.number();
         let patience_ms = PATIENCE_MS;
         let revoked = shared.revoked.clone();
-        let process = Process { instance, patience_ms, revoked };
+        let by = if self.setup.is_mesh { Numbering::Nodes } else { Numbering::Redis };
+        let process = Process { instance, by, patience_ms, revoked };
         let mut bridge = Bridge::new(process, self.now_ms());
         if self.setup.spools {
             bridge.use_spool(self.disks[number].channels());
         }
         let (pipe, told) = (Pipe::new(instance), VecDeque::new());
-        Node { shards, shared, bridge, pipe, told, done: None, knows: HashSet::new() }
+        let mesh = self.setup.is_mesh.then(|| Box::new(self.mesh_node(number, instance, &shared)));
+        Node { shards, shared, bridge, pipe, told, done: None, knows: HashSet::new(), mesh }
     }
 
     fn now_ms(&self) -> u64 {
@@ -398,6 +430,7 @@ impl World {
             let (_, _, step) = STEPS[self.dice.weighted(weights.iter().copied())];
             step(self);
             self.stalls = self.stalls.saturating_sub(1);
+            self.thaw();
         }
         self.heal();
     }
@@ -416,10 +449,21 @@ impl World {
         self.trace.take()
     }
 
+    fn of_redis(&self, weight: u32) -> u32 {
+        if self.setup.is_mesh { 0 } else { weight }
+    }
+
+    fn of_mesh(&self, weight: u32) -> u32 {
+        if self.setup.is_mesh { weight } else { 0 }
+    }
+
     // Steps.
 
     fn any_node(&mut self) -> usize {
-        self.dice.below(self.nodes.len())
+        let node = self.dice.below(self.nodes.len());
+        let runs = |node: &usize| !self.nodes[*node].is_frozen();
+        // Where all are frozen, one of them runs nevertheless: it only seems to the others that it does not.
+        Some(node).filter(runs).or((0..self.nodes.len()).find(runs)).unwrap_or(node)
     }
 
     fn any_turn(&mut self) {
@@ -671,13 +715,11 @@ impl World {
     }
 
     fn disk_done(&mut self, node: usize) -> bool {
-        let Node { bridge, pipe, done, .. } = &mut self.nodes[node];
+        let Node { bridge, done, .. } = &mut self.nodes[node];
         let Some(done) = done.take() else { return false };
         note!(self.trace, "n{node} hears of its disk: {done:?}");
         bridge.spool_done(done);
-        if pipe.connected {
-            pipe.take(bridge.take_commands());
-        }
+        self.pass_on(node);
         true
     }
 
@@ -688,7 +730,10 @@ impl World {
     }
 
     fn clock(&mut self) {
-        let step = self.dice.pick(&[1, 10, 60, 100, 500, 2100, 11_000]);
+        let step = match self.setup.is_mesh {
+            true => self.dice.pick(&[1, 10, 60, 100, 100, 500, 500, 2100]),
+            false => self.dice.pick(&[1, 10, 60, 100, 500, 2100, 11_000]),
+        };
         self.pass(step);
     }
 
@@ -698,20 +743,35 @@ impl World {
         self.unix_ms.set(self.unix_ms.get() + ms);
         let now_ms = self.now_ms();
         self.net.borrow_mut().now_ms = now_ms;
-        for node in &mut self.nodes {
-            node.bridge.tick(now_ms);
-            if now_ms / 1000 > before.as_millis() as u64 / 1000 {
-                node.bridge.beat();
-                if node.pipe.connected {
-                    node.pipe.take(node.bridge.take_commands());
+        for at in 0..self.nodes.len() {
+            let second = now_ms / 1000 > before.as_millis() as u64 / 1000;
+            self.pass_mesh(at, before.as_millis() as u64);
+            let node = &mut self.nodes[at];
+            if !node.is_frozen() {
+                node.bridge.tick(now_ms);
+                if second {
+                    node.bridge.beat();
                 }
             }
+            self.pass_on(at);
+            let node = &mut self.nodes[at];
             if now_ms / 100 > before.as_millis() as u64 / 100 {
                 for (number, own) in node.shards.iter().enumerate() {
                     own.local.set_tick();
                     node.shared.shards.waker(ShardId(number as u16)).wake();
                 }
             }
+        }
+    }
+
+    /// Hands on what a bridge asks for.
+    fn pass_on(&mut self, node: usize) {
+        if self.setup.is_mesh {
+            return self.pass_on_in_mesh(node);
+        }
+        let Node { bridge, pipe, .. } = &mut self.nodes[node];
+        if pipe.connected {
+            pipe.take(bridge.take_commands());
         }
     }
 
@@ -722,15 +782,13 @@ impl World {
     }
 
     fn wanted(&mut self, node: usize, shard: usize) -> bool {
-        let Node { shared, bridge, pipe, .. } = &mut self.nodes[node];
+        let Node { shared, bridge, .. } = &mut self.nodes[node];
         let Some(batch) = shared.upstream.take(ShardId(shard as u16)) else { return false };
         for what in batch {
             note!(self.trace, "n{node}/s{shard} wants {what:?}");
             bridge.wanted(what);
         }
-        if pipe.connected {
-            pipe.take(bridge.take_commands());
-        }
+        self.pass_on(node);
         true
     }
 
@@ -915,6 +973,7 @@ impl World {
         for client in self.clients.iter_mut().filter(|client| client.node == node) {
             client.over = true;
         }
+        self.cut_all_links(node);
         self.nodes[node] = self.node(node);
         self.is_new(node);
         // What it had accepted is gone with it.
@@ -930,7 +989,11 @@ impl World {
         self.stalls = 0;
         self.redis.fill(0);
         self.setup.disk_full = 0;
-        (0..self.nodes.len()).for_each(|node| self.make_link(node));
+        if self.setup.is_mesh {
+            self.heal_mesh();
+        } else {
+            (0..self.nodes.len()).for_each(|node| self.make_link(node));
+        }
         self.settle();
         // What is found by looking from time to time is found by then.
         for _ in 0..180 {
@@ -1012,6 +1075,7 @@ impl World {
                 moved |= !self.nodes[node].pipe.subscribes.is_empty();
                 self.redis.subscribe(&mut self.nodes[node].pipe);
                 moved |= self.tell(node);
+                moved |= self.settle_mesh(node);
             }
             if !moved {
                 return;

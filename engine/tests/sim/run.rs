@@ -20,7 +20,8 @@ usage: cargo test -p ringfeed-engine --test sim -- [options]
   --from S       the first of them
   --seconds T    run fresh seeds for so long (default 50)
   --threads N    default: one for each core
-  --nodes        seeds of several nodes that share channels, where not said otherwise by the test
+  --nodes        seeds of several nodes that share channels through a Redis, where not said otherwise by the test
+  --mesh         the same without a Redis
   --trace        print everything that happens
   --keep-going   do not stop at the first failure; count failures by kind
   --only A,B     judge by these rules alone
@@ -35,8 +36,9 @@ type Test = fn(&Options) -> bool;
 
 /// Tests by name, as the test runner asks for them.
 const TESTS: &[(&str, Test)] = &[
-    ("fresh_seeds", |options| search(options, options.nodes)),
-    ("nodes_share_channels", |options| search(options, true)),
+    ("fresh_seeds", |options| search(options, options.kind)),
+    ("nodes_share_channels", |options| search(options, Kind::Redis)),
+    ("nodes_share_channels_without_a_broker", |options| search(options, Kind::Mesh)),
     ("the_same_seed_is_the_same_run", same_seed),
     ("a_network_that_loses_or_repeats_is_noticed", sabotaged),
 ];
@@ -50,8 +52,18 @@ struct Options {
     trace: bool,
     keep_going: bool,
     rules: u64,
-    /// Of several nodes.
-    nodes: bool,
+    kind: Kind,
+}
+
+/// What a seed is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One node.
+    One,
+    /// Several, with a Redis.
+    Redis,
+    /// Several, without.
+    Mesh,
 }
 
 thread_local! {
@@ -126,7 +138,7 @@ fn parse(arguments: &[String]) -> Result<(Options, Vec<String>), String> {
         trace: false,
         keep_going: false,
         rules: u64::MAX,
-        nodes: false,
+        kind: Kind::One,
     };
     let mut names = Vec::new();
     let mut left = arguments.iter();
@@ -139,7 +151,8 @@ fn parse(arguments: &[String]) -> Result<(Options, Vec<String>), String> {
             "--seconds" => options.seconds = number(argument, value()?)?,
             "--threads" => options.threads = number(argument, value()?)?.max(1) as usize,
             "--trace" => options.trace = true,
-            "--nodes" => options.nodes = true,
+            "--nodes" => options.kind = Kind::Redis,
+            "--mesh" => options.kind = Kind::Mesh,
             "--keep-going" => options.keep_going = true,
             "--only" => options.rules = mask(value()?)?,
             "--without" => options.rules &= !mask(value()?)?,
@@ -179,13 +192,13 @@ fn note_panics() {
 /// What a run was made of, and its trace. The error is what was wrong.
 type Ran = Result<(Tally, Vec<String>), String>;
 
-/// Runs a seed, of several nodes or of one.
-fn run(seed: u64, rules: u64, nodes: bool, tracing: Tracing) -> Ran {
-    if !nodes {
+/// Runs a seed.
+fn run(seed: u64, rules: u64, kind: Kind, tracing: Tracing) -> Ran {
+    if kind == Kind::One {
         return run_with(seed, rules, tracing, None);
     }
     caught(|| {
-        let mut world = super::nodes::World::new(seed, tracing);
+        let mut world = super::nodes::World::new(seed, kind == Kind::Mesh, tracing);
         world.run();
         (world.tally(), world.trace())
     })
@@ -209,7 +222,7 @@ fn caught(run: impl FnOnce() -> (Tally, Vec<String>)) -> Ran {
 
 fn one(seed: u64, options: &Options) -> bool {
     let tracing = if options.trace { Tracing::Print } else { Tracing::Off };
-    match run(seed, options.rules, options.nodes, tracing) {
+    match run(seed, options.rules, options.kind, tracing) {
         Ok((tally, _)) => {
             println!("seed {seed} is clean: {}", shown(&tally));
             true
@@ -223,9 +236,9 @@ fn one(seed: u64, options: &Options) -> bool {
 
 fn same_seed(options: &Options) -> bool {
     let first = options.from.unwrap_or_else(rand::random);
-    (first..first.saturating_add(5)).all(|seed| {
-        let runs =
-            [(); 2].map(|()| run(seed, options.rules, seed.is_multiple_of(2), Tracing::Keep));
+    (first..first.saturating_add(6)).all(|seed| {
+        let kind = [Kind::One, Kind::Redis, Kind::Mesh][(seed % 3) as usize];
+        let runs = [(); 2].map(|()| run(seed, options.rules, kind, Tracing::Keep));
         let same = runs[0] == runs[1];
         if !same {
             println!("seed {seed} does not run the same way twice");
@@ -253,7 +266,7 @@ fn sabotaged(options: &Options) -> bool {
 }
 
 /// Fresh seeds on all cores.
-fn search(options: &Options, nodes: bool) -> bool {
+fn search(options: &Options, kind: Kind) -> bool {
     let first = options.from.unwrap_or_else(|| rand::random::<u64>() >> 16);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let began = Instant::now();
@@ -271,7 +284,7 @@ fn search(options: &Options, nodes: bool) -> bool {
                 return (tally, failures);
             }
             let seed = first + number;
-            match run(seed, options.rules, nodes, Tracing::Off) {
+            match run(seed, options.rules, kind, Tracing::Off) {
                 Ok((one, _)) => tally.add(&one),
                 Err(what) => {
                     tally.seeds += 1;
@@ -292,7 +305,7 @@ fn search(options: &Options, nodes: bool) -> bool {
     });
     failures.sort();
     println!("from seed {first}, {:.1} s: {}", began.elapsed().as_secs_f64(), shown(&tally));
-    report(&failures, first, options.rules, nodes);
+    report(&failures, first, options.rules, kind);
     failures.is_empty()
 }
 
@@ -317,7 +330,7 @@ fn shown(tally: &Tally) -> String {
 const KIND_CHARS: usize = 64;
 
 /// Failures by kind: how often, the first seed, what it said, and how to run it again.
-fn report(failures: &[(u64, String)], first: u64, rules: u64, nodes: bool) {
+fn report(failures: &[(u64, String)], first: u64, rules: u64, kind: Kind) {
     let on = |rule: &Rule| rules & (1 << *rule as u64) != 0;
     let only: Vec<&str> = RULES.iter().filter(|(r, ..)| on(r)).map(|rule| rule.1).collect();
     let flag = if only.len() == RULES.len() {
@@ -325,7 +338,11 @@ fn report(failures: &[(u64, String)], first: u64, rules: u64, nodes: bool) {
     } else {
         format!(" --only {}", only.join(","))
     };
-    let flag = if nodes { format!("{flag} --nodes") } else { flag };
+    let flag = match kind {
+        Kind::One => flag,
+        Kind::Redis => format!("{flag} --nodes"),
+        Kind::Mesh => format!("{flag} --mesh"),
+    };
     let mut kinds: BTreeMap<String, Vec<&(u64, String)>> = BTreeMap::new();
     for failure in failures {
         let line = failure.1.lines().next().unwrap_or_default();

@@ -111,7 +111,7 @@ type Appended = (Epoch, u64, Vec<(u32, Position)>);
 /// Keys of which some come again.
 const KEYS: u8 = 60;
 
-const KEEP: Keep = Keep { size: 1 << 20, age_ms: 0, idle_ms: 1 << 40, keys_ms: 1 << 30 };
+const KEEP: Keep = Keep { size: 1 << 20, bytes: 0, age_ms: 0, idle_ms: 1 << 40, keys_ms: 1 << 30 };
 
 fn digest(key: u8) -> KeyDigest {
     KeyDigest([key; 16])
@@ -437,7 +437,7 @@ fn keys_go_when_nothing_is_published_and_the_place_stays_longest() {
         Value::Int(left) => left,
         other => panic!("{other:?}"),
     };
-    let keep = Keep { size: 10, age_ms: 100_000, idle_ms: 60_000, keys_ms: 300_000 };
+    let keep = Keep { size: 10, bytes: 0, age_ms: 100_000, idle_ms: 60_000, keys_ms: 300_000 };
     let (epoch, ..) = server.append_keyed(keep, (1, 0), &[(0, Some(7))]).unwrap();
     let all = [(&place, 100_000), (&history, 100_000), (&appended, 3_600_000), (&keyed, 300_000)];
     for (key, most) in all {

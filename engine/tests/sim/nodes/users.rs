@@ -125,6 +125,18 @@ impl World {
     pub(super) fn is_new(&mut self, node: usize) {
         let here = self.revoked.iter_mut().filter(|own| own.node == node);
         here.for_each(|own| own.is_gone = true);
+        if !self.setup.is_mesh {
+            return;
+        }
+        // Nodes keep it for one another.
+        let nodes = self.nodes.iter();
+        let known: Vec<_> = nodes.flat_map(|node| node.shared.revoked.all()).collect();
+        for own in &mut self.revoked {
+            let whom = Revoked::Token(own.token.to_string().into());
+            let lost = !known.iter().any(|revocation| revocation.whom == whom);
+            own.is_gone |= lost;
+            own.is_lost |= lost;
+        }
     }
 
     /// Looks at what was answered.

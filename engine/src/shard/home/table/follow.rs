@@ -269,17 +269,21 @@ impl Homes {
         let waited = home.waits();
         let Some(following) = home.following.as_mut() else { return };
         match what {
+            // Who says that can be asked, too.
+            FromUpstream::Publications { .. } if following.away => self.resume_one(index, now_ms),
             FromUpstream::Publications { epoch, publications } => {
                 publications.into_iter().for_each(|numbered| following.push(epoch, numbered));
             }
             FromUpstream::Stored { ticket, stored } => self.settle_stored(index, ticket, stored),
-            FromUpstream::Away => {
+            FromUpstream::Interrupted => self.resume_one(index, now_ms),
+            FromUpstream::NotRead { ask } if following.number != ask => {}
+            FromUpstream::Away | FromUpstream::NotRead { .. } => {
                 (following.awaits, following.away) = (false, true);
                 following.forget_incoming();
             }
             FromUpstream::Followed { ask, followed } => {
-                // What was asked before the way was interrupted is asked again.
-                if following.awaits && following.number == ask {
+                // What was asked before the way was interrupted is asked again; what could not be said may be said later.
+                if following.number == ask && (following.awaits || following.away) {
                     self.take_followed(index, followed, now_ms, deliver);
                     self.call_roll(index, now_ms);
                 }
@@ -496,10 +500,8 @@ impl Homes {
                 break;
             }
             let (epoch, last) = (home.epoch, home.last_offset);
-            let Some(following) = home.following.as_mut().filter(|own| own.known && !own.awaits)
-            else {
-                break;
-            };
+            let answered = |own: &&mut Box<Following>| own.known && !own.awaits && !own.away;
+            let Some(following) = home.following.as_mut().filter(answered) else { break };
             let Some((of, offset)) = following.next() else {
                 if last < following.read_to {
                     // One answer holds so much and no more.
@@ -539,16 +541,20 @@ impl Homes {
             if self.homes.get_mut(index).is_none() {
                 continue;
             }
-            self.roll_is_due(index, now_ms);
-            let Some(following) = self.home_mut(index).following.as_mut() else { continue };
-            // Whatever was asked before is not answered any more; what is asked now will be, and is waited for.
-            (following.awaits, following.away) = (false, false);
-            if matches!(following.older, Older::Reading(_)) {
-                following.older = Older::Unread;
-            }
-            self.look_upstream(index, now_ms);
+            self.resume_one(index, now_ms);
         }
         self.resume_from = (end < self.homes.slots()).then_some(end);
+    }
+
+    fn resume_one(&mut self, index: u32, now_ms: u64) {
+        self.roll_is_due(index, now_ms);
+        let Some(following) = self.home_mut(index).following.as_mut() else { return };
+        // Whatever was asked before is not answered any more; what is asked now will be, and is waited for.
+        (following.awaits, following.away) = (false, false);
+        if matches!(following.older, Older::Reading(_)) {
+            following.older = Older::Unread;
+        }
+        self.look_upstream(index, now_ms);
     }
 
     /// Something is missing of what was published elsewhere on channels that are not numbered.
@@ -592,7 +598,8 @@ impl Homes {
         if !behind {
             following.behind_since_ms = None;
         }
-        let late = behind && now_ms.saturating_sub(since_ms) >= BEHIND_MS;
+        let asked_ms = following.asked_ms.max(since_ms);
+        let late = behind && now_ms.saturating_sub(asked_ms) >= BEHIND_MS;
         if late || now_ms.saturating_sub(following.asked_ms) >= CHECK_MS {
             self.look_upstream(index, now_ms);
         }

@@ -1,0 +1,706 @@
+//! The mesh: nodes that share channels without a broker. What Redis does for the bridge, the nodes do for one another.
+//!
+//! Each numbered channel has a *keeper*, the node that gives its publications their offsets and remembers them ([`store`]): of
+//! the members of the view ([`crate::registry::views`]) the one whose id and the channel's name give the highest number
+//! (rendezvous hashing), so that one node less or more moves no channels but its own. All others follow, the keeper's own shards
+//! among them, with the code that follows Redis.
+//!
+//! It is sans-IO. The bridge gives it commands ([`Mesh::command`]), whoever holds the links tells it when they come and go and
+//! what was said on them ([`Mesh::opened`], [`Mesh::closed`], [`Mesh::heard`]), whoever asks the registry what that says
+//! ([`Mesh::adopt`], [`Mesh::lease`]). It says what to send ([`Mesh::take_frames`]) and what to tell the bridge
+//! ([`Mesh::take_said`]). So the simulator drives the very same code.
+//!
+//! What is asked of a keeper that cannot be reached waits, and is asked of the next one; a keeper knows again what it is asked
+//! twice. What was published meanwhile is asked for, as with Redis ([`Said::Interrupted`]).
+
+pub mod frame;
+mod placing;
+pub mod store;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringfeed_protocol::ChannelName;
+
+use crate::bridge::item;
+use crate::bridge::{Bridge, Command, Failed, Keep, Reply, To};
+use crate::message::{Followed, Numbered, Shards};
+use crate::registry::views::{Instance, View};
+use crate::revoked::RevokedTable;
+use frame::{Alive, Answer, Asked, Frame, Topic};
+use placing::Placing;
+use store::{Appended, Stands, Store};
+
+/// What a node has said lends strength for so long.
+const SUPPORT_MS: u64 = 2000;
+/// Channels in one frame.
+const FOLLOW_CHANNELS_MAX: usize = 512;
+
+/// By which rule a channel is kept.
+pub type Rules = Box<dyn Fn(&str) -> Keep + Send>;
+
+/// What a mesh is made of.
+pub struct Own {
+    /// This process.
+    pub instance: Instance,
+    /// Another one in each process: what is drawn, is drawn from it.
+    pub seed: u64,
+    /// What channels are placed by: the same on all nodes.
+    pub placing_key: [u64; 2],
+    /// How long what needs a keeper waits for it.
+    pub patience_ms: u64,
+    /// Channels that are kept here at most.
+    pub channels_max: usize,
+    /// By which rules.
+    pub rules: Rules,
+    /// Who is revoked: nodes tell one another as they meet.
+    pub revoked: Arc<RevokedTable>,
+}
+
+/// Another node, as long as the link to it is there.
+#[derive(Debug, Default)]
+struct Peer {
+    /// By which view it goes, as it has said last.
+    view: u64,
+    /// When it said so, by its clock.
+    at_ms: u64,
+    /// Until then it knows this node alive.
+    supports_until_ms: u64,
+    /// The view that it was sent.
+    sent_view: u64,
+    /// What is asked of each other can be answered: both go by the same view.
+    agrees: bool,
+}
+
+/// A command that is not answered yet.
+#[derive(Debug)]
+struct Pending {
+    asked: Asked,
+    /// It was sent there.
+    sent_to: Option<Instance>,
+    since_ms: u64,
+}
+
+/// What the bridge is to be told, in order.
+#[derive(Debug)]
+pub enum Said {
+    /// The node is one of several that go by the same view, and can do what is asked of it.
+    Up,
+    /// It is not any more.
+    Lost,
+    /// The answer to a command.
+    Answered(u64, Result<Reply, Failed>),
+    /// A channel is followed.
+    Subscribed(ChannelName),
+    /// Something may be missing of a channel that is followed.
+    Interrupted(ChannelName),
+    /// A node was met that may not know this one.
+    Met(Instance),
+    /// A message.
+    Told(Topic, Bytes),
+}
+
+impl Said {
+    /// Tells the bridge. Whether it is what ringfeed says.
+    pub fn hand_over(self, bridge: &mut Bridge, shards: &Shards, now_ms: u64) -> bool {
+        match self {
+            Said::Up => bridge.connected(),
+            Said::Lost => bridge.lost(now_ms),
+            Said::Answered(number, reply) => bridge.answered(number, reply),
+            Said::Subscribed(channel) => bridge.subscribed(&channel),
+            Said::Interrupted(channel) => bridge.interrupted(&channel),
+            Said::Met(instance) => bridge.met(instance.0),
+            Said::Told(topic, bytes) => {
+                return match topic {
+                    Topic::Numbered(channel) => bridge.message(channel, &bytes),
+                    Topic::Shared(channel) => bridge.shared(channel, &bytes),
+                    Topic::Beat => bridge.beat_heard(&bytes),
+                    Topic::Errand => bridge.errand(&bytes, shards),
+                    Topic::Answer => bridge.errand_answered(&bytes),
+                };
+            }
+        }
+        true
+    }
+}
+
+/// See the module's description.
+pub struct Mesh {
+    own: Own,
+    now_ms: u64,
+    view: View,
+    placing: Placing,
+    /// The registry has heard of this node, going by this view, so lately that no other view was made.
+    leased_until_ms: u64,
+    /// It can do what it is asked.
+    up: bool,
+    peers: BTreeMap<Instance, Peer>,
+    /// Those of the view before that are members still and are not known to go by this one …
+    awaited: BTreeSet<Instance>,
+    /// … and somebody was left out who may not know it yet: this begins when the last of those is known to.
+    left_out: bool,
+    /// Until then channels that this node did not keep before are not.
+    begins_ms: Option<u64>,
+    /// Whether it is up, and channels are kept that were not before, as when it was last looked what waits.
+    kept: (bool, bool),
+    store: Store,
+    /// What others, or this node, have asked of it and waits until it keeps the channel.
+    held: VecDeque<(Instance, u64, Asked)>,
+    /// What the bridge has subscribed to.
+    followed: BTreeSet<ChannelName>,
+    pending: BTreeMap<u64, Pending>,
+    pending_bytes: usize,
+    frames: Vec<(Instance, Frame)>,
+    said: VecDeque<Said>,
+}
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Mesh");
+        shown.field("instance", &self.own.instance).field("view", &self.view.number);
+        shown.field("up", &self.up).field("peers", &self.peers).finish_non_exhaustive()
+    }
+}
+
+impl Mesh {
+    /// Of a process that knows of no view yet.
+    pub fn new(own: Own, now_ms: u64) -> Mesh {
+        Mesh {
+            now_ms,
+            view: View::default(),
+            placing: Placing::default(),
+            leased_until_ms: 0,
+            up: false,
+            peers: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            left_out: false,
+            begins_ms: None,
+            kept: (false, false),
+            store: Store::new(own.seed),
+            held: VecDeque::new(),
+            followed: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
+            frames: Vec::new(),
+            said: VecDeque::new(),
+            own,
+        }
+    }
+
+    /// What is to be sent, in order.
+    pub fn take_frames(&mut self) -> std::vec::Drain<'_, (Instance, Frame)> {
+        self.frames.drain(..)
+    }
+
+    /// The next thing that the bridge is to be told.
+    pub fn take_said(&mut self) -> Option<Said> {
+        self.said.pop_front()
+    }
+
+    /// The view that this node goes by.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Whether it can do what it is asked.
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Nodes that it is linked with and that go by the same view.
+    pub fn agreeing(&self) -> usize {
+        self.peers.values().filter(|peer| peer.agrees).count()
+    }
+
+    /// The nodes that have been heard of lately and have heard this one.
+    pub fn supporters(&self) -> impl Iterator<Item = Instance> + '_ {
+        let supports = |peer: &Peer| peer.supports_until_ms > self.now_ms;
+        self.peers.iter().filter(move |(_, peer)| supports(peer)).map(|(own, _)| *own)
+    }
+
+    /// What it keeps for all.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The same, to watch it.
+    pub fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// Bytes of publications that wait for keepers.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// Commands that wait for keepers.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    fn is_keeper(&self, channel: &str) -> bool {
+        self.keeper(channel) == Some(self.own.instance)
+    }
+
+    fn keeper(&self, channel: &str) -> Option<Instance> {
+        self.placing.keeper(channel)
+    }
+
+    /// The bridge wants something.
+    pub fn command(&mut self, number: u64, command: Command) {
+        match command {
+            Command::Subscribe(channels) => self.follow(channels),
+            Command::Unsubscribe(channel) => {
+                self.followed.remove(&channel);
+                match self.keeper(&channel) {
+                    Some(keeper) if keeper == self.own.instance => {
+                        self.asked(keeper, 0, Asked::Unfollow(channel));
+                    }
+                    Some(keeper) if self.agrees(keeper) => {
+                        self.send(keeper, Frame::Ask(0, Asked::Unfollow(channel)));
+                    }
+                    _ => {}
+                }
+            }
+            Command::Append(append) => self.pend(number, Asked::Append(append)),
+            Command::Read(read) => self.pend(number, Asked::Read(read)),
+            Command::Message(To::Followers(channel), bytes) => {
+                self.pend(number, Asked::PassOn(channel, bytes));
+            }
+            Command::Message(To::Process(instance), bytes) => {
+                let to = Instance(instance);
+                let there = self.peers.contains_key(&to);
+                if there {
+                    self.send(to, Frame::Told(Topic::Answer, bytes));
+                }
+                self.heard_by(number, usize::from(there));
+            }
+            Command::Message(To::Beats, bytes) => {
+                self.tell_all(&Topic::Beat, &bytes);
+                self.said.push_back(Said::Told(Topic::Beat, bytes));
+            }
+            Command::Message(To::Errands, bytes) | Command::Revoke { errand: bytes, .. } => {
+                let others = self.tell_all(&Topic::Errand, &bytes);
+                // The bridge leaves itself out.
+                self.heard_by(number, others + 1);
+            }
+            Command::Message(To::Sharers(channel), bytes) => {
+                let others = self.tell_all(&Topic::Shared(channel), &bytes);
+                self.heard_by(number, others + 1);
+            }
+            Command::Share { channel, bytes } => {
+                self.tell_all(&Topic::Shared(channel), &bytes);
+            }
+            // Everybody knows what this node knows: whom it meets it tells, and is told by.
+            Command::Revocations { .. } => {
+                let known = Reply::Revocations(self.own.revoked.all(), None);
+                self.said.push_back(Said::Answered(number, Ok(known)));
+            }
+        }
+    }
+
+    fn heard_by(&mut self, number: u64, count: usize) {
+        self.said.push_back(Said::Answered(number, Ok(Reply::HeardBy(count))));
+    }
+
+    /// Tells all nodes that are linked; returns how many these are.
+    fn tell_all(&mut self, topic: &Topic, bytes: &Bytes) -> usize {
+        for peer in self.peers.keys() {
+            self.frames.push((*peer, Frame::Told(topic.clone(), bytes.clone())));
+        }
+        self.peers.len()
+    }
+
+    fn send(&mut self, to: Instance, frame: Frame) {
+        self.frames.push((to, frame));
+    }
+
+    fn agrees(&self, peer: Instance) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.agrees)
+    }
+
+    fn follow(&mut self, channels: Vec<ChannelName>) {
+        let mut to: BTreeMap<Instance, Vec<ChannelName>> = BTreeMap::new();
+        for channel in channels {
+            if let Some(keeper) = self.keeper(&channel) {
+                to.entry(keeper).or_default().push(channel.clone());
+            }
+            self.followed.insert(channel.clone());
+            // What is asked of its keeper comes there behind this.
+            self.said.push_back(Said::Subscribed(channel));
+        }
+        to.into_iter().for_each(|(keeper, channels)| self.follow_at(keeper, &channels));
+    }
+
+    fn follow_at(&mut self, keeper: Instance, channels: &[ChannelName]) {
+        for channels in channels.chunks(FOLLOW_CHANNELS_MAX) {
+            let asked = Asked::Follow(channels.to_vec());
+            if keeper == self.own.instance {
+                self.asked(keeper, 0, asked);
+            } else if self.agrees(keeper) {
+                self.send(keeper, Frame::Ask(0, asked));
+            }
+        }
+    }
+
+    /// Asks a keeper as soon as it can be asked.
+    fn pend(&mut self, number: u64, asked: Asked) {
+        self.pending_bytes += asked.bytes();
+        let since_ms = self.now_ms;
+        self.pending.insert(number, Pending { asked, sent_to: None, since_ms });
+        self.send_pending(number);
+    }
+
+    fn send_pending(&mut self, number: u64) {
+        let Some(pending) = self.pending.get_mut(&number) else { return };
+        let Some(channel) = channel_of(&pending.asked) else { return };
+        let Some(keeper) = self.placing.keeper(channel) else { return };
+        let here = keeper == self.own.instance;
+        let agrees = self.peers.get(&keeper).is_some_and(|peer| peer.agrees);
+        if pending.sent_to == Some(keeper) || !(here || agrees) {
+            return;
+        }
+        pending.sent_to = Some(keeper);
+        let asked = pending.asked.clone();
+        if here {
+            self.asked(keeper, number, asked);
+        } else {
+            self.send(keeper, Frame::Ask(number, asked));
+        }
+    }
+
+    /// A link to another node is there, and it has shown who it is.
+    pub fn opened(&mut self, peer: Instance) {
+        self.peers.insert(peer, Peer::default());
+        let alive = self.alive(peer);
+        self.send(peer, alive);
+        self.said.push_back(Said::Met(peer));
+        // As this node would pass them on: who knows of one already does nothing.
+        let known = self.own.revoked.all();
+        for errand in Bridge::revocation_errands(self.own.instance.0, known) {
+            self.send(peer, Frame::Told(Topic::Errand, errand));
+        }
+    }
+
+    /// It is not there any more.
+    pub fn closed(&mut self, peer: Instance) {
+        if self.peers.remove(&peer).is_some() {
+            self.part(peer);
+            self.review();
+        }
+    }
+
+    /// What was asked of a node may never have come there, and what it has asked is asked again.
+    fn part(&mut self, peer: Instance) {
+        self.store.forget_follower(peer);
+        self.held.retain(|(from, ..)| *from != peer);
+        for pending in self.pending.values_mut().filter(|own| own.sent_to == Some(peer)) {
+            pending.sent_to = None;
+        }
+    }
+
+    /// Another node says something.
+    pub fn heard(&mut self, from: Instance, frame: Frame) {
+        if !self.peers.contains_key(&from) {
+            return;
+        }
+        match frame {
+            Frame::Alive(alive) => self.heard_alive(from, alive),
+            Frame::View(view) => self.adopt(*view),
+            // What it has asked before it has heard that this one goes by another view, it asks again.
+            Frame::Ask(number, asked) if self.agrees(from) => self.asked(from, number, asked),
+            Frame::Ask(..) => {}
+            Frame::Answer(number, answer) => self.answered(number, answer),
+            Frame::Told(topic, bytes) => self.said.push_back(Said::Told(topic, bytes)),
+        }
+    }
+
+    fn alive(&self, to: Instance) -> Frame {
+        let heard_ms = self.peers.get(&to).map_or(0, |peer| peer.at_ms);
+        Frame::Alive(Alive { view: self.view.number, at_ms: self.now_ms, heard_ms })
+    }
+
+    fn heard_alive(&mut self, from: Instance, Alive { view, at_ms, heard_ms }: Alive) {
+        let own = self.view.number;
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        (peer.view, peer.at_ms) = (view, at_ms);
+        // What it says to have heard was said then, by this node's clock.
+        let until_ms = heard_ms.min(self.now_ms) + SUPPORT_MS;
+        if heard_ms > 0 {
+            peer.supports_until_ms = peer.supports_until_ms.max(until_ms);
+        }
+        if view < own && peer.sent_view < own {
+            peer.sent_view = own;
+            let view = Box::new(self.view.clone());
+            self.send(from, Frame::View(view));
+        }
+        self.agree(from);
+        self.review();
+    }
+
+    /// Looks whether a node goes by the same view, and does what that changes.
+    fn agree(&mut self, with: Instance) {
+        let number = self.view.number;
+        let is_member = self.view.has(with) && self.view.has(self.own.instance);
+        let Some(peer) = self.peers.get_mut(&with) else { return };
+        if peer.view >= number && self.awaited.remove(&with) {
+            self.begin_when_all_know();
+        }
+        let Some(peer) = self.peers.get_mut(&with) else { return };
+        let agrees = number > 0 && peer.view == number && is_member;
+        if peer.agrees == agrees {
+            return;
+        }
+        peer.agrees = agrees;
+        if !agrees {
+            return self.part(with);
+        }
+        let kept_there = |own: &&ChannelName| self.keeper(own) == Some(with);
+        let channels: Vec<ChannelName> = self.followed.iter().filter(kept_there).cloned().collect();
+        self.follow_at(with, &channels);
+        self.said.extend(channels.into_iter().map(Said::Interrupted));
+        self.send_all_pending();
+    }
+
+    fn send_all_pending(&mut self) {
+        let unsent = self.pending.iter().filter(|(_, own)| own.sent_to.is_none());
+        let unsent: Vec<u64> = unsent.map(|(number, _)| *number).collect();
+        unsent.into_iter().for_each(|number| self.send_pending(number));
+    }
+
+    /// Goes by a view, if it is newer.
+    pub fn adopt(&mut self, view: View) {
+        if view.number <= self.view.number {
+            return;
+        }
+        let own = self.own.instance;
+        // Whoever was not told of a view in between may have lost its channels to others, and got them back.
+        let in_line = view.previous == self.view.number && self.view.has(own) && view.has(own);
+        let kept_before = |channel: &str| in_line && self.placing.keeper(channel) == Some(own);
+        let placing = Placing::new(self.own.placing_key, &view);
+        self.store
+            .keep_only(|channel| kept_before(channel) && placing.keeper(channel) == Some(own));
+        let moved = |channel: &&ChannelName| {
+            placing.keeper(channel) == Some(own) && !self.store.has(channel)
+        };
+        let moved: Vec<ChannelName> = self.followed.iter().filter(moved).cloned().collect();
+        (self.view, self.placing) = (view, placing);
+        self.held.clear();
+        self.pending.values_mut().for_each(|pending| pending.sent_to = None);
+        let View { members, before, .. } = &self.view;
+        let is_member = |of: &Instance| members.iter().any(|member| member.instance == *of);
+        let others = || before.iter().filter(|of| **of != own);
+        self.awaited = others().copied().filter(is_member).collect();
+        self.left_out = !others().all(is_member);
+        (self.begins_ms, self.kept) = (None, (false, false));
+        for peer in self.peers.values_mut() {
+            // Each is agreed with anew: what was asked by the view before is asked again.
+            peer.agrees = false;
+        }
+        let peers: Vec<Instance> = self.peers.keys().copied().collect();
+        for peer in &peers {
+            let alive = self.alive(*peer);
+            self.send(*peer, alive);
+        }
+        self.begin_when_all_know();
+        let kept_here = |channel: &&ChannelName| self.is_keeper(channel);
+        let here: Vec<ChannelName> = self.followed.iter().filter(kept_here).cloned().collect();
+        self.follow_at(own, &here);
+        self.said.extend(moved.into_iter().map(Said::Interrupted));
+        peers.into_iter().for_each(|peer| self.agree(peer));
+        self.send_all_pending();
+        self.review();
+    }
+
+    /// Those who go by the view before are asked no more once all others go by this one, but for those who were left out: they
+    /// find out by nobody's supporting them any more.
+    fn begin_when_all_know(&mut self) {
+        if self.awaited.is_empty() && self.begins_ms.is_none() {
+            let wait_ms = if self.left_out { SUPPORT_MS } else { 0 };
+            self.begins_ms = Some(self.now_ms + wait_ms);
+        }
+    }
+
+    /// The registry has been asked at this time, by this node's clock, going by this view, and answers that this is the view
+    /// that counts: none is made without this node for so long.
+    pub fn lease(&mut self, view: u64, asked_ms: u64, for_ms: u64) {
+        if view == self.view.number {
+            self.leased_until_ms = self.leased_until_ms.max(asked_ms + for_ms);
+        }
+        self.review();
+    }
+
+    /// Looks whether this node can do what it is asked.
+    fn review(&mut self) {
+        let now_ms = self.now_ms;
+        let number = self.view.number;
+        let is_member = self.view.has(self.own.instance);
+        let leased = self.leased_until_ms > now_ms;
+        let supports = |(of, peer): &(&Instance, &Peer)| {
+            peer.view == number && peer.supports_until_ms > now_ms && self.view.has(**of)
+        };
+        let supporters = self.peers.iter().filter(supports).count();
+        let many = supporters > 0 && 2 * (supporters + 1) > self.view.members.len();
+        let up = is_member && (leased || many);
+        if up != std::mem::replace(&mut self.up, up) {
+            self.said.push_back(if up { Said::Up } else { Said::Lost });
+            if !up {
+                // The bridge asks anew once it is told that it can.
+                self.pending.clear();
+                self.pending_bytes = 0;
+                self.followed.clear();
+                let own = self.own.instance;
+                self.store.forget_follower(own);
+                self.held.retain(|(from, ..)| *from != own);
+            }
+        }
+        self.serve_held();
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.review();
+        let patience_ms = self.own.patience_ms;
+        let late = |own: &Pending| now_ms.saturating_sub(own.since_ms) >= patience_ms;
+        let late = self.pending.iter().filter(|(_, own)| late(own)).map(|(number, _)| *number);
+        for number in late.collect::<Vec<_>>() {
+            let Some(pending) = self.pending.remove(&number) else { continue };
+            self.pending_bytes -= pending.asked.bytes();
+            self.said.push_back(Said::Answered(number, Err(Failed::Unknown)));
+            if let Asked::PassOn(channel, _) = pending.asked {
+                // Nobody says it again by itself.
+                self.said.push_back(Said::Interrupted(channel));
+            }
+        }
+        self.store.sweep(&self.own.rules, now_ms);
+    }
+
+    /// Says to all that this node lives; several times within the two seconds for which that holds.
+    pub fn beat(&mut self) {
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            let alive = self.alive(peer);
+            self.send(peer, alive);
+        }
+    }
+
+    /// Whether a channel is kept here already, or can be from now on.
+    fn may_keep(&self, channel: &ChannelName) -> bool {
+        self.up && (self.store.has(channel) || self.begins_ms.is_some_and(|at| at <= self.now_ms))
+    }
+
+    /// Does what has waited until this node keeps the channel, as far as it does by now.
+    fn serve_held(&mut self) {
+        let keeps = (self.up, self.begins_ms.is_some_and(|at| at <= self.now_ms));
+        if keeps == std::mem::replace(&mut self.kept, keeps) || !self.up {
+            return;
+        }
+        for (from, number, asked) in std::mem::take(&mut self.held) {
+            self.asked(from, number, asked);
+        }
+    }
+
+    /// A node asks something of this one as the keeper of a channel.
+    fn asked(&mut self, from: Instance, number: u64, asked: Asked) {
+        // All of one channel waits, or none, so it keeps its order.
+        let asked = match asked {
+            Asked::Follow(channels) => {
+                let (now, later): (Vec<_>, Vec<_>) =
+                    channels.into_iter().partition(|channel| self.may_keep(channel));
+                if !later.is_empty() {
+                    self.held.push_back((from, number, Asked::Follow(later)));
+                }
+                Asked::Follow(now)
+            }
+            asked if channel_of(&asked).is_some_and(|channel| self.may_keep(channel)) => asked,
+            asked => return self.held.push_back((from, number, asked)),
+        };
+        let full = self.store.channels() >= self.own.channels_max;
+        let refused = channel_of(&asked).is_some_and(|own| full && !self.store.has(own));
+        let (now_ms, rules) = (self.now_ms, &self.own.rules);
+        let answer = match asked {
+            Asked::Unfollow(channel) => return self.store.unfollow(&channel, from),
+            Asked::Follow(channels) => {
+                for channel in channels {
+                    if !full || self.store.has(&channel) {
+                        self.store.follow(&channel, from, now_ms);
+                    }
+                }
+                return;
+            }
+            _ if refused => Answer::Refused,
+            Asked::Append(append) => {
+                let keep = rules(&append.channel);
+                let (appended, message) = self.store.append(&append, keep, now_ms);
+                if let Some(message) = message {
+                    self.tell_followers(&append.channel, &message);
+                }
+                Answer::Appended(appended)
+            }
+            Asked::Read(read) => {
+                let keep = rules(&read.channel);
+                Answer::Stands(self.store.read(&read, keep, now_ms))
+            }
+            Asked::PassOn(channel, bytes) => {
+                let count = self.tell_followers(&channel, &bytes);
+                Answer::HeardBy(u32::try_from(count).unwrap_or(u32::MAX))
+            }
+        };
+        if from == self.own.instance {
+            self.answered(number, answer);
+        } else {
+            self.send(from, Frame::Answer(number, answer));
+        }
+    }
+
+    fn tell_followers(&mut self, channel: &ChannelName, bytes: &Bytes) -> usize {
+        let followers = self.store.followers(channel);
+        for follower in &followers {
+            let topic = Topic::Numbered(channel.clone());
+            if *follower == self.own.instance {
+                self.said.push_back(Said::Told(topic, bytes.clone()));
+            } else {
+                self.send(*follower, Frame::Told(topic, bytes.clone()));
+            }
+        }
+        followers.len()
+    }
+
+    fn answered(&mut self, number: u64, answer: Answer) {
+        // What has taken too long is not waited for any more.
+        let Some(pending) = self.pending.remove(&number) else { return };
+        self.pending_bytes -= pending.asked.bytes();
+        let reply = match answer {
+            Answer::Appended(Appended { epoch, last, duplicates }) => {
+                Ok(Reply::Appended { epoch, last, duplicates })
+            }
+            Answer::Stands(stands) => Ok(Reply::Read(followed(stands))),
+            Answer::HeardBy(count) => Ok(Reply::HeardBy(count as usize)),
+            Answer::Refused => Err(Failed::Refused),
+        };
+        self.said.push_back(Said::Answered(number, reply));
+    }
+}
+
+fn channel_of(asked: &Asked) -> Option<&ChannelName> {
+    match asked {
+        Asked::Append(append) => Some(&append.channel),
+        Asked::Read(read) => Some(&read.channel),
+        Asked::PassOn(channel, _) | Asked::Unfollow(channel) => Some(channel),
+        Asked::Follow(_) => None,
+    }
+}
+
+/// What is no publication of ours counts as gone, and what is behind it, too.
+fn followed(Stands { position, entries }: Stands) -> Followed {
+    let mut publications = Vec::new();
+    for (offset, age_ms, item) in entries {
+        match item::decode(&item) {
+            Some(publication) => publications.push(Numbered { offset, age_ms, publication }),
+            None if publications.is_empty() => {}
+            None => break,
+        }
+    }
+    Followed { position, lineage: Vec::new(), publications }
+}

@@ -1,0 +1,370 @@
+//! What the keeper of a channel keeps of it: it gives publications their offsets, remembers them as long as the channel's rule
+//! says, and knows which nodes follow. It does for the other nodes what Redis would ([`crate::bridge::Command`]).
+//!
+//! All of it is gone with the process, or once another node has become the keeper: what begins then is another life of the
+//! channel, with another epoch.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use foldhash::fast::RandomState;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use ringfeed_protocol::event::Epoch;
+use ringfeed_protocol::{ChannelName, Offset, Position};
+use smallvec::SmallVec;
+
+use crate::bridge::{Append, Keep, Read};
+use crate::message::KeyDigest;
+use crate::registry::views::Instance;
+
+/// Publications in one answer …
+const ENTRIES_MAX: usize = 512;
+/// … and bytes of them, or one.
+const BYTES_MAX: usize = 256 * 1024;
+/// What a node has appended last is remembered for so long: much longer than a command is given again.
+const DONE_MS: u64 = 3_600_000;
+/// Idempotency keys that a channel remembers.
+const KEYS_MAX: usize = 65_536;
+/// Channels that are looked through in one look for what is over.
+const SWEPT_AT_ONCE: usize = 4096;
+
+/// A publication in the history.
+#[derive(Debug, Clone)]
+struct Entry {
+    at_ms: u64,
+    bytes: Bytes,
+}
+
+/// What a node has appended last.
+#[derive(Debug, Clone)]
+struct Done {
+    by: u64,
+    number: u64,
+    at_ms: u64,
+    answer: Appended,
+}
+
+/// What has come of an append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The life of the channel.
+    pub epoch: Epoch,
+    /// Offset of the last publication.
+    pub last: Offset,
+    /// Those that were there before: their places among what was asked for, and where they stand.
+    pub duplicates: Vec<(u32, Position)>,
+}
+
+/// Where a channel stands, and what came behind a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stands {
+    /// The newest position.
+    pub position: Position,
+    /// Offset, age in milliseconds and item of what came behind, without holes.
+    pub entries: Vec<(Offset, u64, Bytes)>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    epoch: Epoch,
+    offset: u64,
+    /// The newest, up to `offset`, without holes.
+    history: VecDeque<Entry>,
+    bytes: usize,
+    done: SmallVec<[Done; 1]>,
+    keyed: Option<Box<Keyed>>,
+    followers: SmallVec<[Instance; 4]>,
+    used_ms: u64,
+}
+
+/// Where publications with idempotency keys stand, and in which order these are forgotten.
+#[derive(Debug, Default)]
+struct Keyed {
+    places: HashMap<KeyDigest, Position>,
+    order: VecDeque<(u64, KeyDigest)>,
+}
+
+impl Keyed {
+    fn forget(&mut self, now_ms: u64, keys_ms: u32) {
+        while let Some((at_ms, key)) = self.order.front()
+            && (self.places.len() > KEYS_MAX || at_ms + u64::from(keys_ms) <= now_ms)
+        {
+            self.places.remove(key);
+            self.order.pop_front();
+        }
+    }
+}
+
+/// What was done to a channel, for who watches.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A life begins.
+    Began(ChannelName, Epoch),
+    /// A publication was appended.
+    Appended(ChannelName, Position, Bytes),
+    /// What is before this offset is not remembered any more.
+    KeptFrom(ChannelName, u64),
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Store {
+    /// Where epochs come from.
+    dice: StdRng,
+    channels: HashMap<ChannelName, Kept, RandomState>,
+    bytes: usize,
+    /// Those that are still to be looked through for what is over.
+    unswept: Vec<ChannelName>,
+    swept_ms: u64,
+    /// What has happened, where somebody watches.
+    events: Option<Vec<Event>>,
+}
+
+impl Store {
+    /// An empty one; the seed is another one in each process.
+    pub(super) fn new(seed: u64) -> Store {
+        Store {
+            dice: StdRng::seed_from_u64(seed),
+            channels: HashMap::default(),
+            bytes: 0,
+            unswept: Vec::new(),
+            swept_ms: 0,
+            events: None,
+        }
+    }
+
+    /// Remembers what is done from now on, for [`Store::take_events`].
+    pub fn watch(&mut self) {
+        self.events = Some(Vec::new());
+    }
+
+    /// What was done since the last time.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn event(&mut self, event: impl FnOnce() -> Event) {
+        if let Some(events) = &mut self.events {
+            events.push(event());
+        }
+    }
+
+    /// Channels that are kept.
+    pub fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Bytes of publications in their histories.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether a channel is kept already.
+    pub fn has(&self, channel: &ChannelName) -> bool {
+        self.channels.contains_key(channel)
+    }
+
+    /// Forgets all channels but those of which this says so, and who follows.
+    pub fn keep_only(&mut self, keeps: impl Fn(&ChannelName) -> bool) {
+        let bytes = &mut self.bytes;
+        self.channels.retain(|name, kept| {
+            let stays = keeps(name);
+            if !stays {
+                *bytes -= kept.bytes;
+            }
+            kept.followers.clear();
+            stays
+        });
+    }
+
+    /// A node follows a channel.
+    pub fn follow(&mut self, channel: &ChannelName, who: Instance, now_ms: u64) {
+        let kept = self.open(channel, now_ms);
+        if !kept.followers.contains(&who) {
+            kept.followers.push(who);
+        }
+    }
+
+    /// It does so no more.
+    pub fn unfollow(&mut self, channel: &ChannelName, who: Instance) {
+        if let Some(kept) = self.channels.get_mut(channel) {
+            kept.followers.retain(|own| *own != who);
+        }
+    }
+
+    /// A node follows nothing any more.
+    pub fn forget_follower(&mut self, who: Instance) {
+        self.channels.values_mut().for_each(|kept| kept.followers.retain(|own| *own != who));
+    }
+
+    /// The nodes that follow a channel.
+    pub fn followers(&self, channel: &ChannelName) -> SmallVec<[Instance; 4]> {
+        self.channels.get(channel).map(|kept| kept.followers.clone()).unwrap_or_default()
+    }
+
+    fn open(&mut self, channel: &ChannelName, now_ms: u64) -> &mut Kept {
+        if !self.channels.contains_key(channel) {
+            let epoch = Epoch(self.dice.random());
+            self.event(|| Event::Began(channel.clone(), epoch));
+            let kept = Kept {
+                epoch,
+                offset: 0,
+                history: VecDeque::new(),
+                bytes: 0,
+                done: SmallVec::new(),
+                keyed: None,
+                followers: SmallVec::new(),
+                used_ms: now_ms,
+            };
+            self.channels.insert(channel.clone(), kept);
+        }
+        let kept = self.channels.get_mut(channel).expect("it was put there");
+        kept.used_ms = now_ms;
+        kept
+    }
+
+    /// Appends what was not appended before. Gives what has come of it, and the message for those who follow, if there is
+    /// anything new.
+    pub fn append(
+        &mut self,
+        append: &Append,
+        keep: Keep,
+        now_ms: u64,
+    ) -> (Appended, Option<Bytes>) {
+        let Append { channel, instance, items } = append;
+        let newest = items.last().map_or(0, |item| item.number);
+        let watched = self.events.is_some();
+        let mut events = Vec::new();
+        let kept = self.open(channel, now_ms);
+        let done = kept.done.iter().find(|done| done.by == *instance);
+        let after = match done {
+            Some(done) if done.number >= newest => return (done.answer.clone(), None),
+            done => done.map(|done| done.number),
+        };
+        let mut duplicates = Vec::new();
+        let bytes = items.iter().map(|item| 4 + item.bytes.len()).sum::<usize>();
+        let mut message = BytesMut::with_capacity(1 + 8 + 8 + bytes);
+        message.put_u8(1);
+        message.put_u64(kept.epoch.0);
+        message.put_u64(kept.offset + 1);
+        let (before, mut added) = (kept.offset, 0);
+        for (place, item) in (0..).zip(items) {
+            if after.is_some_and(|after| item.number <= after) {
+                continue;
+            }
+            let keyed = kept.keyed.as_ref();
+            if let Some(known) = item.key.and_then(|key| keyed?.places.get(&key)) {
+                duplicates.push((place, *known));
+                continue;
+            }
+            kept.offset += 1;
+            let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
+            if let Some(key) = item.key {
+                let keyed = kept.keyed.get_or_insert_default();
+                keyed.places.insert(key, position);
+                keyed.order.push_back((now_ms, key));
+            }
+            message.put_u32(u32::try_from(item.bytes.len()).unwrap_or(u32::MAX));
+            message.put_slice(&item.bytes);
+            if watched {
+                events.push(Event::Appended(channel.clone(), position, item.bytes.clone()));
+            }
+            if keep.size > 0 {
+                added += item.bytes.len();
+                kept.history.push_back(Entry { at_ms: now_ms, bytes: item.bytes.clone() });
+            }
+        }
+        kept.bytes += added;
+        let freed = kept.trim(keep, now_ms);
+        if let Some(keyed) = &mut kept.keyed {
+            keyed.forget(now_ms, keep.keys_ms);
+        }
+        if watched {
+            let from = kept.offset + 1 - kept.history.len() as u64;
+            events.push(Event::KeptFrom(channel.clone(), from));
+        }
+        let is_any = kept.offset > before;
+        let answer = Appended { epoch: kept.epoch, last: Offset(kept.offset), duplicates };
+        let done = Done { by: *instance, number: newest, at_ms: now_ms, answer: answer.clone() };
+        match kept.done.iter_mut().find(|own| own.by == *instance) {
+            Some(own) => *own = done,
+            None => kept.done.push(done),
+        }
+        self.bytes = self.bytes + added - freed;
+        if let Some(all) = &mut self.events {
+            all.extend(events);
+        }
+        (answer, is_any.then(|| message.freeze()))
+    }
+
+    /// Says where a channel stands.
+    pub fn read(&mut self, Read { channel, since }: &Read, keep: Keep, now_ms: u64) -> Stands {
+        let kept = self.open(channel, now_ms);
+        let freed = kept.trim(keep, now_ms);
+        let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
+        let first = kept.offset + 1 - kept.history.len() as u64;
+        let mut entries = Vec::new();
+        if let Some(since) = since.filter(|since| since.epoch == kept.epoch) {
+            let from = since.offset.next().0.max(first);
+            let skipped = usize::try_from(from - first).unwrap_or(usize::MAX);
+            let mut bytes = 0;
+            for (offset, entry) in (from..).zip(kept.history.iter().skip(skipped)) {
+                bytes += entry.bytes.len();
+                if entries.len() >= ENTRIES_MAX || (bytes > BYTES_MAX && !entries.is_empty()) {
+                    break;
+                }
+                let age_ms = now_ms.saturating_sub(entry.at_ms);
+                entries.push((Offset(offset), age_ms, entry.bytes.clone()));
+            }
+        }
+        self.bytes -= freed;
+        Stands { position, entries }
+    }
+
+    /// Forgets some of what is over; `keep` says by which rule a channel is kept, `follows` of nobody that it is to be forgotten.
+    pub fn sweep(&mut self, keep: impl Fn(&str) -> Keep, now_ms: u64) {
+        if self.unswept.is_empty() {
+            if now_ms.saturating_sub(self.swept_ms) < 60_000 {
+                return;
+            }
+            self.swept_ms = now_ms;
+            self.unswept = self.channels.keys().cloned().collect();
+        }
+        let from = self.unswept.len().saturating_sub(SWEPT_AT_ONCE);
+        for name in self.unswept.split_off(from) {
+            let Some(kept) = self.channels.get_mut(&name) else { continue };
+            let keep = keep(&name);
+            self.bytes -= kept.trim(keep, now_ms);
+            kept.done.retain(|done| now_ms.saturating_sub(done.at_ms) < DONE_MS);
+            if let Some(keyed) = &mut kept.keyed {
+                keyed.forget(now_ms, keep.keys_ms);
+            }
+            let keys = kept.keyed.as_ref().is_some_and(|keyed| !keyed.places.is_empty());
+            let idle = now_ms.saturating_sub(kept.used_ms) >= keep.idle_ms;
+            if idle && kept.followers.is_empty() && kept.done.is_empty() && !keys {
+                self.bytes -= kept.bytes;
+                self.channels.remove(&name);
+            }
+        }
+    }
+}
+
+impl Kept {
+    /// Forgets what is more than the rule says; returns the bytes.
+    fn trim(&mut self, keep: Keep, now_ms: u64) -> usize {
+        let mut freed = 0;
+        while let Some(oldest) = self.history.front() {
+            let old = keep.age_ms > 0 && oldest.at_ms + u64::from(keep.age_ms) <= now_ms;
+            let many = self.history.len() > keep.size as usize;
+            let large = keep.bytes > 0 && (self.bytes - freed) as u64 > keep.bytes;
+            if !old && !many && !large {
+                break;
+            }
+            freed += oldest.bytes.len();
+            self.history.pop_front();
+        }
+        self.bytes -= freed;
+        freed
+    }
+}

@@ -1,0 +1,382 @@
+//! What is between nodes that have no Redis: links that are made, stall, one way or both, and break with what is under way; and
+//! the registry, which makes the views. It is cut off from nodes, and restarts. Nodes freeze, and go on as if nothing had been.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use ringfeed_engine::bridge::Keep;
+use ringfeed_engine::mesh::frame::Frame;
+use ringfeed_engine::mesh::store::Event;
+use ringfeed_engine::mesh::{Mesh, Own};
+use ringfeed_engine::registry::views::{Instance, Member, View, Views};
+use ringfeed_engine::shard::Shared;
+
+use super::super::trace::note;
+use super::{PATIENCE_MS, World};
+
+/// A node that the registry has not heard of for so long is not there.
+const TIMEOUT_MS: u64 = 6000;
+/// What the registry says holds for so long.
+const LEASE_MS: u64 = 4000;
+
+/// What a node has of the mesh.
+pub(super) struct MeshNode {
+    pub(super) mesh: Mesh,
+    instance: Instance,
+    /// It does nothing for so many steps.
+    pub(super) frozen: u32,
+    /// What the registry has answered and is not heard yet, and when it was asked.
+    answers: VecDeque<(u64, View)>,
+}
+
+/// One that the registry has heard of.
+struct Known {
+    instance: Instance,
+    heard_ms: u64,
+}
+
+/// See the module's description.
+pub(super) struct Fabric {
+    /// Frames from one node to another, between those that are linked.
+    ways: BTreeMap<(usize, usize), VecDeque<Bytes>>,
+    /// Ways on which nothing arrives until the link is broken.
+    stalled: BTreeSet<(usize, usize)>,
+    views: Views,
+    known: BTreeMap<usize, Known>,
+    /// Nodes that do not reach it.
+    cut_off: BTreeSet<usize>,
+    began_ms: u64,
+}
+
+impl Default for Fabric {
+    fn default() -> Fabric {
+        Fabric {
+            ways: BTreeMap::new(),
+            stalled: BTreeSet::new(),
+            views: Views::new(View::default()),
+            known: BTreeMap::new(),
+            cut_off: BTreeSet::new(),
+            began_ms: 0,
+        }
+    }
+}
+
+impl World {
+    /// A process that knows of nobody.
+    pub(super) fn mesh_node(&mut self, _: usize, instance: u64, shared: &Shared) -> MeshNode {
+        let size = self.setup.history_size;
+        let own = Own {
+            instance: Instance(instance),
+            seed: self.dice.number(),
+            placing_key: [1, 2],
+            patience_ms: PATIENCE_MS,
+            channels_max: 1000,
+            rules: Box::new(move |_| Keep {
+                size,
+                bytes: 0,
+                age_ms: 0,
+                idle_ms: u64::MAX,
+                keys_ms: u32::MAX,
+            }),
+            revoked: shared.revoked.clone(),
+        };
+        let mut mesh = Mesh::new(own, self.now_ms());
+        mesh.store_mut().watch();
+        MeshNode { mesh, instance: Instance(instance), frozen: 0, answers: VecDeque::new() }
+    }
+
+    fn own(&mut self, node: usize) -> &mut MeshNode {
+        self.nodes[node].mesh.as_mut().expect("there is no Redis")
+    }
+
+    fn instance(&self, node: usize) -> Instance {
+        self.nodes[node].mesh.as_ref().expect("there is no Redis").instance
+    }
+
+    /// Hands on between a bridge and its mesh until there is nothing left to hand on.
+    pub(super) fn pass_on_in_mesh(&mut self, node: usize) {
+        let now_ms = self.now_ms();
+        loop {
+            let own = &mut self.nodes[node];
+            let mesh = &mut own.mesh.as_mut().expect("there is no Redis").mesh;
+            let mut any = false;
+            for (number, command) in own.bridge.take_commands() {
+                note!(self.trace, "n{node} asks {number}: {command:?}");
+                mesh.command(number, command);
+                any = true;
+            }
+            while let Some(said) = mesh.take_said() {
+                note!(self.trace, "n{node} is told {said:?}");
+                let known = said.hand_over(&mut own.bridge, &own.shared.shards, now_ms);
+                assert!(known, "rule frames: n{node} does not know what another has published");
+                any = true;
+            }
+            if !any {
+                break;
+            }
+        }
+        for event in self.own(node).mesh.store_mut().take_events() {
+            match event {
+                Event::Began(channel, epoch) => {
+                    self.truth.begin(&channel, epoch.0, None);
+                    self.truth.keep_from(&channel, 1);
+                }
+                Event::Appended(channel, at, item) => {
+                    let newest = self.truth.newest(&channel).map(|(epoch, _)| epoch);
+                    assert_eq!(
+                        newest,
+                        Some(at.epoch.0),
+                        "rule one-keeper: n{node} keeps {channel} as another does"
+                    );
+                    self.truth.append(&channel, at.epoch.0, at.offset.0, &item);
+                }
+                Event::KeptFrom(channel, offset) => self.truth.keep_from(&channel, offset),
+            }
+        }
+        let frames: Vec<(Instance, Frame)> = self.own(node).mesh.take_frames().collect();
+        for (to, frame) in frames {
+            let Some(to) = (0..self.nodes.len()).find(|other| self.instance(*other) == to) else {
+                continue;
+            };
+            if let Some(way) = self.fabric.ways.get_mut(&(node, to)) {
+                let mut bytes = BytesMut::new();
+                frame.write(&mut bytes);
+                way.push_back(bytes.freeze().slice(4..));
+            }
+        }
+    }
+
+    pub(super) fn any_frame(&mut self) {
+        let (from, to) = (self.dice.below(self.nodes.len()), self.any_node());
+        if !self.fabric.stalled.contains(&(from, to)) {
+            self.frame(from, to);
+        }
+    }
+
+    fn frame(&mut self, from: usize, to: usize) -> bool {
+        let way = self.fabric.ways.get_mut(&(from, to));
+        let Some(bytes) = way.and_then(VecDeque::pop_front) else { return false };
+        let frame = Frame::read(bytes).expect("what was written");
+        note!(self.trace, "n{to} hears n{from}: {frame:?}");
+        let instance = self.instance(from);
+        self.own(to).mesh.heard(instance, frame);
+        self.pass_on(to);
+        true
+    }
+
+    pub(super) fn any_linked(&mut self) {
+        let (a, b) = (self.any_node(), self.any_node());
+        self.make_node_link(a, b);
+    }
+
+    fn make_node_link(&mut self, a: usize, b: usize) {
+        if a == b || self.fabric.ways.contains_key(&(a, b)) {
+            return;
+        }
+        note!(self.trace, "n{a} and n{b} are linked");
+        for (own, other) in [(a, b), (b, a)] {
+            self.fabric.ways.insert((own, other), VecDeque::new());
+        }
+        for (own, other) in [(a, b), (b, a)] {
+            let instance = self.instance(other);
+            self.own(own).mesh.opened(instance);
+            self.pass_on(own);
+        }
+    }
+
+    pub(super) fn break_link(&mut self) {
+        let (a, b) = (self.dice.below(self.nodes.len()), self.dice.below(self.nodes.len()));
+        self.cut_link(a, b);
+    }
+
+    fn cut_link(&mut self, a: usize, b: usize) {
+        if self.fabric.ways.remove(&(a, b)).is_none() {
+            return;
+        }
+        note!(self.trace, "n{a} and n{b} are not linked any more");
+        self.tally.faults += 1;
+        self.fabric.ways.remove(&(b, a));
+        for (own, other) in [(a, b), (b, a)] {
+            self.fabric.stalled.remove(&(own, other));
+            let instance = self.instance(other);
+            self.own(own).mesh.closed(instance);
+            self.pass_on(own);
+        }
+    }
+
+    /// A process has gone, and its links with it.
+    pub(super) fn cut_all_links(&mut self, node: usize) {
+        (0..self.nodes.len()).for_each(|other| self.cut_link(node, other));
+    }
+
+    /// One way or both, nothing arrives any more, and nobody is told.
+    pub(super) fn stall_link(&mut self) {
+        let (a, b) = (self.dice.below(self.nodes.len()), self.dice.below(self.nodes.len()));
+        if a != b && self.fabric.ways.contains_key(&(a, b)) {
+            note!(self.trace, "nothing comes from n{a} to n{b}");
+            self.tally.faults += 1;
+            self.fabric.stalled.insert((a, b));
+            if self.dice.chance(500) {
+                self.fabric.stalled.insert((b, a));
+            }
+        }
+    }
+
+    pub(super) fn any_registered(&mut self) {
+        let node = self.any_node();
+        self.ask_registry(node);
+    }
+
+    /// A node tells the registry that it lives, which view it goes by, and whom it hears.
+    fn ask_registry(&mut self, node: usize) {
+        if self.fabric.cut_off.contains(&node) {
+            return;
+        }
+        let now_ms = self.now_ms();
+        let own = self.own(node);
+        let (instance, number) = (own.instance, own.mesh.view().number);
+        let hears: Vec<Instance> = own.mesh.supporters().collect();
+        let fabric = &mut self.fabric;
+        fabric.known.insert(node, Known { instance, heard_ms: now_ms });
+        for known in fabric.known.values_mut().filter(|known| hears.contains(&known.instance)) {
+            known.heard_ms = now_ms;
+        }
+        fabric.views.goes_by(instance, number);
+        let is_live = |known: &Known| now_ms.saturating_sub(known.heard_ms) <= TIMEOUT_MS;
+        let live = fabric.known.iter().filter(|(_, known)| is_live(known));
+        let live = live.map(|(node, known)| Member {
+            id: format!("n{node}").parse().expect("an id"),
+            instance: known.instance,
+            peer: "127.0.0.1:1".parse().expect("an address"),
+        });
+        let live: Vec<Member> = live.collect();
+        let settled = fabric.began_ms == 0 || now_ms.saturating_sub(fabric.began_ms) >= TIMEOUT_MS;
+        let may_run = |own| fabric.known.values().any(|known| known.instance == own);
+        let next = fabric.views.next(&live, may_run, fabric.views.view().number + 1);
+        if let Some(view) = next.filter(|_| settled) {
+            note!(self.trace, "the registry makes {view:?}");
+            fabric.views.set(view);
+        }
+        let view = fabric.views.view().clone();
+        self.own(node).answers.push_back((now_ms, view));
+    }
+
+    pub(super) fn any_told_by_registry(&mut self) {
+        let node = self.any_node();
+        self.told_by_registry(node);
+    }
+
+    fn told_by_registry(&mut self, node: usize) -> bool {
+        let own = self.own(node);
+        let Some((asked_ms, view)) = own.answers.pop_front() else { return false };
+        let number = view.number;
+        own.mesh.adopt(view);
+        own.mesh.lease(number, asked_ms, LEASE_MS);
+        note!(self.trace, "n{node} is told of view {number} by the registry");
+        self.pass_on(node);
+        true
+    }
+
+    pub(super) fn lose_registry(&mut self) {
+        let node = self.dice.below(self.nodes.len());
+        self.tally.faults += 1;
+        if !self.fabric.cut_off.remove(&node) {
+            note!(self.trace, "n{node} does not reach the registry");
+            self.fabric.cut_off.insert(node);
+            self.own(node).answers.clear();
+        }
+    }
+
+    /// It knows the last view, and nobody is taken for gone until all have had time to be heard of.
+    pub(super) fn restart_registry(&mut self) {
+        note!(self.trace, "the registry restarts");
+        let now_ms = self.now_ms();
+        let fabric = &mut self.fabric;
+        fabric.views = Views::new(fabric.views.view().clone());
+        fabric.began_ms = now_ms.max(1);
+        fabric.known.values_mut().for_each(|known| known.heard_ms = now_ms);
+        for node in &mut self.nodes {
+            node.mesh.as_mut().expect("there is no Redis").answers.clear();
+        }
+    }
+
+    pub(super) fn freeze(&mut self) {
+        let node = self.any_node();
+        let steps = self.dice.magnitude(10, 800) as u32;
+        self.own(node).frozen = steps;
+        self.tally.faults += 1;
+        note!(self.trace, "n{node} freezes");
+    }
+
+    /// Who was frozen long enough goes on.
+    pub(super) fn thaw(&mut self) {
+        if !self.setup.is_mesh {
+            return;
+        }
+        for node in 0..self.nodes.len() {
+            let own = self.own(node);
+            if own.frozen > 0 {
+                own.frozen -= 1;
+                if own.frozen == 0 {
+                    self.wake(node);
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self, node: usize) {
+        note!(self.trace, "n{node} goes on");
+        let now_ms = self.now_ms();
+        self.own(node).frozen = 0;
+        self.own(node).mesh.tick(now_ms);
+        self.nodes[node].bridge.tick(now_ms);
+        self.pass_on(node);
+    }
+
+    /// Time has passed for the mesh of a node.
+    pub(super) fn pass_mesh(&mut self, node: usize, before_ms: u64) {
+        if !self.setup.is_mesh || self.nodes[node].is_frozen() {
+            return;
+        }
+        let now_ms = self.now_ms();
+        let mesh = &mut self.own(node).mesh;
+        mesh.tick(now_ms);
+        if now_ms / 500 > before_ms / 500 {
+            mesh.beat();
+        }
+        if now_ms / 1000 > before_ms / 1000 {
+            self.ask_registry(node);
+        }
+    }
+
+    /// Everybody reaches everybody.
+    pub(super) fn heal_mesh(&mut self) {
+        self.fabric.cut_off.clear();
+        let stalled: Vec<_> = self.fabric.stalled.iter().copied().collect();
+        stalled.into_iter().for_each(|(a, b)| self.cut_link(a, b));
+        for node in 0..self.nodes.len() {
+            self.wake(node);
+        }
+        self.link_all();
+    }
+
+    pub(super) fn link_all(&mut self) {
+        for a in 0..self.nodes.len() {
+            for b in 0..a {
+                self.make_node_link(a, b);
+            }
+        }
+    }
+
+    /// Lets everything arrive that is on its way to a node.
+    pub(super) fn settle_mesh(&mut self, node: usize) -> bool {
+        if !self.setup.is_mesh {
+            return false;
+        }
+        let mut moved = false;
+        for from in 0..self.nodes.len() {
+            moved |= self.frame(from, node);
+        }
+        moved | self.told_by_registry(node)
+    }
+}
