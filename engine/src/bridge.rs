@@ -42,6 +42,7 @@ use crate::seldom::Seldom;
 pub use command::{Append, Command, Failed, Item, Read, Reply, To};
 use errands::{Asker, Errands};
 pub use figures::Figures;
+pub(crate) use handover::Handover;
 pub use script::Keep;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
 use spooling::{Spooling, Waiter};
@@ -66,19 +67,32 @@ const SILENT_BEATS: u64 = 4;
 /// … but not before so many were heard since it was connected: others may be connected later.
 const BEATS_FIRST: u64 = 10;
 
-/// Why something was not published.
-const AWAY: Refused =
-    Refused::Unavailable { detail: "Redis cannot be reached, and this channel is numbered there" };
-/// Why it is not known whether it was.
-const UNKNOWN: Refused = Refused::Unavailable {
-    detail: "Redis cannot be reached, and it is not known whether this was published",
+/// Why something is not published, or is not known to be.
+#[derive(Debug)]
+struct Whys {
+    away: &'static str,
+    unknown: &'static str,
+    not_stored: &'static str,
+    behind: &'static str,
+}
+
+const BY_REDIS: Whys = Whys {
+    away: "Redis cannot be reached, and this channel is numbered there",
+    unknown: "Redis cannot be reached, and it is not known whether this was published",
+    not_stored: "Redis does not store this",
+    behind: "what waits on disk for Redis has to go before this, and there is no room for more",
 };
-/// Why Redis has not published it.
-const NOT_STORED: Refused = Refused::Unavailable { detail: "Redis does not store this" };
-/// Why something could not wait.
-const BEHIND: Refused = Refused::Unavailable {
-    detail: "what waits on disk for Redis has to go before this, and there is no room for more",
+const BY_NODES: Whys = Whys {
+    away: "this node is cut off from the others, and this channel is numbered among them",
+    unknown: "the node that keeps this channel does not answer, and it is not known whether this was published",
+    not_stored: "the node that keeps this channel has no room for another one",
+    behind: "what waits on disk has to go before this, and there is no room for more",
 };
+
+/// As an answer.
+fn unavailable(detail: &'static str) -> Refused {
+    Refused::Unavailable { detail }
+}
 
 /// How the bridge stands with Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,6 +287,13 @@ impl Bridge {
         }
     }
 
+    fn whys(&self) -> &'static Whys {
+        match self.by {
+            Numbering::Redis => &BY_REDIS,
+            Numbering::Nodes => &BY_NODES,
+        }
+    }
+
     /// There is a disk for what waits too long, with so many publications of these channels already.
     pub fn use_spool(&mut self, waiting: BTreeMap<ChannelName, u32>) {
         self.spooling = Some(Spooling::new(waiting));
@@ -355,10 +376,14 @@ impl Bridge {
                 self.next_item += 1;
                 let item = Item { number, bytes: item::encode(&publication), key };
                 if self.has_given_up() {
-                    return self.spool(&channel, (ticket, item), AWAY);
+                    return self.spool(&channel, (ticket, item), unavailable(self.whys().away));
                 }
                 if self.is_refused(&channel) {
-                    return self.spool(&channel, (ticket, item), NOT_STORED);
+                    return self.spool(
+                        &channel,
+                        (ticket, item),
+                        unavailable(self.whys().not_stored),
+                    );
                 }
                 self.ways.entry(channel.clone()).or_default().push(ticket, item);
                 self.append(&channel);
@@ -479,8 +504,12 @@ impl Bridge {
                 self.told.push(Told::Home(channel.clone(), FromUpstream::Away));
             }
             let (sent, queued) = way.give_up();
-            sent.for_each(|waiting| self.spool(&channel, waiting, UNKNOWN));
-            queued.into_iter().for_each(|waiting| self.spool(&channel, waiting, AWAY));
+            sent.for_each(|waiting| {
+                self.spool(&channel, waiting, unavailable(self.whys().unknown))
+            });
+            queued
+                .into_iter()
+                .for_each(|waiting| self.spool(&channel, waiting, unavailable(self.whys().away)));
             if !way.is_idle() {
                 self.ways.insert(channel, way);
             }
@@ -561,7 +590,9 @@ impl Bridge {
             self.ways.keys().filter(|channel| self.is_refused(channel)).cloned().collect();
         for channel in refused {
             let queue = self.ways.get_mut(&channel).map(Way::take_queue).unwrap_or_default();
-            queue.into_iter().for_each(|waiting| self.spool(&channel, waiting, NOT_STORED));
+            queue.into_iter().for_each(|waiting| {
+                self.spool(&channel, waiting, unavailable(self.whys().not_stored))
+            });
         }
     }
 
@@ -574,7 +605,9 @@ impl Bridge {
             way.is_late(blocked, patience_ms).then(|| (channel.clone(), way.take_queue()))
         });
         for (channel, queue) in late.collect::<Vec<_>>() {
-            queue.into_iter().for_each(|waiting| self.spool(&channel, waiting, BEHIND));
+            queue
+                .into_iter()
+                .for_each(|waiting| self.spool(&channel, waiting, unavailable(self.whys().behind)));
         }
     }
 
@@ -650,8 +683,8 @@ impl Bridge {
             (Some(UnderWay::Append(channel)), Err(failed)) => {
                 let tickets = self.ways.get_mut(&channel).map(Way::appended).unwrap_or_default();
                 let why = match failed {
-                    Failed::Refused | Failed::Never => NOT_STORED,
-                    Failed::Unknown => UNKNOWN,
+                    Failed::Refused | Failed::Never => unavailable(self.whys().not_stored),
+                    Failed::Unknown => unavailable(self.whys().unknown),
                 };
                 for ticket in tickets {
                     self.tell_stored(channel.clone(), ticket, Err(why.clone()));

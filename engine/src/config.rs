@@ -5,6 +5,7 @@
 
 mod access;
 mod api_keys;
+mod cluster;
 mod content;
 mod drop;
 pub(crate) mod file;

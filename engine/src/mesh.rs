@@ -13,9 +13,13 @@
 //! What is asked of a keeper that cannot be reached waits, and is asked of the next one; a keeper knows again what it is asked
 //! twice. What was published meanwhile is asked for, as with Redis ([`Said::Interrupted`]).
 
+mod figures;
 pub mod frame;
+mod handshake;
+mod link;
 mod placing;
 pub mod store;
+mod thread;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -28,9 +32,11 @@ use crate::bridge::{Bridge, Command, Failed, Keep, Reply, To};
 use crate::message::{Followed, Numbered, Shards};
 use crate::registry::views::{Instance, View};
 use crate::revoked::RevokedTable;
+pub use figures::Figures;
 use frame::{Alive, Answer, Asked, Frame, Topic};
 use placing::Placing;
 use store::{Appended, Stands, Store};
+pub use thread::MeshThread;
 
 /// What a node has said lends strength for so long.
 const SUPPORT_MS: u64 = 2000;

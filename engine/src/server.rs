@@ -17,6 +17,7 @@ use crate::bridge::BridgeThread;
 use crate::config::{ConfigErrors, IoChoice};
 use crate::control::{self, Reload};
 use crate::ids::ShardId;
+use crate::mesh::MeshThread;
 use crate::message::{ShardEnd, Shards};
 use crate::plan;
 use crate::settings::Settings;
@@ -77,6 +78,7 @@ pub struct Server {
     control: control::Control,
     /// Where there is a Redis.
     bridge: Option<BridgeThread>,
+    mesh: Option<MeshThread>,
 }
 
 /// Opens the ports, starts the threads and returns once everything runs.
@@ -151,9 +153,13 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
         true => Some(BridgeThread::start(shared.clone()).map_err(ServeError::Thread)?),
         false => None,
     };
+    let mesh = match config.cluster.is_used() {
+        true => Some(MeshThread::start(shared.clone()).map_err(ServeError::Thread)?),
+        false => None,
+    };
     let control =
         control::Control::start(internal, shared, asked, reload).map_err(ServeError::Control)?;
-    Ok(Server { public, internal: internal_address, shards: threads, control, bridge })
+    Ok(Server { public, internal: internal_address, shards: threads, control, bridge, mesh })
 }
 
 impl Server {
@@ -168,6 +174,9 @@ impl Server {
         self.shards.wait()?;
         if let Some(bridge) = self.bridge {
             bridge.stop();
+        }
+        if let Some(mesh) = self.mesh {
+            mesh.stop();
         }
         self.control.stop();
         Ok(())

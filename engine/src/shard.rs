@@ -181,6 +181,8 @@ pub struct Shared {
     pub upstream: Upstream,
     /// What is counted of the connections to Redis.
     pub redis: Figures,
+    /// What the mesh of nodes counts.
+    pub cluster: crate::mesh::Figures,
     /// Who is revoked.
     pub revoked: Arc<RevokedTable>,
     /// Counters, by shard.
@@ -209,6 +211,7 @@ impl Shared {
             questions,
             upstream,
             redis: Figures::default(),
+            cluster: crate::mesh::Figures::default(),
             revoked,
             admission: Arc::new(admission),
             handover: OnceLock::new(),

@@ -15,19 +15,19 @@ const BYTES_MAX: usize = 16 << 20;
 
 /// See the module's description.
 #[derive(Debug)]
-pub(super) struct Handover {
+pub(crate) struct Handover {
     shards: Vec<VecDeque<(usize, Request)>>,
     bytes: usize,
 }
 
 impl Handover {
     /// For so many shards.
-    pub(super) fn new(shards: u16) -> Handover {
+    pub(crate) fn new(shards: u16) -> Handover {
         Handover { shards: (0..shards).map(|_| VecDeque::new()).collect(), bytes: 0 }
     }
 
     /// Takes what is to be told.
-    pub(super) fn push(&mut self, told: Told, shards: &Shards) {
+    pub(crate) fn push(&mut self, told: Told, shards: &Shards) {
         told.hand_over(shards, |to, request| self.put(to, request));
     }
 
@@ -47,7 +47,7 @@ impl Handover {
     }
 
     /// Hands over what the shards take now. Who has ended is told nothing any more.
-    pub(super) fn flush(&mut self, shards: &Shards) {
+    pub(crate) fn flush(&mut self, shards: &Shards) {
         for (to, queue) in shards.ids().zip(&mut self.shards) {
             while !queue.is_empty() {
                 let (mut count, mut bytes) = (0, 0);
@@ -68,12 +68,12 @@ impl Handover {
     }
 
     /// Whether something waits.
-    pub(super) fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.bytes > 0
     }
 
     /// Whether so much waits that nothing more is to be taken from Redis.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.bytes > BYTES_MAX
     }
 }

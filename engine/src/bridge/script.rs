@@ -60,7 +60,9 @@ impl Keep {
         let rule = config.rule(channel);
         let (size, age_ms) = rule.map_or((0, 0), |rule| (rule.history_size, rule.history_age_ms));
         let bytes = rule.map_or(0, |rule| rule.history_bytes);
-        let idle_ms = u64::from(config.redis.idle_s) * 1000;
+        let by_nodes = config.cluster.is_used();
+        let idle_s = if by_nodes { config.cluster.idle_s } else { config.redis.idle_s };
+        let idle_ms = u64::from(idle_s) * 1000;
         // No publication has a key where that is 0.
         Keep { size, bytes, age_ms, idle_ms, keys_ms: config.limits.idempotency_ms.max(1) }
     }

@@ -57,7 +57,7 @@ pub(super) struct ServeArgs {
     #[arg(long, default_value_t = 48, value_name = "COUNT")]
     backups_kept: usize,
     /// Milliseconds without a word after which a node counts as gone: three heartbeats or more.
-    #[arg(long, default_value_t = 15_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+    #[arg(long, default_value_t = 6_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
     node_timeout_ms: u64,
     /// Seconds without a word after which a node is forgotten.
     #[arg(long, default_value_t = 86_400, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]

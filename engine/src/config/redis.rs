@@ -59,6 +59,9 @@ impl Config {
             if *cluster {
                 errors.push("redis.cluster = true: redis.url names no Redis".into());
             }
+            if self.cluster.is_used() {
+                return;
+            }
             for (i, ChannelRule { distribution, .. }) in self.channels.iter().enumerate() {
                 let says = match distribution {
                     Distribution::Auto | Distribution::Local => continue,
@@ -66,7 +69,8 @@ impl Config {
                     Distribution::Bridged => "bridged",
                 };
                 errors.push(format!(
-                    "channels[{i}].distribution = {says:?}: redis.url names no Redis; without one allowed are auto and local"
+                    "channels[{i}].distribution = {says:?}: redis.url names no Redis, and cluster.registry no registry; without \
+                     one allowed are auto and local"
                 ));
             }
             return;

@@ -18,7 +18,7 @@ impl Config {
     /// Who gives a channel's publications their offsets; never [`Distribution::Auto`].
     pub fn distribution(&self, channel: &str) -> Distribution {
         // Most serve alone, and nothing is looked up for them.
-        if !self.redis.is_used() {
+        if !self.has_upstream() {
             return Distribution::Local;
         }
         self.distribution_of(channel, self.rule(channel))
@@ -30,7 +30,7 @@ impl Config {
         channel: &str,
         rule: Option<&ChannelRule>,
     ) -> Distribution {
-        if !self.redis.is_used() {
+        if !self.has_upstream() {
             return Distribution::Local;
         }
         match rule {

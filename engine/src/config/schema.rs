@@ -24,6 +24,7 @@ pub struct Config {
     pub limits: Limits,
     pub redis: Redis,
     pub redis_channels: Vec<RedisChannel>,
+    pub cluster: Cluster,
     pub drop: FileDrop,
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
@@ -272,6 +273,24 @@ pub struct Redis {
     pub idle_s: u32,
     pub spool_dir: String,
     pub spool_bytes_max: u64,
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Cluster {
+    /// Where the registry is; empty where there is none.
+    pub registry: String,
+    /// Once loaded it is the key, wherever it was said to be.
+    pub key: Secret,
+    /// Not secret, but a key may be written there by mistake.
+    pub key_env: Secret,
+    pub key_file: String,
+    pub listen: SocketAddr,
+    pub advertise: String,
+    pub url: String,
+    pub patience_ms: u32,
+    pub idle_s: u32,
 }
 
 /// `[[redis_channels]]`

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::file;
 use super::keys::printable;
-use super::schema::{ApiKey, ChannelRule, Config, Database, Hooks, Issuer, Redis, Secret};
+use super::schema::{ApiKey, ChannelRule, Cluster, Config, Database, Hooks, Issuer, Redis, Secret};
 
 /// Largest file with a secret.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -37,6 +37,8 @@ impl Config {
         let hooks = Place { section: "hooks".into(), key: "secret", secret, env, file };
         let Redis { url: secret, url_env: env, url_file: file, .. } = &mut self.redis;
         let redis = Place { section: "redis".into(), key: "url", secret, env, file };
+        let Cluster { key: secret, key_env: env, key_file: file, .. } = &mut self.cluster;
+        let cluster = Place { section: "cluster".into(), key: "key", secret, env, file };
         let issuers = self.issuers.iter_mut().enumerate().map(|(i, issuer)| {
             let Issuer { secret, secret_env: env, secret_file: file, .. } = issuer;
             Place { section: format!("issuers[{i}]"), key: "secret", secret, env, file }
@@ -53,7 +55,7 @@ impl Config {
             let ChannelRule { password: secret, password_env: env, password_file: file, .. } = rule;
             Place { section: format!("channels[{i}]"), key: "password", secret, env, file }
         });
-        let hooks = [hooks, redis].into_iter();
+        let hooks = [hooks, redis, cluster].into_iter();
         for place in hooks.chain(issuers).chain(api_keys).chain(databases).chain(rooms) {
             errors.extend(place.fill(environment).err());
         }

@@ -286,12 +286,13 @@ pub(super) async fn health() -> Json<StatusReply> {
     Json(StatusReply { status: "ok" })
 }
 
-/// The process takes new connections; 503 while it drains, and while a Redis that it shares channels through is away.
+/// The process takes new connections; 503 while it drains, while a Redis that it shares channels through is away, and while it is cut
+/// off from the nodes that it shares them with.
 #[utoipa::path(
     get, path = "/ready",
     responses(
         (status = 200, description = "It takes connections", body = StatusReply),
-        (status = 503, description = "It drains, or its Redis is away", body = StatusReply),
+        (status = 503, description = "It drains, its Redis is away, or it is cut off from the other nodes", body = StatusReply),
     )
 )]
 async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
@@ -299,6 +300,8 @@ async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
         "draining"
     } else if state.shared.config().redis.is_used() && !state.shared.redis.is_up() {
         "redis away"
+    } else if state.shared.config().cluster.is_used() && !state.shared.cluster.is_up() {
+        "cut off from the other nodes"
     } else {
         return (StatusCode::OK, Json(StatusReply { status: "ready" }));
     };

@@ -18,6 +18,7 @@ use super::figures::PortFigures;
 use super::{State, drop, hooks, rpc, stats};
 use crate::bridge;
 use crate::counters::{Count, Counters, Distribution, Kind, Reason as _, Totals};
+use crate::mesh;
 
 /// One family of a moment's figures: each value with its labels.
 #[derive(Debug)]
@@ -390,6 +391,16 @@ fn redis(figures: &bridge::Figures) -> impl Iterator<Item = Family> {
     })
 }
 
+/// The families of what nodes do for one another.
+fn cluster(figures: &mesh::Figures) -> impl Iterator<Item = Family> {
+    figures.each().into_iter().map(|(name, help, kind, value)| Family {
+        name: format!("ringfeed_cluster_{name}"),
+        help,
+        kind: metric_type(kind),
+        values: vec![(Vec::new(), Value::Number(float(value)))],
+    })
+}
+
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(
     get, path = "/metrics",
@@ -407,6 +418,9 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     families.extend(dropped(&state.figures.drop));
     if state.shared.config().redis.is_used() {
         families.extend(redis(&state.shared.redis));
+    }
+    if state.shared.config().cluster.is_used() {
+        families.extend(cluster(&state.shared.cluster));
     }
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));

@@ -294,7 +294,7 @@ pub(super) async fn revoke(
         publish::send(&state, shard, Request::Revoke(revocation.clone()), deadline).await?;
     }
     state.shared.revoked.mark_told(&revocation);
-    if state.shared.config().redis.is_used() {
+    if state.shared.config().has_upstream() {
         let (reply, answer) = oneshot::channel();
         let errand = Box::new(Errand::Revoke(revocation));
         let ask = Request::Nodes(NodesRequest::Ask { errand, reply });

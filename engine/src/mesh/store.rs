@@ -272,7 +272,9 @@ impl Store {
             }
             if keep.size > 0 {
                 added += item.bytes.len();
-                kept.history.push_back(Entry { at_ms: now_ms, bytes: item.bytes.clone() });
+                // What it came with, much of it other channels', is not to stay for its sake.
+                let bytes = Bytes::copy_from_slice(&item.bytes);
+                kept.history.push_back(Entry { at_ms: now_ms, bytes });
             }
         }
         kept.bytes += added;
@@ -305,8 +307,13 @@ impl Store {
         let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
         let first = kept.offset + 1 - kept.history.len() as u64;
         let mut entries = Vec::new();
-        if let Some(since) = since.filter(|since| since.epoch == kept.epoch) {
-            let from = since.offset.next().0.max(first);
+        // Whoever knows another life is told all of this one, if that is there from its beginning on.
+        let behind = since.and_then(|since| match since.epoch == kept.epoch {
+            true => Some(since.offset.next().0),
+            false => (first == 1).then_some(1),
+        });
+        if let Some(behind) = behind {
+            let from = behind.max(first);
             let skipped = usize::try_from(from - first).unwrap_or(usize::MAX);
             let mut bytes = 0;
             for (offset, entry) in (from..).zip(kept.history.iter().skip(skipped)) {

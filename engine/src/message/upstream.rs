@@ -223,7 +223,7 @@ pub struct Followed {
     pub lineage: Vec<(Epoch, Offset)>,
     /// What came behind the position that was asked about, or where that is no position of this life, behind what
     /// it has in common with it; the oldest first, without holes, as much as fits one answer. Where it does not begin
-    /// right there, what is between is gone.
+    /// right there, what is between is gone. Where they have nothing in common, this is all of this life or nothing.
     pub publications: Vec<Numbered>,
 }
 

@@ -16,6 +16,7 @@ use super::api::{
 use super::error::clip;
 use super::keys::Key;
 use super::names::NodeId;
+use super::views::{Standpoint, ViewReply};
 
 /// Longest answer of a registry in bytes: a thousand nodes, or some thousands of channels.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -244,6 +245,11 @@ impl Client {
     /// Says that a node lives.
     pub async fn heartbeat(&self, id: &NodeId, word: &Heartbeat) -> Result<Heard, CallError> {
         self.ask(Method::POST, &format!("/v1/nodes/{id}/heartbeat"), Some(word)).await
+    }
+
+    /// Says by which view a process goes, and asks which one counts.
+    pub async fn view(&self, id: &NodeId, standpoint: &Standpoint) -> Result<ViewReply, CallError> {
+        self.ask(Method::POST, &format!("/v1/nodes/{id}/view"), Some(standpoint)).await
     }
 
     /// Lets a node go, if it is this process of it.

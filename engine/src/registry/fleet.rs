@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::api::{Announcement, ChannelEntry, NodeEntry, NodeState};
 use super::names::NodeId;
 use super::store::{Contents, Later, StoredMetrics, StoredNode};
+use super::views::{Instance, Member as ViewMember, Standpoint, View, Views};
 use crate::config::rules::matches;
 
 /// How long a node that announced itself as those of other systems do is heard of without a word: their registries have five
@@ -70,6 +71,7 @@ pub(super) struct Fleet {
     members: BTreeMap<NodeId, Member>,
     reported: BTreeMap<NodeId, Reported>,
     channels: BTreeMap<String, ChannelEntry>,
+    views: Views,
     nodes_version: u64,
     channels_version: u64,
     gone: BTreeSet<NodeId>,
@@ -106,6 +108,7 @@ impl Fleet {
             members: members.collect(),
             reported: reported.collect(),
             channels: channels.collect(),
+            views: Views::new(contents.view),
             nodes_version: next(contents.nodes_version, at),
             channels_version: contents.channels_version,
             gone: BTreeSet::new(),
@@ -193,6 +196,67 @@ impl Fleet {
         });
         self.notice(at);
         Ok(stored)
+    }
+
+    /// A process asks for the view that counts: a sign of its life, and of those whom it hears.
+    pub(super) fn stands(
+        &mut self,
+        id: &NodeId,
+        standpoint: &Standpoint,
+        at: Moment,
+    ) -> Result<(), NotHeard> {
+        let Standpoint { instance, view, hears } = standpoint;
+        let member = self.members.get(id).ok_or(NotHeard::Unknown)?;
+        if instance_of(member) != Some(*instance) {
+            return Err(NotHeard::Replaced);
+        }
+        for member in self.members.values_mut() {
+            let own = instance_of(member);
+            if own.is_some_and(|own| own == *instance || hears.contains(&own)) {
+                member.heard = at.now;
+                member.stored.last_seen_ms = at.unix_ms;
+                member.unsaved = true;
+            }
+        }
+        self.views.goes_by(*instance, *view);
+        self.notice(at);
+        Ok(())
+    }
+
+    /// The view that counts.
+    pub(super) fn view(&self) -> &View {
+        self.views.view()
+    }
+
+    /// The view that is to be next, if there is to be one. It counts once it is stored.
+    pub(super) fn next_view(&mut self, at: Moment) -> Option<View> {
+        self.notice(at);
+        let instances: BTreeSet<Instance> = self.members.values().filter_map(instance_of).collect();
+        self.views.forget(|own| instances.contains(&own));
+        let live = self.members.values().filter(|member| member.was_live);
+        let live = live.filter_map(|member| {
+            let instance = instance_of(member).filter(|own| self.views.has_asked(*own))?;
+            let (id, peer) = (member.stored.node.id.clone(), member.stored.node.peer.clone()?);
+            Some(ViewMember { id, instance, peer })
+        });
+        let live: Vec<ViewMember> = live.collect();
+        if !self.is_settled(at) {
+            // Who was not heard of yet may be there, and who goes by a later view than is known here is not to be parted from it.
+            let is_live = |own: Instance| live.iter().any(|member| member.instance == own);
+            let mut members = self.views.view().members.iter().map(|member| member.instance);
+            if self.views.is_behind()
+                || members.any(|own| instances.contains(&own) && !is_live(own))
+            {
+                return None;
+            }
+        }
+        let number = next(self.views.view().number, at);
+        self.views.next(&live, |own| instances.contains(&own), number)
+    }
+
+    /// A view counts from now on.
+    pub(super) fn set_view(&mut self, view: View) {
+        self.views.set(view);
     }
 
     /// What a node reported; false where there is no room for another one's.
@@ -347,6 +411,12 @@ impl Fleet {
             }
         }
     }
+}
+
+/// The process of a node that may share channels with others.
+fn instance_of(member: &Member) -> Option<Instance> {
+    let StoredNode { node, plain, .. } = &member.stored;
+    node.epoch.as_str().parse().ok().filter(|_| !plain && node.peer.is_some())
 }
 
 fn timeout(limits: &Limits, stored: &StoredNode) -> Duration {

@@ -13,6 +13,7 @@ use super::fleet::{Fleet, Full, Limits, Moment, NotHeard};
 use super::names::NodeId;
 use super::server::Options;
 use super::store::{Later, Store, StoreError};
+use super::views::{Standpoint, ViewReply};
 use crate::clock::Clock;
 use crate::seldom::Seldom;
 
@@ -146,16 +147,7 @@ impl Registry {
         metrics: Option<Box<str>>,
     ) -> Result<Heard, ApiError> {
         let (mut fleet, at) = self.fleet().await;
-        let change = fleet.hear(id, epoch, state, at).map_err(|e| match e {
-            NotHeard::Unknown => {
-                let message = format!("there is no node {id}: announce it");
-                ApiError::new(Code::NotFound, message)
-            }
-            NotHeard::Replaced => {
-                let message = format!("another process has announced itself as {id}");
-                ApiError::new(Code::Replaced, message)
-            }
-        })?;
+        let change = fleet.hear(id, epoch, state, at).map_err(|e| not_heard(e, id))?;
         if let Some(metrics) = metrics {
             Self::room_for(fleet.report(id, metrics, at))?;
         }
@@ -166,6 +158,32 @@ impl Registry {
         let (mut fleet, at) = self.fleet().await;
         let nodes_version = fleet.nodes_version(at);
         Ok(Heard { nodes_version, channels_version: fleet.channels_version() })
+    }
+
+    /// Says which view counts to a process that says by which it goes, and makes the next one where there is to be one.
+    pub(super) async fn stand(
+        &self,
+        id: &NodeId,
+        standpoint: &Standpoint,
+    ) -> Result<ViewReply, ApiError> {
+        let (mut fleet, at) = self.fleet().await;
+        fleet.stands(id, standpoint, at).map_err(|e| not_heard(e, id))?;
+        let is_next = fleet.next_view(at).is_some();
+        drop(fleet);
+        if is_next {
+            let _turn = self.change().await?;
+            let (mut fleet, at) = self.fleet().await;
+            let next = fleet.next_view(at);
+            drop(fleet);
+            if let Some(view) = next {
+                self.stored(self.store.put_view(&view).await).await?;
+                let ids: Vec<&str> = view.members.iter().map(|member| member.id.as_str()).collect();
+                tracing::info!("view {}: {}", view.number, ids.join(", "));
+                self.fleet().await.0.set_view(view);
+            }
+        }
+        let view = self.fleet().await.0.view().clone();
+        Ok(ViewReply { view, node_timeout_ms: millis(self.limits.node_timeout) })
     }
 
     /// Stores that a node wants something else, as it stands once it is its turn.
@@ -269,6 +287,17 @@ impl Registry {
     pub(super) async fn close(self) {
         self.flush().await;
         self.store.close().await;
+    }
+}
+
+fn not_heard(why: NotHeard, id: &NodeId) -> ApiError {
+    match why {
+        NotHeard::Unknown => {
+            ApiError::new(Code::NotFound, format!("there is no node {id}: announce it"))
+        }
+        NotHeard::Replaced => {
+            ApiError::new(Code::Replaced, format!("another process has announced itself as {id}"))
+        }
     }
 }
 

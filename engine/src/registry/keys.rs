@@ -22,6 +22,11 @@ const OPEN_KEY_BYTES_MIN: usize = 16;
 pub struct Key(Box<str>);
 
 impl Key {
+    /// One that was looked at.
+    pub(crate) fn of(key: &str) -> Key {
+        Key(key.into())
+    }
+
     /// As it is sent.
     pub fn expose(&self) -> &str {
         &self.0

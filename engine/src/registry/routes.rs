@@ -19,6 +19,7 @@ use super::error::{ApiError, Code};
 use super::guard::{Guard, guard};
 use super::hold::{Registry, metrics_text};
 use super::names::NodeId;
+use super::views::{Standpoint, ViewReply};
 use super::{channels, cluster, figures, foreign, server};
 
 pub(super) type App = State<Arc<Registry>>;
@@ -30,6 +31,7 @@ pub(super) fn router(keys: Arc<Guard>) -> Router {
         .route("/v1/nodes", post(announce).get(nodes))
         .route("/v1/nodes/{id}", delete(leave))
         .route("/v1/nodes/{id}/heartbeat", post(heartbeat))
+        .route("/v1/nodes/{id}/view", post(view))
         .route("/v1/channels", get(channels::list).put(channels::put).delete(channels::remove))
         .route("/v1/backup", post(backup))
         .route("/metrics", get(figures::metrics))
@@ -66,7 +68,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
              has the routes of other systems' registries, which are served beside these."),
         servers((url = "http://127.0.0.1:9810", description = "--listen by default")),
         modifiers(&Keys),
-        paths(announce, heartbeat, leave, nodes, channels::list, channels::put, channels::remove, backup, health, figures::metrics)
+        paths(announce, heartbeat, view, leave, nodes, channels::list, channels::put, channels::remove, backup, health, figures::metrics)
     )]
     struct Document;
     Document::openapi()
@@ -163,6 +165,26 @@ async fn heartbeat(
     let Heartbeat { epoch, state, metrics } = body?.parse_or_default()?;
     let metrics = metrics.as_deref().map(metrics_text).transpose()?;
     Ok(Json(registry.hear(&id, epoch.as_ref(), state, metrics).await?))
+}
+
+/// Which nodes share the channels among them, for one that says by which view it goes. It is a sign of life, too. 404 and 409 as
+/// with a heartbeat.
+#[utoipa::path(
+    post, path = "/v1/nodes/{id}/view", request_body = Standpoint,
+    params(("id" = String, Path, description = "Id of the node")),
+    responses(
+        (status = 200, description = "The view that counts", body = ViewReply),
+        (status = "4XX", description = "It was not heard", body = ErrorBody),
+        (status = 503, description = "It was heard, but the next view could not be stored", body = ErrorBody),
+    ),
+    security(("bearer" = []), ("key" = []))
+)]
+async fn view(
+    State(registry): App,
+    Path(id): Path<String>,
+    body: Result<Whole, ApiError>,
+) -> Result<Json<ViewReply>, ApiError> {
+    Ok(Json(registry.stand(&id_in(&id)?, &body?.parse()?).await?))
 }
 
 #[derive(Deserialize, IntoParams)]

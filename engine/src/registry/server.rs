@@ -81,7 +81,7 @@ impl Options {
             db,
             backup_dir: None,
             backups_kept: 48,
-            node_timeout: Duration::from_secs(15),
+            node_timeout: Duration::from_secs(6),
             forget_after: Duration::from_secs(86_400),
             nodes_max: 1000,
             channels_max: 10_000,

@@ -13,9 +13,10 @@ use tokio::sync::Mutex;
 
 use super::api::{Announcement, ChannelEntry, NodeState, Weight};
 use super::names::NodeId;
+use super::views::View;
 
 /// What the tables look like. A file of a newer version is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// In the head of the file: "RFRG". A file of another program is refused.
 const APPLICATION_ID: i64 = 0x5246_5247;
 /// How long it is waited for others who use the file.
@@ -29,7 +30,10 @@ CREATE TABLE nodes (
 CREATE TABLE metrics (id TEXT PRIMARY KEY NOT NULL, reported_ms INTEGER NOT NULL, metrics TEXT NOT NULL) STRICT;
 CREATE TABLE channels (name TEXT PRIMARY KEY NOT NULL, allowed_nodes TEXT NOT NULL, rule TEXT) STRICT;
 CREATE TABLE facts (name TEXT PRIMARY KEY NOT NULL, value INTEGER NOT NULL) STRICT;
+CREATE TABLE view (number INTEGER PRIMARY KEY NOT NULL, view TEXT NOT NULL) STRICT;
 ";
+/// What the tables of version 1 lack.
+const SINCE_1: &str = "CREATE TABLE view (number INTEGER PRIMARY KEY NOT NULL, view TEXT NOT NULL) STRICT; PRAGMA user_version = 2";
 
 /// What keeps the file from being used.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +113,8 @@ pub(super) struct Contents {
     pub(super) nodes_version: u64,
     /// When the file was written to last; 0 in a new one.
     pub(super) saved_ms: u64,
+    /// The one that counted last.
+    pub(super) view: View,
 }
 
 /// What follows within a second.
@@ -160,6 +166,11 @@ impl Store {
         let mut connection = options.connect().await.map_err(|e| foreign_or(path, e))?;
         match version(path, &mut connection).await? {
             Version::Known => {}
+            Version::First => {
+                let mut transaction = connection.begin().await.map_err(sql)?;
+                sqlx::raw_sql(SINCE_1).execute(&mut *transaction).await.map_err(sql)?;
+                transaction.commit().await.map_err(sql)?;
+            }
             Version::Empty => {
                 let mut transaction = connection.begin().await.map_err(sql)?;
                 sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(sql)?;
@@ -223,6 +234,17 @@ impl Store {
         .bind(int(*created_ms))
         .bind(int(*last_seen_ms));
         self.change(async |connection| put.execute(connection).await.map(drop)).await
+    }
+
+    /// Stores the view that counts from now on.
+    pub(super) async fn put_view(&self, view: &View) -> Result<(), StoreError> {
+        self.change(async |connection| {
+            let text = serde_json::to_string(view).map_err(|e| sqlx::Error::Encode(Box::new(e)))?;
+            sqlx::query("DELETE FROM view").execute(&mut *connection).await?;
+            let put = sqlx::query("INSERT INTO view (number, view) VALUES (?1, ?2)");
+            put.bind(int(view.number)).bind(text).execute(connection).await.map(drop)
+        })
+        .await
     }
 
     /// Removes a node and what it reported.
@@ -344,6 +366,7 @@ async fn lock(path: &Path) -> Result<SqliteConnection, StoreError> {
 
 enum Version {
     Empty,
+    First,
     Known,
 }
 
@@ -366,6 +389,7 @@ async fn version(path: &Path, connection: &mut SqliteConnection) -> Result<Versi
     match (application, version, tables.map_err(failed)?) {
         (0, 0, 0) => Ok(Version::Empty),
         (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(Version::Known),
+        (APPLICATION_ID, 1, _) => Ok(Version::First),
         (APPLICATION_ID, newer, _) if newer > SCHEMA_VERSION => {
             Err(StoreError::Newer(path.into(), newer))
         }
@@ -388,6 +412,10 @@ async fn read(path: &Path, connection: &mut SqliteConnection) -> Result<Contents
     let rows = sqlx::query("SELECT * FROM channels").fetch_all(&mut *connection).await;
     for row in rows.map_err(sql)? {
         contents.channels.push(channel(&row).ok_or_else(|| damaged("a channel"))?);
+    }
+    let view = sqlx::query_scalar::<_, String>("SELECT view FROM view");
+    if let Some(text) = view.fetch_optional(&mut *connection).await.map_err(sql)? {
+        contents.view = serde_json::from_str(&text).map_err(|_| damaged("the view"))?;
     }
     let rows = sqlx::query("SELECT name, value FROM facts").fetch_all(&mut *connection).await;
     for row in rows.map_err(sql)? {

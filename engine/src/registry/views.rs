@@ -98,6 +98,30 @@ impl View {
     }
 }
 
+/// What a process says as it asks for the view that counts; it is a sign of life, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Standpoint {
+    /// The process, which is the epoch of its node's announcement.
+    #[schema(value_type = String)]
+    pub instance: Instance,
+    /// The number of the view by which it goes; 0 if none.
+    pub view: u64,
+    /// The processes that it has heard lately and that have heard it: they live. At most 64.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub hears: Vec<Instance>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ViewReply {
+    /// The view that counts.
+    pub view: View,
+    /// Milliseconds without a word after which a node counts as gone.
+    pub node_timeout_ms: u64,
+}
+
 /// The registry's side of it.
 #[derive(Debug)]
 pub struct Views {
@@ -120,6 +144,16 @@ impl Views {
     /// A process says by which view it goes.
     pub fn goes_by(&mut self, instance: Instance, number: u64) {
         self.go_by.insert(instance, number);
+    }
+
+    /// Whether a process has said by which view it goes.
+    pub fn has_asked(&self, instance: Instance) -> bool {
+        self.go_by.contains_key(&instance)
+    }
+
+    /// Forgets what processes have said that are not there any more.
+    pub fn forget(&mut self, is_there: impl Fn(Instance) -> bool) {
+        self.go_by.retain(|own, _| is_there(*own));
     }
 
     /// Whether somebody goes by a view that is later than the one that counts: it was lost.
@@ -162,11 +196,6 @@ impl Views {
 
     /// A view counts from now on.
     pub fn set(&mut self, view: View) {
-        let (members, before) = (&view.members, &view.before);
-        let is_in = |own: &Instance| {
-            before.contains(own) || members.iter().any(|member| member.instance == *own)
-        };
-        self.go_by.retain(|own, _| is_in(own));
         self.view = view;
     }
 }
@@ -221,7 +250,7 @@ mod tests {
         assert_eq!((grown.previous, &grown.before[..]), (1, &[Instance(1), Instance(2)][..]));
         views.set(grown);
         // Half of the members know it, but nobody of those who were alone before.
-        [3, 4].map(|own| views.goes_by(Instance(own), 2));
+        [3, 4].into_iter().for_each(|own| views.goes_by(Instance(own), 2));
         assert_eq!(views.next(&nodes(&[3, 4]), |_| true, 3), None);
         views.goes_by(Instance(1), 2);
         assert!(views.next(&nodes(&[3, 4]), |_| true, 3).is_some());

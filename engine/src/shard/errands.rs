@@ -72,7 +72,7 @@ impl<W: Wire> Shard<W> {
             _ => None,
         };
         match reached {
-            Ok(here) if self.config.redis.is_used() => {
+            Ok(here) if self.config.has_upstream() => {
                 self.ask_nodes(Asker::Order { user, reply, here }, errand);
             }
             reached => {
@@ -89,7 +89,7 @@ impl<W: Wire> Shard<W> {
         reply: oneshot::Sender<Result<Vec<Listed>, Refused>>,
     ) {
         let here = self.users.of(&user).iter().map(Listed::from).collect();
-        if self.config.redis.is_used() {
+        if self.config.has_upstream() {
             self.ask_nodes(Asker::List { reply, here }, Errand::List { user });
         } else {
             let _ = reply.send(Ok(here));

@@ -17,7 +17,7 @@ fn nodes_come_live_and_go() {
     let registry = Registry::start(&[]);
     let (status, told) = registry.ask("POST", "/v1/nodes", &node("a", "1"));
     assert_eq!((status, &told["replaced"]), (200, &json!(false)), "{told}");
-    assert_eq!(told["node_timeout_ms"], 15_000);
+    assert_eq!(told["node_timeout_ms"], 6_000);
     let (_, again) = registry.ask("POST", "/v1/nodes", &node("a", "1"));
     assert_eq!(again, told, "announcing the same changes nothing");
     let (_, replaced) = registry.ask("POST", "/v1/nodes", &node("a", "2"));

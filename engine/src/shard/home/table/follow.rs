@@ -334,7 +334,11 @@ impl Homes {
         }
         if position.epoch != epoch {
             let shared = shared_with(position.epoch, &followed.lineage, epoch);
-            self.renew_life(index, (position, shared, last), deliver);
+            // Of a life that has just begun all may be here.
+            let first = followed.publications.first().map(|first| first.offset);
+            let offset = first.map_or(position.offset, |first| Offset(first.0.saturating_sub(1)));
+            let begins = if shared.is_none() { Position { offset, ..position } } else { position };
+            self.renew_life(index, (begins, shared, last), deliver);
         } else if matches!(following.older, Older::Reading(_)) {
             return self.take_older(index, followed.publications, position, now_ms);
         }
@@ -453,6 +457,7 @@ impl Homes {
     ) -> (u64, Option<Parked>) {
         let published = self.append_incoming(index, now, budget, deliver);
         let mut request = None;
+        let ack = if self.config.redis.is_used() { Ack::Redis } else { Ack::Accepted };
         while self.homes.get(index).is_some_and(Home::has_answer) {
             match self.with_parking(index, Parking::pop_front) {
                 Some(Parked::Stored(stored, asker)) => {
@@ -461,7 +466,7 @@ impl Homes {
                     let receipt = |stored| match stored {
                         Stored::At { position, duplicate } => {
                             let position = Some(position);
-                            Receipt { position, ack: Ack::Redis, subscribers, duplicate }
+                            Receipt { position, ack, subscribers, duplicate }
                         }
                         Stored::Spooled => {
                             let (position, ack) = (None, Ack::Spooled);

@@ -64,7 +64,7 @@ impl Homes {
         distribution: Distribution,
     ) -> Option<Box<Rolls>> {
         let shows = rule.is_some_and(|rule| rule.presence != Presence::Off || rule.room);
-        let is_shared = self.config.redis.is_used() && distribution != Distribution::Local;
+        let is_shared = self.config.has_upstream() && distribution != Distribution::Local;
         (shows && is_shared).then(|| Box::new(Rolls::new()))
     }
 

@@ -1,0 +1,68 @@
+//! What the mesh counts. Written by its own thread alone, read by the control thread.
+
+use crate::counters::{Count, Kind};
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Whether this node is one of those that go by the same view: 1 or 0.
+    pub up: Count,
+    /// The number of the view by which it goes.
+    pub view: Count,
+    /// Members of that view.
+    pub members: Count,
+    /// Nodes that it is linked with.
+    pub links: Count,
+    /// Links that were made.
+    pub connects: Count,
+    /// Calls that were refused: they have not shown the key, or were no node's.
+    pub refused: Count,
+    /// Channels that it keeps for all.
+    pub channels: Count,
+    /// Bytes of publications in their histories.
+    pub bytes: Count,
+    /// Frames that came from other nodes.
+    pub frames_in: Count,
+    /// Bytes of them.
+    pub bytes_in: Count,
+    /// Frames that were sent to them.
+    pub frames_out: Count,
+    /// Bytes of them.
+    pub bytes_out: Count,
+    /// What was asked of keepers and is not answered yet.
+    pub pending: Count,
+    /// Publications on bridged channels that were given up because the node was alone for too long.
+    pub shared_lost: Count,
+}
+
+impl Figures {
+    /// Whether this node is one of those that go by the same view.
+    pub fn is_up(&self) -> bool {
+        self.up.read() == 1
+    }
+
+    /// Each with its name and what it is.
+    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 14] {
+        [
+            ("up", "Whether this node goes by the view that counts.", Kind::Gauge, self.up.read()),
+            ("view", "Number of the view by which it goes.", Kind::Gauge, self.view.read()),
+            ("members", "Members of that view.", Kind::Gauge, self.members.read()),
+            ("links", "Nodes that it is linked with.", Kind::Gauge, self.links.read()),
+            ("connects", "Links that were made.", Kind::Counter, self.connects.read()),
+            ("refused", "Calls that have not shown the key.", Kind::Counter, self.refused.read()),
+            ("channels", "Channels kept for all nodes.", Kind::Gauge, self.channels.read()),
+            ("bytes", "Bytes of their histories.", Kind::Gauge, self.bytes.read()),
+            ("frames_in", "Frames from other nodes.", Kind::Counter, self.frames_in.read()),
+            ("bytes_in", "Bytes of them.", Kind::Counter, self.bytes_in.read()),
+            ("frames_out", "Frames to other nodes.", Kind::Counter, self.frames_out.read()),
+            ("bytes_out", "Bytes of them.", Kind::Counter, self.bytes_out.read()),
+            ("pending", "Questions to keepers without answer.", Kind::Gauge, self.pending.read()),
+            (
+                "shared_lost",
+                "Publications on bridged channels that were given up.",
+                Kind::Counter,
+                self.shared_lost.read(),
+            ),
+        ]
+    }
+}

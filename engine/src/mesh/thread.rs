@@ -1,0 +1,592 @@
+//! The thread that holds the links to other nodes and asks the registry: it calls, answers, calls again, and passes everything on
+//! between links, mesh, bridge and shards.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::link::{self, Event, Link, LinkError, Open};
+use super::{Mesh, Own};
+use crate::bridge::{Bridge, Handover, Keep, Numbering, Process};
+use crate::registry::api::Announcement;
+use crate::registry::client::{CallError, Client};
+use crate::registry::keys::Key;
+use crate::registry::membership::Membership;
+use crate::registry::names::NodeId;
+use crate::registry::views::{Instance, Standpoint, View, ViewReply};
+use crate::seldom::Seldom;
+use crate::shard::Shared;
+
+/// How often is looked what has taken too long.
+const TICK: Duration = Duration::from_millis(50);
+/// How long to wait before shards that were full are tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+/// How often nodes say that they live.
+const ALIVE_EVERY: Duration = Duration::from_millis(400);
+/// How often they say how much should have been heard of them.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// A link on which nothing was heard for so long is not there.
+const SILENT: Duration = Duration::from_secs(3);
+/// How often the registry is asked which view counts, and how long it has for an answer.
+const ASK_EVERY: Duration = Duration::from_millis(1000);
+/// Of the registry's patience with a silent node, so much of it is relied on, in percent.
+const LEASE_PERCENT: u64 = 60;
+/// Before a node is called again: after the first failure at most so long, then twice as long each time, …
+const RETRY_MS_MIN: u64 = 100;
+/// … up to this. Drawn at random below it.
+const RETRY_MS_MAX: u64 = 2000;
+/// Connections that have not shown the key yet.
+const STRANGERS_MAX: usize = 64;
+/// Frames of one node that wait to be read by this thread, in reads of it.
+const EVENTS_MAX: usize = 64;
+/// Frames that are sent together have so many bytes, or one.
+const TOGETHER_BYTES_MAX: usize = 256 * 1024;
+/// Who takes so little that so many bytes wait is cut off, and asks for what it has missed.
+const UNSENT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of publications that wait for keepers, beyond which shards keep what they want, …
+const PENDING_BYTES_MAX: usize = 16 << 20;
+/// … and questions.
+const PENDING_MAX: usize = 65_536;
+/// What nobody has said for so long is said once more.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
+/// The registry is told that the node lives so often, beside its questions.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// The running thread.
+pub struct MeshThread {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl MeshThread {
+    /// Starts it. Whether anybody can be reached is not waited for.
+    ///
+    /// # Errors
+    /// The kernel's, where it cannot listen or there can be no thread; and what is wrong with the configuration, which a
+    /// validated one rules out.
+    pub fn start(shared: Arc<Shared>) -> io::Result<MeshThread> {
+        let config = shared.config();
+        let listen = config.cluster.listen;
+        let named =
+            |e: io::Error| io::Error::new(e.kind(), format!("cluster.listen = {listen}: {e}"));
+        let listener = std::net::TcpListener::bind(listen).map_err(named)?;
+        listener.set_nonblocking(true)?;
+        let listens = listener.local_addr()?;
+        let instance = Instance(rand::random());
+        let key = std::str::from_utf8(&config.cluster.key.0).map_err(io::Error::other)?;
+        let client = Client::new(&config.cluster.registry, Some(&Key::of(key)), ASK_EVERY);
+        let node = Announcement {
+            id: config.cluster_id().map_err(io::Error::other)?,
+            url: config.cluster_url().map_err(io::Error::other)?,
+            peer: Some(config.cluster.peer(listens).map_err(io::Error::other)?),
+            weight: Default::default(),
+            state: Default::default(),
+            epoch: instance.to_string().parse().map_err(io::Error::other)?,
+        };
+        let place = Place { instance, node, client: client.map_err(io::Error::other)? };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let body = move || {
+            runtime.block_on(async {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => Runner::new(shared, place, listener).run(stopped).await,
+                    Err(e) => tracing::error!("cluster.listen: {e}"),
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("mesh".into()).spawn(body)?;
+        Ok(MeshThread { stop, thread })
+    }
+
+    /// Ends it, once the shards have ended. What they have left is still given to other nodes, if these take it in time, and the
+    /// registry is told.
+    pub fn stop(self) {
+        let _ = self.stop.send(());
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the links to other nodes panicked");
+        }
+    }
+}
+
+/// Who this is, and where that is said.
+struct Place {
+    instance: Instance,
+    node: Announcement,
+    client: Client,
+}
+
+/// A key for one purpose.
+fn derived(key: &[u8], purpose: &[u8]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key may have any length");
+    mac.update(purpose);
+    mac.finalize().into_bytes().into()
+}
+
+/// When a node is called next, and how often it could not be.
+#[derive(Debug, Default)]
+struct Calls {
+    under_way: bool,
+    failures: u32,
+    at: Option<Instant>,
+    told: Option<Instant>,
+}
+
+type Called = Pin<Box<dyn Future<Output = (Option<Instance>, Result<Open, LinkError>)>>>;
+
+/// A link, and when something was heard over it last.
+struct Linked {
+    link: Link,
+    heard: Instant,
+}
+
+/// What the registry has said, and when it was asked, in milliseconds of this thread.
+type Told = (u64, ViewReply);
+
+/// See the module's description.
+struct Runner {
+    shared: Arc<Shared>,
+    bridge: Bridge,
+    mesh: Mesh,
+    instance: Instance,
+    key: Arc<[u8]>,
+    began: Instant,
+    listener: TcpListener,
+    links: BTreeMap<Instance, Linked>,
+    next_link: u64,
+    calls: HashMap<Instance, Calls>,
+    /// Both those that this node calls and those that call it.
+    handshakes: FuturesUnordered<Called>,
+    strangers: usize,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    /// What the registry is told: the view, and who is heard.
+    standpoint: watch::Sender<Standpoint>,
+    registry: mpsc::Receiver<Told>,
+    membership: Option<Membership>,
+    handover: Handover,
+    alive_at: Instant,
+    beat_at: Instant,
+    told_alone: Option<Instant>,
+    refused: Seldom,
+    dropped: Seldom,
+}
+
+impl Runner {
+    fn new(shared: Arc<Shared>, place: Place, listener: TcpListener) -> Runner {
+        let config = shared.config();
+        let Place { instance, node, client } = place;
+        let patience_ms = config.cluster.patience_ms.into();
+        let revoked = shared.revoked.clone();
+        let process = Process { instance: instance.0, by: Numbering::Nodes, patience_ms, revoked };
+        let placing = derived(&config.cluster.key.0, b"ringfeed placing");
+        let number = |at: usize| {
+            placing[at..at + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let rules = shared.clone();
+        let own = Own {
+            instance,
+            seed: rand::random(),
+            placing_key: [number(0), number(8)],
+            patience_ms,
+            channels_max: config.limits.channels_max as usize,
+            rules: Box::new(move |channel| Keep::of(&rules.settings.load().config, channel)),
+            revoked: shared.revoked.clone(),
+        };
+        let now = Instant::now();
+        let (said, standpoint) =
+            watch::channel(Standpoint { instance, view: 0, hears: Vec::new() });
+        let (told, registry) = mpsc::channel(1);
+        tokio::spawn(ask_registry(client.clone(), node.id.clone(), standpoint, told, now));
+        let events = mpsc::channel(EVENTS_MAX);
+        Runner {
+            bridge: Bridge::new(process, 0),
+            mesh: Mesh::new(own, 0),
+            instance,
+            key: derived(&config.cluster.key.0, b"ringfeed links").to_vec().into(),
+            began: now,
+            listener,
+            links: BTreeMap::new(),
+            next_link: 0,
+            calls: HashMap::new(),
+            handshakes: FuturesUnordered::new(),
+            strangers: 0,
+            events,
+            standpoint: said,
+            registry,
+            membership: Some(Membership::start(client, node, HEARTBEAT)),
+            handover: Handover::new(shared.shards.count()),
+            alive_at: now,
+            beat_at: now,
+            told_alone: Some(now),
+            refused: Seldom::default(),
+            dropped: Seldom::default(),
+            shared,
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        // Never 0, which stands for never.
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+    }
+
+    async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        let news = self.shared.upstream.news();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_moment = None;
+        while last_moment.is_none_or(|at| Instant::now() < at && !self.is_idle()) {
+            let takes_strangers = self.strangers < STRANGERS_MAX;
+            tokio::select! {
+                _ = &mut stop, if last_moment.is_none() => {
+                    last_moment = Some(Instant::now() + ASK_EVERY);
+                }
+                () = news.notified(), if self.has_room() => self.mesh.tick(self.now_ms()),
+                _ = tick.tick() => self.tick(),
+                Some(event) = self.events.1.recv(), if !self.handover.is_full() => self.event(event),
+                Some((asked_ms, reply)) = self.registry.recv() => self.told(asked_ms, reply),
+                Some((called, result)) = self.handshakes.next(), if !self.handshakes.is_empty() => {
+                    self.shown(called, result);
+                }
+                accepted = self.listener.accept(), if takes_strangers => self.accepted(accepted),
+                () = sleep(FULL_PAUSE), if self.handover.is_waiting() => {}
+            }
+            self.pass_on();
+        }
+        self.shared.cluster.up.set(0);
+        if let Some(membership) = self.membership.take() {
+            let _ = tokio::time::timeout(ASK_EVERY, membership.leave()).await;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.mesh.pending() < PENDING_MAX && self.mesh.pending_bytes() < PENDING_BYTES_MAX
+    }
+
+    /// Nothing is left to do, or nobody to do it with.
+    fn is_idle(&self) -> bool {
+        self.links.values().all(|own| own.link.unsent() == 0) && self.mesh.pending() == 0
+    }
+
+    /// Takes what shards want, does it or asks others to, and tells shards what has come of it.
+    fn pass_on(&mut self) {
+        let now_ms = self.now_ms();
+        for shard in self.shared.shards.ids() {
+            while self.has_room()
+                && let Some(wanted) = self.shared.upstream.take(shard)
+            {
+                wanted.into_iter().for_each(|what| self.bridge.wanted(what));
+                for (number, command) in self.bridge.take_commands() {
+                    self.mesh.command(number, command);
+                }
+            }
+        }
+        loop {
+            let mut any = false;
+            for (number, command) in self.bridge.take_commands() {
+                self.mesh.command(number, command);
+                any = true;
+            }
+            while let Some(said) = self.mesh.take_said() {
+                any = true;
+                if !said.hand_over(&mut self.bridge, &self.shared.shards, now_ms)
+                    && let Some(times) = self.dropped.count(Instant::now())
+                {
+                    tracing::warn!(
+                        times,
+                        "another node says what no ringfeed of this version says"
+                    );
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        self.send();
+        for told in self.bridge.take_told() {
+            self.handover.push(told, &self.shared.shards);
+        }
+        self.handover.flush(&self.shared.shards);
+        self.count();
+    }
+
+    fn count(&self) {
+        let figures = &self.shared.cluster;
+        figures.up.set(self.mesh.is_up().into());
+        figures.view.set(self.mesh.view().number);
+        figures.members.set(self.mesh.view().members.len() as u64);
+        figures.links.set(self.links.len() as u64);
+        figures.channels.set(self.mesh.store().channels() as u64);
+        figures.bytes.set(self.mesh.store().bytes() as u64);
+        figures.pending.set(self.mesh.pending() as u64);
+        figures.shared_lost.set(self.bridge.shared_lost());
+    }
+
+    /// Hands links what they are to send; what is for one node, together.
+    fn send(&mut self) {
+        let mut together: BTreeMap<Instance, BytesMut> = BTreeMap::new();
+        let (figures, links) = (&self.shared.cluster, &self.links);
+        let give = |to: &Instance, frames: &mut BytesMut| {
+            figures.bytes_out.add(frames.len() as u64);
+            if let Some(linked) = links.get(to) {
+                linked.link.send(frames.split().freeze());
+            }
+        };
+        for (to, frame) in self.mesh.take_frames() {
+            let frames = together.entry(to).or_default();
+            figures.frames_out.add(1);
+            let before = frames.len();
+            frame.write(frames);
+            if frames.len() >= TOGETHER_BYTES_MAX {
+                // The last one may be long by itself.
+                let mut last = frames.split_off(before);
+                for frames in [frames, &mut last] {
+                    if !frames.is_empty() {
+                        give(&to, frames);
+                    }
+                }
+            }
+        }
+        for (to, mut frames) in together {
+            if !frames.is_empty() {
+                give(&to, &mut frames);
+            }
+        }
+        let slow = self.links.iter().filter(|(_, own)| own.link.unsent() > UNSENT_BYTES_MAX);
+        for peer in slow.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            self.unlink(peer, "it takes too little of what it is sent");
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        // Time may have stood still for this process: what held may hold no more.
+        self.mesh.tick(self.now_ms());
+        let of = |number: u64| {
+            let found = self.links.iter().find(|(_, own)| own.link.number == number);
+            found.map(|(peer, _)| *peer)
+        };
+        match event {
+            Event::Heard(number, frames, bytes) => {
+                let Some(peer) = of(number) else { return };
+                if let Some(linked) = self.links.get_mut(&peer) {
+                    linked.heard = Instant::now();
+                }
+                self.shared.cluster.frames_in.add(frames.len() as u64);
+                self.shared.cluster.bytes_in.add(bytes as u64);
+                for frame in frames {
+                    let was = self.mesh.view().number;
+                    self.mesh.heard(peer, frame);
+                    if self.mesh.view().number != was {
+                        self.adopted();
+                    }
+                }
+            }
+            Event::Ended(number, why) => {
+                if let Some(peer) = of(number) {
+                    self.unlink(peer, &why.to_string());
+                }
+            }
+        }
+    }
+
+    fn unlink(&mut self, peer: Instance, why: &str) {
+        if self.links.remove(&peer).is_some() {
+            tracing::warn!("the link to node {} has ended: {why}", self.name(peer));
+            self.mesh.closed(peer);
+            self.calls.entry(peer).or_default().at = None;
+        }
+    }
+
+    /// What a process is called where people read it.
+    fn name(&self, peer: Instance) -> String {
+        let member = self.mesh.view().members.iter().find(|member| member.instance == peer);
+        member.map_or_else(|| format!("of process {peer}"), |member| member.id.to_string())
+    }
+
+    fn told(&mut self, asked_ms: u64, ViewReply { view, node_timeout_ms }: ViewReply) {
+        self.mesh.tick(self.now_ms());
+        let (number, was) = (view.number, self.mesh.view().number);
+        self.mesh.adopt(view);
+        self.mesh.lease(number, asked_ms, node_timeout_ms * LEASE_PERCENT / 100);
+        if self.mesh.view().number != was {
+            self.adopted();
+        }
+    }
+
+    /// There is another view.
+    fn adopted(&mut self) {
+        let View { number, members, .. } = self.mesh.view();
+        let ids: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+        tracing::info!("view {number}: {}", ids.join(", "));
+        let is_member = |of: &Instance| members.iter().any(|member| member.instance == *of);
+        self.calls.retain(|peer, _| is_member(peer));
+        let gone: Vec<Instance> =
+            self.links.keys().copied().filter(|own| !is_member(own)).collect();
+        for peer in gone {
+            // One that is to be a member of a later view may have called already.
+            if peer < self.instance {
+                continue;
+            }
+            self.unlink(peer, "it is no member any more");
+        }
+        self.stand();
+        self.call();
+    }
+
+    /// Says to the registry where this node stands, the next time that it is asked.
+    fn stand(&mut self) {
+        let (view, hears) = (self.mesh.view().number, self.mesh.supporters().collect());
+        self.standpoint.send_if_modified(|own| {
+            let changed = own.view != view;
+            (own.view, own.hears) = (view, hears);
+            changed
+        });
+    }
+
+    /// Calls the members that it is to call: of two the one with the lower number calls.
+    fn call(&mut self) {
+        let now = Instant::now();
+        for member in &self.mesh.view().members {
+            let peer = member.instance;
+            if peer <= self.instance || self.links.contains_key(&peer) {
+                continue;
+            }
+            let calls = self.calls.entry(peer).or_default();
+            if calls.under_way || calls.at.is_some_and(|at| at > now) {
+                continue;
+            }
+            calls.under_way = true;
+            let (address, own, key) = (member.peer.to_string(), self.instance, self.key.clone());
+            self.handshakes.push(Box::pin(async move {
+                (Some(peer), link::call(&address, own, peer, &key).await)
+            }));
+        }
+    }
+
+    fn accepted(&mut self, accepted: io::Result<(tokio::net::TcpStream, std::net::SocketAddr)>) {
+        let Ok((stream, _)) = accepted else { return };
+        self.strangers += 1;
+        let (own, key) = (self.instance, self.key.clone());
+        self.handshakes
+            .push(Box::pin(async move { (None, link::answer(stream, own, &key).await) }));
+    }
+
+    /// Somebody has shown the key, or has not.
+    fn shown(&mut self, called: Option<Instance>, result: Result<Open, LinkError>) {
+        let now = Instant::now();
+        self.strangers -= usize::from(called.is_none());
+        match result {
+            Ok(open) => {
+                let peer = open.peer;
+                if let Some(called) = called {
+                    self.calls.remove(&called);
+                }
+                // Who calls again has lost the other link, and this side has not noticed.
+                if self.links.remove(&peer).is_some() {
+                    self.mesh.closed(peer);
+                }
+                if peer == self.instance {
+                    return;
+                }
+                self.next_link += 1;
+                let link = Link::start(open, self.next_link, self.events.0.clone());
+                self.links.insert(peer, Linked { link, heard: now });
+                self.shared.cluster.connects.add(1);
+                tracing::info!("linked with node {}", self.name(peer));
+                self.mesh.tick(self.now_ms());
+                self.mesh.opened(peer);
+            }
+            Err(why) => match called {
+                None => {
+                    self.shared.cluster.refused.add(1);
+                    if let Some(times) = self.refused.count(now) {
+                        tracing::warn!(times, "a call at cluster.listen was refused: {why}");
+                    }
+                }
+                Some(peer) => {
+                    let name = self.name(peer);
+                    let calls = self.calls.entry(peer).or_default();
+                    let most = RETRY_MS_MIN.saturating_mul(1 << calls.failures.min(16));
+                    calls.failures = calls.failures.saturating_add(1);
+                    calls.under_way = false;
+                    let pause = rand::random_range(0..=most.min(RETRY_MS_MAX));
+                    calls.at = Some(now + Duration::from_millis(pause));
+                    if calls.told.is_none_or(|told| now - told >= TOLD_EVERY) {
+                        calls.told = Some(now);
+                        tracing::warn!("node {name} cannot be linked with: {why}");
+                    }
+                }
+            },
+        }
+    }
+
+    /// Looks what has taken too long, and what is due.
+    fn tick(&mut self) {
+        let (now, now_ms) = (Instant::now(), self.now_ms());
+        self.mesh.tick(now_ms);
+        self.bridge.tick(now_ms);
+        let silent = |own: &Linked| now.saturating_duration_since(own.heard) > SILENT;
+        let silent = self.links.iter().filter(|(_, own)| silent(own)).map(|(peer, _)| *peer);
+        for peer in silent.collect::<Vec<_>>() {
+            self.unlink(peer, "nothing is heard over it");
+        }
+        if now >= self.alive_at {
+            self.alive_at = now + ALIVE_EVERY;
+            self.mesh.beat();
+            self.stand();
+        }
+        if now >= self.beat_at {
+            self.beat_at = now + BEAT_EVERY;
+            self.bridge.beat();
+        }
+        self.call();
+        if self.mesh.is_up() {
+            self.told_alone = None;
+        } else if self.told_alone.is_none_or(|told| now - told >= TOLD_EVERY) {
+            self.told_alone = Some(now);
+            tracing::warn!(
+                "this node goes by no view that counts: neither the registry answers, nor do enough other nodes"
+            );
+        }
+    }
+}
+
+/// Asks the registry again and again which view counts.
+async fn ask_registry(
+    client: Client,
+    id: NodeId,
+    mut standpoint: watch::Receiver<Standpoint>,
+    told: mpsc::Sender<Told>,
+    began: Instant,
+) {
+    loop {
+        let asked_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let own = standpoint.borrow_and_update().clone();
+        let pause = match client.view(&id, &own).await {
+            Ok(reply) => {
+                // A view that is new here is said to be gone by at once: the next one waits for that.
+                if told.send((asked_ms, reply)).await.is_err() {
+                    return;
+                }
+                ASK_EVERY
+            }
+            // It is announced by somebody else, who says what is wrong, too.
+            Err(CallError::Refused { .. }) => ASK_EVERY / 10,
+            Err(_) => ASK_EVERY / 2,
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            changed = standpoint.changed() => if changed.is_err() { return },
+        }
+    }
+}

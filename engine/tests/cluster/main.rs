@@ -1,0 +1,19 @@
+//! Several nodes that share channels without a broker, and the registry that says which.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod faults;
+mod fleet;
+#[path = "../registry/process.rs"]
+#[allow(dead_code)] // a part of it is used
+mod process;
+mod share;
+mod strangers;
+#[path = "../suite"]
+mod suite {
+    pub(crate) mod common;
+}
+
+pub(crate) use suite::common;
+
+/// `server.io`
+const IO: &str = "auto";
