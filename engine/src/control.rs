@@ -31,6 +31,7 @@ use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -202,6 +203,7 @@ impl State {
         if self.draining.send_replace(true) {
             return;
         }
+        self.shared.draining.store(true, Ordering::Relaxed);
         tracing::info!("draining: no new connections, clients are told to come back later");
         for shard in self.shared.shards.ids() {
             self.runtime.spawn(self.clone().drain_shard(shard));

@@ -25,6 +25,7 @@ mod users;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -181,6 +182,8 @@ pub struct Shared {
     pub upstream: Upstream,
     /// What is counted of the connections to Redis.
     pub redis: Figures,
+    /// It takes nobody new, and ends once those who are there have gone.
+    pub draining: AtomicBool,
     /// What the mesh of nodes counts.
     pub cluster: crate::mesh::Figures,
     /// Who is revoked.
@@ -211,6 +214,7 @@ impl Shared {
             questions,
             upstream,
             redis: Figures::default(),
+            draining: AtomicBool::new(false),
             cluster: crate::mesh::Figures::default(),
             revoked,
             admission: Arc::new(admission),

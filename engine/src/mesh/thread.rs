@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::link::{self, Event, Link, LinkError, Open};
 use super::{Mesh, Own};
 use crate::bridge::{Bridge, Handover, Keep, Numbering, Process};
-use crate::registry::api::Announcement;
+use crate::registry::api::{Announcement, NodeState};
 use crate::registry::client::{CallError, Client};
 use crate::registry::keys::Key;
 use crate::registry::membership::Membership;
@@ -404,6 +405,8 @@ impl Runner {
             tracing::warn!("the link to node {} has ended: {why}", self.name(peer));
             self.mesh.closed(peer);
             self.calls.entry(peer).or_default().at = None;
+            // It may have left: then there is another view.
+            self.standpoint.send_modify(|_| {});
         }
     }
 
@@ -539,6 +542,11 @@ impl Runner {
         let silent = self.links.iter().filter(|(_, own)| silent(own)).map(|(peer, _)| *peer);
         for peer in silent.collect::<Vec<_>>() {
             self.unlink(peer, "nothing is heard over it");
+        }
+        if let Some(membership) = &self.membership
+            && self.shared.draining.load(Ordering::Relaxed)
+        {
+            membership.set_state(NodeState::Draining);
         }
         if now >= self.alive_at {
             self.alive_at = now + ALIVE_EVERY;

@@ -276,10 +276,13 @@ impl Fleet {
         member.is_some_and(|member| epoch.is_none_or(|epoch| *epoch == member.stored.node.epoch))
     }
 
-    /// A node has left, and the file knows.
-    pub(super) fn leave(&mut self, id: &NodeId, at: Moment) {
+    /// A node has left, and the file knows; whether it has said so itself.
+    pub(super) fn leave(&mut self, id: &NodeId, itself: bool, at: Moment) {
         self.reported.remove(id);
-        if self.members.remove(id).is_some() {
+        if let Some(member) = self.members.remove(id) {
+            if let Some(instance) = instance_of(&member).filter(|_| itself) {
+                self.views.leaves(instance);
+            }
             self.nodes_version = next(self.nodes_version, at);
         }
     }

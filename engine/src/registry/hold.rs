@@ -230,7 +230,8 @@ impl Registry {
         }
         self.stored(self.store.remove_node(id).await).await?;
         let (mut fleet, at) = self.fleet().await;
-        fleet.leave(id, at);
+        // Who gives the epoch is the process itself.
+        fleet.leave(id, epoch.is_some(), at);
         tracing::info!("node {id} has left");
         Ok(true)
     }

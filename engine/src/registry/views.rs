@@ -13,7 +13,7 @@
 //! More than half of a view and half of it have a member in common: whoever is left out finds not enough others, or was found
 //! alive by one who knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -86,7 +86,7 @@ pub struct View {
     pub previous: u64,
     /// By id; at most 64.
     pub members: Vec<Member>,
-    /// The processes that were members of the view before.
+    /// The processes that were members of the view before, but for those that have left it by themselves.
     #[schema(value_type = Vec<String>)]
     pub before: Vec<Instance>,
 }
@@ -128,12 +128,14 @@ pub struct Views {
     view: View,
     /// By which view processes have said to go.
     go_by: BTreeMap<Instance, u64>,
+    /// Members that have said that they go, and so do nothing any more.
+    left: BTreeSet<Instance>,
 }
 
 impl Views {
     /// Goes on with the view that was made last.
     pub fn new(view: View) -> Views {
-        Views { view, go_by: BTreeMap::new() }
+        Views { view, go_by: BTreeMap::new(), left: BTreeSet::new() }
     }
 
     /// The view that counts.
@@ -144,6 +146,13 @@ impl Views {
     /// A process says by which view it goes.
     pub fn goes_by(&mut self, instance: Instance, number: u64) {
         self.go_by.insert(instance, number);
+    }
+
+    /// A process says that it has ended what it did: nobody has to wait until it finds that it was left out.
+    pub fn leaves(&mut self, instance: Instance) {
+        if self.view.has(instance) {
+            self.left.insert(instance);
+        }
     }
 
     /// Whether a process has said by which view it goes.
@@ -190,12 +199,14 @@ impl Views {
                 return None;
             }
         }
-        let before = members.iter().map(|member| member.instance).collect();
+        let before = members.iter().map(|member| member.instance);
+        let before = before.filter(|own| !self.left.contains(own)).collect();
         Some(View { number, previous: self.view.number, members: live.to_vec(), before })
     }
 
     /// A view counts from now on.
     pub fn set(&mut self, view: View) {
+        self.left.retain(|own| view.has(*own));
         self.view = view;
     }
 }

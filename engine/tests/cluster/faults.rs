@@ -168,3 +168,56 @@ fn a_node_alone_without_the_registry_says_that_it_is_and_refuses_what_it_must_no
     node.publish("b.1", json!("still"));
     assert_eq!(reader.receive()["data"], "still");
 }
+
+#[test]
+fn nodes_are_started_again_one_after_the_other_under_load_and_everything_is_taken_once() {
+    let (registry, mut nodes) = fleet(3);
+    let channels: Vec<String> = (0..9).map(|n| format!("n.{n}")).collect();
+    // Whoever is not told of a gap has everything, in order.
+    let mut reader = nodes[2].client();
+    for channel in &channels {
+        reader.subscribe(channel);
+    }
+    let mut number = 0;
+    let mut publish_some = |to: &Process| {
+        for channel in &channels {
+            number += 1;
+            publish(to, channel, &json!(number));
+        }
+    };
+    for at in [0, 1] {
+        publish_some(&nodes[2]);
+        nodes[at].signal("TERM");
+        publish_some(&nodes[2]);
+        nodes[at].wait();
+        publish_some(&nodes[2]);
+        nodes[at] = Process::start(&registry, &format!("node-{at}"));
+        publish_some(&nodes[2]);
+        nodes.iter().for_each(|node| wait_members(node.internal, 3));
+        publish_some(&nodes[at]);
+    }
+    let mut last: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let (mut seen, mut gaps) = (0, 0);
+    while last.values().all(|(_, newest)| *newest < number) {
+        let told = reader.receive();
+        let channel = told["channel"].as_str().unwrap().to_owned();
+        match told["type"].as_str() {
+            Some("gap") => {
+                gaps += 1;
+                let to = told["to"].as_u64().unwrap();
+                last.entry(channel).and_modify(|own| own.0 = to).or_insert((to, 0));
+            }
+            Some("message") => {
+                seen += 1;
+                let (offset, data) =
+                    (told["offset"].as_u64().unwrap(), told["data"].as_u64().unwrap());
+                if let Some((before, newest)) = last.insert(channel, (offset, data)) {
+                    assert_eq!(offset, before + 1, "{told}");
+                    assert!(data > newest, "{told}");
+                }
+            }
+            _ => panic!("{told}"),
+        }
+    }
+    assert!(gaps > 0 && seen as u64 <= number, "{gaps} gaps, {seen} of {number}");
+}

@@ -103,6 +103,7 @@ impl Process {
             "server.pin=false".into(),
             "server.shards=1".into(),
             "server.drain_spread_ms=100".into(),
+            "server.drain_timeout_ms=1000".into(),
             "limits.messages_per_second_max=0".into(),
         ] {
             command.arg("--set").arg(set);
@@ -131,6 +132,11 @@ impl Process {
     pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").arg(format!("-{name}")).arg(id).status().unwrap().success());
+    }
+
+    /// Waits until it has ended, and has done so well.
+    pub(crate) fn wait(&mut self) {
+        assert!(self.child.wait().unwrap().success());
     }
 
     pub(crate) fn kill(&mut self) {

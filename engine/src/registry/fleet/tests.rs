@@ -133,7 +133,7 @@ fn there_are_no_more_than_are_allowed() {
     assert_eq!(fleet.announced(node("d", "1"), false, at).unwrap_err(), Full);
     assert!(!fleet.report(&id("d"), "{}".into(), at));
     announce(&mut fleet, "a", "2", false, at);
-    fleet.leave(&id("a"), at);
+    fleet.leave(&id("a"), false, at);
     announce(&mut fleet, "d", "1", false, at);
 }
 
