@@ -154,7 +154,7 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
         false => None,
     };
     let mesh = match config.cluster.is_used() {
-        true => Some(MeshThread::start(shared.clone()).map_err(ServeError::Thread)?),
+        true => Some(MeshThread::start(shared.clone(), public).map_err(ServeError::Thread)?),
         false => None,
     };
     let control =

@@ -48,18 +48,17 @@ impl Config {
         self.server.node_id.parse().map_err(|e| format!("server.node_id: {e}"))
     }
 
-    /// Where clients, and HAProxy, reach this node.
+    /// Where clients, and HAProxy, reach this node, which listens there.
     ///
     /// # Errors
     /// What is wrong with `cluster.url`, or that nothing else says it.
-    pub fn cluster_url(&self) -> Result<NodeUrl, String> {
-        let listen = self.server.listen;
+    pub fn cluster_url(&self, listens: SocketAddr) -> Result<NodeUrl, String> {
         match &*self.cluster.url {
-            "" if listen.ip().is_unspecified() || listen.port() == 0 => Err(format!(
-                "cluster.url: server.listen = {listen} does not say where clients reach this node; allowed is a URL such as \
+            "" if listens.ip().is_unspecified() => Err(format!(
+                "cluster.url: server.listen = {listens} does not say where clients reach this node; allowed is a URL such as \
                  http://10.0.0.1:9800"
             )),
-            "" => format!("http://{listen}").parse().map_err(|e| format!("server.listen: {e}")),
+            "" => format!("http://{listens}").parse().map_err(|e| format!("server.listen: {e}")),
             url => url.parse().map_err(|e| format!("cluster.url: {e}")),
         }
     }
@@ -75,11 +74,11 @@ impl Config {
             );
         }
         errors.extend(check_url(registry).err().map(|e| format!("cluster.registry: {e}")));
-        // Where it is given a port by the kernel, that is known once it listens.
-        let port = if listen.port() == 0 { 1 } else { listen.port() };
-        errors.extend(self.cluster.peer(SocketAddr::new(listen.ip(), port)).err());
+        // Which port the kernel gives is known once it listens.
+        let known = |at: SocketAddr| SocketAddr::new(at.ip(), at.port().max(1));
+        errors.extend(self.cluster.peer(known(*listen)).err());
         errors.extend(self.cluster_id().err());
-        errors.extend(self.cluster_url().err());
+        errors.extend(self.cluster_url(known(self.server.listen)).err());
         let text = std::str::from_utf8(&key.0).unwrap_or_default();
         let fits = |byte: u8| byte.is_ascii_graphic() && byte != b',';
         if !(1..=4096).contains(&text.len()) || !text.bytes().all(fits) {
@@ -112,7 +111,10 @@ mod tests {
     fn a_node_says_where_it_is_reached() {
         let config = load(&["cluster.registry=http://localhost:9810"]).unwrap();
         assert_eq!(config.cluster.peer(config.cluster.listen).unwrap().as_str(), "127.0.0.1:9802");
-        assert_eq!(config.cluster_url().unwrap().as_str(), "http://127.0.0.1:9800");
+        assert_eq!(
+            config.cluster_url(config.server.listen).unwrap().as_str(),
+            "http://127.0.0.1:9800"
+        );
         for (flags, why) in [
             (
                 &["cluster.listen=0.0.0.0:9802"][..],

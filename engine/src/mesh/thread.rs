@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -72,12 +73,12 @@ pub struct MeshThread {
 }
 
 impl MeshThread {
-    /// Starts it. Whether anybody can be reached is not waited for.
+    /// Starts it, for a node whose clients come to `public`. Whether anybody can be reached is not waited for.
     ///
     /// # Errors
     /// The kernel's, where it cannot listen or there can be no thread; and what is wrong with the configuration, which a
     /// validated one rules out.
-    pub fn start(shared: Arc<Shared>) -> io::Result<MeshThread> {
+    pub fn start(shared: Arc<Shared>, public: SocketAddr) -> io::Result<MeshThread> {
         let config = shared.config();
         let listen = config.cluster.listen;
         let named =
@@ -90,7 +91,7 @@ impl MeshThread {
         let client = Client::new(&config.cluster.registry, Some(&Key::of(key)), ASK_EVERY);
         let node = Announcement {
             id: config.cluster_id().map_err(io::Error::other)?,
-            url: config.cluster_url().map_err(io::Error::other)?,
+            url: config.cluster_url(public).map_err(io::Error::other)?,
             peer: Some(config.cluster.peer(listens).map_err(io::Error::other)?),
             weight: Default::default(),
             state: Default::default(),
@@ -476,7 +477,7 @@ impl Runner {
         }
     }
 
-    fn accepted(&mut self, accepted: io::Result<(tokio::net::TcpStream, std::net::SocketAddr)>) {
+    fn accepted(&mut self, accepted: io::Result<(tokio::net::TcpStream, SocketAddr)>) {
         let Ok((stream, _)) = accepted else { return };
         self.strangers += 1;
         let (own, key) = (self.instance, self.key.clone());

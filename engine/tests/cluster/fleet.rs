@@ -25,9 +25,7 @@ presence = "full"
 "#;
 
 pub(crate) fn toml(key: &str) -> String {
-    let cluster = format!(
-        "[cluster]\nkey = \"{key}\"\nurl = \"http://127.0.0.1:1\"\nlisten = \"127.0.0.1:0\"\n"
-    );
+    let cluster = format!("[cluster]\nkey = \"{key}\"\nlisten = \"127.0.0.1:0\"\n");
     format!("{cluster}{CHANNELS}")
 }
 

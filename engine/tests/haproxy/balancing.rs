@@ -37,6 +37,28 @@ struct Node {
 }
 
 fn node(id: &'static str, proxy_protocol: &str) -> Node {
+    node_with(id, proxy_protocol, &[])
+}
+
+/// A node that announces itself, and shares channels with others that do; what they tell who is theirs, each tells by itself.
+fn member(id: &'static str, registry: &Registry) -> Node {
+    let file = registry.path("node.toml");
+    let toml = "[[channels]]\npattern = \"who\"\ndistribution = \"local\"\n[[channels]]\npattern = \"n.*\"\nhistory_size = 100\n";
+    std::fs::write(&file, toml).unwrap();
+    let sets = [
+        format!("cluster.registry={}", registry.url()),
+        format!("cluster.key_file={}", registry.path("key").display()),
+        "cluster.listen=127.0.0.1:0".into(),
+        format!("server.node_id={id}"),
+        "server.drain_spread_ms=100".into(),
+    ];
+    let file = ["--config", file.to_str().unwrap()];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = file.into_iter().chain(sets).collect();
+    node_with(id, "off", &args)
+}
+
+fn node_with(id: &'static str, proxy_protocol: &str, more: &[&str]) -> Node {
     let proxy_protocol = format!("server.proxy_protocol={proxy_protocol}");
     let sets = [
         "api.listen=127.0.0.1:0",
@@ -48,7 +70,7 @@ fn node(id: &'static str, proxy_protocol: &str) -> Node {
     ];
     let mut command = command();
     command.args(["serve", "--port", "0"]);
-    command.args(sets.iter().flat_map(|set| ["--set", set]));
+    command.args(sets.iter().flat_map(|set| ["--set", set])).args(more);
     let mut child = Running(command.stderr(Stdio::piped()).spawn().unwrap());
     let mut log = BufReader::new(child.0.stderr.take().unwrap());
     let (mut all, mut public) = (String::new(), None);
@@ -277,4 +299,68 @@ fn a_client_comes_back_to_its_node_by_its_cookie_until_that_drains() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(first.whose(&[&a, &b]), own);
+}
+
+#[test]
+fn nodes_find_each_other_and_haproxy_follows_them() {
+    let mut registry = Registry::start(&["--node-timeout-ms", "2000"]);
+    let proxy = free_port();
+    let (mut a, mut b) = (member("a", &registry), member("b", &registry));
+    let ready = |node: &Node| {
+        let deadline = Instant::now() + PATIENCE;
+        while http(node.internal, "GET", "/ready", "", "").0 != 200 {
+            assert!(Instant::now() < deadline, "{} is not ready", node.id);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    [&a, &b].into_iter().for_each(ready);
+    let (_haproxy, args) = start(&registry, proxy, &["--sticky", "none"]);
+    let pid = registry.path("pid");
+    let watch = [
+        &["--watch", "--interval-ms", "100", "--pid-file", pid.to_str().unwrap()][..],
+        &args.iter().map(String::as_str).collect::<Vec<_>>(),
+    ]
+    .concat();
+    let watching = haproxy(&registry, &watch).stderr(Stdio::null()).spawn().unwrap();
+    let _watching = Running(watching);
+    let is_there = |whose: &[String], id: &str| whose.iter().any(|own| own == id);
+    wait_for(proxy, &[&a, &b], |whose| is_there(whose, "a") && is_there(whose, "b"));
+    // A third one comes, and the channels are those of all, whoever is asked.
+    let c = member("c", &registry);
+    ready(&c);
+    wait_for(proxy, &[&a, &b, &c], |whose| is_there(whose, "c"));
+    let publish = |node: &Node, data: &str| {
+        let body = json!({"channel": "n.1", "data": data}).to_string();
+        let deadline = Instant::now() + PATIENCE;
+        while http(node.internal, "POST", "/api/publish", "", &body).0 != 200 {
+            assert!(Instant::now() < deadline, "{data} is not taken");
+        }
+    };
+    publish(&a, "to all");
+    for node in [&a, &b, &c] {
+        let history = http(node.internal, "GET", "/api/history?channel=n.1", "", "");
+        assert!(history.1.contains("to all"), "{history:?}");
+    }
+    // The registry dies and comes back with what it had.
+    registry.kill_and_restart();
+    let deadline = Instant::now() + PATIENCE;
+    while registry.ask("GET", "/v1/nodes", "").1["nodes"].as_array().unwrap().len() != 3 {
+        assert!(Instant::now() < deadline, "not all nodes are there again");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_for(proxy, &[&a, &b, &c], |whose| is_there(whose, "a"));
+    // One ends well: nobody new is sent to it, and it is gone from the configuration.
+    let term = Command::new("kill").arg(a.process.0.id().to_string()).status().unwrap();
+    assert!(term.success());
+    assert!(a.process.0.wait().unwrap().success());
+    let deadline = Instant::now() + PATIENCE;
+    while std::fs::read_to_string(registry.path("haproxy.cfg")).unwrap().contains("server a ") {
+        assert!(Instant::now() < deadline, "the node stays in the configuration");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // One dies; what it kept goes on with the last one.
+    b.process.0.kill().unwrap();
+    b.process.0.wait().unwrap();
+    wait_for(proxy, &[&c], |whose| whose.iter().all(|id| id == "c"));
+    publish(&c, "alone");
 }
