@@ -349,7 +349,9 @@ impl Bridge {
                 }
                 let up = self.is_up();
                 let way = self.ways.entry(channel.clone()).or_default();
-                way.reads.push((since, ask));
+                // A home goes by the answer to its last question alone.
+                way.asked = ask;
+                way.reads = vec![(since, ask)];
                 if !way.followed || !way.subscribing() {
                     way.followed = true;
                     if up {
@@ -718,7 +720,7 @@ impl Bridge {
             (Some(UnderWay::Read(channel, since, ask)), Err(failed)) => {
                 self.told.push(Told::Home(channel.clone(), FromUpstream::NotRead { ask }));
                 if failed == Failed::Unknown
-                    && let Some(way) = self.ways.get_mut(&channel)
+                    && let Some(way) = self.ways.get_mut(&channel).filter(|way| way.asked == ask)
                 {
                     // Who has waited for it is told so; it is said once it can be.
                     way.reads.push((since, ask));

@@ -56,8 +56,10 @@ pub struct Own {
     pub placing_key: [u64; 2],
     /// How long what needs a keeper waits for it.
     pub patience_ms: u64,
-    /// Channels that are kept here at most.
+    /// Channels that are kept here at most, …
     pub channels_max: usize,
+    /// … and bytes of publications in their histories.
+    pub bytes_max: usize,
     /// By which rules.
     pub rules: Rules,
     /// Who is revoked: nodes tell one another as they meet.
@@ -144,15 +146,15 @@ pub struct Mesh {
     peers: BTreeMap<Instance, Peer>,
     /// Those of the view before that are members still and are not known to go by this one …
     awaited: BTreeSet<Instance>,
-    /// … and somebody was left out who may not know it yet: this begins when the last of those is known to.
-    left_out: bool,
     /// Until then channels that this node did not keep before are not.
     begins_ms: Option<u64>,
+    /// Not before this, whatever the view says: an earlier one has said so.
+    waits_ms: u64,
     /// Whether it is up, and channels are kept that were not before, as when it was last looked what waits.
     kept: (bool, bool),
     store: Store,
     /// What others, or this node, have asked of it and waits until it keeps the channel.
-    held: VecDeque<(Instance, u64, Asked)>,
+    held: VecDeque<(Instance, u64, Asked, u64)>,
     /// What the bridge has subscribed to.
     followed: BTreeSet<ChannelName>,
     pending: BTreeMap<u64, Pending>,
@@ -180,8 +182,8 @@ impl Mesh {
             up: false,
             peers: BTreeMap::new(),
             awaited: BTreeSet::new(),
-            left_out: false,
             begins_ms: None,
+            waits_ms: 0,
             kept: (false, false),
             store: Store::new(own.seed),
             held: VecDeque::new(),
@@ -240,9 +242,9 @@ impl Mesh {
         self.pending_bytes
     }
 
-    /// Commands that wait for keepers.
+    /// Publications' batches that wait for keepers.
     pub fn pending(&self) -> usize {
-        self.pending.len()
+        self.pending.values().filter(|own| matches!(own.asked, Asked::Append(_))).count()
     }
 
     fn is_keeper(&self, channel: &str) -> bool {
@@ -259,6 +261,7 @@ impl Mesh {
             Command::Subscribe(channels) => self.follow(channels),
             Command::Unsubscribe(channel) => {
                 self.followed.remove(&channel);
+                self.forget_reads(&channel);
                 match self.keeper(&channel) {
                     Some(keeper) if keeper == self.own.instance => {
                         self.asked(keeper, 0, Asked::Unfollow(channel));
@@ -288,8 +291,12 @@ impl Mesh {
             }
             Command::Message(To::Errands, bytes) | Command::Revoke { errand: bytes, .. } => {
                 let others = self.tell_all(&Topic::Errand, &bytes);
-                // The bridge leaves itself out.
-                self.heard_by(number, others + 1);
+                let linked = |of: Instance| of == self.own.instance || self.peers.contains_key(&of);
+                match self.view.members.iter().all(|member| linked(member.instance)) {
+                    // The bridge leaves itself out.
+                    true => self.heard_by(number, others + 1),
+                    false => self.said.push_back(Said::Answered(number, Err(Failed::Unknown))),
+                }
             }
             Command::Message(To::Sharers(channel), bytes) => {
                 let others = self.tell_all(&Topic::Shared(channel), &bytes);
@@ -350,6 +357,13 @@ impl Mesh {
         }
     }
 
+    /// Nobody wants to know any more where a channel stands.
+    fn forget_reads(&mut self, channel: &ChannelName) {
+        let reads =
+            |own: &Pending| matches!(&own.asked, Asked::Read(read) if read.channel == *channel);
+        self.pending.retain(|_, own| !reads(own));
+    }
+
     /// Asks a keeper as soon as it can be asked.
     fn pend(&mut self, number: u64, asked: Asked) {
         self.pending_bytes += asked.bytes();
@@ -382,7 +396,11 @@ impl Mesh {
         let alive = self.alive(peer);
         self.send(peer, alive);
         self.said.push_back(Said::Met(peer));
-        // As this node would pass them on: who knows of one already does nothing.
+        self.tell_revoked(peer);
+    }
+
+    /// Tells a node who is revoked, as this one would pass it on: who knows of one already does nothing.
+    fn tell_revoked(&mut self, peer: Instance) {
         let known = self.own.revoked.all();
         for errand in Bridge::revocation_errands(self.own.instance.0, known) {
             self.send(peer, Frame::Told(Topic::Errand, errand));
@@ -498,7 +516,8 @@ impl Mesh {
         let is_member = |of: &Instance| members.iter().any(|member| member.instance == *of);
         let others = || before.iter().filter(|of| **of != own);
         self.awaited = others().copied().filter(is_member).collect();
-        self.left_out = !others().all(is_member);
+        // Whoever was waited for by the view before is, by this one.
+        self.waits_ms = self.waits_ms.max(self.begins_ms.unwrap_or(0));
         (self.begins_ms, self.kept) = (None, (false, false));
         for peer in self.peers.values_mut() {
             // Each is agreed with anew: what was asked by the view before is asked again.
@@ -523,8 +542,8 @@ impl Mesh {
     /// find out by nobody's supporting them any more.
     fn begin_when_all_know(&mut self) {
         if self.awaited.is_empty() && self.begins_ms.is_none() {
-            let wait_ms = if self.left_out { SUPPORT_MS } else { 0 };
-            self.begins_ms = Some(self.now_ms + wait_ms);
+            let begins_ms = self.now_ms + self.view.wait_ms;
+            self.begins_ms = Some(begins_ms.max(std::mem::take(&mut self.waits_ms)));
         }
     }
 
@@ -533,6 +552,15 @@ impl Mesh {
     pub fn lease(&mut self, view: u64, asked_ms: u64, for_ms: u64) {
         if view == self.view.number {
             self.leased_until_ms = self.leased_until_ms.max(asked_ms + for_ms);
+        }
+        self.review();
+    }
+
+    /// The registry says who goes by a view: also of those with whom this node cannot be linked.
+    pub fn know(&mut self, view: u64, go_by: &[Instance]) {
+        if view == self.view.number {
+            self.awaited.retain(|own| !go_by.contains(own));
+            self.begin_when_all_know();
         }
         self.review();
     }
@@ -551,6 +579,11 @@ impl Mesh {
         let up = is_member && (leased || many);
         if up != std::mem::replace(&mut self.up, up) {
             self.said.push_back(if up { Said::Up } else { Said::Lost });
+            if up {
+                // What was revoked here meanwhile was told to nobody.
+                let peers: Vec<Instance> = self.peers.keys().copied().collect();
+                peers.into_iter().for_each(|peer| self.tell_revoked(peer));
+            }
             if !up {
                 // The bridge asks anew once it is told that it can.
                 self.pending.clear();
@@ -564,10 +597,21 @@ impl Mesh {
         self.serve_held();
     }
 
-    /// Time has passed.
-    pub fn tick(&mut self, now_ms: u64) {
+    /// It is this time by now: what held may hold no more. To be told before anything is asked of the mesh.
+    pub fn pass(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.review();
+    }
+
+    /// Time has passed: to be told from time to time.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.pass(now_ms);
+        let patience_ms = self.own.patience_ms;
+        // Who has asked has given it up; that it follows, it says once.
+        let is_late = |at_ms: u64| now_ms.saturating_sub(at_ms) >= patience_ms;
+        self.held.retain(|(_, _, asked, at_ms)| {
+            matches!(asked, Asked::Follow(_) | Asked::Unfollow(_)) || !is_late(*at_ms)
+        });
         let patience_ms = self.own.patience_ms;
         let late = |own: &Pending| now_ms.saturating_sub(own.since_ms) >= patience_ms;
         let late = self.pending.iter().filter(|(_, own)| late(own)).map(|(number, _)| *number);
@@ -602,7 +646,7 @@ impl Mesh {
         if keeps == std::mem::replace(&mut self.kept, keeps) || !self.up {
             return;
         }
-        for (from, number, asked) in std::mem::take(&mut self.held) {
+        for (from, number, asked, _) in std::mem::take(&mut self.held) {
             self.asked(from, number, asked);
         }
     }
@@ -615,12 +659,12 @@ impl Mesh {
                 let (now, later): (Vec<_>, Vec<_>) =
                     channels.into_iter().partition(|channel| self.may_keep(channel));
                 if !later.is_empty() {
-                    self.held.push_back((from, number, Asked::Follow(later)));
+                    self.held.push_back((from, number, Asked::Follow(later), self.now_ms));
                 }
                 Asked::Follow(now)
             }
             asked if channel_of(&asked).is_some_and(|channel| self.may_keep(channel)) => asked,
-            asked => return self.held.push_back((from, number, asked)),
+            asked => return self.held.push_back((from, number, asked, self.now_ms)),
         };
         let full = self.store.channels() >= self.own.channels_max;
         let refused = channel_of(&asked).is_some_and(|own| full && !self.store.has(own));
@@ -638,13 +682,16 @@ impl Mesh {
             _ if refused => Answer::Refused,
             Asked::Append(append) => {
                 let keep = rules(&append.channel);
-                let (appended, message) = self.store.append(&append, keep, now_ms);
+                let (appended, message) =
+                    self.store.append(&append, (keep, self.own.bytes_max), now_ms);
                 if let Some(message) = message {
                     self.tell_followers(&append.channel, &message);
                 }
                 Answer::Appended(appended)
             }
             Asked::Read(read) => {
+                // Who asks follows, also where there was no room for that before.
+                self.store.follow(&read.channel, from, now_ms);
                 let keep = rules(&read.channel);
                 Answer::Stands(self.store.read(&read, keep, now_ms))
             }

@@ -22,15 +22,15 @@ const PATIENCE_MS: u64 = 2000;
 const WAITING_MAX: usize = 65_536;
 
 /// Why it is not known what has come of an errand.
-pub(super) const AWAY: Refused =
-    Refused::Unavailable { detail: "only this node could be asked: Redis cannot be reached" };
+pub(super) const AWAY: Refused = Refused::Unavailable {
+    detail: "only this node could be asked: what passes it on to the others cannot be reached",
+};
 const LOST: Refused =
-    Refused::Unavailable { detail: "not all nodes have answered: Redis was lost" };
+    Refused::Unavailable { detail: "not all nodes have answered: the way to them was lost" };
 const SILENT: Refused = Refused::Unavailable { detail: "not all nodes have answered in time" };
 const BUSY: Refused =
     Refused::Unavailable { detail: "only this node was asked: too much is asked of the others" };
-const REFUSED: Refused =
-    Refused::Unavailable { detail: "only this node was asked: Redis does not pass it on" };
+const REFUSED: Refused = Refused::Unavailable { detail: "not all nodes could be asked" };
 
 /// Who wants to know what has come of it: a shard, and the number by which it knows it.
 pub(super) type Asker = (ShardId, u64);

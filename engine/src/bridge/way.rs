@@ -35,6 +35,8 @@ pub(super) struct Way {
     subscribed: bool,
     /// Where homes want to know what is behind, once it is subscribed to, and how they know that question.
     pub(super) reads: Vec<(Option<Position>, u32)>,
+    /// The last of these numbers.
+    pub(super) asked: u32,
     batch: Option<Batch>,
     queue: VecDeque<Waiting>,
     /// Since when the queue waits for something else.

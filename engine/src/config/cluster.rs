@@ -3,9 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::schema::{Cluster, Config};
+use crate::mesh::frame::FRAME_BYTES_MAX;
 use crate::registry::client::check_url;
 use crate::registry::names::{NodeId, NodeUrl, PeerAddress};
 
+/// Longest publication between nodes in bytes: what a frame holds, with room for what stands around it.
+const PUBLICATION_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64 - (1 << 20);
+/// Revocations that can be told at once.
+const REVOCATIONS_MAX: u32 = 500_000;
 /// Shortest key where others than this machine can try.
 const OPEN_KEY_BYTES_MIN: usize = 16;
 
@@ -79,6 +84,36 @@ impl Config {
         errors.extend(self.cluster.peer(known(*listen)).err());
         errors.extend(self.cluster_id().err());
         errors.extend(self.cluster_url(known(self.server.listen)).err());
+        let message = u64::from(self.limits.message_bytes_max).max(self.api.body_bytes_max.into());
+        if message > PUBLICATION_BYTES_MAX {
+            errors.push(format!(
+                "cluster.registry: limits.message_bytes_max and api.body_bytes_max let in {message} bytes; between nodes at most \
+                 {PUBLICATION_BYTES_MAX} go"
+            ));
+        }
+        if self.limits.revocations_max > REVOCATIONS_MAX {
+            errors.push(format!(
+                "limits.revocations_max: nodes tell one another all of them as they meet; with cluster.registry at most \
+                 {REVOCATIONS_MAX}"
+            ));
+        }
+        let is_local = |host: &str| {
+            host == "localhost"
+                || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(is_loopback)
+        };
+        let host = |authority: &str| authority.rsplit_once(':').map(|(host, _)| host.to_owned());
+        let at =
+            registry.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or(""));
+        let at = host(at).unwrap_or_else(|| at.to_owned());
+        if let Ok(peer) = self.cluster.peer(known(*listen))
+            && host(peer.as_str()).is_some_and(|own| is_local(&own))
+            && !is_local(&at)
+        {
+            errors.push(format!(
+                "cluster.advertise: other nodes are told {peer}, which is this machine to each of them; name where this one is \
+                 reached, and let cluster.listen listen there"
+            ));
+        }
         let text = std::str::from_utf8(&key.0).unwrap_or_default();
         let fits = |byte: u8| byte.is_ascii_graphic() && byte != b',';
         if !(1..=4096).contains(&text.len()) || !text.bytes().all(fits) {
@@ -123,6 +158,8 @@ mod tests {
             (&["cluster.advertise=here"], "cluster.advertise: the address \"here\""),
             (&["server.listen=0.0.0.0:9800"], "cluster.url: server.listen = 0.0.0.0:9800"),
             (&["cluster.url=ftp://a"], "cluster.url: "),
+            (&["limits.message_bytes_max=100000000"], "between nodes at most 32505856"),
+            (&["cluster.registry=http://10.0.0.5:9810"], "which is this machine to each of them"),
             (&["cluster.registry=here"], "cluster.registry: "),
         ] {
             let mut all = vec!["cluster.registry=http://localhost:9810"];

@@ -185,7 +185,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("cluster.listen", Address),
     ("cluster.advertise", Text("HOST:PORT, as in 10.0.0.1:9802 and [::1]:9802")),
     ("cluster.url", Text("a URL such as http://10.0.0.1:9800")),
-    ("cluster.patience_ms", Numbers(0, 600_000)),
+    ("cluster.patience_ms", Numbers(500, 600_000)),
     ("cluster.idle_s", Numbers(60, 315_360_000)),
     (
         "redis_channels.name",

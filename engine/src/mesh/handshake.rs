@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! caller:  "rfm1" | instance u64 | nonce [32]
-//! called:  "rfm1" | instance u64 | nonce [32] | HMAC("called" | both greetings)
+//! called:  "rfm1" | instance u64 | nonce [32]
 //! caller:  HMAC("caller" | both greetings)
+//! called:  HMAC("called" | both greetings)
 //! ```
 //!
 //! Then each way has a key of its own, made the same way, and carries *records*: `length u32 | frames | tag [16]`, the tag being

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -81,12 +81,12 @@ pub(super) async fn call(
             return Err(LinkError::Other);
         }
         let handshake = Handshake { key, caller: &caller, called: &called };
+        stream.write_all(&handshake.proof(Side::Caller)).await?;
         let mut proof = [0; PROOF_BYTES];
         stream.read_exact(&mut proof).await?;
         if !handshake.is_proof(Side::Called, &proof) {
             return Err(LinkError::Key);
         }
-        stream.write_all(&handshake.proof(Side::Caller)).await?;
         let (reads, writes) = (handshake.signer(Side::Called), handshake.signer(Side::Caller));
         Ok(Open { peer, stream, reads, writes })
     };
@@ -104,12 +104,14 @@ pub(super) async fn answer(
         let caller = greeting(&mut stream).await?;
         let called = Greeting::new(own);
         let handshake = Handshake { key, caller: &caller, called: &called };
-        stream.write_all(&[called.bytes(), &handshake.proof(Side::Called)].concat()).await?;
+        stream.write_all(called.bytes()).await?;
         let mut proof = [0; PROOF_BYTES];
         stream.read_exact(&mut proof).await?;
         if !handshake.is_proof(Side::Caller, &proof) {
             return Err(LinkError::Key);
         }
+        // Not before: who has no key is given nothing to try keys on.
+        stream.write_all(&handshake.proof(Side::Called)).await?;
         let (reads, writes) = (handshake.signer(Side::Caller), handshake.signer(Side::Called));
         Ok(Open { peer: caller.instance(), stream, reads, writes })
     };
@@ -128,6 +130,9 @@ pub(super) struct Link {
     pub(super) number: u64,
     out: mpsc::UnboundedSender<Bytes>,
     unsent: Arc<AtomicUsize>,
+    began: Instant,
+    /// When something came last, in milliseconds since it began.
+    heard_ms: Arc<AtomicU64>,
     tasks: [tokio::task::AbortHandle; 2],
 }
 
@@ -136,7 +141,8 @@ impl Link {
     pub(super) fn start(open: Open, number: u64, events: mpsc::Sender<Event>) -> Link {
         let (read, write) = open.stream.into_split();
         let (out, queue) = mpsc::unbounded_channel();
-        let unsent = Arc::<AtomicUsize>::default();
+        let (unsent, heard_ms) = (Arc::<AtomicUsize>::default(), Arc::<AtomicU64>::default());
+        let (began, heard) = (Instant::now(), heard_ms.clone());
         let writes = write_all(write, open.writes, queue, unsent.clone());
         let ended = events.clone();
         let writer = tokio::spawn(async move {
@@ -145,19 +151,36 @@ impl Link {
             }
         });
         let reader = tokio::spawn(async move {
-            let why = match read_all(read, open.reads, number, &events).await {
+            let why = match read_all(read, open.reads, number, &events, || {
+                heard.store(since(began), Ordering::Relaxed)
+            })
+            .await
+            {
                 Ok(()) => return,
                 Err(why) => why,
             };
             let _ = events.send(Event::Ended(number, why)).await;
         });
-        Link { number, out, unsent, tasks: [writer.abort_handle(), reader.abort_handle()] }
+        Link {
+            number,
+            out,
+            unsent,
+            began,
+            heard_ms,
+            tasks: [writer.abort_handle(), reader.abort_handle()],
+        }
     }
 
     /// Sends frames, written one behind the other; together at most what a record holds.
     pub(super) fn send(&self, frames: Bytes) {
         self.unsent.fetch_add(frames.len(), Ordering::Relaxed);
         let _ = self.out.send(frames);
+    }
+
+    /// For how long nothing has come, be it a part of a record.
+    pub(super) fn silent_for(&self) -> Duration {
+        let heard_ms = self.heard_ms.load(Ordering::Relaxed);
+        Duration::from_millis(since(self.began).saturating_sub(heard_ms))
     }
 
     /// Bytes that the kernel has not taken yet.
@@ -170,6 +193,10 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
     }
+}
+
+fn since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn write_all(
@@ -194,6 +221,7 @@ async fn read_all(
     mut signer: Signer,
     number: u64,
     events: &mpsc::Sender<Event>,
+    heard: impl Fn(),
 ) -> Result<(), LinkError> {
     let mut buffer = BytesMut::new();
     loop {
@@ -201,6 +229,7 @@ async fn read_all(
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(LinkError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
+        heard();
         let (mut frames, mut bytes) = (Vec::new(), 0);
         while let Some(length) = buffer.get(..4) {
             let length = length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));

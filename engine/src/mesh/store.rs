@@ -224,17 +224,17 @@ impl Store {
         kept
     }
 
-    /// Appends what was not appended before. Gives what has come of it, and the message for those who follow, if there is
+    /// Appends what was not appended before; of all channels together so many bytes are remembered at most. Gives what has come of it, and the message for those who follow, if there is
     /// anything new.
     pub fn append(
         &mut self,
         append: &Append,
-        keep: Keep,
+        (keep, bytes_max): (Keep, usize),
         now_ms: u64,
     ) -> (Appended, Option<Bytes>) {
         let Append { channel, instance, items } = append;
         let newest = items.last().map_or(0, |item| item.number);
-        let watched = self.events.is_some();
+        let (watched, all_bytes) = (self.events.is_some(), self.bytes);
         let mut events = Vec::new();
         let kept = self.open(channel, now_ms);
         let done = kept.done.iter().find(|done| done.by == *instance);
@@ -278,7 +278,14 @@ impl Store {
             }
         }
         kept.bytes += added;
-        let freed = kept.trim(keep, now_ms);
+        let mut freed = kept.trim(keep, now_ms);
+        // Who publishes gives up its own.
+        while all_bytes + added - freed > bytes_max
+            && let Some(oldest) = kept.history.pop_front()
+        {
+            kept.bytes -= oldest.bytes.len();
+            freed += oldest.bytes.len();
+        }
         if let Some(keyed) = &mut kept.keyed {
             keyed.forget(now_ms, keep.keys_ms);
         }
@@ -349,6 +356,8 @@ impl Store {
             }
             let keys = kept.keyed.as_ref().is_some_and(|keyed| !keyed.places.is_empty());
             let idle = now_ms.saturating_sub(kept.used_ms) >= keep.idle_ms;
+            // Of one to which nothing was ever published there is nothing to remember.
+            let idle = idle || kept.offset == 0;
             if idle && kept.followers.is_empty() && kept.done.is_empty() && !keys {
                 self.bytes -= kept.bytes;
                 self.channels.remove(&name);

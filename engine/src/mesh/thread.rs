@@ -45,6 +45,8 @@ const SILENT: Duration = Duration::from_secs(3);
 const ASK_EVERY: Duration = Duration::from_millis(1000);
 /// Of the registry's patience with a silent node, so much of it is relied on, in percent.
 const LEASE_PERCENT: u64 = 60;
+/// A link that has lived so long was good.
+const STABLE: Duration = Duration::from_secs(10);
 /// Before a node is called again: after the first failure at most so long, then twice as long each time, …
 const RETRY_MS_MIN: u64 = 100;
 /// … up to this. Drawn at random below it.
@@ -145,12 +147,19 @@ struct Calls {
     told: Option<Instant>,
 }
 
+impl Calls {
+    fn pause(&self) -> Duration {
+        let most = RETRY_MS_MIN.saturating_mul(1 << self.failures.min(16)).min(RETRY_MS_MAX);
+        Duration::from_millis(rand::random_range(0..=most))
+    }
+}
+
 type Called = Pin<Box<dyn Future<Output = (Option<Instance>, Result<Open, LinkError>)>>>;
 
-/// A link, and when something was heard over it last.
+/// A link, and since when there is one.
 struct Linked {
     link: Link,
-    heard: Instant,
+    since: Instant,
 }
 
 /// What the registry has said, and when it was asked, in milliseconds of this thread.
@@ -171,6 +180,8 @@ struct Runner {
     /// Both those that this node calls and those that call it.
     handshakes: FuturesUnordered<Called>,
     strangers: usize,
+    /// Nobody is taken before.
+    accepts_at: Instant,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     /// What the registry is told: the view, and who is heard.
     standpoint: watch::Sender<Standpoint>,
@@ -202,12 +213,13 @@ impl Runner {
             placing_key: [number(0), number(8)],
             patience_ms,
             channels_max: config.limits.channels_max as usize,
+            bytes_max: usize::try_from(config.limits.history_bytes_max).unwrap_or(usize::MAX),
             rules: Box::new(move |channel| Keep::of(&rules.settings.load().config, channel)),
             revoked: shared.revoked.clone(),
         };
         let now = Instant::now();
         let (said, standpoint) =
-            watch::channel(Standpoint { instance, view: 0, hears: Vec::new() });
+            watch::channel(Standpoint { instance, view: 0, hears: Vec::new(), knows: None });
         let (told, registry) = mpsc::channel(1);
         tokio::spawn(ask_registry(client.clone(), node.id.clone(), standpoint, told, now));
         let events = mpsc::channel(EVENTS_MAX);
@@ -223,6 +235,7 @@ impl Runner {
             calls: HashMap::new(),
             handshakes: FuturesUnordered::new(),
             strangers: 0,
+            accepts_at: now,
             events,
             standpoint: said,
             registry,
@@ -248,12 +261,13 @@ impl Runner {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_moment = None;
         while last_moment.is_none_or(|at| Instant::now() < at && !self.is_idle()) {
-            let takes_strangers = self.strangers < STRANGERS_MAX;
+            let takes_strangers =
+                self.strangers < STRANGERS_MAX && Instant::now() >= self.accepts_at;
             tokio::select! {
                 _ = &mut stop, if last_moment.is_none() => {
                     last_moment = Some(Instant::now() + ASK_EVERY);
                 }
-                () = news.notified(), if self.has_room() => self.mesh.tick(self.now_ms()),
+                () = news.notified(), if self.has_room() => {}
                 _ = tick.tick() => self.tick(),
                 Some(event) = self.events.1.recv(), if !self.handover.is_full() => self.event(event),
                 Some((asked_ms, reply)) = self.registry.recv() => self.told(asked_ms, reply),
@@ -283,6 +297,8 @@ impl Runner {
     /// Takes what shards want, does it or asks others to, and tells shards what has come of it.
     fn pass_on(&mut self) {
         let now_ms = self.now_ms();
+        // Time may have stood still for this process: what held may hold no more.
+        self.mesh.pass(now_ms);
         for shard in self.shared.shards.ids() {
             while self.has_room()
                 && let Some(wanted) = self.shared.upstream.take(shard)
@@ -371,8 +387,7 @@ impl Runner {
     }
 
     fn event(&mut self, event: Event) {
-        // Time may have stood still for this process: what held may hold no more.
-        self.mesh.tick(self.now_ms());
+        self.mesh.pass(self.now_ms());
         let of = |number: u64| {
             let found = self.links.iter().find(|(_, own)| own.link.number == number);
             found.map(|(peer, _)| *peer)
@@ -380,9 +395,6 @@ impl Runner {
         match event {
             Event::Heard(number, frames, bytes) => {
                 let Some(peer) = of(number) else { return };
-                if let Some(linked) = self.links.get_mut(&peer) {
-                    linked.heard = Instant::now();
-                }
                 self.shared.cluster.frames_in.add(frames.len() as u64);
                 self.shared.cluster.bytes_in.add(bytes as u64);
                 for frame in frames {
@@ -402,10 +414,14 @@ impl Runner {
     }
 
     fn unlink(&mut self, peer: Instance, why: &str) {
-        if self.links.remove(&peer).is_some() {
+        if let Some(linked) = self.links.remove(&peer) {
             tracing::warn!("the link to node {} has ended: {why}", self.name(peer));
             self.mesh.closed(peer);
-            self.calls.entry(peer).or_default().at = None;
+            let calls = self.calls.entry(peer).or_default();
+            if linked.since.elapsed() >= STABLE {
+                calls.failures = 0;
+            }
+            calls.at = Some(Instant::now() + calls.pause());
             // It may have left: then there is another view.
             self.standpoint.send_modify(|_| {});
         }
@@ -417,10 +433,17 @@ impl Runner {
         member.map_or_else(|| format!("of process {peer}"), |member| member.id.to_string())
     }
 
-    fn told(&mut self, asked_ms: u64, ViewReply { view, node_timeout_ms }: ViewReply) {
-        self.mesh.tick(self.now_ms());
+    fn told(&mut self, asked_ms: u64, reply: ViewReply) {
+        let ViewReply { view, go_by, node_timeout_ms } = reply;
+        self.mesh.pass(self.now_ms());
         let (number, was) = (view.number, self.mesh.view().number);
         self.mesh.adopt(view);
+        self.mesh.know(number, &go_by);
+        if number < was {
+            // It does not know the one that this node goes by.
+            let knows = Some(Box::new(self.mesh.view().clone()));
+            self.standpoint.send_modify(|own| own.knows = knows);
+        }
         self.mesh.lease(number, asked_ms, node_timeout_ms * LEASE_PERCENT / 100);
         if self.mesh.view().number != was {
             self.adopted();
@@ -452,7 +475,7 @@ impl Runner {
         let (view, hears) = (self.mesh.view().number, self.mesh.supporters().collect());
         self.standpoint.send_if_modified(|own| {
             let changed = own.view != view;
-            (own.view, own.hears) = (view, hears);
+            (own.view, own.hears, own.knows) = (view, hears, own.knows.take().filter(|_| !changed));
             changed
         });
     }
@@ -478,7 +501,11 @@ impl Runner {
     }
 
     fn accepted(&mut self, accepted: io::Result<(tokio::net::TcpStream, SocketAddr)>) {
-        let Ok((stream, _)) = accepted else { return };
+        let Ok((stream, _)) = accepted else {
+            // There are no descriptors, mostly, and the next attempt would fail, too.
+            self.accepts_at = Instant::now() + TICK;
+            return;
+        };
         self.strangers += 1;
         let (own, key) = (self.instance, self.key.clone());
         self.handshakes
@@ -493,7 +520,9 @@ impl Runner {
             Ok(open) => {
                 let peer = open.peer;
                 if let Some(called) = called {
-                    self.calls.remove(&called);
+                    // One that ends at once is not made again at once.
+                    let calls = self.calls.entry(called).or_default();
+                    (calls.under_way, calls.failures) = (false, calls.failures.saturating_add(1));
                 }
                 // Who calls again has lost the other link, and this side has not noticed.
                 if self.links.remove(&peer).is_some() {
@@ -504,10 +533,10 @@ impl Runner {
                 }
                 self.next_link += 1;
                 let link = Link::start(open, self.next_link, self.events.0.clone());
-                self.links.insert(peer, Linked { link, heard: now });
+                self.links.insert(peer, Linked { link, since: now });
                 self.shared.cluster.connects.add(1);
                 tracing::info!("linked with node {}", self.name(peer));
-                self.mesh.tick(self.now_ms());
+                self.mesh.pass(self.now_ms());
                 self.mesh.opened(peer);
             }
             Err(why) => match called {
@@ -520,11 +549,8 @@ impl Runner {
                 Some(peer) => {
                     let name = self.name(peer);
                     let calls = self.calls.entry(peer).or_default();
-                    let most = RETRY_MS_MIN.saturating_mul(1 << calls.failures.min(16));
-                    calls.failures = calls.failures.saturating_add(1);
-                    calls.under_way = false;
-                    let pause = rand::random_range(0..=most.min(RETRY_MS_MAX));
-                    calls.at = Some(now + Duration::from_millis(pause));
+                    calls.at = Some(now + calls.pause());
+                    (calls.under_way, calls.failures) = (false, calls.failures.saturating_add(1));
                     if calls.told.is_none_or(|told| now - told >= TOLD_EVERY) {
                         calls.told = Some(now);
                         tracing::warn!("node {name} cannot be linked with: {why}");
@@ -539,7 +565,7 @@ impl Runner {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         self.mesh.tick(now_ms);
         self.bridge.tick(now_ms);
-        let silent = |own: &Linked| now.saturating_duration_since(own.heard) > SILENT;
+        let silent = |own: &Linked| own.link.silent_for() > SILENT;
         let silent = self.links.iter().filter(|(_, own)| silent(own)).map(|(peer, _)| *peer);
         for peer in silent.collect::<Vec<_>>() {
             self.unlink(peer, "nothing is heard over it");
@@ -590,7 +616,8 @@ async fn ask_registry(
                 ASK_EVERY
             }
             // It is announced by somebody else, who says what is wrong, too.
-            Err(CallError::Refused { .. }) => ASK_EVERY / 10,
+            Err(e) if e.is_unknown() => ASK_EVERY / 10,
+            Err(CallError::Refused { .. }) => ASK_EVERY,
             Err(_) => ASK_EVERY / 2,
         };
         tokio::select! {

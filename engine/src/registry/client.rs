@@ -252,9 +252,9 @@ impl Client {
         self.ask(Method::POST, &format!("/v1/nodes/{id}/view"), Some(standpoint)).await
     }
 
-    /// Lets a node go, if it is this process of it.
+    /// Lets a node go, if it is this process of it, which has ended what it did.
     pub async fn leave(&self, id: &NodeId, epoch: Option<&NodeId>) -> Result<Left, CallError> {
-        let query = epoch.map(|epoch| format!("?epoch={epoch}")).unwrap_or_default();
+        let query = epoch.map(|epoch| format!("?epoch={epoch}&ended=true")).unwrap_or_default();
         self.ask(Method::DELETE, &format!("/v1/nodes/{id}{query}"), None::<&()>).await
     }
 

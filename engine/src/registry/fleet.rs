@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::api::{Announcement, ChannelEntry, NodeEntry, NodeState};
+use super::hold::millis;
 use super::names::NodeId;
 use super::store::{Contents, Later, StoredMetrics, StoredNode};
 use super::views::{Instance, Member as ViewMember, Standpoint, View, Views};
@@ -108,7 +109,7 @@ impl Fleet {
             members: members.collect(),
             reported: reported.collect(),
             channels: channels.collect(),
-            views: Views::new(contents.view),
+            views: Views::new(contents.view, millis(limits.node_timeout), 0),
             nodes_version: next(contents.nodes_version, at),
             channels_version: contents.channels_version,
             gone: BTreeSet::new(),
@@ -165,6 +166,7 @@ impl Fleet {
         self.gone.remove(&id);
         let member = Member { stored, heard: at.now, was_live: true, unsaved: false };
         let before = self.members.insert(id.clone(), member);
+        self.views.is_over(&id);
         let now = self.members.get(&id).map(|member| &member.stored.node);
         let same = before.as_ref().is_some_and(|old| old.was_live && Some(&old.stored.node) == now);
         if !same {
@@ -205,7 +207,7 @@ impl Fleet {
         standpoint: &Standpoint,
         at: Moment,
     ) -> Result<(), NotHeard> {
-        let Standpoint { instance, view, hears } = standpoint;
+        let Standpoint { instance, view, hears, knows: _ } = standpoint;
         let member = self.members.get(id).ok_or(NotHeard::Unknown)?;
         if instance_of(member) != Some(*instance) {
             return Err(NotHeard::Replaced);
@@ -233,30 +235,46 @@ impl Fleet {
         self.notice(at);
         let instances: BTreeSet<Instance> = self.members.values().filter_map(instance_of).collect();
         self.views.forget(|own| instances.contains(&own));
+        let now_ms = self.elapsed_ms(at);
         let live = self.members.values().filter(|member| member.was_live);
         let live = live.filter_map(|member| {
-            let instance = instance_of(member).filter(|own| self.views.has_asked(*own))?;
+            let instance = instance_of(member).filter(|own| self.views.takes_part(*own))?;
             let (id, peer) = (member.stored.node.id.clone(), member.stored.node.peer.clone()?);
             Some(ViewMember { id, instance, peer })
         });
         let live: Vec<ViewMember> = live.collect();
-        if !self.is_settled(at) {
-            // Who was not heard of yet may be there, and who goes by a later view than is known here is not to be parted from it.
-            let is_live = |own: Instance| live.iter().any(|member| member.instance == own);
-            let mut members = self.views.view().members.iter().map(|member| member.instance);
-            if self.views.is_behind()
-                || members.any(|own| instances.contains(&own) && !is_live(own))
-            {
-                return None;
-            }
-        }
         let number = next(self.views.view().number, at);
-        self.views.next(&live, |own| instances.contains(&own), number)
+        self.views.next(&live, |own| instances.contains(&own), number, now_ms)
     }
 
     /// A view counts from now on.
-    pub(super) fn set_view(&mut self, view: View) {
-        self.views.set(view);
+    pub(super) fn set_view(&mut self, view: View, at: Moment) {
+        let now_ms = self.elapsed_ms(at);
+        self.views.set(view, now_ms);
+    }
+
+    /// A view that a node goes by counts from now on.
+    pub(super) fn take_over_view(&mut self, view: View, at: Moment) {
+        let now_ms = self.elapsed_ms(at);
+        let members = &self.members;
+        let is_over = |of: &ViewMember| {
+            members.get(&of.id).is_some_and(|own| instance_of(own) != Some(of.instance))
+        };
+        self.views.take_over(view, is_over, now_ms);
+    }
+
+    /// Whether a view is later than the one that counts.
+    pub(super) fn is_later_view(&self, view: &View) -> bool {
+        self.views.is_later(view)
+    }
+
+    /// The members that go by the view that counts.
+    pub(super) fn who_goes_by_it(&self) -> Vec<Instance> {
+        self.views.who_goes_by_it()
+    }
+
+    fn elapsed_ms(&self, at: Moment) -> u64 {
+        millis(at.now.saturating_duration_since(self.began))
     }
 
     /// What a node reported; false where there is no room for another one's.
@@ -279,6 +297,7 @@ impl Fleet {
     /// A node has left, and the file knows; whether it has said so itself.
     pub(super) fn leave(&mut self, id: &NodeId, itself: bool, at: Moment) {
         self.reported.remove(id);
+        self.views.is_over(id);
         if let Some(member) = self.members.remove(id) {
             if let Some(instance) = instance_of(&member).filter(|_| itself) {
                 self.views.leaves(instance);
@@ -369,9 +388,12 @@ impl Fleet {
         let Limits { forget_after, .. } = self.limits;
         let mut later = Later { saved_ms: at.unix_ms, ..Later::default() };
         let (gone, gone_metrics) = (&mut self.gone, &mut self.gone_metrics);
+        let views = &self.views;
         self.members.retain(|id, member| {
             let silent = at.now.saturating_duration_since(member.heard);
-            let kept = member.was_live || silent < forget_after;
+            // That somebody is silent does not say that it has ended.
+            let counts = instance_of(member).is_some_and(|own| views.is_about(own));
+            let kept = member.was_live || counts || silent < forget_after;
             if !kept {
                 gone.insert(id.clone());
             } else if std::mem::take(&mut member.unsaved) {

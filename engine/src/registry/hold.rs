@@ -168,22 +168,34 @@ impl Registry {
     ) -> Result<ViewReply, ApiError> {
         let (mut fleet, at) = self.fleet().await;
         fleet.stands(id, standpoint, at).map_err(|e| not_heard(e, id))?;
-        let is_next = fleet.next_view(at).is_some();
+        let later = standpoint.knows.as_deref().filter(|view| fleet.is_later_view(view));
+        let is_next = later.is_some() || fleet.next_view(at).is_some();
         drop(fleet);
         if is_next {
             let _turn = self.change().await?;
             let (mut fleet, at) = self.fleet().await;
-            let next = fleet.next_view(at);
+            let next = match later.filter(|view| fleet.is_later_view(view)) {
+                Some(later) => Some(later.clone()),
+                None => fleet.next_view(at),
+            };
             drop(fleet);
             if let Some(view) = next {
-                self.stored(self.store.put_view(&view).await).await?;
-                let ids: Vec<&str> = view.members.iter().map(|member| member.id.as_str()).collect();
-                tracing::info!("view {}: {}", view.number, ids.join(", "));
-                self.fleet().await.0.set_view(view);
+                // Where it cannot be, the one that counts goes on to.
+                if let Ok(()) = self.stored(self.store.put_view(&view).await).await {
+                    let ids: Vec<&str> =
+                        view.members.iter().map(|member| member.id.as_str()).collect();
+                    tracing::info!("view {}: {}", view.number, ids.join(", "));
+                    let (mut fleet, at) = self.fleet().await;
+                    match later.is_some() {
+                        true => fleet.take_over_view(view, at),
+                        false => fleet.set_view(view, at),
+                    }
+                }
             }
         }
-        let view = self.fleet().await.0.view().clone();
-        Ok(ViewReply { view, node_timeout_ms: millis(self.limits.node_timeout) })
+        let (fleet, _) = self.fleet().await;
+        let (view, go_by) = (fleet.view().clone(), fleet.who_goes_by_it());
+        Ok(ViewReply { view, go_by, node_timeout_ms: millis(self.limits.node_timeout) })
     }
 
     /// Stores that a node wants something else, as it stands once it is its turn.
@@ -223,6 +235,7 @@ impl Registry {
         &self,
         id: &NodeId,
         epoch: Option<&NodeId>,
+        ended: bool,
     ) -> Result<bool, ApiError> {
         let _turn = self.change().await?;
         if !self.fleet().await.0.has(id, epoch) {
@@ -230,8 +243,7 @@ impl Registry {
         }
         self.stored(self.store.remove_node(id).await).await?;
         let (mut fleet, at) = self.fleet().await;
-        // Who gives the epoch is the process itself.
-        fleet.leave(id, epoch.is_some(), at);
+        fleet.leave(id, ended, at);
         tracing::info!("node {id} has left");
         Ok(true)
     }

@@ -194,6 +194,9 @@ struct LeaveQuery {
     /// Of the process: one that has been replaced does not take its successor with it.
     #[param(value_type = Option<String>)]
     epoch: Option<NodeId>,
+    /// Whether it has ended for certain, as a process says of itself: nobody waits until it has found out that it is let go.
+    #[serde(default)]
+    ended: bool,
 }
 
 /// Lets a node go at once.
@@ -212,8 +215,8 @@ async fn leave(
     Path(id): Path<String>,
     given: Result<Query<LeaveQuery>, QueryRejection>,
 ) -> Result<Json<Left>, ApiError> {
-    let (id, LeaveQuery { epoch }) = (id_in(&id)?, query(given)?);
-    Ok(Json(Left { left: registry.leave(&id, epoch.as_ref()).await? }))
+    let (id, LeaveQuery { epoch, ended }) = (id_in(&id)?, query(given)?);
+    Ok(Json(Left { left: registry.leave(&id, epoch.as_ref(), ended).await? }))
 }
 
 #[derive(Deserialize, IntoParams)]

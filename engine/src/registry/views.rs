@@ -8,7 +8,10 @@
 //! * A member goes by its view as long as the registry has heard of it lately, or more than half of the members, itself among
 //!   them and not alone, hear one another and go by it ([`crate::mesh`]).
 //! * A member that has become a channel's keeper begins once everybody who was in both views goes by the newer one, and where
-//!   somebody was left out, a while after that.
+//!   somebody was left out, a while after that ([`View::wait_ms`]): until nobody relies any more on what was said before.
+//!
+//! It is time that this rests on, so clocks must go on: a machine that stands still with its clock (a paused virtual machine)
+//! goes on for a moment, when it is woken, as if nothing had been.
 //!
 //! More than half of a view and half of it have a member in common: whoever is left out finds not enough others, or was found
 //! alive by one who knows.
@@ -24,6 +27,11 @@ use super::names::{NodeId, PeerAddress};
 
 /// Members of a view at most: each is linked with each.
 pub const MEMBERS_MAX: usize = 64;
+/// Where nobody was silent for long who is left out, nobody relies on others that it hears for longer than two seconds: with
+/// room for the clocks.
+pub const SUPPORT_WAIT_MS: u64 = 3000;
+/// A registry that knows of no view waits so long for those who go by one, before it makes the first.
+const FIRST_MS: u64 = 3000;
 
 /// A process of a node: drawn at random as it starts. As text, 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,6 +97,10 @@ pub struct View {
     /// The processes that were members of the view before, but for those that have left it by themselves.
     #[schema(value_type = Vec<String>)]
     pub before: Vec<Instance>,
+    /// For so many milliseconds, from when all who were members before and are still go by this view, those who were left out
+    /// may not know it: what they kept is not kept anew meanwhile.
+    #[serde(default)]
+    pub wait_ms: u64,
 }
 
 impl View {
@@ -111,6 +123,9 @@ pub struct Standpoint {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub hears: Vec<Instance>,
+    /// That view, whole, where the registry has answered with an earlier one: its file was lost, or is an older copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knows: Option<Box<View>>,
 }
 
 /// The answer.
@@ -118,24 +133,35 @@ pub struct Standpoint {
 pub struct ViewReply {
     /// The view that counts.
     pub view: View,
+    /// The members that go by it.
+    #[schema(value_type = Vec<String>)]
+    pub go_by: Vec<Instance>,
     /// Milliseconds without a word after which a node counts as gone.
     pub node_timeout_ms: u64,
 }
 
-/// The registry's side of it.
+/// The registry's side of it. Times are milliseconds of a clock that only goes forward.
 #[derive(Debug)]
 pub struct Views {
     view: View,
+    timeout_ms: u64,
+    began_ms: u64,
     /// By which view processes have said to go.
     go_by: BTreeMap<Instance, u64>,
-    /// Members that have said that they go, and so do nothing any more.
+    /// Members that have said that they have ended.
     left: BTreeSet<Instance>,
+    /// Members of a view that another node has told of, which were not heard of yet.
+    unheard: BTreeSet<Instance>,
+    /// Until then views say that those are waited for who were left out lately, and how long.
+    waits: Vec<(u64, u64)>,
 }
 
 impl Views {
-    /// Goes on with the view that was made last.
-    pub fn new(view: View) -> Views {
-        Views { view, go_by: BTreeMap::new(), left: BTreeSet::new() }
+    /// Goes on with the view that was made last. A process that was not heard of for `timeout_ms` is not there.
+    pub fn new(view: View, timeout_ms: u64, now_ms: u64) -> Views {
+        let waits = vec![(now_ms + view.wait_ms + timeout_ms, view.wait_ms)];
+        let (go_by, left, unheard) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Views { view, timeout_ms, began_ms: now_ms, go_by, left, unheard, waits }
     }
 
     /// The view that counts.
@@ -143,8 +169,21 @@ impl Views {
         &self.view
     }
 
+    /// Whether a process is a member of the view that counts or was one of that before: whether it may still run must be known.
+    pub fn is_about(&self, instance: Instance) -> bool {
+        self.view.has(instance) || self.view.before.contains(&instance)
+    }
+
+    /// The members that go by the view that counts.
+    pub fn who_goes_by_it(&self) -> Vec<Instance> {
+        let goes_by = |own: &Instance| self.go_by.get(own) == Some(&self.view.number);
+        self.view.members.iter().map(|member| member.instance).filter(goes_by).collect()
+    }
+
     /// A process says by which view it goes.
     pub fn goes_by(&mut self, instance: Instance, number: u64) {
+        self.left.remove(&instance);
+        self.unheard.remove(&instance);
         self.go_by.insert(instance, number);
     }
 
@@ -155,9 +194,9 @@ impl Views {
         }
     }
 
-    /// Whether a process has said by which view it goes.
-    pub fn has_asked(&self, instance: Instance) -> bool {
-        self.go_by.contains_key(&instance)
+    /// Whether a process has said by which view it goes, or is a member of the one that counts.
+    pub fn takes_part(&self, instance: Instance) -> bool {
+        self.go_by.contains_key(&instance) || self.view.has(instance)
     }
 
     /// Forgets what processes have said that are not there any more.
@@ -165,9 +204,26 @@ impl Views {
         self.go_by.retain(|own, _| is_there(*own));
     }
 
-    /// Whether somebody goes by a view that is later than the one that counts: it was lost.
-    pub fn is_behind(&self) -> bool {
-        self.go_by.values().any(|number| *number > self.view.number)
+    /// Whether a view that somebody goes by is to count from now on, since it is later: what was known here was lost, or is that of an
+    /// older copy.
+    pub fn is_later(&self, view: &View) -> bool {
+        view.number > self.view.number
+    }
+
+    /// A view that a node goes by counts from now on. Who is in it and was not heard of here may run
+    /// nevertheless, but for those whose node is another process by now.
+    pub fn take_over(&mut self, view: View, is_over: impl Fn(&Member) -> bool, now_ms: u64) {
+        let members = view.members.iter().filter(|member| !is_over(member));
+        let members = members.map(|member| member.instance);
+        self.unheard = members.filter(|own| !self.go_by.contains_key(own)).collect();
+        self.set(view, now_ms);
+    }
+
+    /// The node of this id is another process by now, or is let go.
+    pub fn is_over(&mut self, id: &NodeId) {
+        for member in self.view.members.iter().filter(|member| member.id == *id) {
+            self.unheard.remove(&member.instance);
+        }
     }
 
     /// The next view, where there is to be one and can be; `live` are the nodes that were heard of lately, by id, and `may_run`
@@ -177,17 +233,29 @@ impl Views {
         live: &[Member],
         may_run: impl Fn(Instance) -> bool,
         number: u64,
+        now_ms: u64,
     ) -> Option<View> {
         let View { members, before, .. } = &self.view;
+        let may_run = |own| may_run(own) || self.unheard.contains(&own);
         let live = &live[..live.len().min(MEMBERS_MAX)];
         if live.is_empty() || live == &members[..] {
             return None;
         }
         let is_live = |instance: &Instance| live.iter().any(|node| node.instance == *instance);
+        let of_members = || members.iter().map(|member| member.instance);
+        let age_ms = now_ms.saturating_sub(self.began_ms);
+        // Who was not heard of yet may be there; and who goes by a view that is not known here says so as soon as it is heard.
+        let may_be_there = of_members().any(|own| may_run(own) && !is_live(&own));
+        if age_ms < self.timeout_ms && may_be_there
+            || members.is_empty() && age_ms < self.timeout_ms.min(FIRST_MS)
+            || self.go_by.values().any(|known| *known > self.view.number)
+        {
+            return None;
+        }
         let goes_by = |own: &Instance| self.go_by.get(own) == Some(&self.view.number);
-        let of_members = members.iter().map(|member| member.instance);
-        let both = [of_members.collect::<Vec<_>>(), before.clone()];
-        for (place, of) in both.into_iter().enumerate() {
+        for (place, of) in
+            [of_members().collect::<Vec<_>>(), before.clone()].into_iter().enumerate()
+        {
             let running: Vec<Instance> = of.into_iter().filter(|own| may_run(*own)).collect();
             // One alone goes by no view of which the registry has not told it lately.
             if running.len() < 2 {
@@ -199,14 +267,24 @@ impl Views {
                 return None;
             }
         }
-        let before = members.iter().map(|member| member.instance);
-        let before = before.filter(|own| !self.left.contains(own)).collect();
-        Some(View { number, previous: self.view.number, members: live.to_vec(), before })
+        let before: Vec<Instance> = of_members().filter(|own| !self.left.contains(own)).collect();
+        // Who was silent for long has nothing to go by but what others say; who was heard lately may have been told that it has time.
+        let left_out = before.iter().filter(|own| !is_live(own));
+        let waits =
+            left_out.map(|own| if may_run(*own) { SUPPORT_WAIT_MS } else { self.timeout_ms });
+        let earlier = self.waits.iter().filter(|(until_ms, _)| *until_ms > now_ms);
+        let wait_ms = waits.chain(earlier.map(|(_, wait_ms)| *wait_ms)).max().unwrap_or(0);
+        let previous = self.view.number;
+        Some(View { number, previous, members: live.to_vec(), before, wait_ms })
     }
 
     /// A view counts from now on.
-    pub fn set(&mut self, view: View) {
+    pub fn set(&mut self, view: View, now_ms: u64) {
         self.left.retain(|own| view.has(*own));
+        self.waits.retain(|(until_ms, _)| *until_ms > now_ms);
+        if view.wait_ms > 0 {
+            self.waits.push((now_ms + view.wait_ms + self.timeout_ms, view.wait_ms));
+        }
         self.view = view;
     }
 }
@@ -230,9 +308,9 @@ mod tests {
 
     /// Views of which the last has these members, who all go by it.
     fn settled(instances: &[u64]) -> Views {
-        let mut views = Views::new(View::default());
-        let view = views.next(&nodes(instances), |_| true, 1).unwrap();
-        views.set(view);
+        let mut views = Views::new(View::default(), 0, 0);
+        let view = views.next(&nodes(instances), |_| true, 1, 0).unwrap();
+        views.set(view, 0);
         instances.iter().for_each(|own| views.goes_by(Instance(*own), 1));
         views
     }
@@ -240,7 +318,8 @@ mod tests {
     #[test]
     fn no_view_has_less_than_half_of_those_before_it_that_may_run() {
         let next = |live: &[u64], ended: &[u64]| {
-            let view = settled(&[1, 2, 3, 4]).next(&nodes(live), |own| !ended.contains(&own.0), 2);
+            let view =
+                settled(&[1, 2, 3, 4]).next(&nodes(live), |own| !ended.contains(&own.0), 2, 0);
             view.map(|view| names(&view))
         };
         assert_eq!(next(&[1, 2, 3, 4], &[]), None);
@@ -255,18 +334,56 @@ mod tests {
 
     #[test]
     fn one_that_was_alone_holds_up_nobody_and_two_that_may_go_on_by_themselves_do() {
-        assert_eq!(settled(&[1]).next(&nodes(&[2]), |_| true, 2).map(|v| names(&v)), Some(vec![2]));
+        assert_eq!(
+            settled(&[1]).next(&nodes(&[2]), |_| true, 2, 0).map(|v| names(&v)),
+            Some(vec![2])
+        );
         let mut views = settled(&[1, 2]);
-        let grown = views.next(&nodes(&[1, 2, 3, 4]), |_| true, 2).unwrap();
+        let grown = views.next(&nodes(&[1, 2, 3, 4]), |_| true, 2, 0).unwrap();
         assert_eq!((grown.previous, &grown.before[..]), (1, &[Instance(1), Instance(2)][..]));
-        views.set(grown);
+        views.set(grown, 0);
         // Half of the members know it, but nobody of those who were alone before.
         [3, 4].into_iter().for_each(|own| views.goes_by(Instance(own), 2));
-        assert_eq!(views.next(&nodes(&[3, 4]), |_| true, 3), None);
+        assert_eq!(views.next(&nodes(&[3, 4]), |_| true, 3, 0), None);
         views.goes_by(Instance(1), 2);
-        assert!(views.next(&nodes(&[3, 4]), |_| true, 3).is_some());
-        assert!(!views.is_behind());
+        assert!(views.next(&nodes(&[3, 4]), |_| true, 3, 0).is_some());
+        // Somebody goes by a later one, which is waited for.
         views.goes_by(Instance(2), 9);
-        assert!(views.is_behind());
+        assert_eq!(views.next(&nodes(&[3, 4]), |_| true, 3, 0), None);
+        assert!(views.is_later(&View { number: 9, ..View::default() }));
+    }
+
+    #[test]
+    fn who_is_left_out_is_waited_for_also_by_the_views_that_come_soon() {
+        let mut views = settled(&[1, 2, 3]);
+        views.timeout_ms = 6000;
+        let wait = |views: &Views, live: &[u64], ended: &[u64], now_ms| {
+            let view = views.next(&nodes(live), |own| !ended.contains(&own.0), 9, now_ms).unwrap();
+            view.wait_ms
+        };
+        // Nobody, one that was silent, one that another process has replaced, and one that has ended.
+        assert_eq!(wait(&views, &[1, 2, 3, 4], &[], 10_000), 0);
+        assert_eq!(wait(&views, &[1, 2], &[], 10_000), SUPPORT_WAIT_MS);
+        assert_eq!(wait(&views, &[1, 2], &[3], 10_000), 6000);
+        views.leaves(Instance(3));
+        assert_eq!(wait(&views, &[1, 2], &[3], 10_000), 0);
+        views.goes_by(Instance(3), 1);
+        let next = views.next(&nodes(&[1, 2]), |_| true, 2, 10_000).unwrap();
+        views.set(next, 10_000);
+        [1, 2].into_iter().for_each(|own| views.goes_by(Instance(own), 2));
+        assert_eq!(wait(&views, &[1, 2, 4], &[], 11_000), SUPPORT_WAIT_MS);
+        assert_eq!(wait(&views, &[1, 2, 4], &[], 30_000), 0);
+    }
+
+    #[test]
+    fn a_registry_that_has_just_begun_leaves_nobody_out_and_makes_no_first_view_at_once() {
+        let views = Views::new(View::default(), 6000, 0);
+        assert_eq!(views.next(&nodes(&[1]), |_| true, 1, 2999), None);
+        assert!(views.next(&nodes(&[1]), |_| true, 1, 3000).is_some());
+        let mut views = settled(&[1, 2, 3]);
+        (views.timeout_ms, views.began_ms) = (6000, 0);
+        assert_eq!(views.next(&nodes(&[1, 2]), |_| true, 2, 5999), None);
+        assert!(views.next(&nodes(&[1, 2, 3, 4]), |_| true, 2, 5999).is_some());
+        assert!(views.next(&nodes(&[1, 2]), |_| true, 2, 6000).is_some());
     }
 }

@@ -124,9 +124,9 @@ fn files_of_others_and_of_later_versions_are_refused() {
     let second = ringfeed_at(&registry);
     assert!(second.contains("another registry uses it"), "{second}");
     assert!(registry.terminate());
-    sql(&registry.path("registry.db"), "PRAGMA user_version = 2");
+    sql(&registry.path("registry.db"), "PRAGMA user_version = 3");
     let newer = ringfeed_at(&registry);
-    assert!(newer.contains("newer ringfeed") && newer.contains("version 2"), "{newer}");
+    assert!(newer.contains("newer ringfeed") && newer.contains("version 3"), "{newer}");
 }
 
 fn ringfeed_at(registry: &Registry) -> String {
@@ -157,9 +157,24 @@ fn python(db: &std::path::Path, body: &str) -> Child {
 }
 
 #[test]
+fn a_file_of_the_first_version_is_taken_over() {
+    let mut registry = Registry::start(&["--node-timeout-ms", "60000"]);
+    fill(&registry);
+    let before = registry.ask("GET", "/v1/nodes?all=true", "").1["nodes"].clone();
+    assert!(registry.terminate());
+    sql(&registry.path("registry.db"), "DROP TABLE view; PRAGMA user_version = 1");
+    registry.launch();
+    let after = registry.ask("GET", "/v1/nodes?all=true", "").1["nodes"].clone();
+    let ids = |nodes: &serde_json::Value| -> Vec<String> {
+        nodes.as_array().unwrap().iter().map(|node| node["id"].to_string()).collect()
+    };
+    assert_eq!(ids(&before), ids(&after));
+}
+
+#[test]
 fn while_the_file_is_locked_changes_are_refused_and_heartbeats_are_heard() {
     use std::io::{BufRead as _, BufReader};
-    let registry = Registry::start(&[]);
+    let registry = Registry::start(&["--node-timeout-ms", "60000"]);
     fill(&registry);
     let body = "db.execute('BEGIN IMMEDIATE')\nprint('locked', flush=True)\nsys.stdin.read()";
     let mut other = python(&registry.path("registry.db"), body);

@@ -281,6 +281,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
         World::lose_registry,
     ),
     ("the registry restarts", |w| w.of_mesh(w.setup.faults / 5), World::restart_registry),
+    ("the registry lets a node go", |w| w.of_mesh(w.setup.faults / 5), World::let_go),
     ("a node freezes", |w| w.of_mesh(w.setup.faults / 3), World::freeze),
 ];
 

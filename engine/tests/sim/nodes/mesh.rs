@@ -18,6 +18,8 @@ use super::{PATIENCE_MS, World};
 const TIMEOUT_MS: u64 = 6000;
 /// What the registry says holds for so long.
 const LEASE_MS: u64 = 4000;
+/// The registry has run for so long at the beginning.
+const BEGAN_MS: u64 = 10_000;
 
 /// What a node has of the mesh.
 pub(super) struct MeshNode {
@@ -26,7 +28,9 @@ pub(super) struct MeshNode {
     /// It does nothing for so many steps.
     pub(super) frozen: u32,
     /// What the registry has answered and is not heard yet, and when it was asked.
-    answers: VecDeque<(u64, View)>,
+    answers: VecDeque<(u64, View, Vec<Instance>)>,
+    /// The registry has answered with an earlier view than it goes by.
+    is_ahead: bool,
 }
 
 /// One that the registry has heard of.
@@ -45,7 +49,6 @@ pub(super) struct Fabric {
     known: BTreeMap<usize, Known>,
     /// Nodes that do not reach it.
     cut_off: BTreeSet<usize>,
-    began_ms: u64,
 }
 
 impl Default for Fabric {
@@ -53,10 +56,9 @@ impl Default for Fabric {
         Fabric {
             ways: BTreeMap::new(),
             stalled: BTreeSet::new(),
-            views: Views::new(View::default()),
+            views: Views::new(View::default(), TIMEOUT_MS, 0),
             known: BTreeMap::new(),
             cut_off: BTreeSet::new(),
-            began_ms: 0,
         }
     }
 }
@@ -71,6 +73,7 @@ impl World {
             placing_key: [1, 2],
             patience_ms: PATIENCE_MS,
             channels_max: 1000,
+            bytes_max: usize::MAX,
             rules: Box::new(move |_| Keep {
                 size,
                 bytes: 0,
@@ -82,7 +85,13 @@ impl World {
         };
         let mut mesh = Mesh::new(own, self.now_ms());
         mesh.store_mut().watch();
-        MeshNode { mesh, instance: Instance(instance), frozen: 0, answers: VecDeque::new() }
+        MeshNode {
+            mesh,
+            instance: Instance(instance),
+            frozen: 0,
+            answers: VecDeque::new(),
+            is_ahead: false,
+        }
     }
 
     fn own(&mut self, node: usize) -> &mut MeshNode {
@@ -235,9 +244,13 @@ impl World {
         let now_ms = self.now_ms();
         let own = self.own(node);
         let (instance, number) = (own.instance, own.mesh.view().number);
+        let knows = own.is_ahead.then(|| own.mesh.view().clone());
         let hears: Vec<Instance> = own.mesh.supporters().collect();
         let fabric = &mut self.fabric;
-        fabric.known.insert(node, Known { instance, heard_ms: now_ms });
+        let known = Known { instance, heard_ms: now_ms };
+        if fabric.known.insert(node, known).is_none_or(|before| before.instance != instance) {
+            fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+        }
         for known in fabric.known.values_mut().filter(|known| hears.contains(&known.instance)) {
             known.heard_ms = now_ms;
         }
@@ -250,15 +263,22 @@ impl World {
             peer: "127.0.0.1:1".parse().expect("an address"),
         });
         let live: Vec<Member> = live.collect();
-        let settled = fabric.began_ms == 0 || now_ms.saturating_sub(fabric.began_ms) >= TIMEOUT_MS;
         let may_run = |own| fabric.known.values().any(|known| known.instance == own);
-        let next = fabric.views.next(&live, may_run, fabric.views.view().number + 1);
-        if let Some(view) = next.filter(|_| settled) {
+        let number = fabric.views.view().number + 1;
+        if let Some(view) = knows.filter(|view| fabric.views.is_later(view)) {
+            note!(self.trace, "the registry is told of {view:?}");
+            let known = &fabric.known;
+            let is_over = |of: &Member| {
+                let node = of.id.as_str()[1..].parse::<usize>().expect("a number");
+                known.get(&node).is_some_and(|own| own.instance != of.instance)
+            };
+            fabric.views.take_over(view, is_over, now_ms + BEGAN_MS);
+        } else if let Some(view) = fabric.views.next(&live, may_run, number, now_ms + BEGAN_MS) {
             note!(self.trace, "the registry makes {view:?}");
-            fabric.views.set(view);
+            fabric.views.set(view, now_ms + BEGAN_MS);
         }
-        let view = fabric.views.view().clone();
-        self.own(node).answers.push_back((now_ms, view));
+        let (view, go_by) = (fabric.views.view().clone(), fabric.views.who_goes_by_it());
+        self.own(node).answers.push_back((now_ms, view, go_by));
     }
 
     pub(super) fn any_told_by_registry(&mut self) {
@@ -268,9 +288,11 @@ impl World {
 
     fn told_by_registry(&mut self, node: usize) -> bool {
         let own = self.own(node);
-        let Some((asked_ms, view)) = own.answers.pop_front() else { return false };
+        let Some((asked_ms, view, go_by)) = own.answers.pop_front() else { return false };
         let number = view.number;
+        own.is_ahead = number < own.mesh.view().number;
         own.mesh.adopt(view);
+        own.mesh.know(number, &go_by);
         own.mesh.lease(number, asked_ms, LEASE_MS);
         note!(self.trace, "n{node} is told of view {number} by the registry");
         self.pass_on(node);
@@ -287,17 +309,26 @@ impl World {
         }
     }
 
-    /// It knows the last view, and nobody is taken for gone until all have had time to be heard of.
+    /// It knows the last view, and nobody is taken for gone until all have had time to be heard of. What comes
+    /// of a lost file is not judged: with somebody cut off at the same time, two may keep a channel.
     pub(super) fn restart_registry(&mut self) {
         note!(self.trace, "the registry restarts");
         let now_ms = self.now_ms();
         let fabric = &mut self.fabric;
-        fabric.views = Views::new(fabric.views.view().clone());
-        fabric.began_ms = now_ms.max(1);
+        fabric.views = Views::new(fabric.views.view().clone(), TIMEOUT_MS, now_ms + BEGAN_MS);
         fabric.known.values_mut().for_each(|known| known.heard_ms = now_ms);
         for node in &mut self.nodes {
             node.mesh.as_mut().expect("there is no Redis").answers.clear();
         }
+    }
+
+    /// An operator says that a node is gone, and it is not.
+    pub(super) fn let_go(&mut self) {
+        let node = self.dice.below(self.nodes.len());
+        note!(self.trace, "the registry lets n{node} go");
+        self.tally.faults += 1;
+        self.fabric.known.remove(&node);
+        self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
     }
 
     pub(super) fn freeze(&mut self) {
