@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::common::process::NodeProcess;
 use crate::common::{Client, PATIENCE, wait_until};
-use crate::fleet::{Process, figure, nodes, registry, start, wait_members};
+use crate::fleet::{figure, nodes, process, registry, start, wait_members};
 
 /// A channel that this one of the nodes keeps, found by what it keeps more of once it is published to.
-fn kept_by(nodes: &[Process], at: usize) -> String {
+fn kept_by(nodes: &[NodeProcess], at: usize) -> String {
     (0..1000)
         .map(|n| format!("n.kept.{n}"))
         .find(|channel| {
             let before = figure(nodes[at].internal, "channels");
-            assert_eq!(nodes[at].publish(channel, json!(0)).0, 200);
+            assert_eq!(nodes[at].publish(channel, &json!(0)).0, 200);
             // The figure is there before the answer is.
             figure(nodes[at].internal, "channels") > before
         })
@@ -22,10 +23,10 @@ fn kept_by(nodes: &[Process], at: usize) -> String {
 }
 
 /// Publishes until it is taken.
-fn publish(node: &Process, channel: &str, data: &Value) -> Value {
+fn publish(node: &NodeProcess, channel: &str, data: &Value) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let (status, answer) = node.publish(channel, data.clone());
+        let (status, answer) = node.publish(channel, data);
         if status == 200 {
             return answer;
         }
@@ -34,10 +35,10 @@ fn publish(node: &Process, channel: &str, data: &Value) -> Value {
     }
 }
 
-fn fleet(count: usize) -> (crate::process::Registry, Vec<Process>) {
+fn fleet(count: usize) -> (crate::process::Registry, Vec<NodeProcess>) {
     let registry = registry();
-    let nodes: Vec<Process> =
-        (0..count).map(|n| Process::start(&registry, &format!("node-{n}"))).collect();
+    let nodes: Vec<NodeProcess> =
+        (0..count).map(|n| process(&registry, &format!("node-{n}"))).collect();
     nodes.iter().for_each(|node| wait_members(node.internal, count));
     (registry, nodes)
 }
@@ -106,7 +107,7 @@ fn a_node_that_freezes_keeps_nothing_as_it_goes_on_and_joins_again() {
     seen_there.read_to(&mut other, &json!("meanwhile"));
     nodes[0].signal("CONT");
     // At once, before it can know.
-    let _ = nodes[0].publish(&channel, json!("from who was away"));
+    let _ = nodes[0].publish(&channel, &json!("from who was away"));
     for node in &nodes {
         wait_members(node.internal, 3);
     }
@@ -179,7 +180,7 @@ fn nodes_are_started_again_one_after_the_other_under_load_and_everything_is_take
         reader.subscribe(channel);
     }
     let mut number = 0;
-    let mut publish_some = |to: &Process| {
+    let mut publish_some = |to: &NodeProcess| {
         for channel in &channels {
             number += 1;
             publish(to, channel, &json!(number));
@@ -191,7 +192,7 @@ fn nodes_are_started_again_one_after_the_other_under_load_and_everything_is_take
         publish_some(&nodes[2]);
         nodes[at].wait();
         publish_some(&nodes[2]);
-        nodes[at] = Process::start(&registry, &format!("node-{at}"));
+        nodes[at] = process(&registry, &format!("node-{at}"));
         publish_some(&nodes[2]);
         nodes.iter().for_each(|node| wait_members(node.internal, 3));
         publish_some(&nodes[at]);

@@ -1,13 +1,10 @@
 //! Nodes of a test, in its process or each in one of its own, and their registry.
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
-use serde_json::{Value, json};
-
-use crate::common::{Client, PATIENCE, TestServer, http, wait_until};
-use crate::process::{KEY, Registry, command};
+use crate::common::process::NodeProcess;
+use crate::common::{TestServer, http, wait_until};
+use crate::process::{KEY, Registry};
 
 /// Channels `n.*` are numbered and keep a history; `b.*` are bridged; anybody may publish.
 pub(crate) const CHANNELS: &str = r#"
@@ -76,75 +73,7 @@ pub(crate) fn wait_members(internal: SocketAddr, count: usize) {
 }
 
 /// A node in a process of its own.
-pub(crate) struct Process {
-    child: Child,
-    pub(crate) public: SocketAddr,
-    pub(crate) internal: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl Process {
-    pub(crate) fn start(registry: &Registry, id: &str) -> Process {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("node.toml");
-        std::fs::write(&file, toml(KEY)).unwrap();
-        let ports = [(); 2]
-            .map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
-        let [public, internal] = ports;
-        let mut command: Command = command();
-        command.arg("serve").arg("--config").arg(&file);
-        for set in [
-            format!("server.listen={public}"),
-            format!("api.listen={internal}"),
-            format!("cluster.registry={}", registry.url()),
-            format!("server.node_id={id}"),
-            "server.pin=false".into(),
-            "server.shards=1".into(),
-            "server.drain_spread_ms=100".into(),
-            "server.drain_timeout_ms=1000".into(),
-            "limits.messages_per_second_max=0".into(),
-        ] {
-            command.arg("--set").arg(set);
-        }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(internal).is_err() {
-            assert!(Instant::now() < deadline, "the node does not listen");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        Process { child, public, internal, _dir: dir }
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        Client::connect(self.public, "/ws?protocol=ringfeed.v1")
-    }
-
-    /// Publishes over the API, the same data once however often this is called: the status, and what is answered.
-    pub(crate) fn publish(&self, channel: &str, data: Value) -> (u16, Value) {
-        let body = json!({"channel": channel, "data": data, "idempotency_key": data.to_string()});
-        let body = body.to_string();
-        let (status, body) = http(self.internal, "POST", "/api/publish", "", &body);
-        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
-    }
-
-    pub(crate) fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").arg(format!("-{name}")).arg(id).status().unwrap().success());
-    }
-
-    /// Waits until it has ended, and has done so well.
-    pub(crate) fn wait(&mut self) {
-        assert!(self.child.wait().unwrap().success());
-    }
-
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
+pub(crate) fn process(registry: &Registry, id: &str) -> NodeProcess {
+    let place = [format!("cluster.registry={}", registry.url()), format!("server.node_id={id}")];
+    NodeProcess::start(&toml(KEY), &place)
 }

@@ -1,6 +1,7 @@
 //! Several nodes and the Redis between them.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+mod dying;
 mod faults;
 mod foreign;
 mod nodes;

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test file uses a part of it
 
 pub mod hostile;
+pub mod process;
 pub mod tokens;
 
 use std::io::{Read, Write};

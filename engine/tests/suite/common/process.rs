@@ -1,0 +1,86 @@
+//! Nodes in processes of their own, which can be killed and stopped.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Client, PATIENCE, http};
+
+/// Killed when dropped.
+pub struct NodeProcess {
+    child: Child,
+    pub public: SocketAddr,
+    pub internal: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl NodeProcess {
+    /// With this TOML and these settings, once it listens.
+    pub fn start(toml: &str, sets: &[String]) -> NodeProcess {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("node.toml");
+        std::fs::write(&file, toml).unwrap();
+        let [public, internal] = [(); 2]
+            .map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("RINGFEED_") {
+                command.env_remove(name);
+            }
+        }
+        command.arg("serve").arg("--config").arg(&file);
+        let own = [
+            format!("server.listen={public}"),
+            format!("api.listen={internal}"),
+            "server.pin=false".into(),
+            "server.shards=1".into(),
+            "server.drain_spread_ms=100".into(),
+            "server.drain_timeout_ms=1000".into(),
+            "limits.messages_per_second_max=0".into(),
+        ];
+        for set in own.iter().chain(sets) {
+            command.arg("--set").arg(set);
+        }
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(internal).is_err() {
+            assert!(Instant::now() < deadline, "the node does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        NodeProcess { child, public, internal, _dir: dir }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.public, "/ws?protocol=ringfeed.v1")
+    }
+
+    /// Publishes over the API, the same data once however often this is called: the status, and what is answered.
+    pub fn publish(&self, channel: &str, data: &Value) -> (u16, Value) {
+        let body = json!({"channel": channel, "data": data, "idempotency_key": data.to_string()});
+        let (status, body) = http(self.internal, "POST", "/api/publish", "", &body.to_string());
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").arg(format!("-{name}")).arg(id).status().unwrap().success());
+    }
+
+    /// Waits until it has ended, and has done so well.
+    pub fn wait(&mut self) {
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
