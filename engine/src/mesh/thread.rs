@@ -439,11 +439,13 @@ impl Runner {
         let (number, was) = (view.number, self.mesh.view().number);
         self.mesh.adopt(view);
         self.mesh.know(number, &go_by);
-        if number < was {
-            // It does not know the one that this node goes by.
-            let knows = Some(Box::new(self.mesh.view().clone()));
-            self.standpoint.send_modify(|own| own.knows = knows);
-        }
+        // Where it does not know the view that this node goes by, it is told of it.
+        let knows = (number < was).then(|| Box::new(self.mesh.view().clone()));
+        self.standpoint.send_if_modified(|own| {
+            let is_news = own.knows.is_none() && knows.is_some();
+            own.knows = knows;
+            is_news
+        });
         self.mesh.lease(number, asked_ms, node_timeout_ms * LEASE_PERCENT / 100);
         if self.mesh.view().number != was {
             self.adopted();
