@@ -158,6 +158,8 @@ pub struct Mesh {
     /// What the bridge has subscribed to.
     followed: BTreeSet<ChannelName>,
     pending: BTreeMap<u64, Pending>,
+    /// Batches of publications among these, and their bytes.
+    pending_appends: usize,
     pending_bytes: usize,
     frames: Vec<(Instance, Frame)>,
     said: VecDeque<Said>,
@@ -189,6 +191,7 @@ impl Mesh {
             held: VecDeque::new(),
             followed: BTreeSet::new(),
             pending: BTreeMap::new(),
+            pending_appends: 0,
             pending_bytes: 0,
             frames: Vec::new(),
             said: VecDeque::new(),
@@ -244,7 +247,7 @@ impl Mesh {
 
     /// Publications' batches that wait for keepers.
     pub fn pending(&self) -> usize {
-        self.pending.values().filter(|own| matches!(own.asked, Asked::Append(_))).count()
+        self.pending_appends
     }
 
     fn is_keeper(&self, channel: &str) -> bool {
@@ -361,12 +364,24 @@ impl Mesh {
     fn forget_reads(&mut self, channel: &ChannelName) {
         let reads =
             |own: &Pending| matches!(&own.asked, Asked::Read(read) if read.channel == *channel);
-        self.pending.retain(|_, own| !reads(own));
+        let numbers = self.pending.iter().filter(|(_, own)| reads(own)).map(|(number, _)| *number);
+        for number in numbers.collect::<Vec<_>>() {
+            self.take_pending(number);
+            self.said.push_back(Said::Answered(number, Err(Failed::Refused)));
+        }
+    }
+
+    fn take_pending(&mut self, number: u64) -> Option<Pending> {
+        let pending = self.pending.remove(&number)?;
+        self.pending_bytes -= pending.asked.bytes();
+        self.pending_appends -= usize::from(matches!(pending.asked, Asked::Append(_)));
+        Some(pending)
     }
 
     /// Asks a keeper as soon as it can be asked.
     fn pend(&mut self, number: u64, asked: Asked) {
         self.pending_bytes += asked.bytes();
+        self.pending_appends += usize::from(matches!(asked, Asked::Append(_)));
         let since_ms = self.now_ms;
         self.pending.insert(number, Pending { asked, sent_to: None, since_ms });
         self.send_pending(number);
@@ -509,6 +524,7 @@ impl Mesh {
             placing.keeper(channel) == Some(own) && !self.store.has(channel)
         };
         let moved: Vec<ChannelName> = self.followed.iter().filter(moved).cloned().collect();
+        let waits_ms = self.view.wait_ms;
         (self.view, self.placing) = (view, placing);
         self.held.clear();
         self.pending.values_mut().for_each(|pending| pending.sent_to = None);
@@ -517,7 +533,8 @@ impl Mesh {
         let others = || before.iter().filter(|of| **of != own);
         self.awaited = others().copied().filter(is_member).collect();
         // Whoever was waited for by the view before is, by this one.
-        self.waits_ms = self.waits_ms.max(self.begins_ms.unwrap_or(0));
+        let waited_ms = self.begins_ms.unwrap_or(self.now_ms + waits_ms);
+        self.waits_ms = self.waits_ms.max(waited_ms);
         (self.begins_ms, self.kept) = (None, (false, false));
         for peer in self.peers.values_mut() {
             // Each is agreed with anew: what was asked by the view before is asked again.
@@ -587,7 +604,7 @@ impl Mesh {
             if !up {
                 // The bridge asks anew once it is told that it can.
                 self.pending.clear();
-                self.pending_bytes = 0;
+                (self.pending_appends, self.pending_bytes) = (0, 0);
                 self.followed.clear();
                 let own = self.own.instance;
                 self.store.forget_follower(own);
@@ -616,8 +633,7 @@ impl Mesh {
         let late = |own: &Pending| now_ms.saturating_sub(own.since_ms) >= patience_ms;
         let late = self.pending.iter().filter(|(_, own)| late(own)).map(|(number, _)| *number);
         for number in late.collect::<Vec<_>>() {
-            let Some(pending) = self.pending.remove(&number) else { continue };
-            self.pending_bytes -= pending.asked.bytes();
+            let Some(pending) = self.take_pending(number) else { continue };
             self.said.push_back(Said::Answered(number, Err(Failed::Unknown)));
             if let Asked::PassOn(channel, _) = pending.asked {
                 // Nobody says it again by itself.
@@ -646,31 +662,35 @@ impl Mesh {
         if keeps == std::mem::replace(&mut self.kept, keeps) || !self.up {
             return;
         }
-        for (from, number, asked, _) in std::mem::take(&mut self.held) {
-            self.asked(from, number, asked);
+        for (from, number, asked, at_ms) in std::mem::take(&mut self.held) {
+            self.asked_at(from, number, asked, at_ms);
         }
     }
 
     /// A node asks something of this one as the keeper of a channel.
     fn asked(&mut self, from: Instance, number: u64, asked: Asked) {
+        self.asked_at(from, number, asked, self.now_ms);
+    }
+
+    fn asked_at(&mut self, from: Instance, number: u64, asked: Asked, at_ms: u64) {
         // All of one channel waits, or none, so it keeps its order.
         let asked = match asked {
             Asked::Follow(channels) => {
                 let (now, later): (Vec<_>, Vec<_>) =
                     channels.into_iter().partition(|channel| self.may_keep(channel));
                 if !later.is_empty() {
-                    self.held.push_back((from, number, Asked::Follow(later), self.now_ms));
+                    self.held.push_back((from, number, Asked::Follow(later), at_ms));
                 }
                 Asked::Follow(now)
             }
             asked if channel_of(&asked).is_some_and(|channel| self.may_keep(channel)) => asked,
-            asked => return self.held.push_back((from, number, asked, self.now_ms)),
+            asked => return self.held.push_back((from, number, asked, at_ms)),
         };
         let full = self.store.channels() >= self.own.channels_max;
         let refused = channel_of(&asked).is_some_and(|own| full && !self.store.has(own));
         let (now_ms, rules) = (self.now_ms, &self.own.rules);
         let answer = match asked {
-            Asked::Unfollow(channel) => return self.store.unfollow(&channel, from),
+            Asked::Unfollow(channel) => return self.store.unfollow(&channel, from, now_ms),
             Asked::Follow(channels) => {
                 for channel in channels {
                     if !full || self.store.has(&channel) {
@@ -722,8 +742,9 @@ impl Mesh {
 
     fn answered(&mut self, number: u64, answer: Answer) {
         // What has taken too long is not waited for any more.
-        let Some(pending) = self.pending.remove(&number) else { return };
-        self.pending_bytes -= pending.asked.bytes();
+        if self.take_pending(number).is_none() {
+            return;
+        }
         let reply = match answer {
             Answer::Appended(Appended { epoch, last, duplicates }) => {
                 Ok(Reply::Appended { epoch, last, duplicates })

@@ -187,9 +187,13 @@ impl Store {
     }
 
     /// It does so no more.
-    pub fn unfollow(&mut self, channel: &ChannelName, who: Instance) {
-        if let Some(kept) = self.channels.get_mut(channel) {
+    pub fn unfollow(&mut self, channel: &ChannelName, who: Instance, now_ms: u64) {
+        if let Some(kept) = self.channels.get_mut(channel)
+            && kept.followers.contains(&who)
+        {
             kept.followers.retain(|own| *own != who);
+            // It is remembered for as long from now on as if it had been published to.
+            kept.used_ms = now_ms;
         }
     }
 

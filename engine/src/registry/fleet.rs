@@ -40,6 +40,8 @@ struct Member {
     stored: StoredNode,
     heard: Instant,
     was_live: bool,
+    /// Whether it was heard of since this registry began: what is only in the file may be of an older copy.
+    was_heard: bool,
     /// Whether the file has yet to learn when it was heard of.
     unsaved: bool,
 }
@@ -95,7 +97,8 @@ impl Fleet {
             let heard = ago(stored.last_seen_ms);
             let timeout = timeout(&limits, &stored);
             let was_live = at.now.saturating_duration_since(heard) <= timeout;
-            (stored.node.id.clone(), Member { stored, heard, was_live, unsaved: false })
+            let id = stored.node.id.clone();
+            (id, Member { stored, heard, was_live, was_heard: false, unsaved: false })
         });
         let reported = contents.metrics.into_iter().map(|stored| {
             let at = ago(stored.reported_ms);
@@ -164,7 +167,8 @@ impl Fleet {
     pub(super) fn announce(&mut self, stored: StoredNode, at: Moment) -> bool {
         let id = stored.node.id.clone();
         self.gone.remove(&id);
-        let member = Member { stored, heard: at.now, was_live: true, unsaved: false };
+        let member =
+            Member { stored, heard: at.now, was_live: true, was_heard: true, unsaved: false };
         let before = self.members.insert(id.clone(), member);
         self.views.is_over(&id);
         let now = self.members.get(&id).map(|member| &member.stored.node);
@@ -185,9 +189,9 @@ impl Fleet {
     ) -> Result<Option<StoredNode>, NotHeard> {
         let member = self.members.get_mut(id).ok_or(NotHeard::Unknown)?;
         if epoch.is_some_and(|epoch| *epoch != member.stored.node.epoch) {
-            return Err(NotHeard::Replaced);
+            return Err(member.not_of_it());
         }
-        member.heard = at.now;
+        (member.heard, member.was_heard) = (at.now, true);
         member.stored.last_seen_ms = at.unix_ms;
         member.unsaved = true;
         let change = state.filter(|&state| state != member.stored.node.state);
@@ -210,12 +214,12 @@ impl Fleet {
         let Standpoint { instance, view, hears, knows: _ } = standpoint;
         let member = self.members.get(id).ok_or(NotHeard::Unknown)?;
         if instance_of(member) != Some(*instance) {
-            return Err(NotHeard::Replaced);
+            return Err(member.not_of_it());
         }
         for member in self.members.values_mut() {
             let own = instance_of(member);
             if own.is_some_and(|own| own == *instance || hears.contains(&own)) {
-                member.heard = at.now;
+                (member.heard, member.was_heard) = (at.now, true);
                 member.stored.last_seen_ms = at.unix_ms;
                 member.unsaved = true;
             }
@@ -247,18 +251,19 @@ impl Fleet {
         self.views.next(&live, |own| instances.contains(&own), number, now_ms)
     }
 
-    /// A view counts from now on.
+    /// A view that was next counts from now on.
     pub(super) fn set_view(&mut self, view: View, at: Moment) {
         let now_ms = self.elapsed_ms(at);
         self.views.set(view, now_ms);
     }
 
-    /// A view that a node goes by counts from now on.
+    /// A view that a node has told of counts from now on.
     pub(super) fn take_over_view(&mut self, view: View, at: Moment) {
         let now_ms = self.elapsed_ms(at);
         let members = &self.members;
         let is_over = |of: &ViewMember| {
-            members.get(&of.id).is_some_and(|own| instance_of(own) != Some(of.instance))
+            let own = members.get(&of.id).filter(|own| own.was_heard);
+            own.is_some_and(|own| instance_of(own) != Some(of.instance))
         };
         self.views.take_over(view, is_over, now_ms);
     }
@@ -292,6 +297,11 @@ impl Fleet {
     pub(super) fn has(&self, id: &NodeId, epoch: Option<&NodeId>) -> bool {
         let member = self.members.get(id);
         member.is_some_and(|member| epoch.is_none_or(|epoch| *epoch == member.stored.node.epoch))
+    }
+
+    /// A node of the view that was never heard of here is let go; whether there is one.
+    pub(super) fn let_go_unheard(&mut self, id: &NodeId) -> bool {
+        !self.members.contains_key(id) && self.views.is_over(id)
     }
 
     /// A node has left, and the file knows; whether it has said so itself.
@@ -435,6 +445,13 @@ impl Fleet {
                 reported.unsaved = true;
             }
         }
+    }
+}
+
+impl Member {
+    /// What somebody is told who is of this id and another epoch.
+    fn not_of_it(&self) -> NotHeard {
+        if self.was_heard { NotHeard::Replaced } else { NotHeard::Unknown }
     }
 }
 

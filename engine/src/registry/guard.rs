@@ -51,7 +51,12 @@ pub(super) async fn guard(
     let keys = guard.keys.load();
     let given = given_key(request.headers());
     if request.uri().path() == "/health" || keys.find(given).is_some() {
-        let response = next.run(request).await;
+        // What is begun is done, also where who asks does not wait for it: the file and what is held here never differ.
+        let answered = tokio::spawn(next.run(request)).await;
+        let response = answered.unwrap_or_else(|e| {
+            tracing::error!("a request failed: {e}");
+            ApiError::new(Code::Busy, "this request was given up").into_response()
+        });
         guard.registry.figures.answered(response.status().as_u16());
         return response;
     }

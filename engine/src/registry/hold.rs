@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
-use tokio::sync::{Mutex, MutexGuard, Semaphore};
+use tokio::sync::{Mutex, MutexGuard, RwLock, Semaphore};
 
 use super::api::{Announced, Announcement, ChannelEntry, ChannelsChanged, Heard, NodeState};
 use super::error::{ApiError, Code};
@@ -13,7 +13,7 @@ use super::fleet::{Fleet, Full, Limits, Moment, NotHeard};
 use super::names::NodeId;
 use super::server::Options;
 use super::store::{Later, Store, StoreError};
-use super::views::{Standpoint, ViewReply};
+use super::views::{Standpoint, View, ViewReply};
 use crate::clock::Clock;
 use crate::seldom::Seldom;
 
@@ -34,6 +34,9 @@ pub(super) struct Registry {
     store: Store,
     /// One change at a time, from the file to memory.
     changing: Mutex<()>,
+    /// While the next view is on its way to the file nobody is told that the one before it counts: who is left out would go by
+    /// that for longer than is waited.
+    next_view: RwLock<()>,
     /// When the file was written to by itself last.
     saved_ms: Mutex<u64>,
     /// One copy, and one round over all nodes, at a time.
@@ -60,6 +63,7 @@ impl Registry {
             fleet: Mutex::new(Fleet::new(limits, contents, moment())),
             store,
             changing: Mutex::default(),
+            next_view: RwLock::default(),
             saved_ms: Mutex::default(),
             copying: Semaphore::new(1),
             collecting: Semaphore::new(1),
@@ -168,34 +172,38 @@ impl Registry {
     ) -> Result<ViewReply, ApiError> {
         let (mut fleet, at) = self.fleet().await;
         fleet.stands(id, standpoint, at).map_err(|e| not_heard(e, id))?;
-        let later = standpoint.knows.as_deref().filter(|view| fleet.is_later_view(view));
-        let is_next = later.is_some() || fleet.next_view(at).is_some();
+        let told = standpoint.knows.as_deref();
+        let is_next =
+            told.is_some_and(|view| fleet.is_later_view(view)) || fleet.next_view(at).is_some();
         drop(fleet);
         if is_next {
             let _turn = self.change().await?;
-            let (mut fleet, at) = self.fleet().await;
-            let next = match later.filter(|view| fleet.is_later_view(view)) {
-                Some(later) => Some(later.clone()),
-                None => fleet.next_view(at),
-            };
-            drop(fleet);
-            if let Some(view) = next {
-                // Where it cannot be, the one that counts goes on to.
-                if let Ok(()) = self.stored(self.store.put_view(&view).await).await {
-                    let ids: Vec<&str> =
-                        view.members.iter().map(|member| member.id.as_str()).collect();
-                    tracing::info!("view {}: {}", view.number, ids.join(", "));
-                    let (mut fleet, at) = self.fleet().await;
-                    match later.is_some() {
-                        true => fleet.take_over_view(view, at),
-                        false => fleet.set_view(view, at),
-                    }
-                }
-            }
+            let _quiet = self.next_view.write().await;
+            self.make_view(told).await;
         }
+        let _told = self.next_view.read().await;
         let (fleet, _) = self.fleet().await;
         let (view, go_by) = (fleet.view().clone(), fleet.who_goes_by_it());
         Ok(ViewReply { view, go_by, node_timeout_ms: millis(self.limits.node_timeout) })
+    }
+
+    /// Lets the view count that is to be next, or that a node has told of. Where it cannot be stored, the one that counts goes on
+    /// to.
+    async fn make_view(&self, told: Option<&View>) {
+        let (mut fleet, at) = self.fleet().await;
+        let told = told.filter(|view| fleet.is_later_view(view));
+        let Some(view) = told.cloned().or_else(|| fleet.next_view(at)) else { return };
+        drop(fleet);
+        if self.stored(self.store.put_view(&view).await).await.is_err() {
+            return;
+        }
+        let ids: Vec<&str> = view.members.iter().map(|member| member.id.as_str()).collect();
+        tracing::info!("view {}: {}", view.number, ids.join(", "));
+        let (mut fleet, at) = self.fleet().await;
+        match told {
+            Some(_) => fleet.take_over_view(view, at),
+            None => fleet.set_view(view, at),
+        }
     }
 
     /// Stores that a node wants something else, as it stands once it is its turn.
@@ -238,9 +246,11 @@ impl Registry {
         ended: bool,
     ) -> Result<bool, ApiError> {
         let _turn = self.change().await?;
-        if !self.fleet().await.0.has(id, epoch) {
-            return Ok(false);
+        let (mut fleet, _) = self.fleet().await;
+        if !fleet.has(id, epoch) {
+            return Ok(epoch.is_none() && fleet.let_go_unheard(id));
         }
+        drop(fleet);
         self.stored(self.store.remove_node(id).await).await?;
         let (mut fleet, at) = self.fleet().await;
         fleet.leave(id, ended, at);

@@ -17,6 +17,9 @@ use super::client::{CallError, Client};
 
 /// Pause after the first failure; each further one doubles it, up to the time between heartbeats.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// A node that was replaced is announced again once the registry has not known it so often in a row: by then it has heard of the
+/// successor, if that lives.
+const SUCCESSOR_HEARTBEATS: u32 = 3;
 
 /// How a node stands with its registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +62,7 @@ impl Membership {
             node,
             heartbeat,
             announced: false,
+            unknown: SUCCESSOR_HEARTBEATS,
             nodes,
             nodes_known: None,
             channels,
@@ -121,6 +125,8 @@ struct Life {
     node: Announcement,
     heartbeat: Duration,
     announced: bool,
+    /// How often the registry has not known this node since it was told that another process has taken its place.
+    unknown: u32,
     nodes: watch::Sender<Arc<NodeList>>,
     /// Version of the list that was taken whole.
     nodes_known: Option<u64>,
@@ -197,8 +203,15 @@ impl Life {
                     Heartbeat { epoch: Some(self.node.epoch.clone()), state: Some(state), metrics };
                 match self.client.heartbeat(&self.node.id, &word).await {
                     Ok(heard) => Some(heard),
+                    // Its successor may have yet to be heard of, by a registry that has just begun.
+                    Err(e) if e.is_unknown() && self.unknown < SUCCESSOR_HEARTBEATS => {
+                        self.unknown += 1;
+                        standing = Standing::Replaced;
+                        None
+                    }
                     Err(e) if e.is_unknown() => Some(self.announce().await?),
                     Err(e) if e.is_replaced() => {
+                        self.unknown = 0;
                         standing = Standing::Replaced;
                         None
                     }
@@ -221,7 +234,7 @@ impl Life {
     async fn announce(&mut self) -> Result<Heard, CallError> {
         self.announced = false;
         let told = self.client.announce(&self.node).await?;
-        self.announced = true;
+        (self.announced, self.unknown) = (true, SUCCESSOR_HEARTBEATS);
         if told.replaced {
             tracing::info!("this process has taken the place of another one of the same id");
         }

@@ -210,8 +210,8 @@ impl Views {
         view.number > self.view.number
     }
 
-    /// A view that a node goes by counts from now on. Who is in it and was not heard of here may run
-    /// nevertheless, but for those whose node is another process by now.
+    /// A view that a node has told of counts from now on. Who is in it and was not heard of here may run nevertheless, but for
+    /// those whose node is another process by now.
     pub fn take_over(&mut self, view: View, is_over: impl Fn(&Member) -> bool, now_ms: u64) {
         let members = view.members.iter().filter(|member| !is_over(member));
         let members = members.map(|member| member.instance);
@@ -219,11 +219,10 @@ impl Views {
         self.set(view, now_ms);
     }
 
-    /// The node of this id is another process by now, or is let go.
-    pub fn is_over(&mut self, id: &NodeId) {
-        for member in self.view.members.iter().filter(|member| member.id == *id) {
-            self.unheard.remove(&member.instance);
-        }
+    /// The node of this id is another process by now, or is let go. Whether it was waited for.
+    pub fn is_over(&mut self, id: &NodeId) -> bool {
+        let members = self.view.members.iter().filter(|member| member.id == *id);
+        members.fold(false, |any, member| self.unheard.remove(&member.instance) || any)
     }
 
     /// The next view, where there is to be one and can be; `live` are the nodes that were heard of lately, by id, and `may_run`
@@ -237,8 +236,13 @@ impl Views {
     ) -> Option<View> {
         let View { members, before, .. } = &self.view;
         let may_run = |own| may_run(own) || self.unheard.contains(&own);
-        let live = &live[..live.len().min(MEMBERS_MAX)];
-        if live.is_empty() || live == &members[..] {
+        // Where there are more than can be members, those who are stay.
+        let (mut live, others): (Vec<Member>, Vec<Member>) =
+            live.iter().cloned().partition(|node| self.view.has(node.instance));
+        let room = MEMBERS_MAX.saturating_sub(live.len());
+        live.extend(others.into_iter().take(room));
+        live.sort_by(|a, b| a.id.cmp(&b.id));
+        if live.is_empty() || live == *members {
             return None;
         }
         let is_live = |instance: &Instance| live.iter().any(|node| node.instance == *instance);
@@ -248,7 +252,7 @@ impl Views {
         let may_be_there = of_members().any(|own| may_run(own) && !is_live(&own));
         if age_ms < self.timeout_ms && may_be_there
             || members.is_empty() && age_ms < self.timeout_ms.min(FIRST_MS)
-            || self.go_by.values().any(|known| *known > self.view.number)
+            || self.go_by.iter().any(|(own, known)| *known > self.view.number && is_live(own))
         {
             return None;
         }
@@ -275,7 +279,7 @@ impl Views {
         let earlier = self.waits.iter().filter(|(until_ms, _)| *until_ms > now_ms);
         let wait_ms = waits.chain(earlier.map(|(_, wait_ms)| *wait_ms)).max().unwrap_or(0);
         let previous = self.view.number;
-        Some(View { number, previous, members: live.to_vec(), before, wait_ms })
+        Some(View { number, previous, members: live, before, wait_ms })
     }
 
     /// A view counts from now on.
@@ -333,6 +337,18 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_a_member_stays_one_where_more_come_than_have_a_place() {
+        let members: Vec<u64> = (100..100 + MEMBERS_MAX as u64).collect();
+        let mut views = settled(&members);
+        let crowd: Vec<u64> = (90..100).chain(members.iter().copied()).collect();
+        assert_eq!(views.next(&nodes(&crowd), |_| true, 2, 0), None);
+        views.leaves(Instance(100));
+        let next =
+            views.next(&nodes(&[&crowd[..10], &crowd[11..]].concat()), |own| own.0 != 100, 2, 0);
+        assert_eq!(names(&next.unwrap()), [&members[1..], &[90]].concat());
+    }
+
+    #[test]
     fn one_that_was_alone_holds_up_nobody_and_two_that_may_go_on_by_themselves_do() {
         assert_eq!(
             settled(&[1]).next(&nodes(&[2]), |_| true, 2, 0).map(|v| names(&v)),
@@ -349,7 +365,7 @@ mod tests {
         assert!(views.next(&nodes(&[3, 4]), |_| true, 3, 0).is_some());
         // Somebody goes by a later one, which is waited for.
         views.goes_by(Instance(2), 9);
-        assert_eq!(views.next(&nodes(&[3, 4]), |_| true, 3, 0), None);
+        assert_eq!(views.next(&nodes(&[2, 3, 4]), |_| true, 3, 0), None);
         assert!(views.is_later(&View { number: 9, ..View::default() }));
     }
 

@@ -98,6 +98,52 @@ fn after_a_restart_nodes_are_as_live_as_they_were() {
 }
 
 #[test]
+fn what_only_the_file_says_is_over_for_nobody() {
+    let at = start();
+    let shares = |name: &str, epoch: u64| {
+        let instance = Instance(epoch);
+        let peer = Some("127.0.0.1:1".parse().unwrap());
+        Announcement { peer, ..node(name, &instance.to_string()) }
+    };
+    let stored = |name: &str| StoredNode {
+        node: shares(name, 1),
+        plain: false,
+        created_ms: 1,
+        last_seen_ms: at.unix_ms,
+    };
+    // An older copy, of before both began again and came to a later view.
+    let contents = Contents {
+        nodes: vec![stored("a"), stored("b")],
+        saved_ms: at.unix_ms,
+        ..Default::default()
+    };
+    let mut fleet = Fleet::new(LIMITS, contents, at);
+    let epoch = id(&Instance(2).to_string());
+    assert_eq!(fleet.hear(&id("a"), Some(&epoch), None, at).unwrap_err(), NotHeard::Unknown);
+    let own = Standpoint { instance: Instance(2), view: 9, hears: vec![], knows: None };
+    assert_eq!(fleet.stands(&id("a"), &own, at).unwrap_err(), NotHeard::Unknown);
+    let member = |name: &str, epoch| ViewMember {
+        id: id(name),
+        instance: Instance(epoch),
+        peer: "127.0.0.1:1".parse().unwrap(),
+    };
+    let members = vec![member("a", 2), member("b", 4), member("c", 3)];
+    let c = fleet.announced(shares("c", 3), false, at).unwrap();
+    fleet.announce(c, at);
+    let own = Standpoint { instance: Instance(3), view: 9, hears: vec![], knows: None };
+    fleet.stands(&id("c"), &own, at).unwrap();
+    fleet.take_over_view(View { number: 9, previous: 8, members, ..View::default() }, at);
+    assert_eq!(fleet.next_view(after(at, 16)), None, "a and b may go on without c");
+    // An operator says that both are gone.
+    fleet.leave(&id("a"), false, at);
+    assert!(!fleet.let_go_unheard(&id("b")), "it is known here");
+    fleet.members.remove(&id("b"));
+    assert!(fleet.let_go_unheard(&id("b")));
+    fleet.stands(&id("c"), &own, after(at, 16)).unwrap();
+    assert_eq!(fleet.next_view(after(at, 16)).unwrap().members, [member("c", 3)]);
+}
+
+#[test]
 fn what_could_not_be_stored_is_taken_again() {
     let at = start();
     let mut fleet = Fleet::new(LIMITS, Contents::default(), at);
