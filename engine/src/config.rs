@@ -36,11 +36,11 @@ pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};
 pub(crate) use rpc::{check_method, wrong_who};
 pub(crate) use rules::matches;
 pub use schema::{
-    Api, ApiKey, Auth, ChannelRule, Config, ConnectMethod, Database, Direction, Distribution,
-    Endpoint, FileDrop, ForeignFormat, ForwardedHeader, Heartbeat, HookUrl, Hooks, HttpRoutes,
-    IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure, Permission, Presence,
-    ProxyProtocol, Publishers, Redis, RedisChannel, Rpc, RpcMethod, Scope, Secret, SecretAlgorithm,
-    Server, Speakers, Subscribers, TokenPlace,
+    Api, ApiKey, Auth, ChannelRule, Cluster, Config, ConnectMethod, Database, Direction,
+    Distribution, Endpoint, FileDrop, ForeignFormat, ForwardedHeader, Heartbeat, HookUrl, Hooks,
+    HttpRoutes, IoChoice, Issuer, KeyAlgorithm, LagPolicy, Level, Limits, Log, OnFailure,
+    Permission, Presence, ProxyProtocol, Publishers, Redis, RedisChannel, Rpc, RpcMethod, Scope,
+    Secret, SecretAlgorithm, Server, Speakers, Subscribers, TokenPlace,
 };
 
 /// The embedded defaults, with comments.

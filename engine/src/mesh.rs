@@ -20,6 +20,7 @@ mod link;
 mod placing;
 pub mod store;
 mod thread;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

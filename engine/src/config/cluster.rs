@@ -97,6 +97,15 @@ impl Config {
                  {REVOCATIONS_MAX}"
             ));
         }
+        let Cluster { tls_certificate_file, tls_key_file, tls_authority_file, .. } = &self.cluster;
+        let tls = [tls_certificate_file, tls_key_file, tls_authority_file];
+        if tls.iter().any(|file| file.is_empty()) && !tls.iter().all(|file| file.is_empty()) {
+            errors.push(
+                "cluster.tls_certificate_file, tls_key_file and tls_authority_file: all three are needed for TLS between nodes; \
+                 allowed is also none of them"
+                    .into(),
+            );
+        }
         let is_local = |host: &str| {
             host == "localhost"
                 || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(is_loopback)
@@ -161,6 +170,7 @@ mod tests {
             (&["limits.message_bytes_max=100000000"], "between nodes at most 32505856"),
             (&["cluster.registry=http://10.0.0.5:9810"], "which is this machine to each of them"),
             (&["cluster.registry=here"], "cluster.registry: "),
+            (&["cluster.tls_key_file=a.pem"], "all three are needed"),
         ] {
             let mut all = vec!["cluster.registry=http://localhost:9810"];
             all.extend(flags);

@@ -286,6 +286,9 @@ pub struct Cluster {
     /// Not secret, but a key may be written there by mistake.
     pub key_env: Secret,
     pub key_file: String,
+    pub tls_certificate_file: String,
+    pub tls_key_file: String,
+    pub tls_authority_file: String,
     pub listen: SocketAddr,
     pub advertise: String,
     pub url: String,

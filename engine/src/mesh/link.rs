@@ -1,4 +1,4 @@
-//! One link to another node: a TCP connection, and two tasks that read and write its records.
+//! One link to another node: a TCP connection, possibly with TLS, and two tasks that read and write its records.
 
 use std::io;
 use std::sync::Arc;
@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::frame::{FRAME_BYTES_MAX, Frame};
 use super::handshake::{GREETING_BYTES, Greeting, Handshake, PROOF_BYTES, Side, Signer, TAG_BYTES};
+use super::tls::Ends;
 use crate::registry::views::Instance;
 
 /// How long the other one has to say who it is, and a connection to be made.
@@ -29,6 +31,9 @@ pub(super) enum LinkError {
     /// The kernel's, or that the other one has ended it.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// Its certificate, or ours, is not one that is taken, or only one of both speaks TLS.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
     /// Nothing is heard.
     #[error("it does not answer")]
     Timeout,
@@ -55,11 +60,15 @@ pub(super) enum Event {
     Ended(u64, LinkError),
 }
 
+/// A connection, with or without TLS.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// Both ways of a connection whose other end has shown the key.
-#[derive(Debug)]
 pub(super) struct Open {
     pub(super) peer: Instance,
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     reads: Signer,
     writes: Signer,
 }
@@ -70,18 +79,25 @@ pub(super) async fn call(
     own: Instance,
     peer: Instance,
     key: &[u8],
+    tls: Option<&Ends>,
 ) -> Result<Open, LinkError> {
     let greeted = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        let mut stream: Box<dyn Stream> = match tls {
+            None => Box::new(stream),
+            Some(tls) => Box::new(tls.call(address, stream).await.map_err(LinkError::Tls)?),
+        };
         let caller = Greeting::new(own);
         stream.write_all(caller.bytes()).await?;
+        stream.flush().await?;
         let called = greeting(&mut stream).await?;
         if called.instance() != peer {
             return Err(LinkError::Other);
         }
         let handshake = Handshake { key, caller: &caller, called: &called };
         stream.write_all(&handshake.proof(Side::Caller)).await?;
+        stream.flush().await?;
         let mut proof = [0; PROOF_BYTES];
         stream.read_exact(&mut proof).await?;
         if !handshake.is_proof(Side::Called, &proof) {
@@ -95,16 +111,22 @@ pub(super) async fn call(
 
 /// Answers a node that calls.
 pub(super) async fn answer(
-    mut stream: TcpStream,
+    stream: TcpStream,
     own: Instance,
     key: &[u8],
+    tls: Option<&Ends>,
 ) -> Result<Open, LinkError> {
     let greeted = async {
         stream.set_nodelay(true)?;
+        let mut stream: Box<dyn Stream> = match tls {
+            None => Box::new(stream),
+            Some(tls) => Box::new(tls.answer(stream).await.map_err(LinkError::Tls)?),
+        };
         let caller = greeting(&mut stream).await?;
         let called = Greeting::new(own);
         let handshake = Handshake { key, caller: &caller, called: &called };
         stream.write_all(called.bytes()).await?;
+        stream.flush().await?;
         let mut proof = [0; PROOF_BYTES];
         stream.read_exact(&mut proof).await?;
         if !handshake.is_proof(Side::Caller, &proof) {
@@ -112,13 +134,14 @@ pub(super) async fn answer(
         }
         // Not before: who has no key is given nothing to try keys on.
         stream.write_all(&handshake.proof(Side::Called)).await?;
+        stream.flush().await?;
         let (reads, writes) = (handshake.signer(Side::Caller), handshake.signer(Side::Called));
         Ok(Open { peer: caller.instance(), stream, reads, writes })
     };
     timeout(HANDSHAKE_TIME, greeted).await.unwrap_or(Err(LinkError::Timeout))
 }
 
-async fn greeting(stream: &mut TcpStream) -> Result<Greeting, LinkError> {
+async fn greeting(stream: &mut (dyn Stream + '_)) -> Result<Greeting, LinkError> {
     let mut bytes = [0; GREETING_BYTES];
     stream.read_exact(&mut bytes).await?;
     Greeting::read(bytes).ok_or(LinkError::Foreign)
@@ -139,7 +162,7 @@ pub(super) struct Link {
 impl Link {
     /// Starts the tasks.
     pub(super) fn start(open: Open, number: u64, events: mpsc::Sender<Event>) -> Link {
-        let (read, write) = open.stream.into_split();
+        let (read, write) = tokio::io::split(open.stream);
         let (out, queue) = mpsc::unbounded_channel();
         let (unsent, heard_ms) = (Arc::<AtomicUsize>::default(), Arc::<AtomicU64>::default());
         let (began, heard) = (Instant::now(), heard_ms.clone());
@@ -200,7 +223,7 @@ fn since(began: Instant) -> u64 {
 }
 
 async fn write_all(
-    mut stream: OwnedWriteHalf,
+    mut stream: WriteHalf<Box<dyn Stream>>,
     mut signer: Signer,
     mut queue: mpsc::UnboundedReceiver<Bytes>,
     unsent: Arc<AtomicUsize>,
@@ -210,6 +233,8 @@ async fn write_all(
         let tag = signer.sign(&frames);
         let mut record = Buf::chain(Buf::chain(&length[..], &frames[..]), &tag[..]);
         stream.write_all_buf(&mut record).await?;
+        // Without TLS that is nothing.
+        stream.flush().await?;
         unsent.fetch_sub(frames.len(), Ordering::Relaxed);
     }
     Ok(())
@@ -217,7 +242,7 @@ async fn write_all(
 
 /// Ends without an error once nobody listens any more.
 async fn read_all(
-    mut stream: OwnedReadHalf,
+    mut stream: ReadHalf<Box<dyn Stream>>,
     mut signer: Signer,
     number: u64,
     events: &mpsc::Sender<Event>,

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::link::{self, Event, Link, LinkError, Open};
+use super::tls::Tls;
 use super::{Mesh, Own};
 use crate::bridge::{Bridge, Handover, Keep, Numbering, Process};
 use crate::registry::api::{Announcement, NodeState};
@@ -99,7 +100,8 @@ impl MeshThread {
             state: Default::default(),
             epoch: instance.to_string().parse().map_err(io::Error::other)?,
         };
-        let place = Place { instance, node, client: client.map_err(io::Error::other)? };
+        let tls = Tls::new(&config.cluster)?;
+        let place = Place { instance, node, client: client.map_err(io::Error::other)?, tls };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let body = move || {
@@ -129,6 +131,7 @@ struct Place {
     instance: Instance,
     node: Announcement,
     client: Client,
+    tls: Option<Tls>,
 }
 
 /// A key for one purpose.
@@ -172,6 +175,7 @@ struct Runner {
     mesh: Mesh,
     instance: Instance,
     key: Arc<[u8]>,
+    tls: Option<Tls>,
     began: Instant,
     listener: TcpListener,
     links: BTreeMap<Instance, Linked>,
@@ -198,7 +202,7 @@ struct Runner {
 impl Runner {
     fn new(shared: Arc<Shared>, place: Place, listener: TcpListener) -> Runner {
         let config = shared.config();
-        let Place { instance, node, client } = place;
+        let Place { instance, node, client, tls } = place;
         let patience_ms = config.cluster.patience_ms.into();
         let revoked = shared.revoked.clone();
         let process = Process { instance: instance.0, by: Numbering::Nodes, patience_ms, revoked };
@@ -228,6 +232,7 @@ impl Runner {
             mesh: Mesh::new(own, 0),
             instance,
             key: derived(&config.cluster.key.0, b"ringfeed links").to_vec().into(),
+            tls,
             began: now,
             listener,
             links: BTreeMap::new(),
@@ -496,8 +501,9 @@ impl Runner {
             }
             calls.under_way = true;
             let (address, own, key) = (member.peer.to_string(), self.instance, self.key.clone());
+            let tls = self.tls.as_mut().map(Tls::ends);
             self.handshakes.push(Box::pin(async move {
-                (Some(peer), link::call(&address, own, peer, &key).await)
+                (Some(peer), link::call(&address, own, peer, &key, tls.as_ref()).await)
             }));
         }
     }
@@ -510,8 +516,10 @@ impl Runner {
         };
         self.strangers += 1;
         let (own, key) = (self.instance, self.key.clone());
-        self.handshakes
-            .push(Box::pin(async move { (None, link::answer(stream, own, &key).await) }));
+        let tls = self.tls.as_mut().map(Tls::ends);
+        self.handshakes.push(Box::pin(async move {
+            (None, link::answer(stream, own, &key, tls.as_ref()).await)
+        }));
     }
 
     /// Somebody has shown the key, or has not.

@@ -21,9 +21,10 @@ publish = "anyone"
 presence = "full"
 "#;
 
-pub(crate) fn toml(key: &str) -> String {
+/// `tls` are more keys of `[cluster]`.
+pub(crate) fn toml(key: &str, tls: &str) -> String {
     let cluster = format!("[cluster]\nkey = \"{key}\"\nlisten = \"127.0.0.1:0\"\n");
-    format!("{cluster}{CHANNELS}")
+    format!("{cluster}{tls}{CHANNELS}")
 }
 
 /// A registry that takes a node for gone after two seconds.
@@ -33,12 +34,13 @@ pub(crate) fn registry() -> Registry {
 
 /// A node in the process of the test.
 pub(crate) fn start(registry: &Registry, id: &str) -> TestServer {
-    start_with(registry, id, "")
+    start_with(registry, id, "", "")
 }
 
-fn start_with(registry: &Registry, id: &str, more: &str) -> TestServer {
+/// The same with more keys of `[cluster]`, and more TOML.
+pub(crate) fn start_with(registry: &Registry, id: &str, tls: &str, more: &str) -> TestServer {
     let place = format!("cluster.registry={}", registry.url());
-    let toml = format!("{}{more}", toml(KEY));
+    let toml = format!("{}{more}", toml(KEY, tls));
     TestServer::start(&toml, &[&place, &format!("server.node_id={id}")])
 }
 
@@ -49,7 +51,7 @@ pub(crate) fn nodes(registry: &Registry, count: usize) -> Vec<TestServer> {
 
 /// The same with more TOML.
 pub(crate) fn nodes_with(registry: &Registry, count: usize, more: &str) -> Vec<TestServer> {
-    let start = |n| start_with(registry, &format!("node-{n}"), more);
+    let start = |n| start_with(registry, &format!("node-{n}"), "", more);
     let nodes: Vec<TestServer> = (0..count).map(start).collect();
     for node in &nodes {
         wait_members(node.internal, count);
@@ -75,5 +77,5 @@ pub(crate) fn wait_members(internal: SocketAddr, count: usize) {
 /// A node in a process of its own.
 pub(crate) fn process(registry: &Registry, id: &str) -> NodeProcess {
     let place = [format!("cluster.registry={}", registry.url()), format!("server.node_id={id}")];
-    NodeProcess::start(&toml(KEY), &place)
+    NodeProcess::start(&toml(KEY, ""), &place)
 }

@@ -9,7 +9,7 @@ use crate::common::{TestServer, wait_until};
 use crate::fleet::{figure, nodes, registry, toml};
 
 /// Where a node listens for others.
-fn peer_port(registry: &crate::process::Registry, id: &str) -> String {
+pub(crate) fn peer_port(registry: &crate::process::Registry, id: &str) -> String {
     let (_, list) = registry.ask("GET", "/v1/nodes", "");
     let nodes = list["nodes"].as_array().unwrap();
     let node = nodes.iter().find(|node| node["id"] == id).unwrap();
@@ -61,7 +61,7 @@ fn a_node_with_another_key_is_linked_with_nobody() {
     // The registry does not take it either, so it shares nothing.
     let flags = [format!("cluster.registry={}", registry.url()), "server.node_id=odd".into()];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let odd = TestServer::start(&toml("another-key-0123456789"), &flags);
+    let odd = TestServer::start(&toml("another-key-0123456789", ""), &flags);
     let (status, body) = odd.http("GET", "/ready", "");
     assert_eq!(status, 503, "{body}");
     assert_eq!(figure(odd.internal, "links"), 0);
