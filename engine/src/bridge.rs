@@ -19,6 +19,7 @@ mod incoming;
 pub mod item;
 mod names;
 mod nodes;
+pub mod queue;
 mod rolls;
 mod script;
 mod spool;

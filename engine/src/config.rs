@@ -31,6 +31,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+pub use redis::{check_redis_prefix, redis_connection};
 pub use reference::reference;
 pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};
 pub(crate) use rpc::{check_method, wrong_who};

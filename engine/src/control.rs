@@ -147,6 +147,7 @@ impl Control {
             shared,
         });
         let watch = drop::Watch::new(state.clone())?;
+        let taking = drop::Taking::new(state.clone());
         let own = state.clone();
         let (handover, handed) = mpsc::channel(HANDED_MAX);
         // Set once: each control thread has shards of its own.
@@ -167,6 +168,9 @@ impl Control {
                 let _ = ready.send(Ok(()));
                 if let Some(watch) = watch {
                     tokio::spawn(watch.run());
+                }
+                if let Some(taking) = taking {
+                    tokio::spawn(taking.run());
                 }
                 tokio::task::spawn_local(own.clone().answer_questions(hooks, rpc, asked));
                 let handled = tokio::spawn(signals.handle(own.clone()));

@@ -235,7 +235,7 @@ fn what_is_refused_is_not_left_and_what_has_no_answer_is() {
     assert!(told.contains("no server answers") && told.contains("/does/not/exist"), "{told}");
     assert_eq!(publish(&["--key", "", "a", "1"]).status.code(), Some(2));
     let help = text(&publish(&["--help"]).stdout);
-    assert!(help.contains("Exit status: 0 published or spooled; 1 refused"), "{help}");
+    assert!(help.contains("Exit status: 0 published, queued or spooled; 1 refused"), "{help}");
     assert_eq!(names(dir.path()).len(), 2);
 }
 

@@ -7,12 +7,16 @@ use std::env::VarError;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
+use redis::ConnectionInfo;
+use ringfeed_engine::bridge::queue;
+use ringfeed_engine::config::{check_redis_prefix, redis_connection};
 use ringfeed_protocol::{ChannelName, IdempotencyKey};
 use serde_json::json;
 
@@ -22,16 +26,20 @@ use super::output::say;
 const API_KEY_BYTES_MAX: u64 = 4096;
 /// Longest answer that is read from an HTTP API.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// Where the URL of Redis is that does not stand among the arguments.
+const REDIS_VARIABLE: &str = "RINGFEED_REDIS_URL";
 /// How long to wait for a connection, and then for each part of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Mode of a dropped file: a server that runs as another user may read it where the directory hands its group down (`chmod g+s`).
 const DROP_MODE: u32 = 0o640;
 
 const AFTER_HELP: &str = "\
-Prints what became of it, with `ack`: accepted, it is in its channel's log; spooled, it is in a file, and a server whose
-drop.dir that directory is publishes it.
+Ways are tried in this order: the API, Redis, a directory. Prints what became of it, with `ack`: accepted, it is in its channel's
+log; redis, Redis has it there; queued, it waits in Redis, and a server with that redis.url and redis.prefix publishes it; spooled,
+it is in a file, and a server whose drop.dir that directory is publishes it, or on the disk of the server, which does once it
+reaches Redis.
 
-Exit status: 0 published or spooled; 1 refused, or nothing took it; 2 this command line is wrong.";
+Exit status: 0 published, queued or spooled; 1 refused, or nothing took it; 2 this command line is wrong.";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -39,6 +47,7 @@ pub(super) struct PublishArgs {
     /// The channel.
     channel: String,
     /// The payload: JSON, or text if it is not JSON. `-` reads it from standard input.
+    #[arg(allow_negative_numbers = true)]
     data: String,
     /// Publish as text even if it is JSON.
     #[arg(long)]
@@ -53,8 +62,15 @@ pub(super) struct PublishArgs {
     /// one is made where it is needed.
     #[arg(long, value_name = "KEY", value_parser = idempotency_key)]
     key: Option<IdempotencyKey>,
-    /// Directory to leave the message in where the API cannot be reached, or answers 503. Without it what RINGFEED_DROP_DIR in the
-    /// environment holds.
+    /// Redis to leave the message in where the API cannot be reached, or answers 5xx: redis://HOST:PORT/DATABASE, rediss:// for TLS, or
+    /// unix:///PATH. Without it what RINGFEED_REDIS_URL in the environment holds, where also a password may stand.
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
+    /// redis.prefix of the servers.
+    #[arg(long, value_name = "PREFIX", default_value = "ringfeed", value_parser = redis_prefix)]
+    redis_prefix: String,
+    /// Directory to leave the message in where the API answers 5xx or cannot be reached, nor Redis. Without it what RINGFEED_DROP_DIR
+    /// in the environment holds.
     #[arg(long, value_name = "DIR")]
     drop: Option<PathBuf>,
 }
@@ -79,10 +95,15 @@ fn idempotency_key(key: &str) -> Result<IdempotencyKey, String> {
     IdempotencyKey::new(key).map_err(|e| e.to_string())
 }
 
+fn redis_prefix(prefix: &str) -> Result<String, String> {
+    check_redis_prefix(prefix).map(|()| prefix.to_owned())
+}
+
 /// A way to publish.
 #[derive(Debug)]
 enum Way {
     Api { address: String, key: String },
+    Redis { info: Box<ConnectionInfo>, prefix: String },
     File { directory: PathBuf },
 }
 
@@ -128,12 +149,35 @@ pub(super) fn run(args: &PublishArgs) -> anyhow::Result<()> {
 fn ways(args: &PublishArgs) -> anyhow::Result<Vec<Way>> {
     let key = api_key(args.api_key_file.as_deref())?;
     let mut ways = vec![Way::Api { address: args.api.clone(), key }];
+    if let Some(info) = redis_info(args.redis.as_deref())? {
+        ways.push(Way::Redis { info: Box::new(info), prefix: args.redis_prefix.clone() });
+    }
     let directory =
         args.drop.clone().or_else(|| std::env::var_os("RINGFEED_DROP_DIR").map(PathBuf::from));
     if let Some(directory) = directory.filter(|own| !own.as_os_str().is_empty()) {
         ways.push(Way::File { directory });
     }
     Ok(ways)
+}
+
+/// Where Redis is, if there is one.
+fn redis_info(argument: Option<&str>) -> anyhow::Result<Option<ConnectionInfo>> {
+    if let Some(url) = argument {
+        let info = redis_connection(url.as_bytes()).map_err(|why| anyhow!("--redis: {why}"))?;
+        if info.redis_settings().password().is_some() {
+            bail!(
+                "--redis: it holds a password, which everybody on this machine can read there; {REDIS_VARIABLE} in the environment \
+                 may hold one"
+            );
+        }
+        return Ok(Some(info));
+    }
+    let url = std::env::var_os(REDIS_VARIABLE).unwrap_or_default();
+    if url.is_empty() {
+        return Ok(None);
+    }
+    let info = redis_connection(url.as_bytes()).map_err(|why| anyhow!("{REDIS_VARIABLE}: {why}"));
+    info.map(Some)
 }
 
 fn message(args: &PublishArgs, may_be_sent_again: bool) -> anyhow::Result<Message> {
@@ -167,6 +211,12 @@ impl Message {
         };
         Ok(format!("{{\"channel\":{channel},\"{field}\":{payload}{key}{more}}}"))
     }
+
+    /// The same, as it is left for later.
+    fn left(&self) -> anyhow::Result<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.body(&format!(",\"created_ms\":{}", now.as_millis()))
+    }
 }
 
 impl Way {
@@ -174,6 +224,9 @@ impl Way {
     fn publish(&self, message: &Message) -> Result<String, NotTaken> {
         match self {
             Way::Api { address, key } => ask(address, key, message),
+            Way::Redis { info, prefix } => {
+                enqueue(info, prefix, message).map_err(|e| NotTaken::NotReached(e.context("Redis")))
+            }
             Way::File { directory } => leave(directory, message).map_err(|e| {
                 NotTaken::NotReached(e.context(format!("--drop {}", directory.display())))
             }),
@@ -237,12 +290,26 @@ fn connect(api: &str) -> anyhow::Result<TcpStream> {
     Err(failed)
 }
 
+/// Leaves a message in the queue in Redis.
+fn enqueue(info: &ConnectionInfo, prefix: &str, message: &Message) -> anyhow::Result<String> {
+    // Nobody would be told of it later.
+    ChannelName::new(&message.channel)?;
+    let mut redis = redis::Client::open(info.clone())?.get_connection_with_timeout(TIMEOUT)?;
+    redis.set_read_timeout(Some(TIMEOUT))?;
+    redis.set_write_timeout(Some(TIMEOUT))?;
+    let id = queue::leave(&mut redis, prefix, &message.left()?)?;
+    let key = message.key.as_ref().map(IdempotencyKey::as_str);
+    let channel = &message.channel;
+    let told = json!({"channel": channel, "idempotency_key": key, "ack": "queued", "id": id});
+    Ok(told.to_string())
+}
+
 /// Leaves a message in a directory: whole and on the disk, or not at all.
 fn leave(directory: &Path, message: &Message) -> anyhow::Result<String> {
     // Nobody would be told of it later.
     ChannelName::new(&message.channel)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let body = message.body(&format!(",\"created_ms\":{}", now.as_millis()))?;
+    let body = message.left()?;
     // In the order of time; two of one process and moment are told apart.
     let (pid, random) = (std::process::id(), rand::random::<u32>());
     let name = format!("{:020}-{pid}-{random:08x}.json", now.as_nanos());

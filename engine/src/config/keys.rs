@@ -199,6 +199,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("redis_channels.direction", Words(&["in", "out", "both"])),
     ("drop.dir", Text("the path of a directory")),
     ("drop.portico_dir", Text("the path of a directory")),
+    ("drop.redis", Switch),
     ("drop.interval_ms", Numbers(10, 3_600_000)),
     ("drop.owners", Texts("numbers of users, as 33")),
     ("drop.rejected_max", Numbers(0, 1_000_000)),

@@ -15,12 +15,13 @@ use super::keys::{self, printable};
 /// Largest file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Variables whose names begin like the configuration's and that are read elsewhere.
-const NOT_CONFIG: [&str; 7] = [
+const NOT_CONFIG: [&str; 8] = [
     "RINGFEED_API_KEY",
     "RINGFEED_DROP_DIR",
     "RINGFEED_CONFIG",
     "RINGFEED_BIN_DIR",
     "RINGFEED_DEMO_SECONDS",
+    "RINGFEED_REDIS_URL",
     "RINGFEED_REGISTRY",
     "RINGFEED_REGISTRY_KEY",
 ];

@@ -20,40 +20,57 @@ impl Redis {
     /// # Errors
     /// What is wrong with `url`, without a part of it: it may hold a password.
     pub fn connection(&self) -> Result<ConnectionInfo, String> {
-        let wrong = |why: &str| {
-            format!(
-                "redis.url: {why}; allowed are redis://USER:PASSWORD@HOST:PORT/DATABASE, the same with rediss:// for TLS, and \
-                 unix:///PATH?db=DATABASE&user=USER&pass=PASSWORD"
-            )
-        };
-        let text = std::str::from_utf8(&self.url.0).map_err(|_| wrong("it is not UTF-8"))?;
-        let url = parse_redis_url(text)
-            .filter(|url| SCHEMES.contains(&url.scheme()))
-            .ok_or_else(|| wrong("it is no URL of Redis"))?;
-        let known: &[&str] = if url.scheme() == "unix" { &["db", "user", "pass"] } else { &[] };
-        if url.fragment().is_some() || url.query_pairs().any(|(key, _)| !known.contains(&&*key)) {
-            return Err(wrong("it says more than where Redis is"));
-        }
-        if url.scheme() != "unix" && url.host_str().is_none_or(str::is_empty) {
-            return Err(wrong("it names no host"));
-        }
-        // Its errors are fixed texts; what they are about may be secret.
-        let info = url.into_connection_info().map_err(|e| wrong(&e.to_string()))?;
-        if info.redis_settings().db() < 0 {
-            return Err(wrong("a database has a number from 0 on"));
-        }
-        Ok(info)
+        redis_connection(&self.url.0).map_err(|why| format!("redis.url: {why}"))
     }
+}
+
+/// Where Redis is and how it is entered, as a URL says.
+///
+/// # Errors
+/// What is wrong with it, without a part of it: it may hold a password.
+pub fn redis_connection(url: &[u8]) -> Result<ConnectionInfo, String> {
+    let wrong = |why: &str| {
+        format!(
+            "{why}; allowed are redis://USER:PASSWORD@HOST:PORT/DATABASE, the same with rediss:// for TLS, and \
+             unix:///PATH?db=DATABASE&user=USER&pass=PASSWORD"
+        )
+    };
+    let text = std::str::from_utf8(url).map_err(|_| wrong("it is not UTF-8"))?;
+    let url = parse_redis_url(text)
+        .filter(|url| SCHEMES.contains(&url.scheme()))
+        .ok_or_else(|| wrong("it is no URL of Redis"))?;
+    let known: &[&str] = if url.scheme() == "unix" { &["db", "user", "pass"] } else { &[] };
+    if url.fragment().is_some() || url.query_pairs().any(|(key, _)| !known.contains(&&*key)) {
+        return Err(wrong("it says more than where Redis is"));
+    }
+    if url.scheme() != "unix" && url.host_str().is_none_or(str::is_empty) {
+        return Err(wrong("it names no host"));
+    }
+    // Its errors are fixed texts; what they are about may be secret.
+    let info = url.into_connection_info().map_err(|e| wrong(&e.to_string()))?;
+    if info.redis_settings().db() < 0 {
+        return Err(wrong("a database has a number from 0 on"));
+    }
+    Ok(info)
+}
+
+/// Looks whether keys and channels in Redis may begin so.
+///
+/// # Errors
+/// What is wrong with it, and what is allowed.
+pub fn check_redis_prefix(prefix: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if (1..=PREFIX_BYTES_MAX).contains(&prefix.len()) && prefix.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(format!("allowed are 1 to {PREFIX_BYTES_MAX} letters, digits and any of \"-_.\""))
 }
 
 impl Config {
     pub(super) fn validate_redis(&self, errors: &mut Vec<String>) {
         let Redis { url, cluster, prefix, .. } = &self.redis;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if !(1..=PREFIX_BYTES_MAX).contains(&prefix.len()) || !prefix.bytes().all(plain) {
-            errors.push(format!(
-                "redis.prefix = {prefix:?}: allowed are 1 to {PREFIX_BYTES_MAX} letters, digits and any of \"-_.\""
-            ));
+        if let Err(why) = check_redis_prefix(prefix) {
+            errors.push(format!("redis.prefix = {prefix:?}: {why}"));
         }
         if url.is_empty() {
             if *cluster {

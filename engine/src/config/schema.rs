@@ -93,6 +93,7 @@ pub struct Api {
 pub struct FileDrop {
     pub dir: String,
     pub portico_dir: String,
+    pub redis: bool,
     pub interval_ms: u32,
     pub owners: Vec<String>,
     pub rejected_max: u32,

@@ -1,4 +1,4 @@
-//! The file drop: publications that programs on this machine leave in a directory when they cannot reach the API.
+//! The drop: publications that programs leave in a directory of this machine, or in Redis, when they cannot reach the API.
 //!
 //! A task looks into each directory again and again, publishes what is there as the API does, in the order of the names, and
 //! deletes a file once it is published: each at least once. What is never published is set aside with the reason. Files are
@@ -6,6 +6,8 @@
 
 mod directory;
 mod file;
+mod queue;
+mod round;
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -18,12 +20,12 @@ use tokio::time::{Instant, sleep};
 
 use self::directory::{Directory, DirectoryError, Found, Listing};
 use self::file::{Format, Wrong};
+pub(super) use self::queue::Taking;
+use self::round::{Became, Item, next_round, publish_round};
 use super::State;
 use super::figures::LogLimit;
-use super::publish::publish_all;
 use crate::config::Config;
 use crate::counters::Count;
-use crate::message::Post;
 
 /// Names that are known of one directory at a time; what is behind them comes next.
 const LISTED_MAX: usize = 10_000;
@@ -48,17 +50,17 @@ const REJECTED_AMONG_OTHERS: &str = "ringfeed_rejected";
 /// What is counted.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
-    /// Files that were published, and of these what had been published before, by their keys.
+    /// Files, or messages in Redis, that were published, and of these what had been published before, by their keys.
     pub(super) published: Count,
     pub(super) duplicates: Count,
-    /// Files that were set aside, and of these those that are deleted.
+    /// Those that were set aside, and of these those that are deleted.
     pub(super) rejected: Count,
     pub(super) forgotten: Count,
-    /// Times a file was to be published and could not be yet.
+    /// Times one was to be published and could not be yet.
     pub(super) kept: Count,
-    /// Files that were there when it was looked last.
+    /// Those that were there when it was looked last.
     pub(super) waiting: Count,
-    /// Directories that cannot be worked on.
+    /// Directories, or queues, that cannot be worked on.
     pub(super) failed: Count,
 }
 
@@ -89,14 +91,6 @@ enum Again {
     InTime,
     /// Later each time.
     BackOff,
-}
-
-/// A file that is to be published.
-#[derive(Debug)]
-struct Item {
-    name: String,
-    /// On one or more channels, the same for each.
-    posts: Vec<Post>,
 }
 
 /// See the module's description.
@@ -320,43 +314,16 @@ impl Watch {
         let mut queue = items;
         let mut published = false;
         while !queue.is_empty() {
-            let (mut round, mut rest, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
-            for item in queue {
-                let channels = || item.posts.iter().map(|post| &post.channel);
-                if channels().any(|channel| held.contains(channel)) {
-                    continue;
-                }
-                let is_first = channels().all(|channel| !seen.contains(channel));
-                seen.extend(channels().cloned());
-                if is_first { round.push(item) } else { rest.push(item) }
-            }
-            queue = rest;
-            let posts = round.iter().flat_map(|item| item.posts.iter().cloned()).collect();
-            let mut outcomes = publish_all(&self.state, posts).await.into_iter();
+            let round = next_round(&mut queue, held);
             let mut done = Vec::new();
-            for Item { name, posts } in round {
-                let mut refused = None;
-                let mut duplicate = false;
-                for (post, outcome) in posts.iter().zip(&mut outcomes) {
-                    match outcome {
-                        Ok(receipt) => duplicate |= receipt.duplicate,
-                        // What may pass: whether it was published is not known, but its key is.
-                        Err(e) if e.status().is_server_error() => {
-                            held.insert(post.channel.clone());
-                            refused = Some((e, false));
-                        }
-                        Err(e) => {
-                            refused.get_or_insert((e, true));
-                        }
-                    }
-                }
-                match refused {
-                    None => {
+            for (name, became) in publish_round(&self.state, round, held).await {
+                match became {
+                    Became::Published { duplicate } => {
                         self.state.figures.drop.duplicates.add(duplicate.into());
                         done.push(name);
                     }
-                    Some((e, false)) => self.kept(&name, e.message()),
-                    Some((e, true)) => {
+                    Became::Kept(e) => self.kept(&name, e.message()),
+                    Became::Refused(e) => {
                         self.set_aside(source, directory, name, e.message().into()).await?;
                     }
                 }

@@ -41,6 +41,8 @@ pub(super) struct Figures {
     pub(super) ingest_streams: Count,
     /// Of dropped files.
     pub(super) drop: super::drop::Figures,
+    /// Of messages that were left in Redis.
+    pub(super) redis_drop: super::drop::Figures,
     /// Requests with each key, by its name: keys come and go when the configuration is read again.
     keys: DashMap<String, u64>,
 }
@@ -81,6 +83,7 @@ impl Figures {
             reloads_failed: Count::default(),
             ingest_streams: Count::default(),
             drop: super::drop::Figures::default(),
+            redis_drop: super::drop::Figures::default(),
         }
     }
 

@@ -329,10 +329,10 @@ fn calls(figures: &rpc::Figures) -> Vec<Family> {
     ]
 }
 
-/// The families of dropped files.
-fn dropped(figures: &drop::Figures) -> Vec<Family> {
+/// The families of dropped files, or of messages that were left in Redis.
+fn dropped(source: &str, what: &str, figures: &drop::Figures) -> Vec<Family> {
     let one = |name: &str, help, kind, count: &Count| Family {
-        name: format!("ringfeed_drop_{name}"),
+        name: format!("ringfeed_{source}_{name}"),
         help,
         kind,
         values: vec![(Vec::new(), Value::Number(float(count.read())))],
@@ -344,8 +344,8 @@ fn dropped(figures: &drop::Figures) -> Vec<Family> {
     ];
     vec![
         Family {
-            name: "ringfeed_drop_files".into(),
-            help: "Dropped files by what came of them: published; rejected, and set aside; of these forgotten, deleted to make \
+            name: format!("ringfeed_{source}_{what}"),
+            help: "What was dropped, by what came of it: published; rejected, and set aside; of these forgotten, deleted to make \
                    room or for their age.",
             kind: MetricType::Counter,
             values: outcomes
@@ -362,19 +362,14 @@ fn dropped(figures: &drop::Figures) -> Vec<Family> {
         ),
         one(
             "kept",
-            "Times a dropped file could not be published yet, and was left to be tried again.",
+            "Times something dropped could not be published yet, and was left to be tried again.",
             MetricType::Counter,
             &figures.kept,
         ),
-        one(
-            "waiting",
-            "Dropped files that were there at the last look.",
-            MetricType::Gauge,
-            &figures.waiting,
-        ),
+        one("waiting", "What was there at the last look.", MetricType::Gauge, &figures.waiting),
         one(
             "failed",
-            "Directories of dropped files that cannot be worked on; the log says why.",
+            "Places of what is dropped that cannot be worked on; the log says why.",
             MetricType::Gauge,
             &figures.failed,
         ),
@@ -415,8 +410,9 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     families.extend(process(&state));
     families.extend(hooks(&state.hooks));
     families.extend(calls(&state.rpc));
-    families.extend(dropped(&state.figures.drop));
+    families.extend(dropped("drop", "files", &state.figures.drop));
     if state.shared.config().redis.is_used() {
+        families.extend(dropped("redis_drop", "messages", &state.figures.redis_drop));
         families.extend(redis(&state.shared.redis));
     }
     if state.shared.config().cluster.is_used() {

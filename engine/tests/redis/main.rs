@@ -6,6 +6,7 @@ mod faults;
 mod foreign;
 mod nodes;
 mod presence;
+mod queue;
 mod server;
 mod spool;
 mod users;

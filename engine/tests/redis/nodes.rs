@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use ringfeed_engine::bridge::queue;
 use serde_json::{Value, json};
 
 use crate::common::{Client, TestServer, wait_until};
@@ -373,7 +374,8 @@ fn a_user_with_the_rights_that_are_documented_has_enough() {
     redis.ask::<()>(&rules.iter().map(String::as_str).collect::<Vec<_>>());
     for database in [0, 1] {
         let url = format!("redis.url={}?user=node&pass=open-sesame&db={database}", redis.url());
-        let (a, b) = (node(&redis, &[&url]), node(&redis, &[&url]));
+        let flags = [url.as_str(), "drop.interval_ms=10"];
+        let (a, b) = (node(&redis, &flags), node(&redis, &flags));
         for channel in ["n.1", "b.1", "u.1"] {
             let mut reader = b.client();
             reader.subscribe(channel);
@@ -382,6 +384,17 @@ fn a_user_with_the_rights_that_are_documented_has_enough() {
                 assert_eq!(reader.receive()["data"], n);
             }
         }
-        assert_eq!(metric(&a, "ringfeed_redis_commands_refused_total"), 0.0);
+        let mut connection = redis.try_connection().unwrap();
+        redis::cmd("SELECT").arg(database).exec(&mut connection).unwrap();
+        let mut reader = b.client();
+        reader.subscribe("n.2");
+        for message in ["{}", r#"{"channel":"n.2","data":"left"}"#] {
+            queue::leave(&mut connection, "ringfeed", message).unwrap();
+        }
+        assert_eq!(reader.receive()["data"], "left");
+        for node in [&a, &b] {
+            assert_eq!(metric(node, "ringfeed_redis_commands_refused_total"), 0.0);
+            assert_eq!(metric(node, "ringfeed_redis_drop_failed"), 0.0);
+        }
     }
 }

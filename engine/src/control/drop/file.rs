@@ -94,7 +94,7 @@ impl Format {
             }))
         };
         if *self == Format::Publications {
-            let said: Publication = publish::object(bytes, "a dropped file").map_err(wrong)?;
+            let said: Publication = publish::object(bytes, "a dropped message").map_err(wrong)?;
             let channel = ChannelName::new(&said.channel).map_err(Refused::from);
             let channel = channel.map_err(Wrong::new)?;
             let payload = Payload::from_fields(said.data, said.text, said.base64);
