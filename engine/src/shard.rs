@@ -25,7 +25,7 @@ mod users;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -184,6 +184,8 @@ pub struct Shared {
     pub redis: Figures,
     /// It takes nobody new, and ends once those who are there have gone.
     pub draining: AtomicBool,
+    /// Where in the time for it the next one comes back who is sent away, of 2^32: one sequence for all shards.
+    pub away: AtomicU32,
     /// What the mesh of nodes counts.
     pub cluster: crate::mesh::Figures,
     /// Who is revoked.
@@ -215,6 +217,7 @@ impl Shared {
             upstream,
             redis: Figures::default(),
             draining: AtomicBool::new(false),
+            away: AtomicU32::new(0),
             cluster: crate::mesh::Figures::default(),
             revoked,
             admission: Arc::new(admission),

@@ -2,6 +2,7 @@
 //! home has, clients are told to come back later and are closed, each when it has been sent everything.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
@@ -13,6 +14,10 @@ use super::{Shard, route};
 use crate::counters::CloseReason;
 use crate::ids::{SessionId, SessionSlot};
 use crate::message::Delivery;
+
+/// From one who is sent away to the next: of 2^32, the golden ratio. Multiples of it leave no part of the whole out and come to none
+/// too often, however many they are; drawn at random, some moments would have twice as many as others.
+const AWAY_STEP: u32 = 0x9E37_79B9;
 
 /// What a drain keeps between turns.
 #[derive(Debug, Default)]
@@ -39,6 +44,9 @@ impl<W: Wire> Shard<W> {
         self.homes.drain();
         let timeout = Duration::from_millis(self.config.server.drain_timeout_ms.into());
         self.drain.deadline = Some(self.clock.now() + timeout);
+        // Each process begins elsewhere.
+        let first = self.rng.random_range(1..=u32::MAX);
+        let _ = self.shared.away.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
         self.drain.left = self.sessions.slots().map(|slot| self.sessions.id(slot)).collect();
     }
 
@@ -121,7 +129,10 @@ impl<W: Wire> Shard<W> {
     }
 
     fn send_away(&mut self, slot: SessionSlot) {
-        let reconnect_ms = self.rng.random_range(0..=self.config.server.drain_spread_ms);
+        let place = self.shared.away.fetch_add(AWAY_STEP, Ordering::Relaxed);
+        let spread_ms = u64::from(self.config.server.drain_spread_ms) + 1;
+        // Below the spread and one, so it fits.
+        let reconnect_ms = (u64::from(place) * spread_ms >> 32) as u32;
         self.reply(slot, &Event::Drain { reconnect_ms });
         self.close_session(slot, CloseReason::ServiceRestart, "the server is restarting");
     }

@@ -35,6 +35,20 @@ fn a_drain_tells_flushes_and_closes() {
 }
 
 #[test]
+fn who_is_sent_away_comes_back_evenly_over_the_time_for_it() {
+    let server = TestServer::open(&["server.drain_spread_ms=999"]);
+    let mut clients: Vec<_> = (0..100).map(|_| server.client()).collect();
+    server.wait_total("connections", |n| n == 100);
+    server.drain();
+    let mut tenths = [0; 10];
+    for client in &mut clients {
+        let event = client.receive();
+        tenths[event["reconnect_ms"].as_u64().unwrap() as usize / 100] += 1;
+    }
+    assert!(tenths.iter().all(|count| (8..=12).contains(count)), "{tenths:?}");
+}
+
+#[test]
 fn peers_that_do_not_answer_do_not_hold_the_drain_for_ever() {
     let server = TestServer::open(&["server.close_timeout_ms=200"]);
     let _deaf: Vec<_> = (0..5).map(|_| server.client()).collect();
