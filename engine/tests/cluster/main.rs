@@ -7,6 +7,7 @@ mod fleet;
 #[path = "../registry/process.rs"]
 #[allow(dead_code)] // a part of it is used
 mod process;
+mod rolling;
 mod share;
 mod strangers;
 #[path = "../suite"]

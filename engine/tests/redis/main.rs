@@ -7,6 +7,7 @@ mod foreign;
 mod nodes;
 mod presence;
 mod queue;
+mod rolling;
 mod server;
 mod spool;
 mod users;

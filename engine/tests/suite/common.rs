@@ -3,6 +3,7 @@
 
 pub mod hostile;
 pub mod process;
+pub mod rolling;
 pub mod tokens;
 
 use std::io::{Read, Write};
