@@ -222,7 +222,7 @@ impl Views {
     /// The node of this id is another process by now, or is let go. Whether it was waited for.
     pub fn is_over(&mut self, id: &NodeId) -> bool {
         let members = self.view.members.iter().filter(|member| member.id == *id);
-        members.fold(false, |any, member| self.unheard.remove(&member.instance) || any)
+        members.filter(|member| self.unheard.remove(&member.instance)).count() > 0
     }
 
     /// The next view, where there is to be one and can be; `live` are the nodes that were heard of lately, by id, and `may_run`
