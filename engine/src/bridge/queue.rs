@@ -70,6 +70,9 @@ pub fn leave(redis: &mut Connection, prefix: &str, message: &str) -> Result<Stri
     Ok(redis::cmd("XADD").arg(&queue).arg("*").arg(MESSAGE).arg(message).query(redis)?)
 }
 
+/// What was left, as Redis says it: its id, its message, the length of that.
+type Entry = (String, Option<Vec<u8>>, u64);
+
 /// What was left.
 #[derive(Debug)]
 pub(crate) struct Left {
@@ -129,7 +132,7 @@ impl Queue {
         let after = after.map_or("-".into(), |id| format!("({id}"));
         cmd.arg(&self.own).arg(lease_ms).arg(after);
         cmd.arg(at_once.messages).arg(at_once.bytes).arg(at_once.length_max);
-        let (left, entries): (u64, Vec<(String, Option<Vec<u8>>, u64)>) = self.ask(&cmd).await?;
+        let (left, entries) = self.ask::<(u64, Vec<Entry>)>(&cmd).await?;
         let entries = entries.into_iter().map(|(id, message, length)| Left { id, message, length });
         Ok((left, entries.collect()))
     }

@@ -132,7 +132,7 @@ impl<W: Wire> Shard<W> {
         let place = self.shared.away.fetch_add(AWAY_STEP, Ordering::Relaxed);
         let spread_ms = u64::from(self.config.server.drain_spread_ms) + 1;
         // Below the spread and one, so it fits.
-        let reconnect_ms = (u64::from(place) * spread_ms >> 32) as u32;
+        let reconnect_ms = ((u64::from(place) * spread_ms) >> 32) as u32;
         self.reply(slot, &Event::Drain { reconnect_ms });
         self.close_session(slot, CloseReason::ServiceRestart, "the server is restarting");
     }

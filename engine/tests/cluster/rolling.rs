@@ -17,7 +17,7 @@ fn restart(scene: Scene) {
             "server.drain_timeout_ms=10000".into(),
             "server.shards=2".into(),
         ];
-        NodeProcess::start(&toml(KEY), &sets)
+        NodeProcess::start(&toml(KEY, ""), &sets)
     };
     let nodes: Vec<NodeProcess> = (0..3).map(start).collect();
     nodes.iter().for_each(|node| wait_members(node.internal, 3));

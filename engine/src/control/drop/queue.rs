@@ -145,7 +145,7 @@ impl Taking {
                 }
                 published |= !done.is_empty();
                 figures.published.add(done.len() as u64);
-                if !queue.taken(&done, lease_ms).await? {
+                if !done.is_empty() && !queue.taken(&done, lease_ms).await? {
                     // It took so long that another node has begun with what is there.
                     return Ok(Look::Done);
                 }

@@ -380,13 +380,13 @@ pub fn restart_each(
             .collect();
         let began = Instant::now();
         std::thread::sleep(scene.quiet);
-        for at in 0..nodes.len() {
+        for (at, node) in nodes.iter_mut().enumerate() {
             stage.restart.fetch_add(1, Ordering::AcqRel);
             stage.ports[at].store(0, Ordering::Release);
-            nodes[at].signal("TERM");
-            nodes[at].wait();
-            nodes[at] = start(at);
-            stage.ports[at].store(nodes[at].public.port(), Ordering::Release);
+            node.signal("TERM");
+            node.wait();
+            *node = start(at);
+            stage.ports[at].store(node.public.port(), Ordering::Release);
             all_there();
             std::thread::sleep(scene.quiet);
         }
