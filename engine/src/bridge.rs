@@ -22,6 +22,7 @@ mod nodes;
 pub mod queue;
 mod rolls;
 mod script;
+mod slots;
 mod spool;
 mod spooling;
 mod thread;

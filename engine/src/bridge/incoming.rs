@@ -39,23 +39,41 @@ pub(super) enum Ended {
     Closed,
     /// More has come than is taken.
     Overrun,
+    /// The server says no more on a channel: another one does.
+    Moved,
 }
 
 #[derive(Debug)]
 struct Shared {
     bytes: AtomicUsize,
-    /// When this node heard itself last, in milliseconds since `began`.
-    heard_ms: AtomicU64,
     began: Instant,
-    ping: String,
+    servers: Vec<Server>,
 }
 
-/// Where a connection puts what comes.
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What is known of what comes from a server.
+#[derive(Debug)]
+struct Server {
+    ping: String,
+    /// When this node heard itself there last, in milliseconds since `began`.
+    heard_ms: AtomicU64,
+    /// Channels of sharded pub/sub that this node wants to hear no more, which is not confirmed yet.
+    leaving: AtomicUsize,
+}
+
+/// Where the connections to a server put what comes.
 #[derive(Debug, Clone)]
 pub(super) struct Inlet {
     messages: mpsc::Sender<Message>,
     ended: watch::Sender<Option<Ended>>,
     shared: Arc<Shared>,
+    /// Which server it is.
+    at: usize,
 }
 
 /// Where it is taken from.
@@ -66,22 +84,44 @@ pub(super) struct Incoming {
     shared: Arc<Shared>,
 }
 
-/// Both ends. On the channel `ping` nothing comes but what this node says to itself: it is noted, and not put in.
-pub(super) fn incoming(ping: String) -> (Inlet, Incoming) {
+/// Both ends, for each server one of the first. On the channels `pings`, of each server one, nothing comes but what this node
+/// says to itself: it is noted, and not put in.
+pub(super) fn incoming(pings: Vec<String>) -> (Vec<Inlet>, Incoming) {
     let (sender, messages) = mpsc::channel(MESSAGES_MAX);
     let (ending, ended) = watch::channel(None);
-    let shared = Shared {
-        bytes: AtomicUsize::new(0),
-        heard_ms: AtomicU64::new(0),
-        began: Instant::now(),
-        ping,
+    let server = |ping| Server { ping, heard_ms: AtomicU64::new(0), leaving: AtomicUsize::new(0) };
+    let servers = pings.into_iter().map(server).collect();
+    let shared = Arc::new(Shared { bytes: AtomicUsize::new(0), began: Instant::now(), servers });
+    let inlet = |at| {
+        let (messages, ended) = (sender.clone(), ending.clone());
+        Inlet { messages, ended, shared: shared.clone(), at }
     };
-    let shared = Arc::new(shared);
-    let inlet = Inlet { messages: sender, ended: ending, shared: shared.clone() };
-    (inlet, Incoming { messages, ended, shared })
+    let inlets = (0..shared.servers.len()).map(inlet).collect();
+    (inlets, Incoming { messages, ended, shared })
 }
 
 impl Inlet {
+    fn server(&self) -> Option<&Server> {
+        self.shared.servers.get(self.at)
+    }
+
+    /// This node is about to say that it wants to hear a channel of sharded pub/sub no more.
+    pub(super) fn leave(&self) {
+        if let Some(server) = self.server() {
+            server.leaving.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A channel of sharded pub/sub is heard no more. Unless this node wants it so, what it is about has moved: where both
+    /// happen at once, the count does not fit in the end, and it counts as moved, too.
+    fn left(&self) {
+        let Some(server) = self.server() else { return };
+        let fewer = |count: usize| count.checked_sub(1);
+        if server.leaving.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_err() {
+            self.end(Ended::Moved);
+        }
+    }
+
     fn end(&self, why: Ended) {
         self.ended.send_if_modified(|ended| ended.replace(why).is_none());
     }
@@ -90,9 +130,8 @@ impl Inlet {
         let (Value::BulkString(channel), Value::BulkString(payload)) = (channel, payload) else {
             return;
         };
-        if channel == self.shared.ping.as_bytes() {
-            let now_ms = u64::try_from(self.shared.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.shared.heard_ms.store(now_ms, Ordering::Relaxed);
+        if let Some(server) = self.server().filter(|own| channel == own.ping.as_bytes()) {
+            server.heard_ms.store(self.shared.now_ms(), Ordering::Relaxed);
             return;
         }
         let message = Message { channel: channel.into(), payload: payload.into() };
@@ -113,6 +152,7 @@ impl AsyncPushSender for Inlet {
                     self.message(channel, payload);
                 }
             }
+            PushKind::SUnsubscribe => self.left(),
             PushKind::Disconnection => self.end(Ended::Closed),
             _ => {}
         }
@@ -141,16 +181,22 @@ impl Incoming {
         Some(message)
     }
 
-    /// For how long this node has not heard itself, in milliseconds.
-    pub(super) fn unheard_ms(&self) -> u64 {
-        let now_ms = u64::try_from(self.shared.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        now_ms.saturating_sub(self.shared.heard_ms.load(Ordering::Relaxed))
+    /// The server where this node has not heard itself for longest, and for how long, in milliseconds.
+    pub(super) fn unheard(&self) -> Option<(usize, u64)> {
+        let heard = self.shared.servers.iter().map(|own| own.heard_ms.load(Ordering::Relaxed));
+        let (at, oldest) = heard.enumerate().min_by_key(|(_, heard)| *heard)?;
+        Some((at, self.shared.now_ms().saturating_sub(oldest)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn one() -> (Inlet, Incoming) {
+        let (mut inlets, incoming) = incoming(vec!["p".into()]);
+        (inlets.remove(0), incoming)
+    }
 
     fn push(inlet: &Inlet, kind: PushKind, data: &[&[u8]]) {
         let data = data.iter().map(|bytes| Value::BulkString(bytes.to_vec())).collect();
@@ -159,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_come_in_order_and_all_else_is_left_out() {
-        let (inlet, mut incoming) = incoming("p".into());
+        let (inlet, mut incoming) = one();
         push(&inlet, PushKind::Subscribe, &[b"a"]);
         push(&inlet, PushKind::Message, &[b"a"]);
         push(&inlet, PushKind::Message, &[b"a", b"1"]);
@@ -177,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_taken_is_bounded() {
-        let (inlet, mut incoming) = incoming("p".into());
+        let (inlet, mut incoming) = one();
         let payload = vec![0; 1 << 20];
         for _ in 0..40 {
             push(&inlet, PushKind::Message, &[b"a", &payload]);
@@ -185,5 +231,27 @@ mod tests {
         assert_eq!(incoming.next(false).await.unwrap_err(), Ended::Overrun);
         let taken = std::iter::from_fn(|| incoming.take()).count();
         assert!((31..=33).contains(&taken), "{taken}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_says_no_more_on_a_channel_that_is_wanted_is_left() {
+        let (inlet, mut incoming) = one();
+        // One that is not wanted any more.
+        inlet.leave();
+        push(&inlet, PushKind::SUnsubscribe, &[b"a"]);
+        assert_eq!(incoming.ended.borrow_and_update().as_ref(), None);
+        push(&inlet, PushKind::SUnsubscribe, &[b"b"]);
+        assert_eq!(incoming.next(true).await.unwrap_err(), Ended::Moved);
+    }
+
+    #[test]
+    fn the_server_that_was_heard_last_of_all_counts() {
+        let (inlets, incoming) = incoming(vec!["p".into(), "q".into(), "r".into()]);
+        while incoming.shared.now_ms() == 0 {}
+        push(&inlets[0], PushKind::SMessage, &[b"p", b""]);
+        push(&inlets[2], PushKind::SMessage, &[b"r", b""]);
+        // That of another server says nothing of this one.
+        push(&inlets[1], PushKind::SMessage, &[b"p", b""]);
+        assert_eq!(incoming.unheard().unwrap().0, 1);
     }
 }

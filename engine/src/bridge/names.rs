@@ -6,7 +6,12 @@
 use ringfeed_protocol::ChannelName;
 
 use super::command::To;
+use super::slots::slot;
 use crate::message::KeyDigest;
+
+/// The hash tag of who is revoked. In a cluster all nodes meet at the server that has it: what they say to one another that is
+/// about no numbered channel goes through there.
+pub(super) const HUB: &str = "revoked";
 
 /// See the module's description.
 #[derive(Debug, Clone)]
@@ -80,6 +85,16 @@ impl Names {
         format!("{}:ping:{:016x}", self.channels, self.instance)
     }
 
+    /// Where it does so in a cluster: a sharded channel, and a key that nobody ever writes, at the server that this tag leads to.
+    pub(super) fn ping_at(&self, tag: &str) -> String {
+        format!("{}:{{{tag}}}:ping:{:016x}", self.channels, self.instance)
+    }
+
+    /// The slot of all that a cluster has of a channel.
+    pub(super) fn slot(&self, channel: &ChannelName) -> u16 {
+        slot(&self.numbered(channel))
+    }
+
     /// Where all nodes say how much should have been heard of them.
     pub(super) fn beats(&self) -> String {
         format!("{}:beats", self.channels)
@@ -103,7 +118,7 @@ impl Names {
     /// Who is revoked (a hash), and until when (a sorted set): under one hash tag.
     pub(super) fn revoked(&self) -> [String; 2] {
         let prefix = &self.keys;
-        [format!("{prefix}:{{revoked}}:h"), format!("{prefix}:{{revoked}}:z")]
+        [format!("{prefix}:{{{HUB}}}:h"), format!("{prefix}:{{{HUB}}}:z")]
     }
 
     /// What a channel of Redis is for; `None` where it is none of these.
@@ -187,6 +202,7 @@ mod tests {
             let tags = names.keys(&channel).map(|key| tag(&key));
             assert!(!tags[0].is_empty() && tags.iter().all(|own| *own == tags[0]), "{tags:?}");
             assert_eq!(tag(&names.numbered(&channel)), tags[0]);
+            assert_eq!(names.slot(&channel), slot(&tags[0]));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The thread that holds the connections to Redis: it connects, connects again, and passes everything on between Redis, the
-//! bridge and the shards.
+//! The thread that holds the connections to Redis, or to the masters of a cluster of it: it connects, connects again, and passes
+//! everything on between Redis, the bridge and the shards.
 
 mod disk;
 mod foreign;
@@ -20,15 +20,18 @@ use ringfeed_protocol::ChannelName;
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::connection::{ConnectError, Link, address, ask, describe, is_elsewhere, is_for_good};
+use super::connection::{
+    ConnectError, Link, Target, address, ask, describe, is_elsewhere, is_for_good,
+};
 use super::foreign::Foreign;
 use super::handover::Handover;
 use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
 use super::script::{self, Keep};
+use super::slots::Place;
 use super::spool::Spool;
-use super::{Bridge, Command, Failed, Numbering, Process};
-use crate::config::{Distribution, Redis};
+use super::{Bridge, Command, Failed, Numbering, Process, To};
+use crate::config::{Config, Distribution, Redis};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
 
@@ -52,7 +55,7 @@ const SUBSCRIBE_CHANNELS_MAX: usize = 512;
 const PIPELINE_COMMANDS_MAX: usize = 256;
 /// … and bytes of publications, or one command.
 const PIPELINE_BYTES_MAX: usize = 1 << 20;
-/// Pipelines of commands that are under way. An answer is at most as long as what Redis is asked for at once, 256 KiB or one publication.
+/// Pipelines of commands that are under way at a server. An answer is at most as long as what Redis is asked for at once, 256 KiB or one publication.
 const PIPELINES_MAX: usize = 16;
 /// Of commands that ask for history, so many are in one pipeline.
 const READS_MAX: usize = 32;
@@ -102,8 +105,39 @@ impl BridgeThread {
     }
 }
 
+/// What a server is to be asked, in order.
+#[derive(Default)]
+struct Lane {
+    /// Commands that were not sent yet.
+    waiting: VecDeque<(u64, Command)>,
+    /// Pipelines of commands that are under way.
+    pipelines: usize,
+}
+
+/// A pipeline that is being filled.
+#[derive(Default)]
+struct Filling {
+    pipeline: Pipeline,
+    numbers: Vec<u64>,
+    shares: u64,
+    bytes: usize,
+    reads: usize,
+}
+
+impl Filling {
+    /// Whether a command fits in, with so many bytes of publications.
+    fn takes(&self, command: &Command, bytes: usize) -> bool {
+        let is_read = matches!(command, Command::Read(_));
+        self.numbers.len() < PIPELINE_COMMANDS_MAX
+            && (self.bytes == 0 || self.bytes + bytes <= PIPELINE_BYTES_MAX)
+            && (!is_read || self.reads < READS_MAX)
+    }
+}
+
 /// A pipeline that is under way.
 struct Asked {
+    /// Which server is asked.
+    at: usize,
     /// Its commands.
     numbers: Vec<u64>,
     /// Of these, publications on channels that are not numbered.
@@ -113,9 +147,10 @@ struct Asked {
 /// What has become of something that Redis was asked.
 enum Done {
     Answered(Asked, RedisResult<Vec<RedisResult<Value>>>),
-    Subscribed(Vec<ChannelName>, RedisResult<()>),
+    /// At a server.
+    Subscribed(usize, Vec<ChannelName>, RedisResult<()>),
     /// Nobody waits for it.
-    Other(RedisResult<()>),
+    Other(usize, RedisResult<()>),
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = Done>>>;
@@ -142,6 +177,8 @@ struct Runner {
     bridge: Bridge,
     began: Instant,
     info: ConnectionInfo,
+    /// Servers of a cluster beside the one that the configuration names, as they were known last.
+    others: Vec<Place>,
     names: Names,
     timeout: Duration,
     ping_interval: Duration,
@@ -154,13 +191,13 @@ struct Runner {
     changed_at: Instant,
     told_away: Option<Instant>,
     ping_at: Instant,
-    /// Commands that were not sent yet.
-    waiting: VecDeque<(u64, Command)>,
+    /// Of each server of the link.
+    lanes: Vec<Lane>,
+    /// Commands that wait in them, and bytes of publications in these.
+    waiting: usize,
     waiting_bytes: usize,
     under_way: FuturesUnordered<UnderWay>,
-    /// Pipelines of commands in it, …
-    pipelines: usize,
-    /// … and publications in these on channels that are not numbered.
+    /// Publications in it on channels that are not numbered.
     shares: u64,
     /// Of such publications, those that were given to a connection and may not have got further.
     shares_lost: u64,
@@ -208,6 +245,7 @@ impl Runner {
             began: now,
             names: Names::new(&redis.prefix, info.redis_settings().db(), instance),
             info,
+            others: Vec::new(),
             timeout: Duration::from_millis(redis.timeout_ms.into()),
             ping_interval: Duration::from_millis(redis.ping_interval_ms.into()),
             link: None,
@@ -217,10 +255,10 @@ impl Runner {
             changed_at: now,
             told_away: None,
             ping_at: now,
-            waiting: VecDeque::new(),
+            lanes: Vec::new(),
+            waiting: 0,
             waiting_bytes: 0,
             under_way: FuturesUnordered::new(),
-            pipelines: 0,
             shares: 0,
             shares_lost: 0,
             handover: Handover::new(shared.shards.count()),
@@ -261,6 +299,7 @@ impl Runner {
                     Ok(message) => self.take_messages(message),
                     Err(Ended::Closed) => self.lost("the connection was closed"),
                     Err(Ended::Overrun) => self.lost("more was published than the shards take"),
+                    Err(Ended::Moved) => self.lost("what one of its masters served has moved"),
                 },
                 done = disk::done(&mut self.spool_work) => self.disk_done(done),
                 () = sleep(FULL_PAUSE), if self.handover.is_waiting() => {}
@@ -273,14 +312,14 @@ impl Runner {
 
     /// Whether more may be taken from shards.
     fn has_room(&self) -> bool {
-        self.waiting.len() < COMMANDS_WAITING_MAX
+        self.waiting < COMMANDS_WAITING_MAX
             && self.waiting_bytes < BYTES_WAITING_MAX
             && self.bridge.unwritten_bytes() < BYTES_WAITING_MAX
     }
 
     /// Nothing is left to do, or to do it with.
     fn is_idle(&self) -> bool {
-        self.link.is_none() || (self.waiting.is_empty() && self.under_way.is_empty())
+        self.link.is_none() || (self.waiting == 0 && self.under_way.is_empty())
     }
 
     /// Takes what shards want, sends what Redis is to do, and tells shards what has come of it.
@@ -310,137 +349,183 @@ impl Runner {
         self.has_room()
     }
 
+    /// Takes what the bridge wants to be asked, each where it is to be asked. It wants nothing while there is no link.
     fn take_commands(&mut self) {
+        let Some(link) = &self.link else { return };
         for (number, command) in self.bridge.take_commands() {
+            let of = |channel: &ChannelName| link.server_of(&self.names, channel);
+            let at = match &command {
+                Command::Subscribe(channels) => {
+                    let mut parts: BTreeMap<usize, Vec<ChannelName>> = BTreeMap::new();
+                    for channel in channels {
+                        parts.entry(of(channel)).or_default().push(channel.clone());
+                    }
+                    for (at, channels) in parts {
+                        let Some(lane) = self.lanes.get_mut(at) else { continue };
+                        self.waiting += 1;
+                        lane.waiting.push_back((number, Command::Subscribe(channels)));
+                    }
+                    continue;
+                }
+                Command::Unsubscribe(channel) | Command::Message(To::Followers(channel), _) => {
+                    of(channel)
+                }
+                Command::Append(append) => of(&append.channel),
+                Command::Read(read) => of(&read.channel),
+                Command::Message(..)
+                | Command::Share { .. }
+                | Command::Revoke { .. }
+                | Command::Revocations { .. } => link.hub,
+            };
+            let Some(lane) = self.lanes.get_mut(at) else { continue };
+            self.waiting += 1;
             self.waiting_bytes += bytes_of(&command);
-            self.waiting.push_back((number, command));
+            lane.waiting.push_back((number, command));
         }
     }
 
     /// Sends as much as may be under way.
     fn send(&mut self) {
-        let Some(link) = &self.link else { return };
         let config = self.shared.config();
-        let figures = &self.shared.redis;
-        while self.pipelines < PIPELINES_MAX && !self.waiting.is_empty() {
-            let (mut pipeline, mut numbers, mut shares) = (Pipeline::new(), Vec::new(), 0);
-            let (mut bytes, mut reads) = (0, 0);
-            while let Some((number, command)) = self.waiting.pop_front() {
-                let own = bytes_of(&command);
-                let is_read = matches!(command, Command::Read(_));
-                if numbers.len() >= PIPELINE_COMMANDS_MAX
-                    || (bytes > 0 && bytes + own > PIPELINE_BYTES_MAX)
-                    || (is_read && reads >= READS_MAX)
-                {
-                    self.waiting.push_front((number, command));
-                    break;
-                }
-                bytes += own;
-                self.waiting_bytes -= own;
-                match command {
-                    Command::Subscribe(channels) => {
-                        for channels in channels.chunks(SUBSCRIBE_CHANNELS_MAX) {
-                            let names: Vec<String> =
-                                channels.iter().map(|own| self.names.numbered(own)).collect();
-                            let (channels, mut subscriber) =
-                                (channels.to_vec(), link.subscriber.clone());
-                            self.under_way.push(Box::pin(async move {
-                                let result = subscriber.subscribe(names).await;
-                                Done::Subscribed(channels, result)
-                            }));
-                        }
-                    }
-                    Command::Unsubscribe(channel) => {
-                        let name = self.names.numbered(&channel);
-                        let mut subscriber = link.subscriber.clone();
-                        self.under_way.push(Box::pin(async move {
-                            Done::Other(subscriber.unsubscribe(name).await)
-                        }));
-                    }
-                    Command::Append(append) => {
-                        let keep = Keep::of(&config, &append.channel);
-                        figures.publications_out.add(append.items.len() as u64);
-                        pipeline.add_command(link.scripts.append(
-                            &self.names,
-                            keep,
-                            "PUBLISH",
-                            &append,
-                        ));
-                        numbers.push(number);
-                    }
-                    Command::Read(read) => {
-                        reads += 1;
-                        let keep = Keep::of(&config, &read.channel);
-                        pipeline.add_command(link.scripts.read(&self.names, keep, &read));
-                        numbers.push(number);
-                    }
-                    Command::Revoke { revocation, errand } => {
-                        let revoke = link.scripts.revoke(&self.names, &revocation, &errand);
-                        pipeline.add_command(revoke);
-                        numbers.push(number);
-                    }
-                    Command::Revocations { from } => {
-                        pipeline.add_command(script::revocations(&self.names, from));
-                        numbers.push(number);
-                    }
-                    Command::Message(to, bytes) => {
-                        pipeline.cmd("PUBLISH").arg(to.name(&self.names)).arg(&bytes[..]);
-                        numbers.push(number);
-                    }
-                    Command::Share { channel, bytes } => {
-                        figures.publications_out.add(1);
-                        shares += 1;
-                        let name = self.names.shared(&channel);
-                        pipeline.cmd("PUBLISH").arg(name).arg(&bytes[..]);
-                        numbers.push(number);
-                        // Right behind it: by that they are known.
-                        let copies = self.add_copies(&mut pipeline, &channel, &bytes);
-                        numbers.extend((0..copies).map(|_| number));
-                    }
-                }
-            }
-            figures.bytes_out.add(bytes as u64);
-            if !numbers.is_empty() {
-                figures.commands.add(numbers.len() as u64);
-                self.pipelines += 1;
-                self.shares += shares;
-                let asked = Asked { numbers, shares };
-                let commands = link.commands.clone();
-                self.under_way.push(Box::pin(async move {
-                    Done::Answered(asked, ask(commands, pipeline).await)
-                }));
+        for at in 0..self.lanes.len() {
+            while let Some(lane) = self.lanes.get_mut(at)
+                && lane.pipelines < PIPELINES_MAX
+                && !lane.waiting.is_empty()
+            {
+                self.send_one(at, &config);
             }
         }
+    }
+
+    /// Sends a server one pipeline.
+    fn send_one(&mut self, at: usize, config: &Config) {
+        let mut filling = Filling::default();
+        while let Some((number, command)) =
+            self.lanes.get_mut(at).and_then(|lane| lane.waiting.pop_front())
+        {
+            let bytes = bytes_of(&command);
+            if !filling.takes(&command, bytes) {
+                if let Some(lane) = self.lanes.get_mut(at) {
+                    lane.waiting.push_front((number, command));
+                }
+                break;
+            }
+            self.waiting -= 1;
+            self.waiting_bytes -= bytes;
+            filling.bytes += bytes;
+            self.fill(at, &mut filling, number, command, config);
+        }
+        let Filling { pipeline, numbers, shares, bytes, .. } = filling;
+        let figures = &self.shared.redis;
+        figures.bytes_out.add(bytes as u64);
+        let server = self.link.as_ref().and_then(|link| link.servers.get(at));
+        let (Some(server), Some(lane)) = (server, self.lanes.get_mut(at)) else { return };
+        if !numbers.is_empty() {
+            figures.commands.add(numbers.len() as u64);
+            lane.pipelines += 1;
+            self.shares += shares;
+            let asked = Asked { at, numbers, shares };
+            let commands = server.commands.clone();
+            self.under_way.push(Box::pin(async move {
+                Done::Answered(asked, ask(commands, pipeline).await)
+            }));
+        }
+    }
+
+    /// Puts a command into a pipeline, or sends it where it goes over the connection that listens.
+    fn fill(
+        &self,
+        at: usize,
+        filling: &mut Filling,
+        number: u64,
+        command: Command,
+        config: &Config,
+    ) {
+        let Some(link) = &self.link else { return };
+        let Some(server) = link.servers.get(at) else { return };
+        let (names, figures) = (&self.names, &self.shared.redis);
+        let Filling { pipeline, numbers, shares, reads, .. } = filling;
+        match command {
+            Command::Subscribe(channels) => {
+                for channels in channels.chunks(SUBSCRIBE_CHANNELS_MAX) {
+                    let subscribed =
+                        server.subscribe(channels.iter().map(|own| names.numbered(own)).collect());
+                    let channels = channels.to_vec();
+                    self.under_way.push(Box::pin(async move {
+                        Done::Subscribed(at, channels, subscribed.await)
+                    }));
+                }
+                return;
+            }
+            Command::Unsubscribe(channel) => {
+                let unsubscribed = server.unsubscribe(names.numbered(&channel));
+                self.under_way.push(Box::pin(async move { Done::Other(at, unsubscribed.await) }));
+                return;
+            }
+            Command::Append(append) => {
+                let keep = Keep::of(config, &append.channel);
+                figures.publications_out.add(append.items.len() as u64);
+                let publish = server.publish();
+                pipeline.add_command(link.scripts.append(names, keep, publish, &append));
+            }
+            Command::Read(read) => {
+                *reads += 1;
+                let keep = Keep::of(config, &read.channel);
+                pipeline.add_command(link.scripts.read(names, keep, &read));
+            }
+            Command::Revoke { revocation, errand } => {
+                pipeline.add_command(link.scripts.revoke(names, &revocation, &errand));
+            }
+            Command::Revocations { from } => {
+                pipeline.add_command(script::revocations(names, from));
+            }
+            Command::Message(to, bytes) => {
+                let is_numbered = matches!(to, To::Followers(_));
+                let publish = if is_numbered { server.publish() } else { "PUBLISH" };
+                pipeline.cmd(publish).arg(to.name(names)).arg(&bytes[..]);
+            }
+            Command::Share { channel, bytes } => {
+                figures.publications_out.add(1);
+                *shares += 1;
+                pipeline.cmd("PUBLISH").arg(names.shared(&channel)).arg(&bytes[..]);
+                // Right behind it: by that they are known.
+                let copies = self.add_copies(pipeline, &channel, &bytes);
+                numbers.extend((0..copies).map(|_| number));
+            }
+        }
+        numbers.push(number);
     }
 
     /// Something that Redis was asked is done.
     fn done(&mut self, done: Done) {
         match done {
-            Done::Answered(Asked { numbers, shares }, Ok(answers)) => {
-                self.pipelines -= 1;
+            Done::Answered(Asked { at, numbers, shares }, Ok(answers)) => {
+                if let Some(lane) = self.lanes.get_mut(at) {
+                    lane.pipelines -= 1;
+                }
                 self.shares -= shares;
                 for (number, answer) in numbers.into_iter().zip(answers) {
-                    self.answered(number, answer);
+                    self.answered(at, number, answer);
                 }
             }
-            Done::Subscribed(channels, Ok(())) => {
+            Done::Subscribed(_, channels, Ok(())) => {
                 channels.iter().for_each(|channel| self.bridge.subscribed(channel));
             }
-            Done::Other(Ok(())) => {}
-            Done::Answered(_, Err(e)) | Done::Subscribed(_, Err(e)) | Done::Other(Err(e)) => {
-                self.lost(&describe(&e));
-            }
+            Done::Other(_, Ok(())) => {}
+            Done::Answered(Asked { at, .. }, Err(e))
+            | Done::Subscribed(at, _, Err(e))
+            | Done::Other(at, Err(e)) => self.lost_at(at, &describe(&e)),
         }
     }
 
-    fn answered(&mut self, number: u64, answer: RedisResult<Value>) {
+    fn answered(&mut self, at: usize, number: u64, answer: RedisResult<Value>) {
         match answer {
             Ok(answer) => match script::reply(answer) {
                 Some(reply) => self.bridge.answered(number, Ok(reply)),
                 // That of a command that nobody waits for.
                 None => self.bridge.answered(number, Err(Failed::Refused)),
             },
-            Err(e) if is_elsewhere(&e) => self.lost(&describe(&e)),
+            Err(e) if is_elsewhere(&e) => self.lost_at(at, &describe(&e)),
             Err(e) => {
                 self.refused_by(&e);
                 let failed = if is_for_good(&e) { Failed::Never } else { Failed::Refused };
@@ -502,27 +587,30 @@ impl Runner {
         self.bridge.tick(self.now_ms());
         let Some(link) = &self.link else {
             if self.connecting.is_none() && now >= self.retry_at {
-                let (info, timeout) = (self.info.clone(), self.timeout);
-                let (names, foreign) = (self.names.clone(), self.foreign.subscriptions());
-                self.connecting =
-                    Some(Box::pin(
-                        async move { Link::connect(info, timeout, &names, &foreign).await },
-                    ));
+                let target = Target {
+                    info: self.info.clone(),
+                    is_cluster: self.shared.config().redis.cluster,
+                    others: self.others.clone(),
+                    timeout: self.timeout,
+                    names: self.names.clone(),
+                    foreign: self.foreign.subscriptions(),
+                };
+                self.connecting = Some(Box::pin(target.connect()));
             }
             return;
         };
         let interval_ms = u64::try_from(self.ping_interval.as_millis()).unwrap_or(u64::MAX);
-        if link.incoming.unheard_ms() > PINGS_MISSED_MAX.saturating_mul(interval_ms) {
-            return self.lost("nothing comes over the subscription any more");
+        let longest = PINGS_MISSED_MAX.saturating_mul(interval_ms);
+        if let Some((at, _)) = link.incoming.unheard().filter(|(_, since_ms)| *since_ms > longest) {
+            return self.lost_at(at, "nothing comes over the subscription any more");
         }
         if now >= self.ping_at {
             self.ping_at = now + self.ping_interval;
             self.bridge.beat();
-            let (mut commands, ping) = (link.commands.clone(), self.names.ping());
-            self.under_way.push(Box::pin(async move {
-                let ping = redis::cmd("PUBLISH").arg(ping).arg("").exec_async(&mut commands).await;
-                Done::Other(ping)
-            }));
+            for (at, server) in link.servers.iter().enumerate() {
+                let pinged = server.ping();
+                self.under_way.push(Box::pin(async move { Done::Other(at, pinged.await) }));
+            }
         }
     }
 
@@ -530,7 +618,13 @@ impl Runner {
         let now = Instant::now();
         match result {
             Ok(link) => {
-                tracing::info!("{} is there, at {}", link.version, address(&self.info));
+                let (version, count) = (&link.version, link.servers.len());
+                let masters = if self.shared.config().redis.cluster {
+                    format!(", a cluster of {count} masters")
+                } else {
+                    String::new()
+                };
+                tracing::info!("{version} is there, at {}{masters}", address(&self.info));
                 if let Some(policy) = &link.evicts {
                     tracing::warn!(
                         "Redis forgets channels when it is full: its maxmemory-policy is {policy}. With noeviction it \
@@ -538,6 +632,8 @@ impl Runner {
                     );
                 }
                 (self.changed_at, self.ping_at, self.told_away) = (now, now, None);
+                self.others = link.others();
+                self.lanes = link.servers.iter().map(|_| Lane::default()).collect();
                 self.link = Some(link);
                 self.shared.redis.up.set(1);
                 self.shared.redis.connects.add(1);
@@ -550,6 +646,13 @@ impl Runner {
         }
     }
 
+    /// A server cannot be reached any more: without it, what is on the others is not all there is.
+    fn lost_at(&mut self, at: usize, why: &str) {
+        let server = self.link.as_ref().and_then(|link| link.servers.get(at));
+        let why = server.map_or_else(|| why.to_owned(), |server| server.why(why));
+        self.lost(&why);
+    }
+
     /// Redis cannot be reached any more.
     fn lost(&mut self, why: &str) {
         if self.link.take().is_none() {
@@ -557,10 +660,10 @@ impl Runner {
         }
         self.shared.redis.up.set(0);
         self.under_way.clear();
-        self.pipelines = 0;
-        let unsent = self.waiting.drain(..).filter(|(_, own)| matches!(own, Command::Share { .. }));
+        let unsent = self.lanes.drain(..).flat_map(|lane| lane.waiting);
+        let unsent = unsent.filter(|(_, own)| matches!(own, Command::Share { .. }));
         self.shares_lost += unsent.count() as u64 + std::mem::take(&mut self.shares);
-        self.waiting_bytes = 0;
+        (self.waiting, self.waiting_bytes) = (0, 0);
         self.bridge.lost(self.now_ms());
         self.foreign.lost();
         if self.changed_at.elapsed() >= STABLE {

@@ -1,6 +1,6 @@
 //! `[redis]`: what its values mean, and what `[[channels]]` may say of it.
 
-use redis::{ConnectionInfo, IntoConnectionInfo as _, parse_redis_url};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, parse_redis_url};
 
 use super::schema::{ChannelRule, Config, Distribution, Redis};
 
@@ -92,10 +92,26 @@ impl Config {
             }
             return;
         }
-        if *cluster {
-            errors.push("redis.cluster = true: clusters are not served yet; allowed is false, and a URL of a single Redis".into());
+        match self.redis.connection() {
+            Ok(info) if *cluster => {
+                if let ConnectionAddr::Unix(_) = info.addr() {
+                    errors.push(
+                        "redis.cluster = true: redis.url names a socket, and servers of a cluster know each other by host and port; \
+                         allowed are redis:// and rediss://"
+                            .into(),
+                    );
+                }
+                match info.redis_settings().db() {
+                    0 => {}
+                    database => errors.push(format!(
+                        "redis.cluster = true: redis.url names database {database}; a cluster has 0 alone, and redis.prefix keeps \
+                         nodes apart"
+                    )),
+                }
+            }
+            Ok(_) => {}
+            Err(e) => errors.push(e),
         }
-        errors.extend(self.redis.connection().err());
     }
 }
 
@@ -154,8 +170,18 @@ mod tests {
             std::fs::write(&file, format!("[redis]\nurl = \"redis://localhost\"\n{rule}")).unwrap();
             Config::load(&sources).unwrap();
         }
-        let refused = load(&["redis.cluster=true"]).unwrap_err();
-        assert!(refused.starts_with("redis.cluster = true: "), "{refused}");
+        for (url, why) in [
+            (None, "redis.url names no Redis"),
+            (Some("unix:///run/redis.sock"), "redis.url names a socket"),
+            (Some("redis://localhost/3"), "redis.url names database 3"),
+        ] {
+            let url = url.map(|url| format!("redis.url={url}"));
+            let flags: Vec<&str> =
+                url.as_deref().into_iter().chain(["redis.cluster=true"]).collect();
+            let refused = load(&flags).unwrap_err();
+            assert!(refused.starts_with(&format!("redis.cluster = true: {why}")), "{refused}");
+        }
+        load(&["redis.url=rediss://localhost", "redis.cluster=true"]).unwrap();
         for prefix in ["", "a b", "a*", &"x".repeat(65)] {
             let refused = load(&[&format!("redis.prefix={prefix}")]).unwrap_err();
             assert!(refused.starts_with(&format!("redis.prefix = {prefix:?}: ")), "{refused}");

@@ -59,8 +59,9 @@ fn read_until_end(mut client: Client, subscribed: &Value) -> Vec<Told> {
     }
 }
 
-/// Two nodes, readers and publishers on both, and what has come of it.
-struct Load {
+/// Two nodes, readers and publishers of a channel on both, and what has come of it.
+pub(crate) struct Load {
+    channel: String,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
@@ -75,7 +76,7 @@ fn wait_more(count: &AtomicUsize, more: usize) {
 }
 
 /// What was acknowledged, what was refused, and what readers were told.
-struct Outcome {
+pub(crate) struct Outcome {
     acknowledged: Vec<(Place, String)>,
     refused: usize,
     told: Vec<Vec<Told>>,
@@ -83,17 +84,21 @@ struct Outcome {
 
 impl Load {
     fn start(nodes: [&TestServer; 2]) -> Load {
+        Load::on("n.1", nodes)
+    }
+
+    pub(crate) fn on(channel: &str, nodes: [&TestServer; 2]) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let (acknowledged, refused) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let reader = |node: &TestServer| {
             let mut client = node.client();
-            let subscribed = client.subscribe("n.1");
+            let subscribed = client.subscribe(channel);
             std::thread::spawn(move || read_until_end(client, &subscribed))
         };
         let readers = nodes.map(reader).into();
         let publisher = |(id, node): (usize, &TestServer)| {
             let (stop, total, refused) = (stop.clone(), acknowledged.clone(), refused.clone());
-            let mut client = node.client();
+            let (mut client, channel) = (node.client(), channel.to_owned());
             std::thread::spawn(move || {
                 let mut own = Vec::new();
                 for n in 0.. {
@@ -102,7 +107,7 @@ impl Load {
                     }
                     let data = format!("{id}-{n}");
                     let publish =
-                        json!({"type": "publish", "id": n, "channel": "n.1", "data": data});
+                        json!({"type": "publish", "id": n, "channel": channel, "data": data});
                     let reply = client.ask(publish);
                     if reply["type"] == "published" {
                         assert_eq!(reply["ack"], "redis", "{reply}");
@@ -118,15 +123,15 @@ impl Load {
             })
         };
         let publishers = nodes.into_iter().cycle().take(4).enumerate().map(publisher).collect();
-        Load { stop, acknowledged, refused, publishers, readers }
+        Load { channel: channel.to_owned(), stop, acknowledged, refused, publishers, readers }
     }
 
     /// Waits until so many more were acknowledged.
-    fn wait_more(&self, more: usize) {
+    pub(crate) fn wait_more(&self, more: usize) {
         wait_more(&self.acknowledged, more);
     }
 
-    fn end(self, node: &TestServer) -> Outcome {
+    pub(crate) fn end(self, node: &TestServer) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let publishers = self.publishers.into_iter();
         let acknowledged = publishers.flat_map(|publisher| publisher.join().unwrap()).collect();
@@ -135,7 +140,7 @@ impl Load {
         let deadline = Instant::now() + PATIENCE;
         while !self.readers.iter().all(JoinHandle::is_finished) {
             assert!(Instant::now() < deadline, "a reader is not told the end");
-            let end = json!({"channel": "n.1", "data": "end"}).to_string();
+            let end = json!({"channel": self.channel, "data": "end"}).to_string();
             node.http("POST", "/api/publish", &end);
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -146,7 +151,7 @@ impl Load {
 
 impl Outcome {
     /// No position ever means two things.
-    fn check_places(&self) {
+    pub(crate) fn check_places(&self) {
         let mut ever: HashMap<&Place, &str> = HashMap::new();
         let messages = self.told.iter().flatten().filter_map(|told| match told {
             Told::Message(place, data) => Some((place, data)),
@@ -160,7 +165,7 @@ impl Outcome {
     }
 
     /// Every reader got everything that was acknowledged, once.
-    fn check_nothing_lost(&self) {
+    pub(crate) fn check_nothing_lost(&self) {
         self.check_places();
         for told in &self.told {
             let mut seen = HashSet::new();

@@ -1,9 +1,11 @@
 //! Several nodes and the Redis between them.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+mod cluster;
 mod dying;
 mod faults;
 mod foreign;
+mod masters;
 mod nodes;
 mod presence;
 mod queue;

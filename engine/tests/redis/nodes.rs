@@ -14,7 +14,7 @@ fn publish(client: &mut Client, channel: &str, data: &Value) -> Value {
     reply
 }
 
-fn metric(node: &TestServer, name: &str) -> f64 {
+pub(crate) fn metric(node: &TestServer, name: &str) -> f64 {
     let (_, text) = node.http("GET", "/metrics", "");
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()

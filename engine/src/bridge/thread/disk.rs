@@ -26,8 +26,8 @@ impl Runner {
             return;
         }
         self.link = None;
-        self.waiting.clear();
-        self.waiting_bytes = 0;
+        self.lanes.clear();
+        (self.waiting, self.waiting_bytes) = (0, 0);
         self.bridge.lost(self.now_ms());
         self.bridge.give_up(self.now_ms());
         loop {
