@@ -334,6 +334,7 @@ impl Target {
         subscriber.psubscribe(names.shared_pattern()).await?;
         // Until all of it is subscribed to, what belongs together may have come in part.
         while incoming.take().is_some() {}
+        incoming.begin();
         let scripts = Scripts::loaded(scripts);
         Ok(Link { servers, hub, map, scripts, incoming, version, evicts: evicted })
     }

@@ -181,6 +181,12 @@ impl Incoming {
         Some(message)
     }
 
+    /// All connections are made: from now on this node is to be heard.
+    pub(super) fn begin(&self) {
+        let now_ms = self.shared.now_ms();
+        self.shared.servers.iter().for_each(|own| own.heard_ms.store(now_ms, Ordering::Relaxed));
+    }
+
     /// The server where this node has not heard itself for longest, and for how long, in milliseconds.
     pub(super) fn unheard(&self) -> Option<(usize, u64)> {
         let heard = self.shared.servers.iter().map(|own| own.heard_ms.load(Ordering::Relaxed));

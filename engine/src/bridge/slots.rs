@@ -7,6 +7,8 @@ use redis::Value;
 pub(super) const SLOTS: u16 = 1 << 14;
 /// Masters, to each of which there are two connections.
 const MASTERS_MAX: usize = 1000;
+/// Replicas that are looked at.
+const REPLICAS_MAX: usize = 1000;
 
 /// Where a server is.
 pub(super) type Place = (String, u16);
@@ -53,7 +55,7 @@ pub(super) enum MapError {
 pub(super) struct Map {
     /// Those that serve slots.
     pub(super) masters: Vec<Place>,
-    /// Copies of them.
+    /// Copies of them, some if there are many.
     pub(super) replicas: Vec<Place>,
     /// For each slot, which of the masters.
     of: Vec<Option<u16>>,
@@ -92,7 +94,11 @@ impl Map {
         let at = u16::try_from(at).ok()?;
         self.of.get_mut(slots)?.fill(Some(at));
         // One whose address is not known is of no use, and nothing is asked of it.
-        self.replicas.extend(replicas.iter().filter_map(|own| place(own, asked)));
+        for replica in replicas.iter().filter_map(|own| place(own, asked)) {
+            if self.replicas.len() < REPLICAS_MAX && !self.replicas.contains(&replica) {
+                self.replicas.push(replica);
+            }
+        }
         Some(())
     }
 
@@ -165,7 +171,7 @@ mod tests {
         let answer = Value::Array(vec![
             range(0, 99, vec![a(), server(text("?"), 7003)]),
             range(100, 16_000, vec![b(), replica]),
-            range(16_001, 16_383, vec![a()]),
+            range(16_001, 16_383, vec![a(), server(text("b.example"), 7002)]),
         ]);
         let map = Map::read(&answer, "here").unwrap();
         assert_eq!(map.masters, [("10.0.0.1".to_owned(), 7000), ("here".to_owned(), 7001)]);

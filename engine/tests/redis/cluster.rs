@@ -351,8 +351,13 @@ fn slots_that_are_moved_while_is_published_take_everything_with_them() {
     let channels = [0, 1].map(|at| cluster.channel_of(at, "n."));
     let loads = channels.each_ref().map(|channel| Load::on(channel, [&a, &b]));
     let slot = cluster.slot(&channels[0]).to_string();
+    // Nobody publishes on this one, so that no command tells it.
+    let c = node_at(&cluster.url(2));
+    let mut reader = c.client();
+    reader.subscribe(&channels[0]);
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         loads.iter().for_each(|load| load.wait_more(50));
+        let before = connects(&c);
         let (source, target) = (&cluster.servers[from], &cluster.servers[to]);
         let set = |at: usize, how: &str, whom: usize| {
             let words = ["CLUSTER", "SETSLOT", &slot, how, &cluster.id(whom)];
@@ -369,6 +374,7 @@ fn slots_that_are_moved_while_is_published_take_everything_with_them() {
         set(from, "NODE", to);
         let moved = || target.ask::<usize>(&["CLUSTER", "COUNTKEYSINSLOT", &slot]);
         assert!(moved() > 0);
+        wait_connected(&c, before);
     }
     for load in loads {
         load.wait_more(50);
