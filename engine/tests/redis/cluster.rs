@@ -292,6 +292,23 @@ fn a_master_that_stands_still_is_found_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_cluster_that_takes_no_keys_any_more_is_away_also_where_nothing_is_published() {
+    let cluster = RedisCluster::start(MASTERS, 0, &[]);
+    let [a, b] = nodes(&cluster);
+    let mut reader = b.client();
+    let channel = cluster.channel_of(1, "n.");
+    reader.subscribe(&channel);
+    // It still publishes what it is told to.
+    let slot = (cluster.slot(&channel) + 1).to_string();
+    cluster.servers[1].ask::<()>(&["CLUSTER", "DELSLOTS", &slot]);
+    [&a, &b].into_iter().for_each(|node| wait_ready(node, "redis away"));
+    cluster.servers[1].ask::<()>(&["CLUSTER", "ADDSLOTS", &slot]);
+    [&a, &b].into_iter().for_each(|node| wait_ready(node, "ready"));
+    a.publish(&channel, json!(1));
+    assert_eq!(reader.receive()["data"], 1);
+}
+
+#[test]
 fn a_replica_that_is_promoted_goes_on_and_no_position_means_two_things() {
     let mut cluster = RedisCluster::start(MASTERS, MASTERS, &[]);
     let [a, b] = nodes(&cluster);
