@@ -4,6 +4,7 @@
 mod encrypted;
 mod faults;
 mod fleet;
+mod namespaces;
 #[path = "../registry/process.rs"]
 #[allow(dead_code)] // a part of it is used
 mod process;

@@ -187,7 +187,10 @@ fn launch(
             outer
         }
     };
-    command.args(["registry", "serve", "--listen", listen]);
+    command.args(["registry", "serve"]);
+    if !flags.iter().any(|flag| flag == "--listen") {
+        command.args(["--listen", listen]);
+    }
     if !flags.iter().any(|flag| flag == "--db") {
         command.arg("--db").arg(at("registry.db"));
     }

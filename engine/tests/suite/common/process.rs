@@ -19,12 +19,24 @@ pub struct NodeProcess {
 impl NodeProcess {
     /// With this TOML and these settings, once it listens.
     pub fn start(toml: &str, sets: &[String]) -> NodeProcess {
+        let ports = [(); 2]
+            .map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        NodeProcess::start_at(ports, &[], toml, sets)
+    }
+
+    /// The same with its public and its internal port, by a program that executes it with these arguments in front of it.
+    pub fn start_at(
+        [public, internal]: [SocketAddr; 2],
+        wrapped: &[String],
+        toml: &str,
+        sets: &[String],
+    ) -> NodeProcess {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("node.toml");
         std::fs::write(&file, toml).unwrap();
-        let [public, internal] = [(); 2]
-            .map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
+        let mut words = wrapped.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_ringfeed")]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("RINGFEED_") {
                 command.env_remove(name);
