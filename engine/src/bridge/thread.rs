@@ -41,8 +41,9 @@ const TICK: Duration = Duration::from_millis(50);
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Before Redis is tried again: after the first failure at most so long, then twice as long each time, …
 const RETRY_MS_MIN: u64 = 100;
-/// … up to this. Drawn at random below it, so that nodes do not all come at once.
-const RETRY_MS_MAX: u64 = 5000;
+/// … up to this. Drawn at random below it, so that nodes do not all come at once. Behind it what was missed is asked for and what
+/// was spooled is stored: together that is to take five seconds at most.
+const RETRY_MS_MAX: u64 = 3000;
 /// Once connected for so long, the next time begins with the shortest wait again.
 const STABLE: Duration = Duration::from_secs(10);
 /// While Redis is away that is said so often.
