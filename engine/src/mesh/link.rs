@@ -37,6 +37,9 @@ pub(super) enum LinkError {
     /// Nothing is heard.
     #[error("it does not answer")]
     Timeout,
+    /// It was ended to make room.
+    #[error("it said too little while many others came")]
+    Crowded,
     /// It speaks something else.
     #[error("what it says is nothing that a node says")]
     Foreign,

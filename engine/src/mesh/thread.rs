@@ -1,9 +1,9 @@
 //! The thread that holds the links to other nodes and asks the registry: it calls, answers, calls again, and passes everything on
 //! between links, mesh, bridge and shards.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +17,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::link::{self, Event, Link, LinkError, Open};
@@ -31,6 +32,7 @@ use crate::registry::names::NodeId;
 use crate::registry::views::{Instance, Standpoint, View, ViewReply};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
+use crate::shard::door::counted_as;
 
 /// How often is looked what has taken too long.
 const TICK: Duration = Duration::from_millis(50);
@@ -52,7 +54,8 @@ const STABLE: Duration = Duration::from_secs(10);
 const RETRY_MS_MIN: u64 = 100;
 /// … up to this. Drawn at random below it.
 const RETRY_MS_MAX: u64 = 2000;
-/// Connections that have not shown the key yet.
+/// Connections that have not shown the key yet; beyond, whoever has waited longest at the address that has the most of them is waited
+/// for no longer.
 const STRANGERS_MAX: usize = 64;
 /// Frames of one node that wait to be read by this thread, in reads of it.
 const EVENTS_MAX: usize = 64;
@@ -183,7 +186,8 @@ struct Runner {
     calls: HashMap<Instance, Calls>,
     /// Both those that this node calls and those that call it.
     handshakes: FuturesUnordered<Called>,
-    strangers: usize,
+    /// Those that call it and have not shown the key yet, and where they are, the oldest first.
+    strangers: VecDeque<(IpAddr, AbortHandle)>,
     /// Nobody is taken before.
     accepts_at: Instant,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
@@ -239,7 +243,7 @@ impl Runner {
             next_link: 0,
             calls: HashMap::new(),
             handshakes: FuturesUnordered::new(),
-            strangers: 0,
+            strangers: VecDeque::new(),
             accepts_at: now,
             events,
             standpoint: said,
@@ -266,8 +270,7 @@ impl Runner {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_moment = None;
         while last_moment.is_none_or(|at| Instant::now() < at && !self.is_idle()) {
-            let takes_strangers =
-                self.strangers < STRANGERS_MAX && Instant::now() >= self.accepts_at;
+            let takes_strangers = Instant::now() >= self.accepts_at;
             tokio::select! {
                 _ = &mut stop, if last_moment.is_none() => {
                     last_moment = Some(Instant::now() + ASK_EVERY);
@@ -509,23 +512,42 @@ impl Runner {
     }
 
     fn accepted(&mut self, accepted: io::Result<(tokio::net::TcpStream, SocketAddr)>) {
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, address)) = accepted else {
             // There are no descriptors, mostly, and the next attempt would fail, too.
             self.accepts_at = Instant::now() + TICK;
             return;
         };
-        self.strangers += 1;
+        if self.strangers.len() >= STRANGERS_MAX {
+            self.turn_away();
+        }
         let (own, key) = (self.instance, self.key.clone());
         let tls = self.tls.as_mut().map(Tls::ends);
-        self.handshakes.push(Box::pin(async move {
-            (None, link::answer(stream, own, &key, tls.as_ref()).await)
-        }));
+        let shown =
+            tokio::spawn(async move { link::answer(stream, own, &key, tls.as_ref()).await });
+        self.strangers.push_back((counted_as(address.ip()), shown.abort_handle()));
+        self.handshakes
+            .push(Box::pin(async move { (None, shown.await.unwrap_or(Err(LinkError::Crowded))) }));
+    }
+
+    /// One stranger is waited for no longer: so who says nothing keeps nobody away who has the key.
+    fn turn_away(&mut self) {
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for (address, _) in &self.strangers {
+            *counts.entry(*address).or_default() += 1;
+        }
+        let most = counts.values().copied().max();
+        let oldest = self.strangers.iter().position(|(own, _)| counts.get(own).copied() == most);
+        if let Some((_, shown)) = oldest.and_then(|at| self.strangers.remove(at)) {
+            shown.abort();
+        }
     }
 
     /// Somebody has shown the key, or has not.
     fn shown(&mut self, called: Option<Instance>, result: Result<Open, LinkError>) {
         let now = Instant::now();
-        self.strangers -= usize::from(called.is_none());
+        if called.is_none() {
+            self.strangers.retain(|(_, shown)| !shown.is_finished());
+        }
         match result {
             Ok(open) => {
                 let peer = open.peer;

@@ -1,12 +1,15 @@
 //! Whoever comes to the port of the links without the key.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::common::{TestServer, wait_until};
-use crate::fleet::{figure, nodes, registry, toml};
+use crate::fleet::{figure, nodes, registry, toml, wait_members};
+use crate::process::KEY;
 
 /// Where a node listens for others.
 pub(crate) fn peer_port(registry: &crate::process::Registry, id: &str) -> String {
@@ -46,12 +49,60 @@ fn who_does_not_show_the_key_is_heard_by_nobody() {
         wait_until("refused", refused, |now| *now > before);
     }
     // Who says nothing is not waited for, and holds up nobody.
-    let silent: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&port).unwrap()).collect();
     let before = refused();
+    let silent: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&port).unwrap()).collect();
     wait_until("refused", refused, |now| *now >= before + 100);
     drop(silent);
     assert_eq!(figure(nodes[0].internal, "links"), 1);
     assert_eq!(nodes[1].publish("n.1", json!(1))["offset"], 1);
+}
+
+/// Keeps more connections open that say nothing than are waited for and than wait to be, until told to stop.
+fn be_silent(at: SocketAddr, stop: &AtomicBool) {
+    let mut silent = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        silent.retain_mut(|stream: &mut TcpStream| {
+            !matches!(stream.read(&mut [0]), Ok(0)) // ended there
+        });
+        while silent.len() < 400
+            && let Ok(stream) = TcpStream::connect_timeout(&at, Duration::from_millis(10))
+        {
+            stream.set_nonblocking(true).unwrap();
+            silent.push(stream);
+        }
+    }
+}
+
+/// Tells when it is dropped, also by a test that fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn many_who_say_nothing_keep_nobody_with_the_key_from_linking() {
+    let registry = registry();
+    let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        // They are there before the nodes know of one another, whichever of these then calls.
+        let nodes = [0, 1].map(|n| {
+            let sets = [
+                format!("cluster.registry={}", registry.url()),
+                format!("cluster.listen={}", ports[n]),
+                format!("server.node_id=node-{n}"),
+            ];
+            let (at, stop) = (ports[n], &stop);
+            scope.spawn(move || be_silent(at, stop));
+            TestServer::start(&toml(KEY, ""), &sets.each_ref().map(String::as_str))
+        });
+        nodes.iter().for_each(|node| wait_members(node.internal, 2));
+        assert_eq!(nodes[1].publish("n.1", json!(1))["offset"], 1);
+    });
 }
 
 #[test]
