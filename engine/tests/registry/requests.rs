@@ -168,12 +168,23 @@ fn what_is_wrong_with_a_body_is_said_and_nothing_is_changed() {
 
 #[test]
 fn connections_beyond_those_allowed_are_told_to_come_back() {
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     let registry = Registry::start(&["--connections-max", "2"]);
-    let hold = || std::net::TcpStream::connect(registry.address).unwrap();
-    let held = [hold(), hold()];
+    let asks = || {
+        let mut stream = std::net::TcpStream::connect(registry.address).unwrap();
+        stream.set_read_timeout(Some(super::process::PATIENCE)).unwrap();
+        // The rest of the body is still to come.
+        let head =
+            "POST /v1/nodes HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue";
+        write!(stream, "{head}\r\nX-API-Key: {}\r\n\r\n", super::process::KEY).unwrap();
+        let mut told = [0; 12];
+        stream.read_exact(&mut told).unwrap();
+        (stream, String::from_utf8_lossy(&told).into_owned())
+    };
+    let held = [asks(), asks()];
+    assert!(held.iter().all(|(_, told)| told == "HTTP/1.1 100"), "{held:?}");
     let mut answer = String::new();
-    let mut third = hold();
+    let mut third = std::net::TcpStream::connect(registry.address).unwrap();
     third.set_read_timeout(Some(super::process::PATIENCE)).unwrap();
     let _ = third.read_to_string(&mut answer);
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("}\n"), "{answer}");
@@ -183,6 +194,18 @@ fn connections_beyond_those_allowed_are_told_to_come_back() {
     let figures = figures.as_str().unwrap().to_owned();
     assert!(figures.contains("ringfeed_registry_connections_refused_total"), "{figures}");
     assert!(figures.contains("ringfeed_registry_nodes{live=\"true\"} 0"), "{figures}");
+}
+
+#[test]
+fn who_says_nothing_keeps_nobody_away_who_has_a_key() {
+    let registry = Registry::start(&["--connections-max", "4"]);
+    let silent: Vec<_> =
+        (0..20).map(|_| std::net::TcpStream::connect(registry.address).unwrap()).collect();
+    for _ in 0..10 {
+        let (status, told) = registry.ask("GET", "/v1/nodes", "");
+        assert_eq!(status, 200, "{told}");
+    }
+    drop(silent);
 }
 
 #[test]
