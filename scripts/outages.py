@@ -455,7 +455,7 @@ def check_acknowledged(readers, published, faults, copied):
         kinds[answer["ack"]] += 1
         if answer["ack"] == "redis":
             # What Redis had said before came a moment later at most.
-            if any(fault.began + 0.5 < came < fault.back for fault in outages):
+            if any(fault.began + 1 < came < fault.back for fault in outages):
                 false.append((publisher, number, came))
         for reader, by_name in zip(readers, seen):
             place = by_name.get((channel, publisher, number))

@@ -71,33 +71,36 @@ impl Network {
             &mut Command::new("ip"),
             "link set dev lo up\nlink add name sw type bridge\nlink set dev sw up\n",
         );
-        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-        let host = |number: usize| {
-            let child = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap();
-            let at = format!("/proc/{}/ns/net", child.id());
-            wait_until(
-                "namespace",
-                || std::fs::read_link(&at).ok(),
-                |seen| seen.as_ref().is_some_and(|seen| *seen != own),
-            );
-            let pid = child.id();
-            ip(
-                &mut Command::new("ip"),
-                &format!(
-                    "link add name d{number} type veth peer name data netns {pid}\nlink set dev d{number} master sw\nlink set dev d{number} up\n\
-                 link add name c{number} type veth peer name ctl netns {pid}\naddr add 10.1.{number}.1/24 dev c{number}\nlink set dev c{number} up\n"
-                ),
-            );
-            child
-        };
-        let network = Network { hosts: (0..=REGISTRY).map(host).collect() };
-        for number in 0..=REGISTRY {
-            network.ip_at(number, &format!(
-                "link set dev lo up\naddr add {}/24 dev data\nlink set dev data up\naddr add 10.1.{number}.2/24 dev ctl\nlink set dev ctl up\n",
-                address(number)
-            ));
-        }
+        let mut network = Network { hosts: Vec::new() };
+        (0..=REGISTRY).for_each(|number| network.add(number));
         network
+    }
+
+    fn add(&mut self, number: usize) {
+        let host = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap();
+        let pid = host.id();
+        self.hosts.push(host);
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let look = || std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        wait_until("namespace", look, |seen| seen.as_ref().is_some_and(|seen| *seen != own));
+        let lines = format!(
+            "link add name d{number} type veth peer name data netns {pid}
+             link set dev d{number} master sw
+             link set dev d{number} up
+             link add name c{number} type veth peer name ctl netns {pid}
+             addr add 10.1.{number}.1/24 dev c{number}
+             link set dev c{number} up\n"
+        );
+        ip(&mut Command::new("ip"), &lines);
+        let address = address(number);
+        let lines = format!(
+            "link set dev lo up
+             addr add {address}/24 dev data
+             link set dev data up
+             addr add 10.1.{number}.2/24 dev ctl
+             link set dev ctl up\n"
+        );
+        self.ip_at(number, &lines);
     }
 
     /// What a program is executed by in a host.
