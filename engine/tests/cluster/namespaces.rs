@@ -155,18 +155,28 @@ fn ip(command: &mut Command, lines: &str) {
 /// What was told of a place: channel, epoch, offset, and the publication there.
 type Told = (String, String, u64, String);
 
-/// Reads until it is told `end` on all channels, or cut off; whether it was the former. No offset is left out without a word.
-fn read(mut client: Client) -> (Vec<Told>, bool) {
+/// What a reader was told, …
+#[derive(Default)]
+struct Read {
+    told: Vec<Told>,
+    /// … of which channels and epochs it was told that nothing behind this offset is missing, …
+    whole: Vec<(String, String, u64)>,
+    /// … and whether that was all until the end, or it was cut off.
+    to_the_end: bool,
+}
+
+/// Reads until it is told `end` on all channels, or cut off. No offset is left out without a word.
+fn read(mut client: Client) -> Read {
     let mut at: HashMap<String, (String, u64)> = HashMap::new();
     for channel in KEPT {
         client.send(json!({"type": "subscribe", "id": 1, "channel": channel}));
     }
-    let (mut told, mut ended) = (Vec::new(), Vec::new());
+    let (mut read, mut ended) = (Read::default(), Vec::new());
     while ended.len() < KEPT.len() {
         let event: Value = match client.socket.read() {
             Ok(Message::Text(text)) => serde_json::from_str(&text).unwrap(),
             Ok(_) => continue,
-            Err(_) => return (told, false),
+            Err(_) => return read,
         };
         let channel = event["channel"].as_str().unwrap().to_owned();
         let epoch = || event["epoch"].as_str().unwrap().to_owned();
@@ -175,8 +185,11 @@ fn read(mut client: Client) -> (Vec<Told>, bool) {
                 at.insert(channel, (epoch(), event["offset"].as_u64().unwrap()));
             }
             "gap" => {
-                let to = event["to"].as_u64().unwrap();
-                at.insert(channel, (epoch(), to));
+                let [from, to] = ["from", "to"].map(|end| event[end].as_u64().unwrap());
+                let (life, before) = at.insert(channel.clone(), (epoch(), to)).unwrap();
+                if from > to {
+                    read.whole.push((channel, life, before));
+                }
             }
             "message" => {
                 let (life, before) = at.get_mut(&channel).unwrap();
@@ -187,12 +200,13 @@ fn read(mut client: Client) -> (Vec<Told>, bool) {
                 if data == "end" && !ended.contains(&channel) {
                     ended.push(channel.clone());
                 }
-                told.push((channel, life.clone(), offset, data));
+                read.told.push((channel, life.clone(), offset, data));
             }
             _ => panic!("{event}"),
         }
     }
-    (told, true)
+    read.to_the_end = true;
+    read
 }
 
 /// By node and channel.
@@ -240,7 +254,7 @@ struct Fleet {
     _registry: Registry,
     network: Network,
     counted: Arc<Counted>,
-    readers: Vec<JoinHandle<(Vec<Told>, bool)>>,
+    readers: Vec<JoinHandle<Read>>,
     publishers: Vec<JoinHandle<Vec<Told>>>,
 }
 
@@ -368,16 +382,23 @@ impl Fleet {
             assert_eq!(*first, data, "two things of one place");
         };
         let published = own.len();
-        own.into_iter().for_each(&mut put);
-        let mut messages = 0;
+        let (mut messages, mut whole) = (0, Vec::new());
         for (node, reader) in self.readers.drain(..).enumerate() {
             if !reader.is_finished() {
                 continue;
             }
-            let (told, whole) = reader.join().unwrap();
-            assert!(whole || !to_the_end.contains(&node), "a reader on node {node} was cut off");
-            messages += told.len();
-            told.into_iter().for_each(&mut put);
+            let read = reader.join().unwrap();
+            let cut_off = !read.to_the_end && to_the_end.contains(&node);
+            assert!(!cut_off, "a reader on node {node} was cut off");
+            messages += read.told.len();
+            read.told.into_iter().for_each(&mut put);
+            whole.extend(read.whole);
+        }
+        for (channel, epoch, offset, data) in own {
+            let silent =
+                whole.iter().find(|own| own.0 == channel && own.1 == epoch && own.2 < offset);
+            assert_eq!(silent, None, "{data} was taken at {offset}");
+            put((channel, epoch, offset, data));
         }
         let lives: usize = lives.values().map(Vec::len).sum();
         println!(

@@ -101,8 +101,8 @@ fn what_waits_for_redis_outlives_the_node_and_comes_once_and_in_order() {
     wait_until("/ready", || http(a.api, "GET", "/ready", "", "").0, |status| *status == 200);
     let (status, first) = publish(a.api, 0, None);
     assert_eq!((status, &first["ack"]), (200, &json!("redis")));
-    // Else the other node may learn of it from the next life of Redis.
-    let mut before = subscriber.receive()["offset"].as_u64().unwrap();
+    // Redis may end before it has said so to the other node.
+    assert_eq!(subscriber.receive()["data"], 0);
     redis.kill();
     wait_ready(&b, "redis away");
     for data in 1..50 {
@@ -124,17 +124,13 @@ fn what_waits_for_redis_outlives_the_node_and_comes_once_and_in_order() {
     drop(a);
     redis.spawn();
     let a = Process::start(&redis, dir.path());
+    // Another life of Redis, in which nothing is missing.
+    let gap = subscriber.receive();
+    assert_eq!((&gap["type"], &gap["from"], &gap["to"]), (&json!("gap"), &json!(2), &json!(1)));
     for n in 1..=50 {
-        let mut message = subscriber.receive();
-        if n == 1 {
-            // Another life of Redis, in which nothing is missing.
-            assert_eq!((&message["type"], &message["from"]), (&json!("gap"), &json!(2)));
-            message = subscriber.receive();
-        }
+        let message = subscriber.receive();
         assert_eq!((&message["type"], &message["data"]), (&json!("message"), &json!(n)));
-        let offset = message["offset"].as_u64().unwrap();
-        assert_eq!(offset, before + 1, "{message}");
-        before = offset;
+        assert_eq!(message["offset"], n + 1, "{message}");
     }
     wait_history(&b, 0..51);
     let (status, reply) = publish(a.api, 50, Some("50"));

@@ -365,7 +365,9 @@ impl Homes {
             }
             None => {
                 self.forget_history(index);
-                self.renew(index, position, Offset::NONE.next(), deliver);
+                // The last of the life before may have come to nobody here: something is missing, also where nothing of the new one is.
+                let lost = Offset::NONE.next().min(position.offset);
+                self.renew(index, position, lost, deliver);
             }
         }
     }
