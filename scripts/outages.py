@@ -365,7 +365,7 @@ class Reader:
         self.ends = at
 
 
-Fault = collections.namedtuple("Fault", "name began back")  # back: when Redis answered again
+Fault = collections.namedtuple("Fault", "name began back ready")  # when Redis answered again; when all nodes knew
 
 
 def loses(fault):
@@ -460,9 +460,10 @@ def check_acknowledged(readers, published, faults, copied):
         for reader, by_name in zip(readers, seen):
             place = by_name.get((channel, publisher, number))
             if place is None:
-                # Redis may lose what it had when it was flushed, and what it got after it was copied.
+                # Redis may lose what it had when it was flushed, and what it got after it was copied. Of a life that continues
+                # none that a node knows, that node takes nothing that came before it heard of it.
                 may = [fault for fault in faults if loses(fault) and (copied if fault.name == "older" else 0) < came + 2
-                       and sent < fault.back + 2]
+                       and sent < fault.ready + 1]
                 told = any(life != behind and start <= answer.get("offset", start) and start <= to
                            for _, life, behind, start, to in reader.gaps[channel])
                 if may and told:
@@ -615,8 +616,9 @@ def cause(name, redis, nodes, copy, seconds):
         redis.kill()
         redis.replace(copy)
         redis.start()
-    fault = Fault(name, began, now())
-    check(ready(nodes), f"{name}: all nodes are ready {now() - fault.back:.2f} s after Redis answers")
+    back = now()
+    check(ready(nodes), f"{name}: all nodes are ready {now() - back:.2f} s after Redis answers")
+    fault = Fault(name, began, back, now())
     end = now() + 30
     while (left := metric(nodes[0], "ringfeed_redis_spool_publications")) and now() < end:
         time.sleep(0.02)
