@@ -66,6 +66,7 @@ impl Membership {
             nodes,
             nodes_known: None,
             channels,
+            told_behind: false,
             standing,
             state: state_wished,
             metrics: metrics_told,
@@ -131,6 +132,8 @@ struct Life {
     /// Version of the list that was taken whole.
     nodes_known: Option<u64>,
     channels: watch::Sender<Arc<ChannelList>>,
+    /// The operator knows that the registry's list of channels is older than this one.
+    told_behind: bool,
     standing: watch::Sender<Standing>,
     state: watch::Receiver<NodeState>,
     metrics: watch::Receiver<Option<Box<RawValue>>>,
@@ -219,16 +222,35 @@ impl Life {
                 }
             }
         };
-        let is_new = |version: Option<u64>, known| version.is_none_or(|now| Some(now) != known);
-        if is_new(heard.as_ref().map(|heard| heard.nodes_version), self.nodes_known) {
+        // Of the nodes any other version is news.
+        let nodes = heard.as_ref().map(|heard| heard.nodes_version);
+        if nodes.is_none_or(|now| Some(now) != self.nodes_known) {
             self.fetch_nodes().await?;
         }
-        let known = self.channels.borrow().version;
-        if is_new(heard.as_ref().map(|heard| heard.channels_version), Some(known)) {
-            let list = self.client.channels(Some(&self.node.id), Some(known)).await?;
-            list.into_iter().for_each(|list| drop(self.channels.send_replace(Arc::new(list))));
-        }
+        self.fetch_channels(heard.map(|heard| heard.channels_version)).await?;
         Ok(standing)
+    }
+
+    /// Fetches the channels where the registry has a later version of them. One with an earlier version has lost its file, or
+    /// was given an older copy: nobody has taken anything back.
+    async fn fetch_channels(&mut self, version: Option<u64>) -> Result<(), CallError> {
+        let known = self.channels.borrow().version;
+        let is_behind = version.is_some_and(|version| version < known);
+        if is_behind && !self.told_behind {
+            tracing::warn!(
+                "the registry at {} has an older list of channels than it told before, as one has that has lost its file: what it \
+                 told before holds until something is changed there",
+                self.client.url()
+            );
+        }
+        self.told_behind = is_behind;
+        if version.is_none_or(|version| version > known)
+            && let Some(list) = self.client.channels(Some(&self.node.id), Some(known)).await?
+            && list.version > known
+        {
+            self.channels.send_replace(Arc::new(list));
+        }
+        Ok(())
     }
 
     async fn announce(&mut self) -> Result<Heard, CallError> {
