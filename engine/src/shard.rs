@@ -404,6 +404,7 @@ impl<W: Wire> Shard<W> {
         let (now, mut deliver) =
             ((self.now, self.work_ms), route(self.id, &mut self.own, &mut self.links));
         self.homes.miss_some(&mut deliver);
+        self.homes.redistribute_some(now.1, &mut deliver);
         self.homes.tell_notices(now, &mut deliver);
         self.homes.tell_unconfirmed(now.1, &mut deliver);
         self.homes.seal_all(&mut deliver);

@@ -146,6 +146,18 @@ impl Parking {
         }
     }
 
+    /// What numbered the channel does so no more: whoever waits for its word is told this instead.
+    pub(super) fn abandon(&mut self, why: &Refused) {
+        for parked in std::mem::take(self).queue {
+            self.push_back(match parked {
+                Parked::Sent(_, _, asker) | Parked::Stored(_, asker) => {
+                    Parked::Refused(why.clone(), asker)
+                }
+                other => other,
+            });
+        }
+    }
+
     fn count_out(&mut self, parked: &Parked) {
         self.bytes -= parked.bytes();
         if let Some(session) = parked.session()

@@ -6,6 +6,7 @@ mod follow;
 mod keyed;
 mod parking;
 mod presence;
+mod redistribute;
 mod rolls;
 mod room;
 
@@ -30,7 +31,7 @@ use super::news::NewsQueue;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Publisher};
 use crate::access::Entry;
 use crate::clock::Clock;
-use crate::config::{Config, Distribution};
+use crate::config::{ChannelRule, Config, Distribution};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
     Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Missing, Outgoing, Receipt, Replay, Request,
@@ -115,6 +116,8 @@ pub(in crate::shard) struct Homes {
     resume_from: Option<u32>,
     /// Homes from here on are still to be told that something is missing of what is published elsewhere.
     miss_from: Vec<(Missing, u32)>,
+    /// Of homes from here on is to be looked whether somebody else numbers their channels by now.
+    redistribute_from: Option<u32>,
     /// With something of which other nodes are to be told; some of them gone.
     rolls_dirty: Vec<u32>,
     /// With something that waits for what they say.
@@ -207,6 +210,7 @@ impl Homes {
             rolls_waiting: BTreeSet::new(),
             released: Vec::new(),
             miss_from: Vec::new(),
+            redistribute_from: None,
             asks: 0,
             awaiting_bytes: 0,
             history_bytes: 0,
@@ -228,9 +232,10 @@ impl Homes {
     }
 
     /// Goes by another configuration from now on. Channels that are there keep the history, window and
-    /// members they have.
+    /// members they have, but for those that somebody else numbers from now on.
     pub(in crate::shard) fn reconfigure(&mut self, config: Arc<Config>, limits: HomeLimits) {
         self.some_are_limited = are_limited(&config);
+        self.redistribute_from = config.has_upstream().then_some(0);
         (self.config, self.limits) = (config, limits);
         self.news.reconfigure(limits.news_max);
         self.keys.reconfigure(limits.keys_max);
@@ -255,14 +260,7 @@ impl Homes {
             return Err(Refused::LimitReached { limit: Limit::Channels, most });
         }
         let rule = self.config.rule(name);
-        let kept = rule.filter(|rule| rule.history_size > 0).map(|rule| {
-            let limits = Limits {
-                publications: rule.history_size as usize,
-                bytes: usize::try_from(rule.history_bytes).unwrap_or(usize::MAX),
-                age_ms: rule.history_age_ms.into(),
-            };
-            Box::new(Kept::new(limits, self.replay_memory.clone()))
-        });
+        let kept = self.kept_by(rule);
         let distribution = self.config.distribution_of(name, rule);
         let rolls = self.rolls_of(rule, distribution);
         let members = rule.filter(|rule| rule.knows_members()).map(|rule| {
@@ -299,6 +297,18 @@ impl Homes {
         self.by_name.insert(name.clone(), index);
         self.call_roll(index, now_ms);
         Ok(index)
+    }
+
+    /// What a new home keeps.
+    fn kept_by(&self, rule: Option<&ChannelRule>) -> Option<Box<Kept>> {
+        rule.filter(|rule| rule.history_size > 0).map(|rule| {
+            let limits = Limits {
+                publications: rule.history_size as usize,
+                bytes: usize::try_from(rule.history_bytes).unwrap_or(usize::MAX),
+                age_ms: rule.history_age_ms.into(),
+            };
+            Box::new(Kept::new(limits, self.replay_memory.clone()))
+        })
     }
 
     fn home_mut(&mut self, index: u32) -> &mut Home {
@@ -341,7 +351,10 @@ impl Homes {
             return false;
         }
         if self.home_mut(index).following.is_some() {
-            self.publish_upstream(index, payload, publisher, deliver);
+            match publisher.asker {
+                Asker::Shared => self.miss_shared(index, deliver),
+                _ => self.publish_upstream(index, payload, publisher, deliver),
+            }
             return false;
         }
         if self.is_held(index) {

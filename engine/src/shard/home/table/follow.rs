@@ -429,7 +429,7 @@ impl Homes {
     }
 
     /// What is kept does not lead up to what comes now.
-    fn forget_history(&mut self, index: u32) {
+    pub(super) fn forget_history(&mut self, index: u32) {
         self.with_kept(index, Kept::clear);
         if let Some(following) = self.home_mut(index).following.as_mut() {
             following.older = Older::Unread;
@@ -437,7 +437,7 @@ impl Homes {
     }
 
     /// The channel goes on behind another position; of its life, what is from `lost` up to there has not come.
-    fn renew(&mut self, index: u32, position: Position, lost: Offset, deliver: Deliver) {
+    pub(super) fn renew(&mut self, index: u32, position: Position, lost: Offset, deliver: Deliver) {
         let home = self.home_mut(index);
         home.seal(deliver);
         (home.epoch, home.last_offset) = (position.epoch, position.offset);

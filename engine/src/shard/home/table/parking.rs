@@ -34,7 +34,8 @@ impl Homes {
 
     /// Whether something that was held back can go on in the next turn.
     pub(in crate::shard) fn has_work(&self) -> bool {
-        if self.some_are_due || self.resume_from.is_some() || !self.miss_from.is_empty() {
+        let goes_through_all = self.resume_from.is_some() || self.redistribute_from.is_some();
+        if self.some_are_due || goes_through_all || !self.miss_from.is_empty() {
             return true;
         }
         let most = self.parked_max();

@@ -1,7 +1,10 @@
 use super::*;
 use crate::config::{Config, Sources};
 use crate::ids::{SessionId, SessionSlot, Ticket};
-use crate::message::{By, Delivery, KeyOf, Keyed, Origin, Sender, StoredPayload};
+use crate::message::{
+    By, Delivery, Followed, FromUpstream, KeyOf, Keyed, Origin, Sender, Stored, StoredPayload,
+    ToUpstream,
+};
 use ringfeed_protocol::IdempotencyKey;
 use ringfeed_protocol::command::{Payload, PayloadKind};
 use tokio::sync::oneshot;
@@ -504,4 +507,95 @@ fn a_key_is_refused_where_none_is_remembered() {
 #[test]
 fn a_home_is_four_cache_lines() {
     assert!(size_of::<Home>() <= 4 * 64, "{}", size_of::<Home>());
+}
+
+/// Goes by a rule of so much history among other nodes.
+fn configure(bench: &mut Bench, history_size: u32) -> Vec<ToUpstream> {
+    let environment = vec![("RINGFEED_CLUSTER__KEY".into(), "0123456789abcdef".into())];
+    let flags = vec!["cluster.registry=http://127.0.0.1:9810".into(), "server.node_id=a".into()];
+    let mut config = Config::load(&Sources { environment, flags, file: None }).unwrap();
+    config.channels[0].history_size = history_size;
+    let limits = bench.homes.limits;
+    bench.delivered.clear();
+    bench.homes.reconfigure(Arc::new(config), limits);
+    let delivered = &mut bench.delivered;
+    bench.homes.redistribute_some(0, &mut |shard, delivery| delivered.push((shard, delivery)));
+    bench.homes.check();
+    bench.homes.take_outgoing().collect()
+}
+
+/// Where those who are there were told that the channel goes on, and from where on something is missing.
+fn renewed(bench: &Bench) -> (Position, Offset) {
+    match &bench.delivered[..] {
+        [.., (ShardId(1), Delivery::Renewed { position, lost, ends: true, .. })] => {
+            (*position, *lost)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hear(bench: &mut Bench, what: FromUpstream) {
+    let delivered = &mut bench.delivered;
+    let name = ChannelName::new("c").unwrap();
+    bench.homes.heard_upstream(&name, what, 0, &mut |shard, delivery| {
+        delivered.push((shard, delivery));
+    });
+    bench.homes.check();
+}
+
+/// The ticket of what is sent upstream.
+fn ticket(bench: &mut Bench) -> u64 {
+    match &bench.homes.take_outgoing().collect::<Vec<_>>()[..] {
+        [ToUpstream::Publish { ticket, .. }] => *ticket,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_channel_that_lives_is_numbered_by_whom_the_rule_says_and_its_subscribers_are_told() {
+    let mut bench = Bench::new(0);
+    assert!(configure(&mut bench, 0).is_empty());
+    bench.subscribe(1, None, 0).unwrap();
+    let bridged = bench.publish("c", 0);
+    bench.homes.seal_all(&mut |_, _| {});
+    bench.homes.take_outgoing();
+
+    let ask = match &configure(&mut bench, 5)[..] {
+        [ToUpstream::Follow { since: None, ask, .. }] => *ask,
+        other => panic!("{other:?}"),
+    };
+    let mut waits = bench.publish_bytes("c", 10, 0);
+    let sent = ticket(&mut bench);
+    let position = Position { epoch: Epoch(9), offset: Offset(3) };
+    let followed = Followed { position, lineage: Vec::new(), publications: Vec::new() };
+    hear(&mut bench, FromUpstream::Followed { ask, followed });
+    assert_eq!(renewed(&bench), (position, Offset(1)));
+
+    // Another node still goes by the other rule: what it has published has no place here.
+    let payload = Payload { kind: PayloadKind::Json, bytes: b"1".as_slice().into() };
+    let shared = Publisher { asker: Asker::Shared, by: None };
+    bench.delivered.clear();
+    let (name, delivered) = (ChannelName::new("c").unwrap(), &mut bench.delivered);
+    bench.homes.publish(&name, payload, shared, (bench.now, 0), &mut |shard, delivery| {
+        delivered.push((shard, delivery));
+    });
+    assert_eq!(renewed(&bench), (position, Offset(3)));
+    assert!(bench.homes.take_outgoing().next().is_none(), "nobody publishes it a second time");
+
+    assert!(matches!(&configure(&mut bench, 0)[..], [ToUpstream::Unfollow { .. }]));
+    let (here, lost) = renewed(&bench);
+    assert!(here.epoch != position.epoch && here.epoch != bridged.epoch);
+    assert_eq!((here.offset, lost), (Offset::NONE, Offset(1)));
+    bench.begin_turn();
+    assert!(matches!(answered(&mut waits), Some(Err(Refused::Unavailable { .. }))));
+    let after = bench.publish("c", 0);
+    assert_eq!(after, Position { epoch: here.epoch, offset: Offset(1) });
+
+    configure(&mut bench, 5);
+    let mut waits = bench.publish_bytes("c", 10, 0);
+    assert_ne!(ticket(&mut bench), sent);
+    let stored = Ok(Stored::At { position, duplicate: false });
+    hear(&mut bench, FromUpstream::Stored { ticket: sent, stored });
+    bench.begin_turn();
+    assert!(answered(&mut waits).is_none(), "that was about the first one");
 }
