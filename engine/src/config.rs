@@ -8,6 +8,7 @@ mod api_keys;
 mod cluster;
 mod content;
 mod drop;
+mod fetched;
 pub(crate) mod file;
 mod fixed;
 mod hooks;
@@ -31,6 +32,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+pub(crate) use fetched::check_rule;
 pub use redis::{check_redis_prefix, redis_connection};
 pub use reference::reference;
 pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};

@@ -7,6 +7,7 @@ mod budget;
 mod channels;
 mod drop;
 pub(crate) mod error;
+mod fetched;
 mod figures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -42,6 +43,7 @@ use crate::callers::Caller;
 use crate::ids::ShardId;
 use crate::message::{Asked, NotTaken, Request};
 use crate::rates::Rates;
+use crate::registry::api::ChannelList;
 use crate::shard::Shared;
 use crate::shard::door::HANDED_MAX;
 use budget::Budget;
@@ -51,6 +53,7 @@ use signals::Signals;
 
 pub use api::openapi;
 pub use error::error_words;
+pub use fetched::Fetched;
 pub(crate) use port::Patient;
 pub use reload::{ReadOver, Reload};
 
@@ -85,6 +88,8 @@ struct State {
     figures: Figures,
     /// `None` where there is nothing to read again.
     reload: Option<Reload>,
+    /// What a registry says of channels, where there is one.
+    told: Option<watch::Receiver<Arc<ChannelList>>>,
     /// Requests, for each who asks.
     request_rates: Rates<Requester>,
     /// Wrong keys, by the address they come from.
@@ -113,6 +118,7 @@ impl Control {
         shared: Arc<Shared>,
         asked: mpsc::Receiver<Asked>,
         reload: Option<Reload>,
+        fetched: Option<Fetched>,
     ) -> io::Result<Control> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -139,6 +145,7 @@ impl Control {
             wrong_keys: Rates::new(guard::WRONG_KEYS.0, guard::WRONG_KEYS.1),
             local: Arc::new(Caller::of_everything("local".into())),
             reload,
+            told: fetched.as_ref().map(Fetched::told),
             refused_log: LogLimit::new(),
             accept_log: LogLimit::new(),
             dropped_log: LogLimit::new(),
@@ -173,6 +180,9 @@ impl Control {
                     tokio::spawn(taking.run());
                 }
                 tokio::task::spawn_local(own.clone().answer_questions(hooks, rpc, asked));
+                if let Some(fetched) = fetched {
+                    tokio::spawn(own.clone().follow_registry(fetched));
+                }
                 let handled = tokio::spawn(signals.handle(own.clone()));
                 let api = port::serve(listener, own.clone(), router);
                 tokio::join!(api, port::serve_handed(handed, own.clone(), public));
@@ -252,7 +262,7 @@ mod tests {
         let (shared, asked) = Shared::new(settings, shards, Admission::new(1, 0));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let control = Control::start(listener, shared.clone(), asked, None).unwrap();
+        let control = Control::start(listener, shared.clone(), asked, None, None).unwrap();
         (control, address, shared, inbox)
     }
 

@@ -15,7 +15,7 @@ use ringfeed_wire::{EpollWire, Io, UringWire, WireConfig, WireError};
 
 use crate::bridge::BridgeThread;
 use crate::config::{ConfigErrors, IoChoice};
-use crate::control::{self, Reload};
+use crate::control::{self, Fetched, Reload};
 use crate::ids::ShardId;
 use crate::mesh::MeshThread;
 use crate::message::{ShardEnd, Shards};
@@ -143,6 +143,12 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
         config.server.handshakes_burst,
     );
     let (shared, asked) = Shared::new(settings, Shards::new(ends, rand::random()), admission);
+    let mesh = match config.cluster.is_used() {
+        true => Some(MeshThread::start(shared.clone(), public).map_err(ServeError::Thread)?),
+        false => None,
+    };
+    // Before anybody is served.
+    let fetched = mesh.as_ref().map(|mesh| Fetched::begin(&shared, mesh.channels()));
     for release in releases {
         let _ = release.send(shared.clone());
     }
@@ -153,12 +159,8 @@ pub fn start(settings: Settings, reload: Option<Reload>) -> Result<Server, Serve
         true => Some(BridgeThread::start(shared.clone()).map_err(ServeError::Thread)?),
         false => None,
     };
-    let mesh = match config.cluster.is_used() {
-        true => Some(MeshThread::start(shared.clone(), public).map_err(ServeError::Thread)?),
-        false => None,
-    };
-    let control =
-        control::Control::start(internal, shared, asked, reload).map_err(ServeError::Control)?;
+    let control = control::Control::start(internal, shared, asked, reload, fetched)
+        .map_err(ServeError::Control)?;
     Ok(Server { public, internal: internal_address, shards: threads, control, bridge, mesh })
 }
 

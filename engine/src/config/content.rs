@@ -17,16 +17,9 @@ impl Config {
     /// Reads the schemas, and makes of what a rule says of publications what holds for them.
     pub(super) fn read_contents(&mut self, errors: &mut Vec<String>) {
         for (i, rule) in self.channels.iter_mut().enumerate() {
-            match rule.read_schema() {
-                Ok(schema) => {
-                    let bytes_max = rule.message_bytes_max;
-                    let says_anything = schema.is_some() || bytes_max > 0;
-                    rule.content = says_anything.then(|| Arc::new(Content { bytes_max, schema }));
-                }
-                Err(why) => {
-                    let path = printable(&rule.schema);
-                    errors.push(format!("channels[{i}].schema: {path}: {why}"));
-                }
+            if let Err(why) = rule.read_content() {
+                let path = printable(&rule.schema);
+                errors.push(format!("channels[{i}].schema: {path}: {why}"));
             }
         }
     }
@@ -38,6 +31,14 @@ impl Config {
 }
 
 impl ChannelRule {
+    /// Makes of what it says of publications what holds for them; or what is wrong with its schema.
+    pub(super) fn read_content(&mut self) -> Result<(), String> {
+        let (bytes_max, schema) = (self.message_bytes_max, self.read_schema()?);
+        let says_anything = schema.is_some() || bytes_max > 0;
+        self.content = says_anything.then(|| Arc::new(Content { bytes_max, schema }));
+        Ok(())
+    }
+
     fn read_schema(&self) -> Result<Option<Schema>, String> {
         if self.schema.is_empty() {
             return Ok(None);

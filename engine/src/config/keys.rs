@@ -187,6 +187,7 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("cluster.tls_authority_file", Text("the path of a PEM file")),
     ("cluster.listen", Address),
     ("cluster.advertise", Text("HOST:PORT, as in 10.0.0.1:9802 and [::1]:9802")),
+    ("cluster.channels", Switch),
     ("cluster.url", Text("a URL such as http://10.0.0.1:9800")),
     ("cluster.patience_ms", Numbers(500, 600_000)),
     ("cluster.idle_s", Numbers(60, 315_360_000)),

@@ -173,20 +173,28 @@ impl File {
         errors: &mut Vec<String>,
     ) {
         for (key, value) in given {
-            let at = self.at(&format!("{label}.{key}"));
-            match keys::allowed(section, key) {
-                // Whether the value is a secret is not known.
-                None => errors.push(format!("{at}: {}", keys::unknown(Some(section)))),
-                Some(allowed) => match allowed.check(value) {
-                    Ok(()) => {
-                        keys.insert(key.clone(), value.clone());
-                    }
-                    Err(wanted) => {
-                        errors.push(format!("{at} = {}: {wanted}", allowed.shown(value)));
-                    }
-                },
-            }
+            overlay_key(keys, section, &self.at(&format!("{label}.{key}")), (key, value), errors);
         }
+    }
+}
+
+/// Overlays one key, which messages call `at`.
+pub(super) fn overlay_key(
+    keys: &mut Table,
+    section: &str,
+    at: &str,
+    (key, value): (&str, &Value),
+    errors: &mut Vec<String>,
+) {
+    match keys::allowed(section, key) {
+        // Whether the value is a secret is not known.
+        None => errors.push(format!("{at}: {}", keys::unknown(Some(section)))),
+        Some(allowed) => match allowed.check(value) {
+            Ok(()) => {
+                keys.insert(key.to_owned(), value.clone());
+            }
+            Err(wanted) => errors.push(format!("{at} = {}: {wanted}", allowed.shown(value))),
+        },
     }
 }
 

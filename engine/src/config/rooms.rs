@@ -15,24 +15,27 @@ pub(crate) const PASSWORD_BYTES_MAX: usize = 256;
 impl Config {
     /// Makes of the keys of rooms what holds in them. Of passwords their hash is kept alone.
     pub(super) fn read_rooms(&mut self) {
-        for rule in &mut self.channels {
-            let password = std::mem::replace(&mut rule.password, Secret(Vec::new()));
-            rule.room_rules = rule.room.then(|| {
-                Arc::new(Room {
-                    members_max: rule.members_max,
-                    public: rule.public,
-                    moderated: rule.moderated,
-                    speak: rule.speak,
-                    password: (!password.is_empty()).then(|| KeyHash::of(&password.0)),
-                    moderators: BTreeSet::new(),
-                    members: BTreeSet::new(),
-                })
-            });
-        }
+        self.channels.iter_mut().for_each(ChannelRule::read_room);
     }
 }
 
 impl ChannelRule {
+    /// Makes of its keys of rooms what holds in them.
+    pub(super) fn read_room(&mut self) {
+        let password = std::mem::replace(&mut self.password, Secret(Vec::new()));
+        self.room_rules = self.room.then(|| {
+            Arc::new(Room {
+                members_max: self.members_max,
+                public: self.public,
+                moderated: self.moderated,
+                speak: self.speak,
+                password: (!password.is_empty()).then(|| KeyHash::of(&password.0)),
+                moderators: BTreeSet::new(),
+                members: BTreeSet::new(),
+            })
+        });
+    }
+
     /// Whether it matters who publishes to its channels.
     pub fn asks_who_publishes(&self) -> bool {
         self.sender || self.room

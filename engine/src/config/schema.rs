@@ -292,6 +292,7 @@ pub struct Cluster {
     pub tls_authority_file: String,
     pub listen: SocketAddr,
     pub advertise: String,
+    pub channels: bool,
     pub url: String,
     pub patience_ms: u32,
     pub idle_s: u32,
@@ -465,6 +466,9 @@ pub struct ChannelRule {
     pub password_file: String,
     pub speak: Speakers,
     pub only_made: bool,
+    /// Whether it is the registry's, and not of this node's own configuration.
+    #[serde(skip)]
+    pub fetched: bool,
     /// What holds in its channels, where these are rooms: made of the keys above.
     #[serde(skip)]
     pub room_rules: Option<Arc<Room>>,

@@ -8,6 +8,7 @@ use ringfeed_protocol::channel_name::{self, NAME_BYTES_MAX};
 use ringfeed_protocol::frame::HEADER_BYTES_MAX;
 
 use super::ConfigErrors;
+use super::fetched::fetched_place;
 use super::node::{self, NODE_BYTES_MAX};
 use super::rules::{check_pattern, matches};
 use super::schema::{
@@ -264,49 +265,84 @@ impl Config {
         }
     }
 
-    fn validate_rules(&self, errors: &mut Vec<String>) {
-        let count = self.channels.len();
-        if count > RULES_MAX {
-            return errors.push(format!(
-                "channels: there are {count} rules; allowed are at most {RULES_MAX}"
-            ));
+    pub(super) fn validate_rules(&self, errors: &mut Vec<String>) {
+        let fetched = self.channels.iter().filter(|rule| rule.fetched).count();
+        if let Some(wrong) = too_many_rules(self.channels.len() - fetched, fetched) {
+            return errors.push(wrong);
         }
         for (i, rule) in self.channels.iter().enumerate() {
-            let ChannelRule { pattern, presence, join_leave, presence_hook, .. } = rule;
-            for (key, on) in [("join_leave", join_leave), ("presence_hook", presence_hook)] {
-                if *on && *presence != Presence::Full {
-                    errors.push(format!(
-                        "channels[{i}].{key} = true: who comes and goes is known only with presence = \"full\""
-                    ));
-                }
-            }
-            if rule.confirm && !rule.sender {
+            let (pattern, place) = (&rule.pattern, self.place_of(i));
+            errors.extend(rule.wrong().iter().map(|own| format!("{place}{own}")));
+            if rule.presence_hook && self.hooks.presence_url.0.is_empty() {
                 errors.push(format!(
-                    "channels[{i}].confirm = true: whoever confirms is to know to whom; set sender = true"
+                    "{place}.presence_hook = true: hooks.presence_url says where the application is told"
                 ));
             }
-            errors.extend(rule.wrong_room().iter().map(|own| format!("channels[{i}]{own}")));
-            if *presence_hook && self.hooks.presence_url.0.is_empty() {
-                errors.push(format!(
-                    "channels[{i}].presence_hook = true: hooks.presence_url says where the application is told"
-                ));
-            }
-            if let Err(e) = check_pattern(pattern) {
-                errors.push(format!("channels[{i}].pattern = {pattern:?}: {e}"));
+            if check_pattern(pattern).is_err() {
                 continue;
             }
             // No name holds '*', so an earlier pattern that matches this one as if it were a name matches
-            // whatever this one does.
+            // whatever this one does. What the registry holds is to count before what is here.
             let mut earlier = self.channels.iter().take(i).enumerate();
-            if let Some((j, rule)) = earlier.find(|(_, rule)| matches(&rule.pattern, pattern)) {
+            let hides = |other: &ChannelRule| {
+                other.fetched == rule.fetched && matches(&other.pattern, pattern)
+            };
+            if let Some((j, other)) = earlier.find(|(_, other)| hides(other)) {
                 errors.push(format!(
-                    "channels[{i}].pattern = {pattern:?}: it is never reached: channels[{j}].pattern = {:?} \
+                    "{place}.pattern = {pattern:?}: it is never reached: {}.pattern = {:?} \
                      matches all its names before; put it in front of that",
-                    rule.pattern
+                    self.place_of(j),
+                    other.pattern
                 ));
             }
         }
     }
+
+    /// What messages call a rule. The registry's are in front.
+    fn place_of(&self, index: usize) -> String {
+        let fetched = self.channels.iter().take_while(|rule| rule.fetched).count();
+        match self.channels.get(index) {
+            Some(rule) if rule.fetched => fetched_place(&rule.pattern),
+            _ => format!("channels[{}]", index - fetched),
+        }
+    }
+}
+
+impl ChannelRule {
+    /// Everything that is wrong with it by itself, each with the key in front.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        let ChannelRule { pattern, presence, join_leave, presence_hook, .. } = self;
+        let mut wrong = Vec::new();
+        for (key, on) in [("join_leave", join_leave), ("presence_hook", presence_hook)] {
+            if *on && *presence != Presence::Full {
+                wrong.push(format!(
+                    ".{key} = true: who comes and goes is known only with presence = \"full\""
+                ));
+            }
+        }
+        if self.confirm && !self.sender {
+            wrong.push(
+                ".confirm = true: whoever confirms is to know to whom; set sender = true".into(),
+            );
+        }
+        wrong.extend(self.wrong_room());
+        if let Err(e) = check_pattern(pattern) {
+            wrong.push(format!(".pattern = {pattern:?}: {e}"));
+        }
+        wrong
+    }
+}
+
+/// What is wrong with so many rules, if they are too many.
+pub(super) fn too_many_rules(own: usize, fetched: usize) -> Option<String> {
+    let of_these = match fetched {
+        0 => String::new(),
+        fetched => format!(", {fetched} of them the registry's"),
+    };
+    let count = own + fetched;
+    (count > RULES_MAX).then(|| {
+        format!("channels: there are {count} rules{of_these}; allowed are at most {RULES_MAX}")
+    })
 }
 
 /// What a request's path may be without escapes: `pchar` and `/` of RFC 3986, section 3.3.

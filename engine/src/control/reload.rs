@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::State;
+use super::{State, fetched};
 use crate::config::{Config, ConfigErrors};
 use crate::message::{NotTaken, Request};
 use crate::settings::Settings;
@@ -42,14 +42,7 @@ impl State {
                         "reload: {key} has changed; that takes a restart, and until then it stays as it is"
                     );
                 }
-                for shard in self.shared.shards.ids() {
-                    // One that has ended needs no telling.
-                    while let Err(NotTaken::Full(_)) =
-                        self.shared.shards.request(shard, Request::Reconfigure)
-                    {
-                        tokio::time::sleep(super::FULL_PAUSE).await;
-                    }
-                }
+                self.reconfigure_shards().await;
                 tracing::info!("reload: the configuration holds from now on");
             }
             Err(e) => {
@@ -59,9 +52,27 @@ impl State {
         }
     }
 
+    /// Has shards go by the settings that hold.
+    pub(super) async fn reconfigure_shards(&self) {
+        for shard in self.shared.shards.ids() {
+            // One that has ended needs no telling.
+            while let Err(NotTaken::Full(_)) =
+                self.shared.shards.request(shard, Request::Reconfigure)
+            {
+                tokio::time::sleep(super::FULL_PAUSE).await;
+            }
+        }
+    }
+
     /// Puts a new configuration in the place of the one that holds. Returns the keys that stay as they were.
     fn reread(&self, reload: &Reload) -> Result<Vec<&'static str>, ConfigErrors> {
-        let (config, fixed) = (reload.read)(&self.shared.config())?;
+        let holds = self.shared.config();
+        let (config, fixed) = (reload.read)(&holds)?;
+        let told = self.told.as_ref().map(|told| told.borrow().clone());
+        let (config, wrong) = match &told {
+            Some(told) => fetched::keep(&config, &holds, told)?,
+            None => (config, None),
+        };
         config.check_shares(self.shared.shards.count())?;
         let settings = Settings::new(config)?;
         (reload.apply)(&settings.config);
@@ -69,6 +80,9 @@ impl State {
         let api = &settings.config.api;
         self.request_rates.set(api.requests_per_second_max, api.requests_burst);
         self.shared.revoked.set_most(settings.config.limits.revocations_max);
+        if let Some(told) = &told {
+            fetched::tell(&self.shared.cluster, &settings.config, told.version, wrong);
+        }
         self.shared.settings.store(Arc::new(settings));
         Ok(fixed)
     }

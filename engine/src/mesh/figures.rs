@@ -1,4 +1,5 @@
-//! What the mesh counts. Written by its own thread alone, read by the control thread.
+//! What the mesh counts. Written by its own thread alone, read by the control thread; what is counted of the registry's rules is
+//! written by that.
 
 use crate::counters::{Count, Kind};
 
@@ -33,6 +34,14 @@ pub struct Figures {
     pub pending: Count,
     /// Publications on bridged channels that were given up because the node was alone for too long.
     pub shared_lost: Count,
+    /// Rules of channels that hold and are the registry's.
+    pub rules: Count,
+    /// The version of its list of which these are.
+    pub rules_version: Count,
+    /// Lists of it that were set aside, since something in them is wrong.
+    pub rules_refused: Count,
+    /// Whether the last one was: 1 or 0.
+    pub rules_set_aside: Count,
 }
 
 impl Figures {
@@ -42,7 +51,7 @@ impl Figures {
     }
 
     /// Each with its name and what it is.
-    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 14] {
+    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 18] {
         [
             ("up", "Whether this node goes by the view that counts.", Kind::Gauge, self.up.read()),
             ("view", "Number of the view by which it goes.", Kind::Gauge, self.view.read()),
@@ -62,6 +71,25 @@ impl Figures {
                 "Publications on bridged channels that were given up.",
                 Kind::Counter,
                 self.shared_lost.read(),
+            ),
+            ("rules", "Rules of channels that are the registry's.", Kind::Gauge, self.rules.read()),
+            (
+                "rules_version",
+                "Version of the registry's list of channels that holds.",
+                Kind::Gauge,
+                self.rules_version.read(),
+            ),
+            (
+                "rules_refused",
+                "Lists of channels of the registry that were set aside, since something in them is wrong.",
+                Kind::Counter,
+                self.rules_refused.read(),
+            ),
+            (
+                "rules_set_aside",
+                "Whether the registry's list of channels is set aside, and an earlier one holds; the log says why.",
+                Kind::Gauge,
+                self.rules_set_aside.read(),
             ),
         ]
     }

@@ -24,10 +24,10 @@ use super::link::{self, Event, Link, LinkError, Open};
 use super::tls::Tls;
 use super::{Mesh, Own};
 use crate::bridge::{Bridge, Handover, Keep, Numbering, Process};
-use crate::registry::api::{Announcement, NodeState};
+use crate::registry::api::{Announcement, ChannelList, NodeState};
 use crate::registry::client::{CallError, Client};
 use crate::registry::keys::Key;
-use crate::registry::membership::Membership;
+use crate::registry::membership::{Membership, Standing};
 use crate::registry::names::NodeId;
 use crate::registry::views::{Instance, Standpoint, View, ViewReply};
 use crate::seldom::Seldom;
@@ -71,11 +71,16 @@ const PENDING_MAX: usize = 65_536;
 const TOLD_EVERY: Duration = Duration::from_secs(30);
 /// The registry is told that the node lives so often, beside its questions.
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long a node that starts waits for the registry's first word.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 
 /// The running thread.
 pub struct MeshThread {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
+    channels: watch::Receiver<Arc<ChannelList>>,
+    /// Whether the registry has answered, once it was asked first.
+    asked: crossbeam_channel::Receiver<bool>,
 }
 
 impl MeshThread {
@@ -104,8 +109,21 @@ impl MeshThread {
             epoch: instance.to_string().parse().map_err(io::Error::other)?,
         };
         let tls = Tls::new(&config.cluster)?;
-        let place = Place { instance, node, client: client.map_err(io::Error::other)?, tls };
+        let client = client.map_err(io::Error::other)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (was_asked, asked) = crossbeam_channel::bounded(1);
+        let membership = {
+            let _context = runtime.enter();
+            let membership = Membership::start(client.clone(), node.clone(), HEARTBEAT);
+            let mut standing = membership.standing();
+            tokio::spawn(async move {
+                let first = standing.wait_for(|own| *own != Standing::Joining).await;
+                let _ = was_asked.send(first.is_ok_and(|own| *own == Standing::Member));
+            });
+            membership
+        };
+        let channels = membership.channels();
+        let place = Place { instance, id: node.id, client, tls, membership };
         let (stop, stopped) = oneshot::channel();
         let body = move || {
             runtime.block_on(async {
@@ -116,7 +134,14 @@ impl MeshThread {
             });
         };
         let thread = std::thread::Builder::new().name("mesh".into()).spawn(body)?;
-        Ok(MeshThread { stop, thread })
+        Ok(MeshThread { stop, thread, channels, asked })
+    }
+
+    /// The registry's channels, after a moment in which it can tell them first, and whether it has answered: who comes to this
+    /// node is to find them as other nodes have them. To be called once.
+    pub fn channels(&self) -> (watch::Receiver<Arc<ChannelList>>, bool) {
+        let was_heard = self.asked.recv_timeout(FIRST_WORD).unwrap_or(false);
+        (self.channels.clone(), was_heard)
     }
 
     /// Ends it, once the shards have ended. What they have left is still given to other nodes, if these take it in time, and the
@@ -132,9 +157,10 @@ impl MeshThread {
 /// Who this is, and where that is said.
 struct Place {
     instance: Instance,
-    node: Announcement,
+    id: NodeId,
     client: Client,
     tls: Option<Tls>,
+    membership: Membership,
 }
 
 /// A key for one purpose.
@@ -206,7 +232,7 @@ struct Runner {
 impl Runner {
     fn new(shared: Arc<Shared>, place: Place, listener: TcpListener) -> Runner {
         let config = shared.config();
-        let Place { instance, node, client, tls } = place;
+        let Place { instance, id, client, tls, membership } = place;
         let patience_ms = config.cluster.patience_ms.into();
         let revoked = shared.revoked.clone();
         let process = Process { instance: instance.0, by: Numbering::Nodes, patience_ms, revoked };
@@ -229,7 +255,7 @@ impl Runner {
         let (said, standpoint) =
             watch::channel(Standpoint { instance, view: 0, hears: Vec::new(), knows: None });
         let (told, registry) = mpsc::channel(1);
-        tokio::spawn(ask_registry(client.clone(), node.id.clone(), standpoint, told, now));
+        tokio::spawn(ask_registry(client, id, standpoint, told, now));
         let events = mpsc::channel(EVENTS_MAX);
         Runner {
             bridge: Bridge::new(process, 0),
@@ -248,7 +274,7 @@ impl Runner {
             events,
             standpoint: said,
             registry,
-            membership: Some(Membership::start(client, node, HEARTBEAT)),
+            membership: Some(membership),
             handover: Handover::new(shared.shards.count()),
             alive_at: now,
             beat_at: now,

@@ -183,7 +183,7 @@ pub struct ChannelEntry {
     pub name: String,
     /// Ids of the nodes that serve it, with `*` for any run of characters; at most 256.
     pub allowed_nodes: Vec<String>,
-    /// Keys of a `[[channels]]` entry without its pattern. The registry does not look into it.
+    /// Keys of a `[[channels]]` entry without its pattern. An entry without a rule says nothing to nodes of ringfeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub rule: Option<Map<String, Value>>,

@@ -1,4 +1,5 @@
-//! The list of channels: which there are, on which nodes, and by which rule. What is in a rule is the nodes' business.
+//! The list of channels: which there are, on which nodes, and by which rule. What no node would take is refused; whether a rule
+//! goes with the rest of a node's configuration is that node's business.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -13,6 +14,7 @@ use super::body::Whole;
 use super::error::{ApiError, Code};
 use super::names::{self, NodeId};
 use super::routes::{App, is_known, query, versioned};
+use crate::config::check_rule;
 
 /// Entries of `allowed_nodes`.
 pub(super) const ALLOWED_NODES_MAX: usize = 256;
@@ -112,6 +114,7 @@ pub(super) fn checked(put: ChannelPut) -> Result<ChannelEntry, ApiError> {
             let message = format!("the rule has {bytes} bytes; allowed are {RULE_BYTES_MAX}");
             return Err(ApiError::new(Code::TooLarge, message));
         }
+        check_rule(&name, rule).map_err(|e| ApiError::bad_request(e.to_string()))?;
     }
     Ok(ChannelEntry { name, allowed_nodes, rule })
 }

@@ -1,6 +1,7 @@
 //! Several nodes that share channels without a broker, and the registry that says which.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+mod channels;
 mod encrypted;
 mod faults;
 mod fleet;

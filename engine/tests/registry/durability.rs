@@ -234,8 +234,8 @@ fn a_full_disk_takes_nothing_and_nothing_is_said_to_be_stored() {
     let mut stored = Vec::new();
     let mut refused = 0;
     for n in 0..120 {
-        let rule = json!({"x": "y".repeat(10_000)});
-        let body = json!({"name": format!("c{n:03}"), "rule": rule}).to_string();
+        let nodes: Vec<String> = (0..150).map(|node| format!("{node:064}")).collect();
+        let body = json!({"name": format!("c{n:03}"), "allowed_nodes": nodes}).to_string();
         match registry.ask("PUT", "/v1/channels", &body) {
             (200, _) => stored.push(format!("c{n:03}")),
             (503, told) => {

@@ -63,7 +63,8 @@ fn nodes_hear_of_each_other_and_of_channels_as_they_come_and_go() {
             .await;
         a.set_metrics(serde_json::value::to_raw_value(&json!({"sessions": 3})).unwrap());
         let mut channels = a.channels();
-        let channel = json!({"name": "news", "allowed_nodes": ["a"], "rule": {"x": 1}}).to_string();
+        let channel = json!({"name": "news", "allowed_nodes": ["a"], "rule": {"history_size": 1}})
+            .to_string();
         let (registry, channel) = (&registry, &channel);
         std::thread::scope(|scope| {
             scope.spawn(|| assert_eq!(registry.ask("PUT", "/v1/channels", channel).0, 200));

@@ -13,7 +13,7 @@ pub struct NodeProcess {
     child: Child,
     pub public: SocketAddr,
     pub internal: SocketAddr,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl NodeProcess {
@@ -61,7 +61,7 @@ impl NodeProcess {
             assert!(Instant::now() < deadline, "the node does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
-        NodeProcess { child, public, internal, _dir: dir }
+        NodeProcess { child, public, internal, dir }
     }
 
     pub fn client(&self) -> Client {
@@ -73,6 +73,12 @@ impl NodeProcess {
         let body = json!({"channel": channel, "data": data, "idempotency_key": data.to_string()});
         let (status, body) = http(self.internal, "POST", "/api/publish", "", &body.to_string());
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    /// Gives it another file, and has it read that.
+    pub fn reload(&self, toml: &str) {
+        std::fs::write(self.dir.path().join("node.toml"), toml).unwrap();
+        self.signal("HUP");
     }
 
     pub fn signal(&self, name: &str) {
