@@ -209,7 +209,7 @@ impl Target {
             Err(e) => e,
         };
         for other in &self.others {
-            if let Ok(link) = self.connect_by(self.at(other)).await {
+            if let Ok(link) = self.connect_by(at(self.info.addr(), other)).await {
                 return Ok(link);
             }
         }
@@ -253,16 +253,6 @@ impl Target {
         Some(self.names.ping_at(&tag))
     }
 
-    fn at(&self, (host, port): &Place) -> ConnectionAddr {
-        let (host, port) = (host.clone(), *port);
-        match self.info.addr().clone() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host, port, insecure, tls_params }
-            }
-            _ => ConnectionAddr::Tcp(host, port),
-        }
-    }
-
     fn client(&self, addr: ConnectionAddr) -> RedisResult<Client> {
         let settings = self.info.redis_settings().clone();
         let settings = settings
@@ -285,7 +275,8 @@ impl Target {
         ping: String,
         inlet: Inlet,
     ) -> Result<(Server, String, [String; 3]), ConnectError> {
-        let addr = master.map_or_else(|| self.info.addr().clone(), |place| self.at(place));
+        let addr =
+            master.map_or_else(|| self.info.addr().clone(), |place| at(self.info.addr(), place));
         let client = self.client(addr)?;
         // Both: that either is gone is to be known at once.
         let config = self.config().set_push_sender(inlet.clone());
@@ -378,6 +369,17 @@ fn check(report: &str, as_master: bool) -> Result<(), ConnectError> {
 fn evicts(report: &str) -> Option<String> {
     let policy = field(report, "maxmemory_policy").filter(|policy| *policy != "noeviction");
     policy.filter(|_| field(report, "maxmemory") != Some("0")).map(str::to_owned)
+}
+
+/// Another server of the cluster that one of this address is a part of.
+pub(super) fn at(one: &ConnectionAddr, (host, port): &Place) -> ConnectionAddr {
+    let (host, port) = (host.clone(), *port);
+    match one.clone() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure, tls_params }
+        }
+        _ => ConnectionAddr::Tcp(host, port),
+    }
 }
 
 /// Where it is, without who asks and with which password.

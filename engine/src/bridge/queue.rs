@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, Connection, ConnectionInfo, FromRedisValue, RedisResult,
+    AsyncConnectionConfig, Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, FromRedisValue,
+    RedisError, RedisResult,
 };
 
+use super::connection::at;
 use crate::config::Redis;
 
 const TAKE: &str = include_str!("script/take.lua");
@@ -52,6 +54,19 @@ pub enum LeaveError {
         "{0} messages wait there in {1} bytes; allowed are {QUEUED_MAX} and {QUEUED_BYTES_MAX}"
     )]
     Full(u64, u64),
+}
+
+/// Where a server of a cluster says that the queue is, which another one has.
+pub fn elsewhere(info: &ConnectionInfo, refused: &RedisError) -> Option<ConnectionInfo> {
+    let (host, port) = refused.redirect_node()?.0.rsplit_once(':')?;
+    let host = match (host, info.addr()) {
+        // Where it was asked itself.
+        ("", ConnectionAddr::Tcp(own, _) | ConnectionAddr::TcpTls { host: own, .. }) => own,
+        ("" | "?", _) => return None,
+        (host, _) => host,
+    };
+    let place = (host.to_owned(), port.parse().ok()?);
+    Some(info.clone().set_addr(at(info.addr(), &place)))
 }
 
 /// Leaves a message, the body of a publication, in the queue of the nodes that have this prefix. Returns the id of its entry.
@@ -116,9 +131,18 @@ impl Queue {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(timeout)
             .set_response_timeout(timeout);
-        let client = Client::open(info)?;
-        let connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
-        Ok(Queue { connection, keys: Keys::new(&config.prefix), own: format!("{own:016x}") })
+        let (keys, own) = (Keys::new(&config.prefix), format!("{own:016x}"));
+        let connect = async |info: ConnectionInfo| {
+            Client::open(info)?.get_multiplexed_async_connection_with_config(&settings).await
+        };
+        let mut connection = connect(info.clone()).await?;
+        let asked: RedisResult<u64> =
+            redis::cmd("XLEN").arg(&keys.queue).query_async(&mut connection).await;
+        if let Err(refused) = asked {
+            let info = elsewhere(&info, &refused).ok_or(refused)?;
+            connection = connect(info).await?;
+        }
+        Ok(Queue { connection, keys, own })
     }
 
     /// Takes what is behind an entry. Returns also how many there are; none come where another node takes.

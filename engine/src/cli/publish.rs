@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use redis::ConnectionInfo;
-use ringfeed_engine::bridge::queue;
+use ringfeed_engine::bridge::queue::{self, LeaveError};
 use ringfeed_engine::config::{check_redis_prefix, redis_connection};
 use ringfeed_protocol::{ChannelName, IdempotencyKey};
 use serde_json::json;
@@ -294,10 +294,20 @@ fn connect(api: &str) -> anyhow::Result<TcpStream> {
 fn enqueue(info: &ConnectionInfo, prefix: &str, message: &Message) -> anyhow::Result<String> {
     // Nobody would be told of it later.
     ChannelName::new(&message.channel)?;
-    let mut redis = redis::Client::open(info.clone())?.get_connection_with_timeout(TIMEOUT)?;
-    redis.set_read_timeout(Some(TIMEOUT))?;
-    redis.set_write_timeout(Some(TIMEOUT))?;
-    let id = queue::leave(&mut redis, prefix, &message.left()?)?;
+    let left = message.left()?;
+    let leave = |info: &ConnectionInfo| {
+        let mut redis = redis::Client::open(info.clone())?.get_connection_with_timeout(TIMEOUT)?;
+        redis.set_read_timeout(Some(TIMEOUT))?;
+        redis.set_write_timeout(Some(TIMEOUT))?;
+        queue::leave(&mut redis, prefix, &left)
+    };
+    let id = match leave(info) {
+        Err(LeaveError::Redis(e)) => match queue::elsewhere(info, &e) {
+            Some(info) => leave(&info),
+            None => Err(e.into()),
+        },
+        told => told,
+    }?;
     let key = message.key.as_ref().map(IdempotencyKey::as_str);
     let channel = &message.channel;
     let told = json!({"channel": channel, "idempotency_key": key, "ack": "queued", "id": id});

@@ -428,3 +428,22 @@ fn a_cluster_that_is_none_and_one_that_nobody_said_is_one_are_refused_with_what_
     // One master is a cluster, too; of one that lacks slots it is said what is missing.
     node_at(&cluster.url(0)).publish("n.1", json!(1));
 }
+
+#[test]
+fn what_programs_leave_in_a_cluster_is_taken_from_whichever_master_has_it() {
+    let cluster = RedisCluster::start(MASTERS, 0, &[]);
+    let node = node_at(&cluster.url(0));
+    let mut client = node.client();
+    client.subscribe("n.1");
+    let nowhere = free_port().local_addr().unwrap().to_string();
+    // Two of the three do not have the queue themselves.
+    for at in 0..MASTERS {
+        let mut publish = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
+        publish.env_remove("RINGFEED_CONFIG").args(["publish", "--api", &nowhere]);
+        let left =
+            publish.args(["--redis", &cluster.url(at), "n.1", &at.to_string()]).output().unwrap();
+        assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+        let message = client.receive();
+        assert_eq!((&message["type"], &message["data"]), (&json!("message"), &json!(at)));
+    }
+}
