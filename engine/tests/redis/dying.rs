@@ -15,6 +15,8 @@ use crate::{CHANNELS, RedisServer};
 /// How often a node is killed.
 const KILLS: usize = 20;
 const READERS: usize = 6;
+/// Publications from one kill to the next at most: all of them together are less than the channel keeps, however slow the machine.
+const PER_KILL: u64 = 4000;
 
 /// What a reader stands at, and what it was told.
 #[derive(Default)]
@@ -75,6 +77,15 @@ fn receive(socket: &mut WebSocket<std::net::TcpStream>) -> Option<Value> {
     }
 }
 
+/// Says that it ends.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
     let redis = RedisServer::start(&[]);
@@ -88,10 +99,13 @@ fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
     let mut dying = [start(), start()];
     let stays = start();
     let ports = [&dying[0], &dying[1], &stays].map(|node| AtomicU16::new(node.public.port()));
+    let may_be_sent = AtomicU64::new(PER_KILL);
     // No offset is that, until it is known which one is the last.
     let (last, ends) = (AtomicU64::new(u64::MAX), AtomicBool::new(false));
     let came = AtomicUsize::new(0);
     let readers = std::thread::scope(|scope| {
+        // Also where this fails: the publisher is waited for.
+        let _ending = Ending(&ends);
         let readers: Vec<_> = (0..READERS)
             .map(|number| {
                 let (ports, last, came) = (&ports, &last, &came);
@@ -120,6 +134,10 @@ fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
             let mut client = stays.client();
             let (mut sent, mut stored) = (0u64, 0);
             while !ends.load(Ordering::Acquire) {
+                if sent >= may_be_sent.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                    continue;
+                }
                 // Some are on their way at any time.
                 for _ in 0..64 {
                     sent += 1;
@@ -150,6 +168,7 @@ fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
             dying[at].kill();
             dying[at] = start();
             ports[at].store(dying[at].public.port(), Ordering::Release);
+            may_be_sent.fetch_add(PER_KILL, Ordering::AcqRel);
         }
         ends.store(true, Ordering::Release);
         let published = publisher.join().unwrap();
