@@ -24,6 +24,7 @@ pub(crate) mod rules;
 mod schema;
 mod secrets;
 mod validate;
+mod wsnode;
 
 use std::ffi::OsString;
 use std::fmt;

@@ -9,6 +9,7 @@ mod drop;
 pub(crate) mod error;
 mod fetched;
 mod figures;
+mod forwards;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
@@ -41,7 +42,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::callers::Caller;
 use crate::ids::ShardId;
-use crate::message::{Asked, NotTaken, Request};
+use crate::message::{Asked, Forwards, NotTaken, Request};
 use crate::rates::Rates;
 use crate::registry::api::ChannelList;
 use crate::shard::Shared;
@@ -153,6 +154,12 @@ impl Control {
             rpc: rpc::Figures::default(),
             shared,
         });
+        let forwards = state.shared.config().wsnode.is_used().then(|| {
+            let (forwards, receiver) = Forwards::new();
+            // Set once, as below.
+            let _ = state.shared.forwards.set(forwards);
+            receiver
+        });
         let watch = drop::Watch::new(state.clone())?;
         let taking = drop::Taking::new(state.clone());
         let own = state.clone();
@@ -172,6 +179,10 @@ impl Control {
                     Ok(rpc) => Rc::new(rpc),
                     Err(e) => return drop(ready.send(Err(io::Error::other(e)))),
                 };
+                let forwarding = match forwards::Forwarding::new(&own) {
+                    Ok(forwarding) => forwarding.zip(forwards),
+                    Err(e) => return drop(ready.send(Err(io::Error::other(e)))),
+                };
                 let _ = ready.send(Ok(()));
                 if let Some(watch) = watch {
                     tokio::spawn(watch.run());
@@ -185,7 +196,12 @@ impl Control {
                 }
                 let handled = tokio::spawn(signals.handle(own.clone()));
                 let api = port::serve(listener, own.clone(), router);
-                tokio::join!(api, port::serve_handed(handed, own.clone(), public));
+                let forwards = async {
+                    if let Some((forwarding, receiver)) = forwarding {
+                        forwarding.run(receiver).await;
+                    }
+                };
+                tokio::join!(api, port::serve_handed(handed, own.clone(), public), forwards);
                 handled.abort();
             }));
         })?;

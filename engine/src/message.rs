@@ -9,6 +9,7 @@
 
 mod delivery;
 mod errand;
+mod forward;
 mod link;
 mod mailbox;
 mod presence;
@@ -23,6 +24,7 @@ pub use delivery::{
     Origin, Replay, Skip, Start, StoredPayload, StoredPublication,
 };
 pub use errand::{Errand, ErrandId, Gathered, Listed, Outcome};
+pub use forward::{Forward, Forwards};
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};

@@ -46,8 +46,8 @@ use crate::config::{ChannelRule, Config};
 use crate::counters::{CloseReason, Counters, RefusalReason};
 use crate::ids::{ConnectionId, LaneId, SessionId, ShardId};
 use crate::message::{
-    Asked, Delivery, Inbox, Links, QUEUE_BATCHES, QUEUE_BYTES_MAX, Question, Questions, Request,
-    Shards, Upstream,
+    Asked, Delivery, Forwards, Inbox, Links, QUEUE_BATCHES, QUEUE_BYTES_MAX, Question, Questions,
+    Request, Shards, Upstream,
 };
 use crate::revoked::RevokedTable;
 use crate::settings::Settings;
@@ -196,6 +196,8 @@ pub struct Shared {
     pub admission: Arc<Admission>,
     /// Where connections are handed over that are no WebSockets; set by who takes them.
     pub handover: OnceLock<mpsc::Sender<Handed>>,
+    /// The way to nodes of another system; set by who tells them, where there are any.
+    pub forwards: OnceLock<Forwards>,
 }
 
 impl Shared {
@@ -222,6 +224,7 @@ impl Shared {
             revoked,
             admission: Arc::new(admission),
             handover: OnceLock::new(),
+            forwards: OnceLock::new(),
         };
         (Arc::new(shared), asked)
     }
@@ -413,6 +416,12 @@ impl<W: Wire> Shard<W> {
         self.take_own();
         self.homes.resume_some(self.work_ms);
         self.homes.take_outgoing().for_each(|what| self.links.upstream(what));
+        let forwards = self.shared.forwards.get();
+        for forward in self.homes.take_forwards() {
+            if let Some(forwards) = forwards {
+                forwards.give(forward);
+            }
+        }
         let (fanout, mut context) = self.fanout_context();
         fanout.check_ages(&mut context);
         let flushed = fanout.flush(&mut context);

@@ -1,10 +1,11 @@
-//! What the other programs of existing systems tell each other, in Redis or in files, and not to clients: read into what is
+//! What the other programs of existing systems tell each other, in Redis, in files or over HTTP, and not to clients: read into what is
 //! to be published, and written from what was.
 //!
 //! Dialects are what their clients are told. Where both say the same, it is made in the dialect and used here.
 
 pub mod fluxus;
 pub mod portico;
+pub mod wsnode;
 
 pub use crate::dialect::object::Object;
 

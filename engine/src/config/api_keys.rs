@@ -45,6 +45,7 @@ impl Config {
             }
         }
         self.callers = Callers::new(callers);
+        errors.extend(self.wrong_wsnode_key());
     }
 
     /// The key of a section; or what is wrong, behind the section's label and unless it was told before.

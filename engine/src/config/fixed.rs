@@ -44,6 +44,7 @@ fixed! {
     // Homes of channels follow, or do not; connections are made as they were begun.
     redis.url, redis.cluster, redis.prefix, redis.timeout_ms, redis.ping_interval_ms, redis.patience_ms,
     redis.spool_dir, redis.spool_bytes_max,
+    wsnode.nodes, wsnode.registry, wsnode.url, wsnode.key, wsnode.interval_ms,
     cluster.registry, cluster.key, cluster.tls_certificate_file, cluster.tls_key_file, cluster.tls_authority_file, cluster.listen, cluster.advertise, cluster.url, cluster.patience_ms,
 }
 

@@ -191,6 +191,13 @@ pub(super) const KEYS: &[(&str, Allowed)] = &[
     ("cluster.url", Text("a URL such as http://10.0.0.1:9800")),
     ("cluster.patience_ms", Numbers(500, 600_000)),
     ("cluster.idle_s", Numbers(60, 315_360_000)),
+    ("wsnode.nodes", Texts("URLs such as http://10.0.0.7:8080")),
+    ("wsnode.registry", Text("a URL such as http://127.0.0.1:8000")),
+    ("wsnode.url", Text("a URL such as http://10.0.0.1:8080")),
+    ("wsnode.key", Secret("the key of the nodes")),
+    ("wsnode.key_env", Secret("the name of a variable")),
+    ("wsnode.key_file", Text("the path of a file")),
+    ("wsnode.interval_ms", Numbers(100, 3_600_000)),
     (
         "redis_channels.name",
         Text("a channel of Redis, with one * at most for any run of characters"),

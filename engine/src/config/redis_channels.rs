@@ -42,7 +42,7 @@ fn filled<'a>(pattern: &str, name: &'a str) -> Option<&'a str> {
 }
 
 /// Whether some name fits both patterns.
-fn overlap(a: &str, b: &str) -> bool {
+pub(super) fn overlap(a: &str, b: &str) -> bool {
     // Of each end of `a`, from the last one on: which ends of `b` it has a name in common with.
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut behind = vec![false; b.len() + 1];

@@ -35,9 +35,9 @@ impl Config {
         }
         match rule {
             None => Distribution::Local,
-            // What other programs publish has no offset in Redis.
+            // What other programs publish has no offset in Redis, nor what nodes of another system do.
             Some(ChannelRule { distribution: Distribution::Auto, history_size: 1.., .. })
-                if !self.is_foreign(channel) =>
+                if !self.is_foreign(channel) && !self.is_forwarded(channel) =>
             {
                 Distribution::Numbered
             }

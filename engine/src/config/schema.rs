@@ -25,6 +25,7 @@ pub struct Config {
     pub redis: Redis,
     pub redis_channels: Vec<RedisChannel>,
     pub cluster: Cluster,
+    pub wsnode: Wsnode,
     pub drop: FileDrop,
     pub log: Log,
     pub endpoints: Vec<Endpoint>,
@@ -296,6 +297,22 @@ pub struct Cluster {
     pub url: String,
     pub patience_ms: u32,
     pub idle_s: u32,
+}
+
+/// `[wsnode]`
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Wsnode {
+    pub nodes: Vec<String>,
+    /// Where the registry is that nodes of DistributedWebSocket ask; empty where there is none.
+    pub registry: String,
+    pub url: String,
+    /// Once loaded it is the key, wherever it was said to be.
+    pub key: Secret,
+    /// Not secret, but a key may be written there by mistake.
+    pub key_env: Secret,
+    pub key_file: String,
+    pub interval_ms: u32,
 }
 
 /// `[[redis_channels]]`

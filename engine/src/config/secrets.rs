@@ -9,7 +9,9 @@ use toml::{Table, Value};
 
 use super::file;
 use super::keys::printable;
-use super::schema::{ApiKey, ChannelRule, Cluster, Config, Database, Hooks, Issuer, Redis, Secret};
+use super::schema::{
+    ApiKey, ChannelRule, Cluster, Config, Database, Hooks, Issuer, Redis, Secret, Wsnode,
+};
 
 /// Largest file with a secret.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -39,6 +41,8 @@ impl Config {
         let redis = Place { section: "redis".into(), key: "url", secret, env, file };
         let Cluster { key: secret, key_env: env, key_file: file, .. } = &mut self.cluster;
         let cluster = Place { section: "cluster".into(), key: "key", secret, env, file };
+        let Wsnode { key: secret, key_env: env, key_file: file, .. } = &mut self.wsnode;
+        let wsnode = Place { section: "wsnode".into(), key: "key", secret, env, file };
         let issuers = self.issuers.iter_mut().enumerate().map(|(i, issuer)| {
             let Issuer { secret, secret_env: env, secret_file: file, .. } = issuer;
             Place { section: format!("issuers[{i}]"), key: "secret", secret, env, file }
@@ -55,7 +59,7 @@ impl Config {
             let ChannelRule { password: secret, password_env: env, password_file: file, .. } = rule;
             Place { section: format!("channels[{i}]"), key: "password", secret, env, file }
         });
-        let hooks = [hooks, redis, cluster].into_iter();
+        let hooks = [hooks, redis, cluster, wsnode].into_iter();
         for place in hooks.chain(issuers).chain(api_keys).chain(databases).chain(rooms) {
             errors.extend(place.fill(environment).err());
         }
@@ -136,9 +140,10 @@ mod tests {
     }
 
     /// Each section that has a secret, and how the key of it begins.
-    const SECTIONS: [(&str, &str, &str); 6] = [
+    const SECTIONS: [(&str, &str, &str); 7] = [
         ("[hooks]\n", "hooks", "secret"),
         ("[redis]\n", "redis", "url"),
+        ("[wsnode]\n", "wsnode", "key"),
         ("[[issuers]]\n", "issuers[0]", "secret"),
         ("[[api_keys]]\nname = \"a\"\nscopes = [\"all\"]\n", "api_keys[0]", "key"),
         ("[[databases]]\nname = \"a\"\n", "databases[0]", "url"),
@@ -154,6 +159,7 @@ mod tests {
             || password == Some(KeyHash::of(SECRET))
             || issuer
             || database
+            || config.wsnode.key.0 == SECRET
             || config.redis.url.0 == SECRET
             || config.callers.find(SECRET).is_some()
     }
@@ -234,7 +240,7 @@ mod tests {
 
     #[test]
     fn variables_that_hold_secrets_are_no_strays() {
-        let names = ["A", "B", "C", "D", "E", "F", "G"].map(|end| format!("RINGFEED_{end}"));
+        let names = ["A", "B", "C", "D", "E", "F", "G", "H"].map(|end| format!("RINGFEED_{end}"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         let text: String = SECTIONS
@@ -245,6 +251,6 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let environment = names.map(|name| (name.into(), "0123456789abcdef".into())).to_vec();
         let sources = Sources { file: Some(&path), environment, ..Sources::default() };
-        assert_eq!(sources.strays(), ["RINGFEED_G"]);
+        assert_eq!(sources.strays(), ["RINGFEED_H"]);
     }
 }

@@ -42,6 +42,7 @@ impl Config {
         self.validate_redis(errors);
         self.validate_redis_channels(errors);
         self.validate_cluster(errors);
+        self.validate_wsnode(errors);
         if let Err(e) = Origins::parse(&self.server.origins) {
             errors.push(format!("server.origins: {e}"));
         }

@@ -43,6 +43,8 @@ pub(super) struct Figures {
     pub(super) drop: super::drop::Figures,
     /// Of messages that were left in Redis.
     pub(super) redis_drop: super::drop::Figures,
+    /// Of what nodes of another system are told.
+    pub(super) forwards: super::forwards::Figures,
     /// Requests with each key, by its name: keys come and go when the configuration is read again.
     keys: DashMap<String, u64>,
 }
@@ -84,6 +86,7 @@ impl Figures {
             ingest_streams: Count::default(),
             drop: super::drop::Figures::default(),
             redis_drop: super::drop::Figures::default(),
+            forwards: super::forwards::Figures::default(),
         }
     }
 

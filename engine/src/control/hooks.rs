@@ -11,12 +11,12 @@ mod answers;
 mod backend;
 mod breaker;
 mod cache;
-mod client;
+pub(super) mod client;
 #[cfg(test)]
 mod document;
 mod endpoint;
 mod event;
-mod failure;
+pub(super) mod failure;
 mod figures;
 mod keys;
 mod order;

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::error::{ApiError, Code};
 use super::figures::PortFigures;
-use super::{State, drop, hooks, rpc, stats};
+use super::{State, drop, forwards, hooks, rpc, stats};
 use crate::bridge;
 use crate::counters::{Count, Counters, Distribution, Kind, Reason as _, Totals};
 use crate::mesh;
@@ -376,6 +376,38 @@ fn dropped(source: &str, what: &str, figures: &drop::Figures) -> Vec<Family> {
     ]
 }
 
+/// The families of what nodes of another system are told.
+fn forwarded(figures: &forwards::Figures) -> Vec<Family> {
+    let gauge = |name: &str, help, count: &Count| Family {
+        name: format!("ringfeed_wsnode_{name}"),
+        help,
+        kind: MetricType::Gauge,
+        values: vec![(Vec::new(), Value::Number(float(count.read())))],
+    };
+    let outcomes = [
+        ("sent", &figures.sent),
+        ("refused", &figures.refused),
+        ("failed", &figures.failed),
+        ("lost", &figures.lost),
+        ("unfit", &figures.unfit),
+    ];
+    vec![
+        Family {
+            name: "ringfeed_wsnode_forwards".into(),
+            help: "Posts to nodes of wsnode by what came of them: sent; refused by the node; failed, without an answer; lost, since \
+                   the node could not be reached or too much waited; and publications that no node takes: unfit.",
+            kind: MetricType::Counter,
+            values: outcomes
+                .map(|(outcome, count)| {
+                    (vec![("outcome", outcome.into())], Value::Number(float(count.read())))
+                })
+                .into(),
+        },
+        gauge("nodes", "Nodes of wsnode that are told of publications.", &figures.nodes),
+        gauge("waiting_bytes", "Bytes that wait to be posted to them.", &figures.waiting_bytes),
+    ]
+}
+
 /// The families of the connections to Redis.
 fn redis(figures: &bridge::Figures) -> impl Iterator<Item = Family> {
     figures.each().into_iter().map(|(name, help, kind, value)| Family {
@@ -417,6 +449,9 @@ pub(super) async fn metrics(FromState(state): FromState<Arc<State>>) -> Response
     }
     if state.shared.config().cluster.is_used() {
         families.extend(cluster(&state.shared.cluster));
+    }
+    if state.shared.config().wsnode.is_used() {
+        families.extend(forwarded(&state.figures.forwards));
     }
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(families)));

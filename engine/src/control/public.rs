@@ -22,7 +22,7 @@ use super::publish::{self, Outcome};
 use super::{State, api};
 use crate::callers::Caller;
 use crate::config::{Endpoint, HttpRoutes};
-use crate::message::Post;
+use crate::message::{By, Post};
 
 /// All that is served. Endpoints stay as they are while the server runs.
 pub(super) fn router(state: &Arc<State>) -> Router {
@@ -71,12 +71,23 @@ impl Beside {
 
     /// Publishes as `POST /api/publish` does.
     async fn publish(&self, caller: &Caller, name: &str, payload: Payload<'_>) -> Outcome {
+        self.publish_by(caller, name, payload, None).await
+    }
+
+    /// The same, and says who has published it.
+    async fn publish_by(
+        &self,
+        caller: &Caller,
+        name: &str,
+        payload: Payload<'_>,
+        by: By,
+    ) -> Outcome {
         publish::not_draining(&self.state)?;
         // As its clients give names.
         let name = if self.dialect.has_any_names() { any_name::encode(name) } else { name.into() };
         let channel = ChannelName::new(&format!("{}{name}", self.prefix)).map_err(Refused::from)?;
         check_channel(caller, &channel)?;
-        let post = Post { channel, payload: payload.into(), by: None };
+        let post = Post { channel, payload: payload.into(), by };
         let outcome = publish::publish_all(&self.state, vec![post]).await.pop();
         outcome.unwrap_or_else(|| Err(ApiError::busy()))
     }

@@ -49,6 +49,8 @@ pub struct Sender {
     pub confirm: Option<Box<Confirm>>,
     /// By which it is known again where it is sent twice.
     pub key: Option<Box<Keyed>>,
+    /// A node of another system has told all nodes of it: this one tells nobody.
+    pub relayed: bool,
 }
 
 /// An idempotency key and whose it is: nobody's publications are taken for those of somebody else.

@@ -134,6 +134,8 @@ struct Home {
     following: Option<Box<Following>>,
     /// What is published here is published by other nodes, too, each with offsets of its own.
     shares: bool,
+    /// It is told to nodes of another system, which have the channel, too.
+    forwards: bool,
     /// Idempotency keys that are remembered of it: as long as there are any, it is there.
     keys: u32,
     /// Something is pending.

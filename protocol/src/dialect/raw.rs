@@ -36,7 +36,7 @@ pub(super) fn write(out: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
 }
 
 /// A payload as a JSON value: text as a string, bytes as one in base64.
-pub(super) fn write_json(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
+pub(crate) fn write_json(body: &mut Vec<u8>, kind: PayloadKind, bytes: &[u8]) {
     match kind {
         PayloadKind::Json => body.extend_from_slice(bytes),
         PayloadKind::Text => write_string(body, &String::from_utf8_lossy(bytes)),

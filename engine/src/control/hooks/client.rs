@@ -19,14 +19,14 @@ const USER_AGENT: &str = concat!("ringfeed/", env!("CARGO_PKG_VERSION"));
 
 /// What came back.
 #[derive(Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) body: Vec<u8>,
+pub(in crate::control) struct Reply {
+    pub(in crate::control) status: u16,
+    pub(in crate::control) body: Vec<u8>,
 }
 
 /// Speaks HTTP/1.1 and follows nobody's advice: no redirects, proxies, cookies or compression.
 #[derive(Debug, Clone)]
-pub(super) struct Client {
+pub(in crate::control) struct Client {
     http: reqwest::Client,
     allow_private: bool,
     tls: bool,
@@ -34,7 +34,7 @@ pub(super) struct Client {
 
 impl Client {
     /// With `tls`, the machine's certificates are read.
-    pub(super) fn new(
+    pub(in crate::control) fn new(
         names: Arc<dyn Resolve>,
         allow_private: bool,
         tls: bool,
@@ -63,7 +63,7 @@ impl Client {
 
     /// One request, to the last byte of its answer, which may have so many. `timeout` is for all of it, however
     /// slowly it comes.
-    pub(super) async fn send(
+    pub(in crate::control) async fn send(
         &self,
         request: Request,
         bytes_max: usize,

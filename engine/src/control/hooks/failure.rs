@@ -7,7 +7,7 @@ use crate::message::Denied;
 
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(in crate::control) enum Failure {
     /// There is no connection: nothing was sent.
     NoConnection,
     /// The host's name resolves to no address that may be asked: nothing was sent.

@@ -12,6 +12,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use ringfeed_protocol::command::Payload;
 use ringfeed_protocol::date::iso_millis;
+use ringfeed_protocol::foreign::wsnode::is_truthy;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -22,13 +23,12 @@ use crate::config::Scope;
 use crate::control::State;
 use crate::control::body::Collected;
 use crate::control::error::{ApiError, Code};
+use crate::control::forwards::BODY_BYTES_MAX;
 use crate::control::guard::{Peer, holder};
 use crate::control::publish;
 use crate::counters::Totals;
+use crate::message::Sender;
 pub(super) use tally::Tally;
-
-/// Largest body.
-const BODY_BYTES_MAX: usize = 100 * 1024;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
@@ -55,6 +55,12 @@ struct Broadcast<'a> {
     message: Option<&'a RawValue>,
     #[serde(borrow, rename = "apiKey")]
     api_key: Option<&'a RawValue>,
+    /// The node that was told first, and has told all others.
+    #[serde(borrow)]
+    origin: Option<&'a RawValue>,
+    /// What it has in common with those that hear of it by links of their own.
+    #[serde(borrow)]
+    links: Option<&'a RawValue>,
 }
 
 async fn broadcast(
@@ -101,6 +107,11 @@ impl Node {
         self.state().shared.config().server.node_id.clone()
     }
 
+    /// Whether what is published on a node with these links comes here by them.
+    fn hears(&self, links: Option<String>) -> bool {
+        links.is_some() && links == self.state().shared.config().links()
+    }
+
     async fn broadcast(&self, client: IpAddr, request: Request) -> Result<Value, NotDone> {
         let state = self.state();
         let body = Collected::read(request, state, &state.public_bodies, BODY_BYTES_MAX).await?;
@@ -121,13 +132,22 @@ impl Node {
             return Err(NotDone::Refused(StatusCode::BAD_REQUEST, why.into()));
         };
         let payload = Payload::from_fields(Some(message), None, None).map_err(ApiError::from)?;
-        let receipt = self.beside.publish(&caller, &channel, payload).await?;
+        let node = self.id();
+        let origin = said.origin.filter(|origin| is_truthy(origin.get()));
+        if origin.is_some()
+            && (text(origin).is_some_and(|by| by == node) || self.hears(text(said.links)))
+        {
+            let mut told = no_subscribers(&node);
+            told["linked"] = true.into();
+            return Ok(told);
+        }
+        let by = Box::new(Sender { relayed: origin.is_some(), ..Sender::default() });
+        let by = origin.is_some().then_some(by);
+        let receipt = self.beside.publish_by(&caller, &channel, payload, by).await?;
         let subscribers = receipt.subscribers;
         self.tally.broadcast(&channel, message.get().len() as u64, subscribers);
-        let node = self.id();
         if subscribers == 0 {
-            let why = "No subscribers for this channel";
-            return Ok(json!({"success": true, "nodeId": node, "subscribers": 0, "message": why}));
+            return Ok(no_subscribers(&node));
         }
         Ok(json!({"success": true, "nodeId": node, "delivered": subscribers, "total": subscribers}))
     }
@@ -162,7 +182,7 @@ impl Node {
                     "cpu": { "user": user.as_micros() as u64, "system": system.as_micros() as u64 },
                     "load": load,
                 },
-                "network": { "connectedNodes": [] },
+                "network": { "connectedNodes": &**state.figures.forwards.ids.load() },
             },
         })
     }
@@ -189,25 +209,7 @@ async fn metrics(
     }
 }
 
-/// Whether JavaScript takes a JSON value for true.
-fn is_truthy(json: &str) -> bool {
-    match json {
-        "null" | "false" | "\"\"" => false,
-        json => json.parse::<f64>() != Ok(0.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_true_is_what_javascript_takes_for_true() {
-        for json in ["null", "false", "\"\"", "0", "-0", "0.0", "0e7", "0.00"] {
-            assert!(!is_truthy(json), "{json}");
-        }
-        for json in ["true", "1", "-1", "\"0\"", "\" \"", "[]", "{}", "0.1", "1e-9"] {
-            assert!(is_truthy(json), "{json}");
-        }
-    }
+/// What a node says that has nobody to tell.
+fn no_subscribers(node: &str) -> Value {
+    json!({"success": true, "nodeId": node, "subscribers": 0, "message": "No subscribers for this channel"})
 }

@@ -34,8 +34,8 @@ use crate::clock::Clock;
 use crate::config::{ChannelRule, Config, Distribution};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
-    Ack, Caller, ChannelPage, ChannelRow, HistoryPage, Missing, Outgoing, Receipt, Replay, Request,
-    Start, StoredPayload, ToUpstream,
+    Ack, Caller, ChannelPage, ChannelRow, Forward, HistoryPage, Missing, Outgoing, Receipt, Replay,
+    Request, Start, StoredPayload, ToUpstream,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -112,6 +112,8 @@ pub(in crate::shard) struct Homes {
     incoming_bytes: usize,
     /// What is to be handed to the upstream.
     outgoing: Vec<ToUpstream>,
+    /// What nodes of another system are to be told of.
+    forwards: Vec<Forward>,
     /// Homes from this place on have to ask the upstream again.
     resume_from: Option<u32>,
     /// Homes from here on are still to be told that something is missing of what is published elsewhere.
@@ -205,6 +207,7 @@ impl Homes {
             parked_bytes: 0,
             incoming_bytes: 0,
             outgoing: Vec::new(),
+            forwards: Vec::new(),
             resume_from: None,
             rolls_dirty: Vec::new(),
             rolls_waiting: BTreeSet::new(),
@@ -286,6 +289,7 @@ impl Homes {
             made: None,
             following,
             shares: distribution == Distribution::Bridged,
+            forwards: self.config.is_forwarded(name),
             keys: 0,
             dirty: false,
             quiet_ms: now_ms,
@@ -426,11 +430,17 @@ impl Homes {
             home.dirty = true;
             self.dirty.push(index);
         }
-        if home.shares && !matches!(asker, Asker::Shared) {
+        let told = matches!(asker, Asker::Shared) || by.as_ref().is_some_and(|by| by.relayed);
+        if (home.shares || home.forwards) && !told {
             let (kind, bytes) = (payload.kind, Bytes::copy_from_slice(&payload.bytes));
-            let publication = Outgoing::new(StoredPayload { kind, bytes }, by.as_deref());
-            let channel = home.name.clone();
-            self.outgoing.push(ToUpstream::Share { channel, publication });
+            let (channel, payload) = (&home.name, StoredPayload { kind, bytes });
+            if home.forwards {
+                self.forwards.push(Forward { channel: channel.clone(), payload: payload.clone() });
+            }
+            if home.shares {
+                let publication = Outgoing::new(payload, by.as_deref());
+                self.outgoing.push(ToUpstream::Share { channel: channel.clone(), publication });
+            }
         }
         let confirm = by.as_mut().and_then(|by| by.confirm.take());
         let meta = by.and_then(|by| by.meta);
@@ -450,6 +460,11 @@ impl Homes {
             self.await_confirmations(index, position.offset, *confirm, now_ms, deliver);
         }
         true
+    }
+
+    /// What nodes of another system are to be told of.
+    pub(in crate::shard) fn take_forwards(&mut self) -> std::vec::Drain<'_, Forward> {
+        self.forwards.drain(..)
     }
 
     /// Who adds makes room: other channels' history is not theirs to take.
