@@ -55,6 +55,7 @@ use signals::Signals;
 pub use api::openapi;
 pub use error::error_words;
 pub use fetched::Fetched;
+pub(crate) use forwards::WAITING_BYTES_MAX;
 pub(crate) use port::Patient;
 pub use reload::{ReadOver, Reload};
 

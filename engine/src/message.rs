@@ -24,6 +24,7 @@ pub use delivery::{
     Origin, Replay, Skip, Start, StoredPayload, StoredPublication,
 };
 pub use errand::{Errand, ErrandId, Gathered, Listed, Outcome};
+pub(crate) use forward::FORWARDS_BYTES_MAX;
 pub use forward::{Forward, Forwards};
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;

@@ -7,9 +7,9 @@ use ringfeed_protocol::handshake::HEAD_BYTES_MAX;
 use ringfeed_wire::{Io, WireConfig, memory_bytes, open_files_limit};
 
 use crate::config::{Config, Hooks, Limits};
-use crate::control::PUBLIC_BODIES_PART;
 use crate::control::hooks::Hook;
-use crate::message::QUEUE_BYTES_MAX;
+use crate::control::{PUBLIC_BODIES_PART, WAITING_BYTES_MAX};
+use crate::message::{FORWARDS_BYTES_MAX, QUEUE_BYTES_MAX};
 use crate::shard::{
     COMMAND_RATES_BYTES, CONNECTION_BYTES, IDLE_BYTES, KEY_BYTES, SUBSCRIPTION_BYTES,
 };
@@ -87,6 +87,14 @@ pub fn memory(config: &Config, io: Io, shards: u16) -> Vec<Consumer> {
                 "{asked} hooks, each with what waits (hooks.waiting_bytes_max) and hooks.concurrency_max answers of \
                  hooks.answer_bytes_max"
             ),
+        ));
+    }
+    if config.wsnode.is_used() {
+        let bytes = (FORWARDS_BYTES_MAX + WAITING_BYTES_MAX) as u64;
+        lines.push(line(
+            "forwards",
+            AtMost(bytes),
+            "publications that wait for nodes of wsnode".into(),
         ));
     }
     lines.push(line(

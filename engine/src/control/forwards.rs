@@ -38,6 +38,8 @@ use registry::Registry;
 
 /// Longest body that a node takes, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = 100 * 1024;
+/// Bytes that wait for all nodes.
+pub(crate) const WAITING_BYTES_MAX: usize = 64 << 20;
 /// Nodes that are told.
 const NODES_MAX: usize = 64;
 /// Of an answer, in bytes.

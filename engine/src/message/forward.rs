@@ -11,7 +11,7 @@ use super::delivery::StoredPayload;
 /// Publications that wait for the control thread …
 const FORWARDS_MAX: usize = 16_384;
 /// … and bytes of them.
-const FORWARDS_BYTES_MAX: usize = 16 << 20;
+pub(crate) const FORWARDS_BYTES_MAX: usize = 16 << 20;
 
 /// A publication that others are to be told of.
 #[derive(Debug)]

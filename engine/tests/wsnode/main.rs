@@ -126,7 +126,10 @@ fn check(new: &[TestServer], old: &[OldNode]) {
     }
     for client in &mut clients {
         let mut seen: Vec<Value> = published.iter().map(|_| message(client)).collect();
-        seen.sort_by_key(|value| value["n"].as_u64());
+        let number = |value: &Value| value["n"].as_u64().unwrap();
+        seen.sort_by_key(number);
+        let numbers: Vec<u64> = seen.iter().map(number).collect();
+        assert_eq!(numbers, (0..published.len() as u64).collect::<Vec<_>>());
         assert_eq!(seen, published);
     }
     // What came a second time would be in front of these on its way.

@@ -8,7 +8,7 @@ use reqwest::Url;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{AGE_MAX, Figures};
+use super::{AGE_MAX, Figures, WAITING_BYTES_MAX};
 use crate::control::hooks::failure::Failure;
 use crate::registry::names::NodeUrl;
 use crate::seldom::Seldom;
@@ -105,13 +105,14 @@ impl Node {
         if self.linked.get() {
             return;
         }
-        let bytes = self.bytes.get() + body.len() + ITEM_BYTES;
-        if bytes > QUEUE_BYTES_MAX {
+        let item = body.len() + ITEM_BYTES;
+        let (bytes, of_all) = (self.bytes.get() + item, figures.waiting_bytes.read() + item as u64);
+        if bytes > QUEUE_BYTES_MAX || of_all > WAITING_BYTES_MAX as u64 {
             figures.lost.add(1);
             return self.complain("too much waits for it");
         }
         self.bytes.set(bytes);
-        figures.waiting_bytes.add((body.len() + ITEM_BYTES) as u64);
+        figures.waiting_bytes.set(of_all);
         self.queue.borrow_mut().push_back((body.clone(), Instant::now() + AGE_MAX));
         self.some.notify_one();
     }
