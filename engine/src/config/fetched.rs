@@ -115,6 +115,7 @@ impl Config {
         config.channels = fetched;
         let mut errors = Vec::new();
         config.validate_rules(&mut errors);
+        config.validate_wsnode_rules(&mut errors);
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
 
@@ -149,6 +150,19 @@ mod tests {
 
     fn patterns(config: &Config) -> Vec<&str> {
         config.channels.iter().map(|rule| &*rule.pattern).collect()
+    }
+
+    #[test]
+    fn what_a_file_may_not_say_beside_nodes_of_wsnode_the_registry_may_not_either() {
+        let own = own("[wsnode]\nkey = \"one-of-all-the-nodes\"\nnodes = [\"http://a:8080\"]\n\
+             [[api_keys]]\nname = \"n\"\nkey = \"one-of-all-the-nodes\"\nscopes = [\"publish\"]\nchannels = [\"*\"]\n\
+             [[endpoints]]\npath = \"/\"\ndialect = \"wsnode\"\nchannel_prefix = \"node.\"\nhttp = \"wsnode\"\n");
+        for says in ["numbered", "local"] {
+            let list = entries(&[("node.*", json!({"distribution": says}))]);
+            let refused = own.with_fetched(&list).unwrap_err().to_string();
+            assert!(refused.contains("allowed are auto and bridged"), "{refused}");
+        }
+        own.with_fetched(&entries(&[("node.*", json!({"history_size": 5}))])).unwrap();
     }
 
     #[test]

@@ -300,7 +300,7 @@ impl Config {
     }
 
     /// What messages call a rule. The registry's are in front.
-    fn place_of(&self, index: usize) -> String {
+    pub(super) fn place_of(&self, index: usize) -> String {
         let fetched = self.channels.iter().take_while(|rule| rule.fetched).count();
         match self.channels.get(index) {
             Some(rule) if rule.fetched => fetched_place(&rule.pattern),

@@ -37,8 +37,11 @@ impl Config {
 
     /// What this node has in common with those that hear by links of their own what is published here.
     pub(crate) fn links(&self) -> Option<String> {
-        let by_redis = || self.redis.is_used().then(|| format!("redis:{}", self.redis.prefix));
-        if self.cluster.is_used() { Some("cluster".into()) } else { by_redis() }
+        if self.cluster.is_used() {
+            return Some("cluster".into());
+        }
+        let database = self.redis.connection().ok()?.redis_settings().db();
+        self.redis.is_used().then(|| format!("redis:{}/{database}", self.redis.prefix))
     }
 
     pub(super) fn validate_wsnode(&self, errors: &mut Vec<String>) {
@@ -98,7 +101,7 @@ impl Config {
     }
 
     /// Nobody numbers what such nodes publish, and it reaches each node by itself: rules must not say otherwise.
-    fn validate_wsnode_rules(&self, errors: &mut Vec<String>) {
+    pub(super) fn validate_wsnode_rules(&self, errors: &mut Vec<String>) {
         let Some(endpoint) = self.wsnode_endpoint().filter(|_| self.has_upstream()) else { return };
         let pattern = format!("{}*", endpoint.channel_prefix);
         for (i, rule) in self.channels.iter().enumerate() {
@@ -108,8 +111,9 @@ impl Config {
                 Distribution::Auto | Distribution::Bridged => continue,
             };
             if overlap(&rule.pattern, &pattern) {
+                let place = self.place_of(i);
                 errors.push(format!(
-                    "channels[{i}].distribution = {says:?}: nodes of wsnode have its channels, too; allowed are auto and bridged"
+                    "{place}.distribution = {says:?}: nodes of wsnode have its channels, too; allowed are auto and bridged"
                 ));
             }
         }
@@ -158,7 +162,7 @@ mod tests {
         assert!(config.is_forwarded("node.a") && !config.is_forwarded("other"));
         assert_eq!(config.distribution("node.a"), Distribution::Bridged);
         assert_eq!(config.distribution("other"), Distribution::Numbered);
-        assert_eq!(config.links().unwrap(), "redis:ringfeed");
+        assert_eq!(config.links().unwrap(), "redis:ringfeed/0");
         let config = load("", "").unwrap();
         assert!(!config.wsnode.is_used() && !config.is_forwarded("node.a"));
         assert_eq!(config.links(), None);

@@ -93,6 +93,10 @@ impl Fleet {
             let ago = Duration::from_millis(contents.saved_ms.saturating_sub(then_ms));
             at.now.checked_sub(ago).unwrap_or(at.now)
         };
+        let mut views = Views::new(contents.view, millis(limits.node_timeout), 0);
+        let known: BTreeSet<NodeId> =
+            contents.nodes.iter().map(|stored| stored.node.id.clone()).collect();
+        views.doubt(|id| known.contains(id));
         let members = contents.nodes.into_iter().map(|stored| {
             let heard = ago(stored.last_seen_ms);
             let timeout = timeout(&limits, &stored);
@@ -112,7 +116,7 @@ impl Fleet {
             members: members.collect(),
             reported: reported.collect(),
             channels: channels.collect(),
-            views: Views::new(contents.view, millis(limits.node_timeout), 0),
+            views,
             nodes_version: next(contents.nodes_version, at),
             channels_version: contents.channels_version,
             gone: BTreeSet::new(),

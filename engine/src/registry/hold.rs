@@ -171,6 +171,7 @@ impl Registry {
         standpoint: &Standpoint,
     ) -> Result<ViewReply, ApiError> {
         let (mut fleet, at) = self.fleet().await;
+        standpoint.check(at.unix_ms).map_err(ApiError::bad_request)?;
         fleet.stands(id, standpoint, at).map_err(|e| not_heard(e, id))?;
         let told = standpoint.knows.as_deref();
         let is_next =

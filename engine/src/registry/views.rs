@@ -30,6 +30,8 @@ pub const MEMBERS_MAX: usize = 64;
 /// Where nobody was silent for long who is left out, nobody relies on others that it hears for longer than two seconds: with
 /// room for the clocks.
 pub const SUPPORT_WAIT_MS: u64 = 3000;
+/// So far ahead of a registry's clock may be that of another one, which has made the view before: ten years.
+const AHEAD_MS_MAX: u64 = 315_360_000_000;
 /// A registry that knows of no view waits so long for those who go by one, before it makes the first.
 const FIRST_MS: u64 = 3000;
 
@@ -128,6 +130,22 @@ pub struct Standpoint {
     pub knows: Option<Box<View>>,
 }
 
+impl Standpoint {
+    /// Whether a process can say so: numbers of views are about the time at which they were made.
+    pub(super) fn check(&self, unix_ms: u64) -> Result<(), String> {
+        let most = unix_ms.saturating_add(AHEAD_MS_MAX);
+        let known = self.knows.as_deref();
+        if self.view.max(known.map_or(0, |view| view.number)) > most {
+            return Err(format!("no view has a number above {most} by now"));
+        }
+        let members = known.map_or(0, |view| view.members.len().max(view.before.len()));
+        match members.max(self.hears.len()) > MEMBERS_MAX {
+            true => Err(format!("a view has at most {MEMBERS_MAX} members")),
+            false => Ok(()),
+        }
+    }
+}
+
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ViewReply {
@@ -162,6 +180,12 @@ impl Views {
         let waits = vec![(now_ms + view.wait_ms + timeout_ms, view.wait_ms)];
         let (go_by, left, unheard) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         Views { view, timeout_ms, began_ms: now_ms, go_by, left, unheard, waits }
+    }
+
+    /// Members whose nodes the registry does not know, as after it has lost them, may run nevertheless.
+    pub fn doubt(&mut self, is_known: impl Fn(&NodeId) -> bool) {
+        let unknown = self.view.members.iter().filter(|member| !is_known(&member.id));
+        self.unheard.extend(unknown.map(|member| member.instance));
     }
 
     /// The view that counts.

@@ -472,9 +472,9 @@ fn one_node_is_killed_while_another_is_cut_off_and_frozen() {
         fleet.network.wire(0, true);
         let until = Instant::now() + LONGER_THAN_ANY_WAIT;
         while Instant::now() < until {
-            // It is left alone in no view, and the registry still hears it.
-            let [members, _, up] = fleet.look(1);
-            assert!(members > 1 && up == 1, "{members} members, up {up}");
+            // It is left alone in no view: the registry alone hears it.
+            let [members, ..] = fleet.look(1);
+            assert!(members > 1, "{members} members");
         }
         fleet.nodes[0].signal("CONT");
         [0, 1].into_iter().for_each(|node| fleet.wait(node, [2, 1, 1]));

@@ -5,15 +5,17 @@ local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not entry then
   return 0
 end
-redis.call('XDEL', KEYS[1], ARGV[1])
 local fields = {'left', ARGV[1], 'reason', ARGV[2]}
 for i = 1, #entry[2], 2 do
   if entry[2][i] == 'message' then
     fields[#fields + 1] = 'message'
     fields[#fields + 1] = string.sub(entry[2][i + 1], 1, tonumber(ARGV[5]))
+    break
   end
 end
 redis.call('XADD', KEYS[2], '*', unpack(fields))
+-- Behind that, which may fail.
+redis.call('XDEL', KEYS[1], ARGV[1])
 local time = redis.call('TIME')
 local oldest = string.format('%.0f', math.max(0, time[1] * 1000 - tonumber(ARGV[4])))
 local forgotten = redis.call('XTRIM', KEYS[2], 'MINID', oldest)

@@ -79,6 +79,8 @@ impl Taking {
         // That Redis is away is told by who always needs it.
         if !config.drop.redis || !self.state.shared.redis.is_up() {
             self.queue = None;
+            let figures = &self.state.figures.redis_drop;
+            [&figures.failed, &figures.waiting].into_iter().for_each(|figure| figure.set(0));
             return Look::Done;
         }
         let looked = self.try_look(config).await;
@@ -130,7 +132,7 @@ impl Taking {
             let mut items = self.read(queue, left, config).await?;
             while !items.is_empty() {
                 let round = next_round(&mut items, &held);
-                let mut done = Vec::new();
+                let (mut done, mut refused) = (Vec::new(), Vec::new());
                 for (id, became) in publish_round(&self.state, round, &mut held).await {
                     match became {
                         Became::Published { duplicate } => {
@@ -138,9 +140,7 @@ impl Taking {
                             done.push(id);
                         }
                         Became::Kept(e) => self.kept(&id, e.message()),
-                        Became::Refused(e) => {
-                            self.set_aside(queue, &id, e.message(), config).await?;
-                        }
+                        Became::Refused(e) => refused.push((id, e)),
                     }
                 }
                 published |= !done.is_empty();
@@ -148,6 +148,9 @@ impl Taking {
                 if !done.is_empty() && !queue.taken(&done, lease_ms).await? {
                     // It took so long that another node has begun with what is there.
                     return Ok(Look::Done);
+                }
+                for (id, e) in refused {
+                    self.set_aside(queue, &id, e.message(), config).await?;
                 }
             }
         }

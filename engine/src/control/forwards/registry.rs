@@ -90,17 +90,20 @@ impl Registry {
         let text = |row: &Value, field: &str| row.get(field)?.as_str().map(str::to_owned);
         let active =
             rows.iter().filter(|row| text(row, "status").is_none_or(|own| own == "active"));
-        let mut nodes = Vec::new();
+        let (mut nodes, mut left_out) = (Vec::new(), None);
         for row in active {
             match text(row, "url").map(|url| url.parse::<NodeUrl>()) {
                 Some(Ok(url)) => nodes.push((text(row, "id"), url)),
-                Some(Err(e)) => self.complain("a node is left out", &e.to_string()),
-                None => self.complain("a node is left out", "it has no url"),
+                Some(Err(e)) => left_out = left_out.or(Some(e.to_string())),
+                None => left_out = left_out.or(Some("it has no url".into())),
             }
             // This one may be among them.
             if nodes.len() > NODES_MAX + 1 {
                 break;
             }
+        }
+        if let Some(why) = left_out {
+            self.complain("one node or more is left out", &why);
         }
         nodes
     }

@@ -15,6 +15,8 @@ use super::failure::Failure;
 const IDLE_CONNECTIONS_MAX: usize = 64;
 /// Many servers close what is idle for 5 s: whoever sends just then loses a request that must not be sent twice.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Who has not answered by then is not there, and has got nothing: the kernel has asked twice.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const USER_AGENT: &str = concat!("ringfeed/", env!("CARGO_PKG_VERSION"));
 
 /// What came back.
@@ -47,6 +49,7 @@ impl Client {
             .referer(false)
             .http1_only()
             .dns_resolver(Arc::new(Guarded::new(names, allow_private)))
+            .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX);
         if !tls {

@@ -1,7 +1,7 @@
 //! Serving sessions one by one: everything that one has to send, in one send.
 
 use bytes::Bytes;
-use ringfeed_protocol::Event;
+use ringfeed_protocol::{Event, Offset};
 use ringfeed_wire::{Segment, SocketId, VECTORED_RUNS_MAX, Wire};
 
 use super::{
@@ -284,6 +284,8 @@ impl Fanout {
             let lane = cx.feeds.lane_mut(own.lane);
             let Some(from) = lane.gaps.remove(&slot) else { continue };
             let (to, end) = (lane.log.last_offset(), lane.log.end());
+            // Behind a life that begins there may be publications by now, and none has no offset.
+            let from = from.max(Offset::NONE.next().min(to));
             if let Some(subscriber) = own.index.and_then(|i| lane.subscriber_mut(list, i)) {
                 debug_assert_eq!(
                     subscriber.sent, GAPPED,

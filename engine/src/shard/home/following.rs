@@ -36,6 +36,8 @@ pub(super) struct Following {
     pub(super) number: u32,
     /// It was answered once: epoch and offset of the home are the channel's.
     pub(super) known: bool,
+    /// The channel was numbered otherwise, and its subscribers have yet to be told that another life begins.
+    pub(super) begins: bool,
     /// The last answer was that the upstream cannot be reached.
     pub(super) away: bool,
     pub(super) older: Older,
@@ -109,7 +111,7 @@ impl Following {
     /// The upstream has answered: what had come before it was asked is of this life, or of one that is over. Returns
     /// whether something was given up meanwhile.
     pub(super) fn answered(&mut self, epoch: Epoch) -> bool {
-        (self.awaits, self.away) = (false, false);
+        (self.awaits, self.away, self.begins) = (false, false, false);
         let before = std::mem::take(&mut self.asked_behind);
         let mut place = 0;
         self.incoming.retain(|(of, _)| {

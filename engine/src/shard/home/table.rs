@@ -430,7 +430,10 @@ impl Homes {
             home.dirty = true;
             self.dirty.push(index);
         }
-        let told = matches!(asker, Asker::Shared) || by.as_ref().is_some_and(|by| by.relayed);
+        // What others number has come from the node where it was published.
+        let told = matches!(asker, Asker::Shared)
+            || home.following.is_some()
+            || by.as_ref().is_some_and(|by| by.relayed);
         if (home.shares || home.forwards) && !told {
             let (kind, bytes) = (payload.kind, Bytes::copy_from_slice(&payload.bytes));
             let (channel, payload) = (&home.name, StoredPayload { kind, bytes });

@@ -88,6 +88,11 @@ impl NodeProcess {
 
     /// Waits until it has ended, and has done so well.
     pub fn wait(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the node does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert!(self.child.wait().unwrap().success());
     }
 

@@ -232,7 +232,10 @@ impl Subscriber {
                     back = Some(at);
                 }
                 // A node that cannot serve the channel at present.
-                Some("error") => break,
+                Some("error") => {
+                    back = Some(Instant::now() + Duration::from_millis(50));
+                    break;
+                }
                 _ => panic!("{told}"),
             }
         }

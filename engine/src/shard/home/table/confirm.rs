@@ -108,6 +108,17 @@ impl Homes {
         }
     }
 
+    /// Another life of the channel begins: what is not confirmed by now never is.
+    pub(super) fn end_confirmations(&mut self, index: u32, deliver: Deliver) {
+        let members = self.homes.get(index).and_then(|home| home.members.as_ref());
+        let due: Vec<_> =
+            members.map(|members| members.confirmations.due().collect()).unwrap_or_default();
+        for (due_ms, offset) in due {
+            self.confirm_due.remove(&(due_ms, index, offset));
+            self.tell_receipts(index, offset, deliver);
+        }
+    }
+
     fn tell_receipts(&mut self, index: u32, offset: Offset, deliver: Deliver) {
         let Some(Home { name, epoch, members: Some(members), .. }) = self.homes.get_mut(index)
         else {

@@ -37,7 +37,7 @@ impl Homes {
             return;
         }
         match (home.following.is_some(), follows) {
-            (false, true) => self.number_elsewhere(index, now_ms),
+            (false, true) => self.number_elsewhere(index, now_ms, deliver),
             (true, false) => self.number_here(index, deliver),
             _ => {}
         }
@@ -47,10 +47,11 @@ impl Homes {
 
     /// A home begins to follow. Its subscribers are told as soon as it is known where the channel stands elsewhere, as when
     /// that has begun another life.
-    fn number_elsewhere(&mut self, index: u32, now_ms: u64) {
+    fn number_elsewhere(&mut self, index: u32, now_ms: u64, deliver: Deliver) {
+        self.end_confirmations(index, deliver);
         let name = self.home_mut(index).name.clone();
         let mut following = self.begin_to_follow(&name, now_ms);
-        following.known = true;
+        (following.known, following.begins) = (true, true);
         // What was sent when it followed before may still be answered.
         following.ticket = u64::from(following.number) << 32;
         self.count_awaiting(index, |home| home.following = Some(following));
@@ -59,9 +60,11 @@ impl Homes {
 
     /// A home follows no more, and begins a life of its own.
     fn number_here(&mut self, index: u32, deliver: Deliver) {
+        self.end_confirmations(index, deliver);
         let waited = self.home_mut(index).waits();
         let position = Position { epoch: Epoch(self.rng.random()), offset: Offset::NONE };
-        self.renew(index, position, Offset::NONE.next(), deliver);
+        // The last of the life before may have come to nobody here.
+        self.renew(index, position, Offset::NONE, deliver);
         if self.home_mut(index).parked.is_some() {
             self.with_parking(index, |parking| parking.abandon(&OTHERWISE_NUMBERED));
         }
@@ -109,8 +112,8 @@ impl Homes {
         let home = self.home_mut(index);
         let position = home.position();
         // Whoever is about to be told that another life begins is told of this with it.
-        if home.following.as_ref().is_some_and(|own| own.known && !own.awaits) {
-            self.renew(index, position, position.offset.max(Offset::NONE.next()), deliver);
+        if home.following.as_ref().is_some_and(|own| own.known && !own.begins) {
+            self.renew(index, position, position.offset, deliver);
         }
     }
 }

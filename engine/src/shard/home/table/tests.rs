@@ -585,7 +585,7 @@ fn a_channel_that_lives_is_numbered_by_whom_the_rule_says_and_its_subscribers_ar
     assert!(matches!(&configure(&mut bench, 0)[..], [ToUpstream::Unfollow { .. }]));
     let (here, lost) = renewed(&bench);
     assert!(here.epoch != position.epoch && here.epoch != bridged.epoch);
-    assert_eq!((here.offset, lost), (Offset::NONE, Offset(1)));
+    assert_eq!((here.offset, lost), (Offset::NONE, Offset::NONE));
     bench.begin_turn();
     assert!(matches!(answered(&mut waits), Some(Err(Refused::Unavailable { .. }))));
     let after = bench.publish("c", 0);
