@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 from attack import FAILED, Client, Server, check, say, text_frame, whole_frame
 
@@ -135,12 +136,17 @@ class Part:
     def run(self, work, given):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.nice(5)
-        self.results.put(work(self.end, *given))
+        try:
+            self.results.put((work(self.end, *given), None))
+        except Exception:
+            self.results.put((None, traceback.format_exc()))
 
     def result(self):
         self.end.set()
-        found = self.results.get()
+        found, failed = self.results.get()
         self.process.join()
+        if failed:
+            sys.exit(f"a client has failed, as when its node ends:\n{failed}")
         return found
 
 
@@ -157,8 +163,11 @@ def read_all(end, port, readers):
         poller.register(client.socket, select.EPOLLIN)
         clients[client.socket.fileno()] = (client, own)
         heard.append(own)
-    while not end.is_set():
+    quiet_since = now()
+    # Until nothing has come for a while: what was taken last has come by then.
+    while not end.is_set() or now() - quiet_since < 2:
         for number, _ in poller.poll(0.1):
+            quiet_since = now()
             client, own = clients[number]
             with contextlib.suppress(BlockingIOError):
                 got = client.socket.recv(1 << 20)
@@ -296,7 +305,6 @@ def come_and_go(end, ports, seed):
                     command["recover"] = {"epoch": epoch, "offset": offset}
                 asked[channel] = stands.get(channel)
                 client.send(command)
-            lost = set()  # whose position is not known any more on this connection
             while now() < until:
                 try:
                     got = client.next()
@@ -660,8 +668,6 @@ def run(options, stack):
     published = [one for part in publishers for one in part.result()]
     elsewhere = other.result()
     hopped = [part.result() for part in hoppers]
-    # What was taken last has come by then.
-    time.sleep(2)
     heard = [Reader(number, own) for number, part in enumerate(readers) for own in part.result()]
     places = check_places(heard, hopped, published)
     check_readers(heard)
