@@ -21,6 +21,7 @@ mod placing;
 pub mod store;
 mod thread;
 mod tls;
+pub mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use frame::{Alive, Answer, Asked, Frame, Topic};
 use placing::Placing;
 use store::{Appended, Stands, Store};
 pub use thread::MeshThread;
+use transfer::Transfers;
 
 /// What a node has said lends strength for so long.
 const SUPPORT_MS: u64 = 2000;
@@ -61,6 +63,8 @@ pub struct Own {
     pub channels_max: usize,
     /// … and bytes of publications in their histories.
     pub bytes_max: usize,
+    /// Bytes that are handed over to another keeper at once.
+    pub handed_bytes: usize,
     /// By which rules.
     pub rules: Rules,
     /// Who is revoked: nodes tell one another as they meet.
@@ -154,6 +158,8 @@ pub struct Mesh {
     /// Whether it is up, and channels are kept that were not before, as when it was last looked what waits.
     kept: (bool, bool),
     store: Store,
+    /// What goes from keepers by the view before to those by this one.
+    transfers: Transfers,
     /// What others, or this node, have asked of it and waits until it keeps the channel.
     held: VecDeque<(Instance, u64, Asked, u64)>,
     /// What the bridge has subscribed to.
@@ -189,6 +195,7 @@ impl Mesh {
             waits_ms: 0,
             kept: (false, false),
             store: Store::new(own.seed),
+            transfers: Transfers::default(),
             held: VecDeque::new(),
             followed: BTreeSet::new(),
             pending: BTreeMap::new(),
@@ -434,6 +441,7 @@ impl Mesh {
     /// What was asked of a node may never have come there, and what it has asked is asked again.
     fn part(&mut self, peer: Instance) {
         self.store.forget_follower(peer);
+        self.transfers.part(peer);
         self.held.retain(|(from, ..)| *from != peer);
         for pending in self.pending.values_mut().filter(|own| own.sent_to == Some(peer)) {
             pending.sent_to = None;
@@ -453,7 +461,61 @@ impl Mesh {
             Frame::Ask(..) => {}
             Frame::Answer(number, answer) => self.answered(number, answer),
             Frame::Told(topic, bytes) => self.said.push_back(Said::Told(topic, bytes)),
+            Frame::Transfer(view, transfer) if view == self.view.number && self.agrees(from) => {
+                let (bytes_max, now_ms) = (self.own.bytes_max, self.now_ms);
+                if self.transfers.heard(from, transfer, bytes_max, now_ms) {
+                    self.take_over();
+                    self.review();
+                }
+            }
+            Frame::Transfer(..) => {}
         }
+    }
+
+    /// Goes on with the channels that other keepers have handed over.
+    fn take_over(&mut self) {
+        let arrived = self.transfers.take_arrived();
+        if arrived.is_empty() {
+            return;
+        }
+        for (channel, kept) in arrived {
+            let full = self.store.channels() >= self.own.channels_max;
+            if self.is_keeper(&channel) && !full {
+                let keep = (self.own.rules)(&channel);
+                self.store.take_over(channel, kept, (keep, self.own.bytes_max), self.now_ms);
+            }
+        }
+        if self.up {
+            self.serve_all_held();
+        }
+    }
+
+    /// Hands over to other keepers what is theirs by now, to those of whom this says that they have room for more.
+    pub fn hand_over(&mut self, has_room: impl Fn(Instance) -> bool) {
+        let (number, peers) = (self.view.number, &self.peers);
+        let can_be_told = |own| peers.get(&own).is_some_and(|peer| peer.agrees) && has_room(own);
+        let at_once = self.own.handed_bytes;
+        for (to, transfer) in self.transfers.take(can_be_told, at_once, self.now_ms) {
+            self.frames.push((to, Frame::Transfer(number, transfer)));
+        }
+    }
+
+    /// Whether others that can be reached are still to be handed something.
+    pub fn hands_over(&self) -> bool {
+        self.transfers.untold().any(|to| self.agrees(to))
+    }
+
+    /// Whether this node waits for what others hand over to it.
+    pub fn is_handed(&self) -> bool {
+        !self.transfers.is_complete()
+    }
+
+    /// Whether the node can go and nothing that it has kept is lost with it that another one could keep.
+    pub fn is_relieved(&self) -> bool {
+        let own = self.own.instance;
+        let keeps = self.placing.has(own);
+        let other = self.view.members.iter().any(|other| other.instance != own && !other.leaving);
+        !self.up || !other || !keeps && self.transfers.untold().next().is_none()
     }
 
     fn alive(&self, to: Instance) -> Frame {
@@ -515,12 +577,18 @@ impl Mesh {
             return;
         }
         let own = self.own.instance;
+        self.take_over();
         // Whoever was not told of a view in between may have lost its channels to others, and got them back.
         let in_line = view.previous == self.view.number && self.view.has(own) && view.has(own);
         let kept_before = |channel: &str| in_line && self.placing.keeper(channel) == Some(own);
         let placing = Placing::new(self.own.placing_key, &view);
-        self.store
+        let others = self
+            .store
             .keep_only(|channel| kept_before(channel) && placing.keeper(channel) == Some(own));
+        let handed = others.into_iter().filter(|(channel, _)| kept_before(channel));
+        let handed =
+            handed.filter_map(|(channel, kept)| Some((placing.keeper(&channel)?, channel, kept)));
+        let handed: Vec<_> = handed.collect();
         let moved = |channel: &&ChannelName| {
             placing.keeper(channel) == Some(own) && !self.store.has(channel)
         };
@@ -533,6 +601,9 @@ impl Mesh {
         let is_member = |of: &Instance| members.iter().any(|member| member.instance == *of);
         let others = || before.iter().filter(|of| **of != own);
         self.awaited = others().copied().filter(is_member).collect();
+        let to = members.iter().map(|member| member.instance);
+        let to = to.filter(|of| *of != own && before.contains(&own));
+        self.transfers.begin(handed, to, self.awaited.iter().copied(), self.now_ms);
         // Whoever was waited for by the view before is, by this one.
         let waited_ms = self.begins_ms.unwrap_or(self.now_ms + waits_ms);
         self.waits_ms = self.waits_ms.max(waited_ms);
@@ -612,6 +683,8 @@ impl Mesh {
                 self.held.retain(|(from, ..)| *from != own);
             }
         }
+        let awaited = &self.awaited;
+        self.transfers.pass(|own| awaited.contains(&own), now_ms);
         self.serve_held();
     }
 
@@ -641,6 +714,7 @@ impl Mesh {
                 self.said.push_back(Said::Interrupted(channel));
             }
         }
+        self.take_over();
         self.store.sweep(&self.own.rules, now_ms);
     }
 
@@ -654,15 +728,23 @@ impl Mesh {
 
     /// Whether a channel is kept here already, or can be from now on.
     fn may_keep(&self, channel: &ChannelName) -> bool {
-        self.up && (self.store.has(channel) || self.begins_ms.is_some_and(|at| at <= self.now_ms))
+        self.up && (self.store.has(channel) || self.begins())
+    }
+
+    /// Whether it begins lives of channels by now that it has not kept before.
+    fn begins(&self) -> bool {
+        self.begins_ms.is_some_and(|at| at <= self.now_ms) && self.transfers.is_complete()
     }
 
     /// Does what has waited until this node keeps the channel, as far as it does by now.
     fn serve_held(&mut self) {
-        let keeps = (self.up, self.begins_ms.is_some_and(|at| at <= self.now_ms));
-        if keeps == std::mem::replace(&mut self.kept, keeps) || !self.up {
-            return;
+        let keeps = (self.up, self.begins());
+        if keeps != std::mem::replace(&mut self.kept, keeps) && self.up {
+            self.serve_all_held();
         }
+    }
+
+    fn serve_all_held(&mut self) {
         for (from, number, asked, at_ms) in std::mem::take(&mut self.held) {
             self.asked_at(from, number, asked, at_ms);
         }
@@ -779,3 +861,6 @@ fn followed(Stands { position, entries }: Stands) -> Followed {
     }
     Followed { position, lineage: Vec::new(), publications }
 }
+
+#[cfg(test)]
+mod tests;

@@ -287,7 +287,7 @@ pub(super) async fn health() -> Json<StatusReply> {
 }
 
 /// The process takes new connections; 503 while it drains, while a Redis that it shares channels through is away, and while it is cut
-/// off from the nodes that it shares them with.
+/// off from the nodes that it shares them with, or still takes over channels from them.
 #[utoipa::path(
     get, path = "/ready",
     responses(
@@ -302,6 +302,8 @@ async fn ready(FromState(state): App) -> (StatusCode, Json<StatusReply>) {
         "redis away"
     } else if state.shared.config().cluster.is_used() && !state.shared.cluster.is_up() {
         "cut off from the other nodes"
+    } else if state.shared.config().cluster.is_used() && !state.shared.cluster.has_joined() {
+        "joining the other nodes"
     } else {
         return (StatusCode::OK, Json(StatusReply { status: "ready" }));
     };

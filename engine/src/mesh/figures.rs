@@ -8,6 +8,8 @@ use crate::counters::{Count, Kind};
 pub struct Figures {
     /// Whether this node is one of those that go by the same view: 1 or 0.
     pub up: Count,
+    /// Whether it was ever one, with all that other nodes had to hand over to it: 1 or 0.
+    pub joined: Count,
     /// The number of the view by which it goes.
     pub view: Count,
     /// Members of that view.
@@ -48,6 +50,11 @@ impl Figures {
     /// Whether this node is one of those that go by the same view.
     pub fn is_up(&self) -> bool {
         self.up.read() == 1
+    }
+
+    /// Whether this node has come in among the others.
+    pub fn has_joined(&self) -> bool {
+        self.joined.read() == 1
     }
 
     /// Each with its name and what it is.

@@ -11,7 +11,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Offset, Position};
 
-use super::store::{Appended, Stands};
+use super::store::{Appended, Life, Stands};
+use super::transfer::Transfer;
 use crate::bridge::item::Reader;
 use crate::bridge::{Append, Item, Read};
 use crate::message::KeyDigest;
@@ -33,6 +34,8 @@ pub enum Frame {
     Answer(u64, Answer),
     /// A message.
     Told(Topic, Bytes),
+    /// For the next keeper of channels by this view, from the one before.
+    Transfer(u64, Transfer),
 }
 
 /// See [`Frame::Alive`].
@@ -116,6 +119,9 @@ const SHARED: u8 = 31;
 const BEAT: u8 = 32;
 const ERRAND: u8 = 33;
 const ANSWER: u8 = 34;
+const HISTORY: u8 = 40;
+const LIFE: u8 = 41;
+const END: u8 = 42;
 
 fn put_name(out: &mut BytesMut, name: &ChannelName) {
     // Names have at most 255 bytes.
@@ -150,6 +156,7 @@ impl Frame {
             }
             Frame::Ask(number, asked) => write_asked(out, *number, asked),
             Frame::Answer(number, answer) => write_answer(out, *number, answer),
+            Frame::Transfer(view, transfer) => write_transfer(out, *view, transfer),
             Frame::Told(topic, bytes) => {
                 let (kind, name) = match topic {
                     Topic::Numbered(name) => (NUMBERED, Some(name)),
@@ -182,6 +189,7 @@ impl Frame {
             }
             kind @ FOLLOW..=PASS_ON => Frame::Ask(rest.u64()?, read_asked(kind, &mut rest)?),
             kind @ APPENDED..=REFUSED => Frame::Answer(rest.u64()?, read_answer(kind, &mut rest)?),
+            kind @ HISTORY..=END => Frame::Transfer(rest.u64()?, read_transfer(kind, &mut rest)?),
             kind => {
                 let topic = match kind {
                     NUMBERED => Topic::Numbered(name(&mut rest)?),
@@ -251,7 +259,7 @@ fn read_asked(kind: u8, rest: &mut Reader) -> Option<Asked> {
                 let number = rest.u64()?;
                 let key = match rest.u8()? {
                     0 => None,
-                    1 => Some(KeyDigest(rest.take(16)?[..].try_into().ok()?)),
+                    1 => Some(digest(rest)?),
                     _ => return None,
                 };
                 // Numbers of an instance only grow.
@@ -284,13 +292,7 @@ fn write_answer(out: &mut BytesMut, number: u64, answer: &Answer) {
     });
     out.put_u64(number);
     match answer {
-        Answer::Appended(Appended { epoch, last, duplicates }) => {
-            put_position(out, Position { epoch: *epoch, offset: *last });
-            for (place, stands) in duplicates {
-                out.put_u32(*place);
-                put_position(out, *stands);
-            }
-        }
+        Answer::Appended(appended) => put_appended(out, appended),
         Answer::Stands(Stands { position, entries }) => {
             put_position(out, *position);
             for (offset, age_ms, item) in entries {
@@ -306,14 +308,7 @@ fn write_answer(out: &mut BytesMut, number: u64, answer: &Answer) {
 
 fn read_answer(kind: u8, rest: &mut Reader) -> Option<Answer> {
     Some(match kind {
-        APPENDED => {
-            let Position { epoch, offset: last } = position(rest)?;
-            let mut duplicates = Vec::new();
-            while !rest.0.is_empty() {
-                duplicates.push((rest.u32()?, position(rest)?));
-            }
-            Answer::Appended(Appended { epoch, last, duplicates })
-        }
+        APPENDED => Answer::Appended(appended(rest)?),
         STANDS => {
             let position = position(rest)?;
             let mut entries = Vec::new();
@@ -326,6 +321,92 @@ fn read_answer(kind: u8, rest: &mut Reader) -> Option<Answer> {
         REFUSED => Answer::Refused,
         _ => return None,
     })
+}
+
+/// To be followed by nothing, or to stand behind its length.
+fn put_appended(out: &mut BytesMut, Appended { epoch, last, duplicates }: &Appended) {
+    put_position(out, Position { epoch: *epoch, offset: *last });
+    for (place, stands) in duplicates {
+        out.put_u32(*place);
+        put_position(out, *stands);
+    }
+}
+
+fn appended(rest: &mut Reader) -> Option<Appended> {
+    let Position { epoch, offset: last } = position(rest)?;
+    let mut duplicates = Vec::new();
+    while !rest.0.is_empty() {
+        duplicates.push((rest.u32()?, position(rest)?));
+    }
+    Some(Appended { epoch, last, duplicates })
+}
+
+fn write_transfer(out: &mut BytesMut, view: u64, transfer: &Transfer) {
+    out.put_u8(match transfer {
+        Transfer::History(..) => HISTORY,
+        Transfer::Life(..) => LIFE,
+        Transfer::End => END,
+    });
+    out.put_u64(view);
+    match transfer {
+        Transfer::History(channel, entries) => {
+            put_name(out, channel);
+            for (age_ms, item) in entries {
+                out.put_u64(*age_ms);
+                put_bytes(out, item);
+            }
+        }
+        Transfer::Life(channel, Life { epoch, offset, done, keys }) => {
+            put_name(out, channel);
+            put_position(out, Position { epoch: *epoch, offset: *offset });
+            out.put_u32(u32::try_from(done.len()).unwrap_or(u32::MAX));
+            for (by, number, age_ms, answer) in done {
+                [by, number, age_ms].into_iter().for_each(|number| out.put_u64(*number));
+                let mut bytes = BytesMut::new();
+                put_appended(&mut bytes, answer);
+                put_bytes(out, &bytes);
+            }
+            for (KeyDigest(digest), place, age_ms) in keys {
+                out.put_slice(digest);
+                put_position(out, *place);
+                out.put_u64(*age_ms);
+            }
+        }
+        Transfer::End => {}
+    }
+}
+
+fn read_transfer(kind: u8, rest: &mut Reader) -> Option<Transfer> {
+    Some(match kind {
+        HISTORY => {
+            let channel = name(rest)?;
+            let mut entries = Vec::new();
+            while !rest.0.is_empty() {
+                entries.push((rest.u64()?, bytes(rest)?));
+            }
+            Transfer::History(channel, entries)
+        }
+        LIFE => {
+            let channel = name(rest)?;
+            let Position { epoch, offset } = position(rest)?;
+            let mut done = Vec::new();
+            for _ in 0..rest.u32()? {
+                let (by, number, age_ms) = (rest.u64()?, rest.u64()?, rest.u64()?);
+                done.push((by, number, age_ms, appended(&mut Reader(bytes(rest)?))?));
+            }
+            let mut keys = Vec::new();
+            while !rest.0.is_empty() {
+                keys.push((digest(rest)?, position(rest)?, rest.u64()?));
+            }
+            Transfer::Life(channel, Life { epoch, offset, done, keys })
+        }
+        END => Transfer::End,
+        _ => return None,
+    })
+}
+
+fn digest(rest: &mut Reader) -> Option<KeyDigest> {
+    Some(KeyDigest(rest.take(16)?[..].try_into().ok()?))
 }
 
 fn name(rest: &mut Reader) -> Option<ChannelName> {
@@ -387,10 +468,19 @@ mod tests {
             Topic::Errand,
             Topic::Answer,
         ];
+        let answer =
+            Appended { epoch: Epoch(1), last: Offset(9), duplicates: vec![(1, at(3)), (4, at(5))] };
+        let done = vec![(1, 2, 3, answer.clone()), (4, 5, 6, answer)];
+        let keys = vec![(KeyDigest([3; 16]), at(3), 7)];
+        let life = Life { epoch: Epoch(7), offset: Offset(9), done, keys };
+        let history = vec![(5, Bytes::from_static(b"x")), (4, Bytes::from_static(b""))];
+        let transfers =
+            [Transfer::History(name(), history), Transfer::Life(name(), life), Transfer::End];
         let alive = Frame::Alive(Alive { view: 1, at_ms: 2, heard_ms: 3 });
         let mut all = vec![alive, Frame::View(Box::new(view))];
         all.extend(asked.into_iter().map(|asked| Frame::Ask(8, asked)));
         all.extend(answers.into_iter().map(|answer| Frame::Answer(8, answer)));
+        all.extend(transfers.into_iter().map(|transfer| Frame::Transfer(8, transfer)));
         all.extend(topics.into_iter().map(|topic| Frame::Told(topic, Bytes::from_static(b"m"))));
         all
     }
@@ -410,7 +500,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_is_read_or_refused(kind in 0u8..40, body: Vec<u8>) {
+        fn whatever_comes_is_read_or_refused(kind in 0u8..50, body: Vec<u8>) {
             let _ = Frame::read([vec![kind], body].concat().into());
         }
     }

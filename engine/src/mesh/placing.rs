@@ -10,15 +10,21 @@ use crate::registry::views::{Instance, View};
 #[derive(Debug, Default)]
 pub(super) struct Placing {
     key: [u64; 2],
-    /// The members, and a number of each that depends on its id alone: a node that is started again keeps what it kept.
+    /// The members that keep channels, and a number of each that depends on its id alone: a node that is started again keeps what it kept.
     members: Vec<(u64, Instance)>,
 }
 
 impl Placing {
     pub(super) fn new(key: [u64; 2], view: &View) -> Placing {
-        let members = view.members.iter();
+        let all_leave = view.members.iter().all(|member| member.leaving);
+        let members = view.members.iter().filter(|member| all_leave || !member.leaving);
         let members = members.map(|member| (hash(key, member.id.as_str()), member.instance));
         Placing { key, members: members.collect() }
+    }
+
+    /// Whether a node keeps channels at all.
+    pub(super) fn has(&self, instance: Instance) -> bool {
+        self.members.iter().any(|(_, own)| *own == instance)
     }
 
     /// Where there is nobody, nobody.
@@ -48,11 +54,12 @@ mod tests {
     use super::*;
     use crate::registry::views::Member;
 
-    fn placing(nodes: &[u64]) -> Placing {
+    fn placing(nodes: &[u64], leaving: &[u64]) -> Placing {
         let member = |node: &u64| Member {
             id: format!("node-{node}").parse().unwrap(),
             instance: Instance(*node),
             peer: "127.0.0.1:1".parse().unwrap(),
+            leaving: leaving.contains(node),
         };
         let view = View { members: nodes.iter().map(member).collect(), ..View::default() };
         Placing::new([1, 2], &view)
@@ -60,7 +67,8 @@ mod tests {
 
     #[test]
     fn channels_are_spread_and_those_of_a_node_that_goes_alone_move() {
-        let (all, less) = (placing(&[1, 2, 3, 4]), placing(&[1, 2, 4]));
+        let (all, less) = (placing(&[1, 2, 3, 4], &[]), placing(&[1, 2, 4], &[]));
+        let leaves = placing(&[1, 2, 3, 4], &[3]);
         let mut counts = [0; 5];
         for channel in 0..10_000 {
             let name = format!("channel.{channel}");
@@ -69,8 +77,11 @@ mod tests {
             if keeper != Instance(3) {
                 assert_eq!(less.keeper(&name), Some(keeper));
             }
+            assert_eq!(leaves.keeper(&name), less.keeper(&name));
         }
         assert!(counts[1..].iter().all(|count| (2200..2800).contains(count)), "{counts:?}");
         assert_eq!(Placing::default().keeper("a"), None);
+        // Somebody must.
+        assert!(placing(&[1, 2], &[1, 2]).keeper("a").is_some());
     }
 }

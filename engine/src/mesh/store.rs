@@ -1,8 +1,8 @@
 //! What the keeper of a channel keeps of it: it gives publications their offsets, remembers them as long as the channel's rule
 //! says, and knows which nodes follow. It does for the other nodes what Redis would ([`crate::bridge::Command`]).
 //!
-//! All of it is gone with the process, or once another node has become the keeper: what begins then is another life of the
-//! channel, with another epoch.
+//! All of it is gone with the process: what begins then is another life of the channel, with another epoch. Where another node
+//! becomes the keeper while this one lives, it is handed over ([`super::transfer`]).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -65,8 +65,9 @@ pub struct Stands {
     pub entries: Vec<(Offset, u64, Bytes)>,
 }
 
+/// A channel that is kept.
 #[derive(Debug)]
-struct Kept {
+pub(super) struct Kept {
     epoch: Epoch,
     offset: u64,
     /// The newest, up to `offset`, without holes.
@@ -76,6 +77,27 @@ struct Kept {
     keyed: Option<Box<Keyed>>,
     followers: SmallVec<[Instance; 4]>,
     used_ms: u64,
+}
+
+/// What is handed over of a channel, behind its history. Ages are in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    /// Which life of the channel it is, …
+    pub epoch: Epoch,
+    /// … and its last offset.
+    pub offset: Offset,
+    /// Of processes, what they have appended last, and the age of that.
+    pub done: Vec<(u64, u64, u64, Appended)>,
+    /// Idempotency keys, where they stand, and their age, the oldest first.
+    pub keys: Vec<(KeyDigest, Position, u64)>,
+}
+
+impl Life {
+    /// What it takes, nearly.
+    pub(super) fn bytes(&self) -> usize {
+        self.keys.len() * size_of::<(KeyDigest, Position, u64)>()
+            + self.done.len() * size_of::<(u64, u64, u64, Appended)>()
+    }
 }
 
 /// Where publications with idempotency keys stand, and in which order these are forgotten.
@@ -105,6 +127,8 @@ pub enum Event {
     Appended(ChannelName, Position, Bytes),
     /// What is before this offset is not remembered any more.
     KeptFrom(ChannelName, u64),
+    /// A life goes on behind this, which another node has kept; what is remembered begins with this offset.
+    TakenOver(ChannelName, Position, u64),
 }
 
 /// See the module's description.
@@ -165,17 +189,40 @@ impl Store {
         self.channels.contains_key(channel)
     }
 
-    /// Forgets all channels but those of which this says so, and who follows.
-    pub fn keep_only(&mut self, keeps: impl Fn(&ChannelName) -> bool) {
-        let bytes = &mut self.bytes;
-        self.channels.retain(|name, kept| {
-            let stays = keeps(name);
-            if !stays {
-                *bytes -= kept.bytes;
-            }
-            kept.followers.clear();
-            stays
-        });
+    /// Gives away all channels but those of which this says so, and forgets who follows.
+    pub(super) fn keep_only(
+        &mut self,
+        keeps: impl Fn(&ChannelName) -> bool,
+    ) -> Vec<(ChannelName, Kept)> {
+        self.channels.values_mut().for_each(|kept| kept.followers.clear());
+        let others: Vec<_> = self.channels.extract_if(|name, _| !keeps(name)).collect();
+        self.bytes -= others.iter().map(|(_, kept)| kept.bytes).sum::<usize>();
+        others
+    }
+
+    /// Goes on with a channel that another node has kept, unless it is kept here; of all channels together so many bytes are
+    /// remembered at most.
+    pub(super) fn take_over(
+        &mut self,
+        channel: ChannelName,
+        mut kept: Kept,
+        (keep, bytes_max): (Keep, usize),
+        now_ms: u64,
+    ) {
+        if self.has(&channel) {
+            return;
+        }
+        kept.trim(keep, now_ms);
+        while self.bytes + kept.bytes > bytes_max
+            && let Some(oldest) = kept.history.pop_front()
+        {
+            kept.bytes -= oldest.bytes.len();
+        }
+        let from = kept.offset + 1 - kept.history.len() as u64;
+        let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
+        self.event(|| Event::TakenOver(channel.clone(), position, from));
+        self.bytes += kept.bytes;
+        self.channels.insert(channel, kept);
     }
 
     /// A node follows a channel.
@@ -371,6 +418,62 @@ impl Store {
 }
 
 impl Kept {
+    /// Gives away some of the oldest publications, with their ages; nothing where there are none.
+    pub(super) fn take_oldest(&mut self, now_ms: u64) -> Option<Vec<(u64, Bytes)>> {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let is_first = bytes == 0;
+            bytes += entry.bytes.len().max(1);
+            is_first || bytes <= BYTES_MAX
+        };
+        let count = self.history.iter().take(ENTRIES_MAX).take_while(fits).count();
+        let oldest = self.history.drain(..count);
+        let oldest = oldest.map(|entry| (now_ms.saturating_sub(entry.at_ms), entry.bytes));
+        Some(oldest.collect()).filter(|oldest: &Vec<_>| !oldest.is_empty())
+    }
+
+    /// What is to be known beside its history.
+    pub(super) fn into_life(self, now_ms: u64) -> Life {
+        let age_ms = |at_ms: u64| now_ms.saturating_sub(at_ms);
+        let done = self.done.into_iter();
+        let done = done.map(|own| (own.by, own.number, age_ms(own.at_ms), own.answer)).collect();
+        let Keyed { places, order } = self.keyed.map(|keyed| *keyed).unwrap_or_default();
+        let keys = order.into_iter();
+        let keys = keys.filter_map(|(at, key)| Some((key, *places.get(&key)?, age_ms(at))));
+        Life { epoch: self.epoch, offset: Offset(self.offset), done, keys: keys.collect() }
+    }
+
+    /// A channel that another node has kept, whose newest publications these are; nothing where there are more of them than there
+    /// ever were.
+    pub(super) fn of(life: Life, history: VecDeque<(u64, Bytes)>, now_ms: u64) -> Option<Kept> {
+        let Life { epoch, offset: Offset(offset), done, keys } = life;
+        if history.len() as u64 > offset || offset == u64::MAX {
+            return None;
+        }
+        let at_ms = |age_ms: u64| now_ms.saturating_sub(age_ms);
+        let done = done.into_iter();
+        let done =
+            done.map(|(by, number, age, answer)| Done { by, number, at_ms: at_ms(age), answer });
+        let keyed = (!keys.is_empty()).then(|| {
+            let places = keys.iter().map(|(key, place, _)| (*key, *place)).collect();
+            let order = keys.iter().map(|(key, _, age_ms)| (at_ms(*age_ms), *key)).collect();
+            Box::new(Keyed { places, order })
+        });
+        let bytes = history.iter().map(|(_, bytes)| bytes.len()).sum();
+        let history = history.into_iter();
+        let history = history.map(|(age_ms, bytes)| Entry { at_ms: at_ms(age_ms), bytes });
+        Some(Kept {
+            epoch,
+            offset,
+            history: history.collect(),
+            bytes,
+            done: done.collect(),
+            keyed,
+            followers: SmallVec::new(),
+            used_ms: now_ms,
+        })
+    }
+
     /// Forgets what is more than the rule says; returns the bytes.
     fn trim(&mut self, keep: Keep, now_ms: u64) -> usize {
         let mut freed = 0;

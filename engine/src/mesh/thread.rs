@@ -71,6 +71,14 @@ const PENDING_MAX: usize = 65_536;
 const TOLD_EVERY: Duration = Duration::from_secs(30);
 /// The registry is told that the node lives so often, beside its questions.
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A node that ends has so long to hand over what it keeps, and to send what is to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// While less than this waits for a node, it is handed more of the channels that are to be its.
+const HANDED_BYTES_MAX: usize = 8 << 20;
+/// It is handed so many bytes at once.
+const HANDED_AT_ONCE_BYTES: usize = 1 << 20;
+/// Where the thread's time begins, in milliseconds: what other nodes say to be so old was before.
+const BEGAN_MS: u64 = 1 << 40;
 /// How long a node that starts waits for the registry's first word.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
@@ -170,6 +178,11 @@ fn derived(key: &[u8], purpose: &[u8]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
+/// The thread's time; never 0, which stands for never.
+fn millis_since(began: Instant) -> u64 {
+    BEGAN_MS + u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+}
+
 /// When a node is called next, and how often it could not be.
 #[derive(Debug, Default)]
 struct Calls {
@@ -248,6 +261,7 @@ impl Runner {
             patience_ms,
             channels_max: config.limits.channels_max as usize,
             bytes_max: usize::try_from(config.limits.history_bytes_max).unwrap_or(usize::MAX),
+            handed_bytes: HANDED_AT_ONCE_BYTES,
             rules: Box::new(move |channel| Keep::of(&rules.settings.load().config, channel)),
             revoked: shared.revoked.clone(),
         };
@@ -258,8 +272,8 @@ impl Runner {
         tokio::spawn(ask_registry(client, id, standpoint, told, now));
         let events = mpsc::channel(EVENTS_MAX);
         Runner {
-            bridge: Bridge::new(process, 0),
-            mesh: Mesh::new(own, 0),
+            bridge: Bridge::new(process, BEGAN_MS),
+            mesh: Mesh::new(own, BEGAN_MS),
             instance,
             key: derived(&config.cluster.key.0, b"ringfeed links").to_vec().into(),
             tls,
@@ -286,8 +300,7 @@ impl Runner {
     }
 
     fn now_ms(&self) -> u64 {
-        // Never 0, which stands for never.
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+        millis_since(self.began)
     }
 
     async fn run(mut self, mut stop: oneshot::Receiver<()>) {
@@ -299,7 +312,7 @@ impl Runner {
             let takes_strangers = Instant::now() >= self.accepts_at;
             tokio::select! {
                 _ = &mut stop, if last_moment.is_none() => {
-                    last_moment = Some(Instant::now() + ASK_EVERY);
+                    last_moment = Some(Instant::now() + LAST_WORDS);
                 }
                 () = news.notified(), if self.has_room() => {}
                 _ = tick.tick() => self.tick(),
@@ -309,7 +322,7 @@ impl Runner {
                     self.shown(called, result);
                 }
                 accepted = self.listener.accept(), if takes_strangers => self.accepted(accepted),
-                () = sleep(FULL_PAUSE), if self.handover.is_waiting() => {}
+                () = sleep(FULL_PAUSE), if self.handover.is_waiting() || self.mesh.hands_over() => {}
             }
             self.pass_on();
         }
@@ -325,7 +338,8 @@ impl Runner {
 
     /// Nothing is left to do, or nobody to do it with.
     fn is_idle(&self) -> bool {
-        self.links.values().all(|own| own.link.unsent() == 0) && self.mesh.pending() == 0
+        let is_sent = self.links.values().all(|own| own.link.unsent() == 0);
+        is_sent && self.mesh.pending() == 0 && self.mesh.is_relieved()
     }
 
     /// Takes what shards want, does it or asks others to, and tells shards what has come of it.
@@ -364,6 +378,10 @@ impl Runner {
                 break;
             }
         }
+        let links = &self.links;
+        let has_room =
+            |to| links.get(&to).is_some_and(|own: &Linked| own.link.unsent() < HANDED_BYTES_MAX);
+        self.mesh.hand_over(has_room);
         self.send();
         for told in self.bridge.take_told() {
             self.handover.push(told, &self.shared.shards);
@@ -375,6 +393,9 @@ impl Runner {
     fn count(&self) {
         let figures = &self.shared.cluster;
         figures.up.set(self.mesh.is_up().into());
+        if self.mesh.is_up() && !self.mesh.is_handed() {
+            figures.joined.set(1);
+        }
         figures.view.set(self.mesh.view().number);
         figures.members.set(self.mesh.view().members.len() as u64);
         figures.links.set(self.links.len() as u64);
@@ -663,7 +684,7 @@ async fn ask_registry(
     began: Instant,
 ) {
     loop {
-        let asked_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let asked_ms = millis_since(began);
         let own = standpoint.borrow_and_update().clone();
         let pause = match client.view(&id, &own).await {
             Ok(reply) => {

@@ -247,8 +247,10 @@ impl Fleet {
         let live = self.members.values().filter(|member| member.was_live);
         let live = live.filter_map(|member| {
             let instance = instance_of(member).filter(|own| self.views.takes_part(*own))?;
-            let (id, peer) = (member.stored.node.id.clone(), member.stored.node.peer.clone()?);
-            Some(ViewMember { id, instance, peer })
+            let node = &member.stored.node;
+            let (id, peer) = (node.id.clone(), node.peer.clone()?);
+            let leaving = node.state == NodeState::Draining;
+            Some(ViewMember { id, instance, peer, leaving })
         });
         let live: Vec<ViewMember> = live.collect();
         let number = next(self.views.view().number, at);

@@ -85,6 +85,9 @@ pub struct Member {
     pub instance: Instance,
     /// Where other nodes reach it.
     pub peer: PeerAddress,
+    /// It is about to go: it keeps no channel, unless all of them are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// See the module's description.
@@ -326,6 +329,7 @@ mod tests {
             id: format!("n{instance}").parse().unwrap(),
             instance: Instance(*instance),
             peer: "127.0.0.1:1".parse().unwrap(),
+            leaving: false,
         };
         instances.iter().map(node).collect()
     }

@@ -74,6 +74,13 @@ pub(crate) fn wait_members(internal: SocketAddr, count: usize) {
     wait_until("members, links, up", look, |seen| *seen == all);
 }
 
+/// The same, and until it has what others have kept for it.
+pub(crate) fn wait_ready(node: &NodeProcess, count: usize) {
+    wait_members(node.internal, count);
+    let look = || http(node.internal, "GET", "/ready", "", "").0;
+    wait_until("readiness", look, |status| *status == 200);
+}
+
 /// A node in a process of its own.
 pub(crate) fn process(registry: &Registry, id: &str) -> NodeProcess {
     let place = [format!("cluster.registry={}", registry.url()), format!("server.node_id={id}")];

@@ -282,6 +282,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ),
     ("the registry restarts", |w| w.of_mesh(w.setup.faults / 5), World::restart_registry),
     ("the registry lets a node go", |w| w.of_mesh(w.setup.faults / 5), World::let_go),
+    ("a node ends", |w| w.of_mesh(3 * w.setup.kills), World::let_end),
     ("a node freezes", |w| w.of_mesh(w.setup.faults / 3), World::freeze),
 ];
 
@@ -967,6 +968,11 @@ impl World {
         let node = self.any_node();
         note!(self.trace, "n{node} is killed");
         self.tally.faults += 1;
+        self.kill_node(node);
+    }
+
+    /// It is another process from now on.
+    fn kill_node(&mut self, node: usize) {
         let wires: Vec<usize> = self.nodes[node].shards.iter().map(|own| own.wire).collect();
         for conn in self.net.borrow_mut().conns.iter_mut().filter(|c| wires.contains(&c.shard)) {
             (conn.phase, conn.socket) = (Phase::Ended, None);

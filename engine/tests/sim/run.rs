@@ -314,7 +314,7 @@ fn shown(tally: &Tally) -> String {
         tally.closes.iter().map(|(code, count)| format!("{code}: {count}")).collect();
     format!(
         "{} seeds, {} turns, {} connections, {} publications, {} deliveries, {} gaps, {} faults, \
-         closes {}",
+         {} handed over, closes {}",
         tally.seeds,
         tally.turns,
         tally.connections,
@@ -322,6 +322,7 @@ fn shown(tally: &Tally) -> String {
         tally.deliveries,
         tally.gaps,
         tally.faults,
+        tally.handed_over,
         closes.join(", ")
     )
 }

@@ -34,6 +34,8 @@ pub(crate) struct Tally {
     pub(crate) deliveries: u64,
     pub(crate) gaps: u64,
     pub(crate) faults: u64,
+    /// Channels that went from one keeper to the next.
+    pub(crate) handed_over: u64,
     pub(crate) closes: std::collections::BTreeMap<u16, u64>,
 }
 
@@ -46,6 +48,7 @@ impl Tally {
         self.deliveries += other.deliveries;
         self.gaps += other.gaps;
         self.faults += other.faults;
+        self.handed_over += other.handed_over;
         for (code, count) in &other.closes {
             *self.closes.entry(*code).or_default() += count;
         }
@@ -202,6 +205,7 @@ impl World {
             publications: self.judge.publications.len() as u64,
             deliveries: self.judge.deliveries,
             gaps: self.judge.gaps,
+            handed_over: 0,
             faults: self.net.borrow().faults,
             closes: self.judge.closes.clone(),
         }

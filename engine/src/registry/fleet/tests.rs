@@ -126,6 +126,7 @@ fn what_only_the_file_says_is_over_for_nobody() {
         id: id(name),
         instance: Instance(epoch),
         peer: "127.0.0.1:1".parse().unwrap(),
+        leaving: false,
     };
     let members = vec![member("a", 2), member("b", 4), member("c", 3)];
     let c = fleet.announced(shares("c", 3), false, at).unwrap();

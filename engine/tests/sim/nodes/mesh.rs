@@ -25,6 +25,8 @@ const BEGAN_MS: u64 = 10_000;
 pub(super) struct MeshNode {
     pub(super) mesh: Mesh,
     instance: Instance,
+    /// It has said that it is about to go.
+    leaving: bool,
     /// It does nothing for so many steps.
     pub(super) frozen: u32,
     /// What the registry has answered and is not heard yet, and when it was asked.
@@ -37,6 +39,7 @@ pub(super) struct MeshNode {
 struct Known {
     instance: Instance,
     heard_ms: u64,
+    leaving: bool,
 }
 
 /// See the module's description.
@@ -74,6 +77,7 @@ impl World {
             patience_ms: PATIENCE_MS,
             channels_max: 1000,
             bytes_max: usize::MAX,
+            handed_bytes: self.dice.pick(&[1, 1000, usize::MAX]),
             rules: Box::new(move |_| Keep {
                 size,
                 bytes: 0,
@@ -88,6 +92,7 @@ impl World {
         MeshNode {
             mesh,
             instance: Instance(instance),
+            leaving: false,
             frozen: 0,
             answers: VecDeque::new(),
             is_ahead: false,
@@ -140,7 +145,20 @@ impl World {
                     self.truth.append(&channel, at.epoch.0, at.offset.0, &item);
                 }
                 Event::KeptFrom(channel, offset) => self.truth.keep_from(&channel, offset),
+                Event::TakenOver(channel, at, from) => {
+                    assert_eq!(
+                        self.truth.newest(&channel),
+                        Some((at.epoch.0, at.offset.0)),
+                        "rule handed-over: n{node} goes on with {channel} where nobody else has"
+                    );
+                    self.truth.keep_from(&channel, from);
+                    self.tally.handed_over += 1;
+                }
             }
+        }
+        // Not all at once: what happens in between is what is looked for.
+        if self.dice.chance(500) {
+            self.own(node).mesh.hand_over(|_| true);
         }
         let frames: Vec<(Instance, Frame)> = self.own(node).mesh.take_frames().collect();
         for (to, frame) in frames {
@@ -243,11 +261,11 @@ impl World {
         }
         let now_ms = self.now_ms();
         let own = self.own(node);
-        let (instance, number) = (own.instance, own.mesh.view().number);
+        let (instance, number, leaving) = (own.instance, own.mesh.view().number, own.leaving);
         let knows = own.is_ahead.then(|| own.mesh.view().clone());
         let hears: Vec<Instance> = own.mesh.supporters().collect();
         let fabric = &mut self.fabric;
-        let known = Known { instance, heard_ms: now_ms };
+        let known = Known { instance, heard_ms: now_ms, leaving };
         if fabric.known.insert(node, known).is_none_or(|before| before.instance != instance) {
             fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
         }
@@ -261,6 +279,7 @@ impl World {
             id: format!("n{node}").parse().expect("an id"),
             instance: known.instance,
             peer: "127.0.0.1:1".parse().expect("an address"),
+            leaving: known.leaving,
         });
         let live: Vec<Member> = live.collect();
         let may_run = |own| fabric.known.values().any(|known| known.instance == own);
@@ -329,6 +348,26 @@ impl World {
         self.tally.faults += 1;
         self.fabric.known.remove(&node);
         self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+    }
+
+    /// A node is told to end: it says so, and goes once others keep its channels. Some do not wait.
+    pub(super) fn let_end(&mut self) {
+        let node = self.any_node();
+        let own = self.own(node);
+        if !own.leaving {
+            own.leaving = true;
+            note!(self.trace, "n{node} is to end");
+            self.ask_registry(node);
+        } else if own.mesh.is_relieved() || self.dice.chance(50) {
+            note!(self.trace, "n{node} ends");
+            let instance = self.instance(node);
+            self.kill_node(node);
+            if !self.fabric.cut_off.contains(&node) {
+                self.fabric.known.remove(&node);
+                self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+                self.fabric.views.leaves(instance);
+            }
+        }
     }
 
     pub(super) fn freeze(&mut self) {
