@@ -1043,6 +1043,9 @@ impl World {
             let answered = !matches!(answer, Err(TryRecvError::Empty));
             assert!(answered, "rule api: a publication is not answered");
         }
+        if self.setup.is_mesh {
+            self.check_ends();
+        }
         for node in &self.nodes {
             check_together(node.shards.iter().map(|own| &own.shard));
         }

@@ -10,6 +10,7 @@ use ringfeed_engine::mesh::store::Event;
 use ringfeed_engine::mesh::{Mesh, Own};
 use ringfeed_engine::registry::views::{Instance, Member, View, Views};
 use ringfeed_engine::shard::Shared;
+use ringfeed_protocol::ChannelName;
 
 use super::super::trace::note;
 use super::{PATIENCE_MS, World};
@@ -359,14 +360,65 @@ impl World {
             note!(self.trace, "n{node} is to end");
             self.ask_registry(node);
         } else if own.mesh.is_relieved() || self.dice.chance(50) {
-            note!(self.trace, "n{node} ends");
-            let instance = self.instance(node);
-            self.kill_node(node);
-            if !self.fabric.cut_off.contains(&node) {
-                self.fabric.known.remove(&node);
-                self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
-                self.fabric.views.leaves(instance);
+            self.end(node);
+        }
+    }
+
+    fn end(&mut self, node: usize) {
+        note!(self.trace, "n{node} ends");
+        let instance = self.instance(node);
+        self.kill_node(node);
+        if !self.fabric.cut_off.contains(&node) {
+            self.fabric.known.remove(&node);
+            self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+            self.fabric.views.leaves(instance);
+        }
+    }
+
+    /// Where nothing fails, nothing is lost with a node that ends, nor with one that comes.
+    pub(super) fn check_ends(&mut self) {
+        let goes = self.dice.below(self.nodes.len());
+        let stays = |(at, node): (usize, &super::Node)| {
+            at != goes && node.mesh.as_ref().is_some_and(|own| !own.leaving)
+        };
+        let Some(stays) = self.nodes.iter().enumerate().position(stays) else { return };
+        self.own(goes).leaving = true;
+        self.settle_for(40);
+        let is_relieved = self.own(goes).mesh.is_relieved();
+        assert!(is_relieved, "rule ends: n{goes} does not get rid of its channels");
+        let newest = |world: &World| -> Vec<Option<(u64, u64)>> {
+            let nodes = world.nodes.iter().filter_map(|node| node.mesh.as_ref());
+            // A life may have ended with a node, and nobody has asked for the channel since.
+            let lives = |name: &str| {
+                let name = ChannelName::new(name).expect("a name");
+                nodes.clone().any(|own| own.mesh.store().has(&name))
+            };
+            let names = world.channels.names.iter();
+            names.map(|name| world.truth.newest(name).filter(|_| lives(name))).collect()
+        };
+        let before = newest(self);
+        self.end(goes);
+        self.settle_for(20);
+        self.link_all();
+        self.settle_for(60);
+        for channel in 0..self.channels.numbered {
+            self.post_to(stays, channel, 1);
+            self.settle();
+        }
+        let names = self.channels.names.iter();
+        for ((before, now), name) in before.iter().zip(newest(self)).zip(names) {
+            if let Some((epoch, offset)) = before.filter(|(_, offset)| *offset > 0) {
+                let next = Some((epoch, offset + 1));
+                assert_eq!(now, next, "rule ends: {name} begins again without need");
             }
+        }
+    }
+
+    /// Lets so many tenths of a second go by, in which everything arrives.
+    fn settle_for(&mut self, tenths: usize) {
+        for _ in 0..tenths {
+            self.pass(100);
+            self.settle();
         }
     }
 
