@@ -532,13 +532,22 @@ impl Mesh {
         if heard_ms > 0 {
             peer.supports_until_ms = peer.supports_until_ms.max(until_ms);
         }
-        if view < own && peer.sent_view < own {
-            peer.sent_view = own;
-            let view = Box::new(self.view.clone());
-            self.send(from, Frame::View(view));
+        if view < own {
+            self.tell_view(from);
         }
         self.agree(from);
         self.review();
+    }
+
+    /// Tells a node of the view, if it was not told.
+    fn tell_view(&mut self, to: Instance) {
+        let number = self.view.number;
+        let Some(peer) = self.peers.get_mut(&to).filter(|peer| peer.sent_view < number) else {
+            return;
+        };
+        peer.sent_view = number;
+        let view = Box::new(self.view.clone());
+        self.send(to, Frame::View(view));
     }
 
     /// Looks whether a node goes by the same view, and does what that changes.
@@ -614,6 +623,10 @@ impl Mesh {
         }
         let peers: Vec<Instance> = self.peers.keys().copied().collect();
         for peer in &peers {
+            // Channels that change their keeper wait until all know.
+            if self.peers.get(peer).is_some_and(|peer| peer.view < self.view.number) {
+                self.tell_view(*peer);
+            }
             let alive = self.alive(*peer);
             self.send(*peer, alive);
         }
