@@ -36,15 +36,17 @@ use ringfeed_protocol::{ChannelName, Position, Refused};
 
 use crate::ids::ShardId;
 use crate::message::{
-    Errand, ErrandId, FromUpstream, Gathered, Missing, NodesRequest, Post, Request, Revocation,
-    Roll, Shards, Stored, ToUpstream,
+    Errand, ErrandId, FromUpstream, Gathered, Kept, Missing, NodesRequest, Post, Request,
+    Revocation, Roll, RoomWord, Shards, Stored, ToUpstream,
 };
 use crate::revoked::RevokedTable;
+use crate::rooms::RoomTable;
 use crate::seldom::Seldom;
 pub use command::{Append, Command, Failed, Item, Read, Reply, To};
 use errands::{Asker, Errands};
 pub use figures::Figures;
 pub(crate) use handover::Handover;
+use nodes::RESTORED;
 pub use script::Keep;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
 use spooling::{Spooling, Waiter};
@@ -55,7 +57,7 @@ use way::Way;
 /// oldest are given up.
 const SHARED_BYTES_MAX: usize = 8 << 20;
 
-/// How often Redis is asked who is revoked.
+/// How often Redis is asked what it keeps for all nodes: who is revoked, and which rooms were made.
 const LOOK_MS: u64 = 20_000;
 
 /// Other processes that are remembered.
@@ -117,7 +119,7 @@ enum UnderWay {
     Read(ChannelName, Option<Position>, u32),
     /// The number of what all nodes are asked, or of what Redis is to keep and tell them.
     Errand(u64),
-    Revocations,
+    Kept,
     /// Where it is asked who is there.
     Roll(ChannelName),
 }
@@ -151,6 +153,8 @@ pub struct Process {
     pub patience_ms: u64,
     /// Whom it has revoked, and others have.
     pub revoked: Arc<RevokedTable>,
+    /// Rooms that were made over the API, here and elsewhere.
+    pub rooms: Arc<RoomTable>,
 }
 
 /// See the module's description.
@@ -185,7 +189,9 @@ pub struct Bridge {
     beats_before: u64,
     errands: Errands,
     revoked: Arc<RevokedTable>,
-    revoked_lost: Seldom,
+    rooms: Arc<RoomTable>,
+    /// There is no room for more of either.
+    not_kept: Seldom,
     /// Channels that have ended here while nobody could be told, and whether they are numbered.
     unsaid: Vec<(ChannelName, bool)>,
     /// Redis was looked into so often for those whom it keeps, …
@@ -217,6 +223,8 @@ pub enum Told {
     Gathered(Asker, Gathered),
     /// All shards: somebody is let in no more.
     Revoked(Revocation),
+    /// The home of a room: what another node has said of it.
+    Room(Box<RoomWord>),
     /// All shards: another process that was taken for gone is there.
     Back(u64),
     /// All shards: another process is not there any more; and which one this is.
@@ -240,6 +248,12 @@ impl Told {
             Told::Gathered((to, ticket), gathered) => {
                 put(to, Request::Nodes(NodesRequest::Gathered { ticket, gathered }));
             }
+            Told::Room(word) => {
+                let (to, id) =
+                    (shards.home(&word.channel), ErrandId { instance: 0, number: RESTORED });
+                let errand = Box::new(Errand::Keep(Kept::Room(word)));
+                put(to, Request::Nodes(NodesRequest::Errand { id, errand }));
+            }
             Told::Back(instance) => {
                 shards.ids().for_each(|to| put(to, Request::NodeBack(instance)));
             }
@@ -256,7 +270,7 @@ impl Told {
 impl Bridge {
     /// A bridge that is not connected yet.
     pub fn new(process: Process, now_ms: u64) -> Bridge {
-        let Process { instance, by, patience_ms, revoked } = process;
+        let Process { instance, by, patience_ms, revoked, rooms } = process;
         Bridge {
             by,
             state: State::Down { since_ms: now_ms, given_up: false },
@@ -279,7 +293,8 @@ impl Bridge {
             beats_before: 0,
             errands: Errands::default(),
             revoked,
-            revoked_lost: Seldom::default(),
+            rooms,
+            not_kept: Seldom::default(),
             unsaid: Vec::new(),
             looks: 0,
             looked_ms: None,
@@ -419,8 +434,9 @@ impl Bridge {
                 }
             }
             ToUpstream::Errand { from, ticket, errand } => self.ask_nodes((from, ticket), errand),
+            ToUpstream::Room(word) => self.say_room(word),
             ToUpstream::Outcome { of: ErrandId { instance, number }, outcome } => {
-                if self.is_up() {
+                if self.is_up() && number != RESTORED {
                     let bytes = errands::encode_answer(self.instance, number, &outcome);
                     self.send(To::Process(instance), bytes);
                 }
@@ -448,7 +464,7 @@ impl Bridge {
         }
         // Homes ask again, each from where it stands.
         self.told.push(Told::Resume);
-        self.look_at_revocations();
+        self.look_at_kept();
         let queued: Vec<ChannelName> = self.ways.keys().cloned().collect();
         queued.iter().for_each(|channel| self.append(channel));
         self.replay_all();
@@ -490,7 +506,7 @@ impl Bridge {
         if self.is_up() {
             self.spool_what_is_late(now_ms);
             if self.looked_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) >= LOOK_MS) {
-                self.look_at_revocations();
+                self.look_at_kept();
             }
         }
         let State::Down { since_ms, given_up: false } = self.state else { return };
@@ -740,20 +756,17 @@ impl Bridge {
             (Some(UnderWay::Roll(channel)), Err(_)) => {
                 self.told.push(Told::Home(channel, FromUpstream::RollHeardBy(0)));
             }
-            (Some(UnderWay::Revocations), Ok(Reply::Revocations(found, next))) => {
-                for revocation in found {
-                    let added = self.revoked.add_kept(&revocation, self.looks);
-                    self.revoked_elsewhere(revocation, added);
-                }
+            (Some(UnderWay::Kept), Ok(Reply::Kept(found, next))) => {
+                found.into_iter().for_each(|kept| self.found(kept));
                 match next {
-                    Some(from) => self.read_revocations(from),
-                    None => self.restore_revocations(),
+                    Some(from) => self.read_kept(from),
+                    None => self.restore(),
                 }
             }
-            (Some(UnderWay::Revocations), Err(_)) => {
+            (Some(UnderWay::Kept), Err(_)) => {
                 self.looked_ms = Some(self.now_ms);
                 tracing::error!(
-                    "Redis does not say who is revoked: what other nodes have revoked before is not known here"
+                    "Redis does not say what it keeps: whom other nodes have revoked and which rooms they have made before is not known here"
                 );
             }
             (Some(other), Ok(_)) => {
@@ -834,8 +847,9 @@ mod tests {
 
     #[test]
     fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
-        let revoked = Arc::new(RevokedTable::new(1));
-        let process = Process { instance: 1, by: Numbering::Redis, patience_ms: 1000, revoked };
+        let (revoked, rooms) = (Arc::new(RevokedTable::new(1)), Arc::new(RoomTable::new(1)));
+        let (by, patience_ms) = (Numbering::Redis, 1000);
+        let process = Process { instance: 1, by, patience_ms, revoked, rooms };
         let mut bridge = Bridge::new(process, 0);
         bridge.connected();
         let channel = ChannelName::new("a").unwrap();

@@ -25,6 +25,16 @@ impl KeyHash {
         self.0.ct_eq(&other.0).into()
     }
 
+    /// As it is written for other nodes.
+    pub(crate) fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+
+    /// As another node has written it.
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> KeyHash {
+        KeyHash(bytes)
+    }
+
     /// Reads 64 hexadecimal digits.
     pub fn from_hex(text: &[u8]) -> Option<KeyHash> {
         let digit = |&byte: &u8| u8::try_from(char::from(byte).to_digit(16)?).ok();

@@ -23,6 +23,7 @@ pub mod proxies;
 mod rates;
 pub mod registry;
 pub mod revoked;
+pub mod rooms;
 mod seldom;
 pub mod server;
 pub mod settings;

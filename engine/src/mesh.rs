@@ -31,9 +31,10 @@ use ringfeed_protocol::ChannelName;
 
 use crate::bridge::item;
 use crate::bridge::{Bridge, Command, Failed, Keep, Reply, To};
-use crate::message::{Followed, Numbered, Shards};
+use crate::message::{Followed, Kept, Numbered, Shards};
 use crate::registry::views::{Instance, View};
 use crate::revoked::RevokedTable;
+use crate::rooms::RoomTable;
 pub use figures::Figures;
 use frame::{Alive, Answer, Asked, Frame, Topic};
 use placing::Placing;
@@ -69,6 +70,8 @@ pub struct Own {
     pub rules: Rules,
     /// Who is revoked: nodes tell one another as they meet.
     pub revoked: Arc<RevokedTable>,
+    /// Rooms that were made over the API: the same.
+    pub rooms: Arc<RoomTable>,
 }
 
 /// Another node, as long as the link to it is there.
@@ -300,7 +303,7 @@ impl Mesh {
                 self.tell_all(&Topic::Beat, &bytes);
                 self.said.push_back(Said::Told(Topic::Beat, bytes));
             }
-            Command::Message(To::Errands, bytes) | Command::Revoke { errand: bytes, .. } => {
+            Command::Message(To::Errands, bytes) | Command::Keep { errand: bytes, .. } => {
                 let others = self.tell_all(&Topic::Errand, &bytes);
                 let linked = |of: Instance| of == self.own.instance || self.peers.contains_key(&of);
                 match self.view.members.iter().all(|member| linked(member.instance)) {
@@ -317,8 +320,8 @@ impl Mesh {
                 self.tell_all(&Topic::Shared(channel), &bytes);
             }
             // Everybody knows what this node knows: whom it meets it tells, and is told by.
-            Command::Revocations { .. } => {
-                let known = Reply::Revocations(self.own.revoked.all(), None);
+            Command::AllKept { .. } => {
+                let known = Reply::Kept(self.known(), None);
                 self.said.push_back(Said::Answered(number, Ok(known)));
             }
         }
@@ -419,13 +422,20 @@ impl Mesh {
         let alive = self.alive(peer);
         self.send(peer, alive);
         self.said.push_back(Said::Met(peer));
-        self.tell_revoked(peer);
+        self.tell_known(peer);
     }
 
-    /// Tells a node who is revoked, as this one would pass it on: who knows of one already does nothing.
-    fn tell_revoked(&mut self, peer: Instance) {
-        let known = self.own.revoked.all();
-        for errand in Bridge::revocation_errands(self.own.instance.0, known) {
+    /// What all nodes are to know: who is revoked, and which rooms there are.
+    fn known(&self) -> Vec<Kept> {
+        let revoked = self.own.revoked.all().into_iter().map(Kept::Revoked);
+        let rooms = self.own.rooms.all().into_iter().map(|word| Kept::Room(Box::new(word)));
+        revoked.chain(rooms).collect()
+    }
+
+    /// Tells it a node, as this one would pass it on: who knows it already does nothing.
+    fn tell_known(&mut self, peer: Instance) {
+        let known = self.known();
+        for errand in Bridge::errands_of_kept(self.own.instance.0, known) {
             self.send(peer, Frame::Told(Topic::Errand, errand));
         }
     }
@@ -682,9 +692,9 @@ impl Mesh {
         if up != std::mem::replace(&mut self.up, up) {
             self.said.push_back(if up { Said::Up } else { Said::Lost });
             if up {
-                // What was revoked here meanwhile was told to nobody.
+                // What was revoked or made here meanwhile was told to nobody.
                 let peers: Vec<Instance> = self.peers.keys().copied().collect();
-                peers.into_iter().for_each(|peer| self.tell_revoked(peer));
+                peers.into_iter().for_each(|peer| self.tell_known(peer));
             }
             if !up {
                 // The bridge asks anew once it is told that it can.

@@ -23,7 +23,7 @@ pub use delivery::{
     ChannelPage, ChannelRow, Chunk, Delivery, FrameEnd, FrameIndex, HistoryPage, Naming, Order,
     Origin, Replay, Skip, Start, StoredPayload, StoredPublication,
 };
-pub use errand::{Errand, ErrandId, Gathered, Listed, Outcome};
+pub use errand::{Errand, ErrandId, Gathered, Kept, Listed, Outcome};
 pub(crate) use forward::FORWARDS_BYTES_MAX;
 pub use forward::{Forward, Forwards};
 pub(crate) use link::Links;
@@ -40,6 +40,8 @@ pub use request::{
     Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Missing, NodesRequest, Post, Published, Reached,
     Receipt, Reply, Request, Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
 };
-pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest};
+#[cfg(test)]
+pub(crate) use room::samples as room_samples;
+pub use room::{RoomDenied, RoomReply, RoomReport, RoomRequest, RoomState, RoomVersion, RoomWord};
 pub(crate) use upstream::shared_with;
 pub use upstream::{Followed, FromUpstream, Numbered, Outgoing, Stored, ToUpstream, Upstream};

@@ -50,6 +50,7 @@ use crate::message::{
     Request, Shards, Upstream,
 };
 use crate::revoked::RevokedTable;
+use crate::rooms::RoomTable;
 use crate::settings::Settings;
 pub use check::check_together;
 use door::{Admission, Handed, Permit};
@@ -190,6 +191,8 @@ pub struct Shared {
     pub cluster: crate::mesh::Figures,
     /// Who is revoked.
     pub revoked: Arc<RevokedTable>,
+    /// Rooms that are made over the API, as nodes tell one another: the homes' own are with them.
+    pub rooms: Arc<RoomTable>,
     /// Counters, by shard.
     pub counters: Vec<Arc<Counters>>,
     /// Limits on connections.
@@ -210,6 +213,7 @@ impl Shared {
         let (questions, asked) = Questions::new(shards.count());
         let upstream = Upstream::new(shards.count(), QUEUE_BATCHES);
         let revoked = Arc::new(RevokedTable::new(settings.config.limits.revocations_max));
+        let rooms = Arc::new(RoomTable::new(settings.config.limits.rooms_max));
         let shared = Shared {
             settings: ArcSwap::from_pointee(settings),
             remote_keys: ArcSwap::default(),
@@ -222,6 +226,7 @@ impl Shared {
             away: AtomicU32::new(0),
             cluster: crate::mesh::Figures::default(),
             revoked,
+            rooms,
             admission: Arc::new(admission),
             handover: OnceLock::new(),
             forwards: OnceLock::new(),

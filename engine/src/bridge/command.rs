@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::{ChannelName, Offset, Position};
 
-use crate::message::{Followed, KeyDigest, Revocation};
+use crate::message::{Followed, Kept, KeyDigest};
 
 /// Something to be asked of Redis. Commands are done in the order in which they were given.
 #[derive(Debug, Clone)]
@@ -27,16 +27,16 @@ pub enum Command {
         /// As [`super::item::encode_shared`] makes it.
         bytes: Bytes,
     },
-    /// To keep a revocation until it is over, and to pass it on to all nodes. Of two about the same one keeps what each says
-    /// at most. Answered with [`Reply::HeardBy`].
-    Revoke {
-        /// Which.
-        revocation: Revocation,
+    /// To keep something until it is over, and to pass it on to all nodes. Of two revocations of the same one that keeps what
+    /// each says at most, of two words about a room the later. Answered with [`Reply::HeardBy`].
+    Keep {
+        /// What.
+        kept: Kept,
         /// The errand that says it to the others.
         errand: Bytes,
     },
-    /// To say who is revoked, some at a time. Answered with [`Reply::Revocations`].
-    Revocations {
+    /// To say what is kept, some at a time. Answered with [`Reply::Kept`].
+    AllKept {
         /// From there: 0, or what the last answer has said.
         from: u64,
     },
@@ -109,11 +109,11 @@ pub enum Reply {
     },
     /// To [`Command::Read`].
     Read(Followed),
-    /// To [`Command::Message`] and [`Command::Revoke`]: so many have heard it.
+    /// To [`Command::Message`] and [`Command::Keep`]: so many have heard it.
     HeardBy(usize),
-    /// To [`Command::Revocations`]: some, and where to go on if there are more. All that are there from the first question to
+    /// To [`Command::AllKept`]: some, and where to go on if there are more. All that are there from the first question to
     /// the last answer are told.
-    Revocations(Vec<Revocation>, Option<u64>),
+    Kept(Vec<Kept>, Option<u64>),
 }
 
 /// Why a command has no answer, although the connection is good.

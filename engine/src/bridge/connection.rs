@@ -240,8 +240,8 @@ impl Target {
             opened.map_err(|e| ConnectError::At(format!("{}:{}", place.0, place.1), Box::new(e)))
         });
         let opened = try_join_all(opened).await?;
-        let [revoked, _] = self.names.revoked();
-        let hub = map.master_of(slot(&revoked));
+        let [kept, _] = self.names.kept();
+        let hub = map.master_of(slot(&kept));
         self.listen(opened, Some(map), hub, incoming).await
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use ringfeed_protocol::Refused;
 
-pub(super) use format::{decode_answer, decode_errand, decode_revocation, encode_revocation};
+pub(super) use format::{decode_answer, decode_errand, decode_kept, encode_kept};
 pub(super) use format::{encode_answer, encode_errand};
 
 use crate::ids::ShardId;

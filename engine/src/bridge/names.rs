@@ -9,7 +9,7 @@ use super::command::To;
 use super::slots::slot;
 use crate::message::KeyDigest;
 
-/// The hash tag of who is revoked. In a cluster all nodes meet at the server that has it: what they say to one another that is
+/// The hash tag of what is kept for all nodes. In a cluster all nodes meet at the server that has it: what they say to one another that is
 /// about no numbered channel goes through there.
 pub(super) const HUB: &str = "revoked";
 
@@ -115,8 +115,8 @@ impl Names {
         self.answers(self.instance)
     }
 
-    /// Who is revoked (a hash), and until when (a sorted set): under one hash tag.
-    pub(super) fn revoked(&self) -> [String; 2] {
+    /// What all nodes are to know (a hash), and until when (a sorted set): under one hash tag.
+    pub(super) fn kept(&self) -> [String; 2] {
         let prefix = &self.keys;
         [format!("{prefix}:{{{HUB}}}:h"), format!("{prefix}:{{{HUB}}}:z")]
     }

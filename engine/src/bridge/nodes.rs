@@ -1,5 +1,5 @@
-//! What nodes say to one another beside publications: what they ask of all, who is revoked, who is on channels, and that they
-//! live.
+//! What nodes say to one another beside publications: what they ask of all, what all are to know, who is on channels, and that
+//! they live.
 
 use std::time::Instant;
 
@@ -8,25 +8,39 @@ use bytes::Bytes;
 use super::command::{Command, To};
 use super::errands::{self, Asker};
 use super::{
-    Alive, BEATS_FIRST, Bridge, HEARD_MAX, Numbering, SILENT_BEATS, Told, UnderWay, item, rolls,
+    Alive, BEATS_FIRST, Bridge, HEARD_MAX, LOOK_MS, Numbering, SILENT_BEATS, Told, UnderWay, item,
+    rolls,
 };
 use crate::message::{
-    Errand, ErrandId, FromUpstream, Missing, Outcome, Revocation, Shards, ToUpstream,
+    Errand, ErrandId, FromUpstream, Kept, Missing, Outcome, Revocation, RoomWord, Shards,
+    ToUpstream,
 };
 use crate::revoked::Added;
+use crate::rooms::Heard;
 
-/// The number of revocations that Redis is given back.
-const RESTORED: u64 = u64::MAX;
-/// So many are, each time that Redis is looked into.
+/// The number of what is said that nobody has asked for, and wants to hear nothing of: what Redis is given back, and what a node is
+/// told that is met.
+pub(super) const RESTORED: u64 = u64::MAX;
+/// So much of each is given back, each time that Redis is looked into …
 const RESTORED_AT_ONCE: usize = 1000;
+/// … and if that was not all, it is looked into again so soon.
+const RESTORED_EVERY_MS: u64 = 1000;
 
 impl Bridge {
     /// Asks something of all other nodes.
     pub(super) fn ask_nodes(&mut self, asker: Asker, errand: Errand) {
+        if let Errand::Keep(Kept::Room(word)) = &errand {
+            self.rooms.say(word);
+        }
         if !self.is_up() {
             return self.errands.refuse(asker);
         }
-        let Some(number) = self.errands.ask(asker, self.now_ms) else { return };
+        let Some(number) = self.errands.ask(asker, self.now_ms) else {
+            if let Errand::Keep(_) = errand {
+                self.pass_on(RESTORED, errand);
+            }
+            return;
+        };
         match self.pass_on(number, errand) {
             Some(command) => drop(self.under_way.insert(command, UnderWay::Errand(number))),
             // Nothing that other nodes are asked.
@@ -34,13 +48,10 @@ impl Bridge {
         }
     }
 
-    /// What tells another node who is revoked, of which it says nothing.
-    pub(crate) fn revocation_errands(
-        instance: u64,
-        revocations: Vec<Revocation>,
-    ) -> impl Iterator<Item = Bytes> {
+    /// What tells another node what all are to know, of which it says nothing.
+    pub(crate) fn errands_of_kept(instance: u64, kept: Vec<Kept>) -> impl Iterator<Item = Bytes> {
         let id = ErrandId { instance, number: RESTORED };
-        let errands = revocations.into_iter().map(Errand::Revoke);
+        let errands = kept.into_iter().map(Errand::Keep);
         errands.filter_map(move |errand| errands::encode_errand(id, &errand))
     }
 
@@ -48,7 +59,7 @@ impl Bridge {
         let id = ErrandId { instance: self.instance, number };
         let bytes = errands::encode_errand(id, &errand)?;
         Some(self.command(match errand {
-            Errand::Revoke(revocation) => Command::Revoke { revocation, errand: bytes },
+            Errand::Keep(kept) => Command::Keep { kept, errand: bytes },
             _ => Command::Message(To::Errands, bytes),
         }))
     }
@@ -64,26 +75,44 @@ impl Bridge {
             Errand::Connection { connection, .. } if connection.shard.0 < shards.count() => {
                 connection.shard
             }
-            Errand::Connection { .. } | Errand::Revoke(_) => {
-                let mut outcome = Outcome::default();
-                if let Errand::Revoke(revocation) = errand {
-                    let added = self.revoked.add(&revocation);
-                    outcome.no_room = added.is_none();
-                    if self.by == Numbering::Nodes && added.is_some_and(|added| added.is_news) {
-                        // Not everybody may be linked with everybody, and who was first to know may be gone.
-                        self.pass_on(RESTORED, Errand::Revoke(revocation.clone()));
-                    }
-                    self.revoked_elsewhere(revocation, added);
-                }
-                // Nobody here has it; or all shards have it from now on. Of what is only given back nobody wants to hear.
-                if id.number != RESTORED {
+            Errand::Keep(Kept::Room(word)) => {
+                let heard = self.rooms.hear(word);
+                self.pass_on_if(heard == Heard::News, &errand);
+                let no_room = heard == Heard::NoRoom;
+                if no_room {
+                    self.has_no_room();
+                    let outcome = Outcome { no_room, ..Outcome::default() };
                     self.wanted(ToUpstream::Outcome { of: id, outcome });
                 }
+                // Who asks hears of it from the home of the room, behind all that it was told before.
+                if no_room || heard == Heard::Known && id.number == RESTORED {
+                    return true;
+                }
+                shards.home(&word.channel)
+            }
+            Errand::Connection { .. } | Errand::Keep(Kept::Revoked(_)) => {
+                let mut outcome = Outcome::default();
+                if let Errand::Keep(Kept::Revoked(revocation)) = &errand {
+                    let added = self.revoked.add(revocation);
+                    outcome.no_room = added.is_none();
+                    self.pass_on_if(added.is_some_and(|added| added.is_news), &errand);
+                    self.revoked_elsewhere(revocation.clone(), added);
+                }
+                // Nobody here has it; or all shards have it from now on.
+                self.wanted(ToUpstream::Outcome { of: id, outcome });
                 return true;
             }
         };
         self.told.push(Told::Errand(to, id, Box::new(errand)));
         true
+    }
+
+    /// Without a broker not everybody may be linked with everybody, and who was first to know may be gone: what is news is passed
+    /// on.
+    fn pass_on_if(&mut self, is_news: bool, errand: &Errand) {
+        if is_news && self.by == Numbering::Nodes {
+            self.pass_on(RESTORED, errand.clone());
+        }
     }
 
     /// Another node says what has come there of something that this one has asked. Whether it is what ringfeed says.
@@ -181,43 +210,72 @@ impl Bridge {
         true
     }
 
-    /// Asks who is revoked: what was said while this node was away, and what Redis has lost, is found by that.
-    pub(super) fn look_at_revocations(&mut self) {
+    /// Asks what all nodes are to know: what was said while this node was away, and what Redis has lost, is found by that.
+    pub(super) fn look_at_kept(&mut self) {
         self.looks += 1;
         self.looked_ms = None;
-        self.read_revocations(0);
+        self.read_kept(0);
     }
 
-    pub(super) fn read_revocations(&mut self, from: u64) {
-        let number = self.command(Command::Revocations { from });
-        self.under_way.insert(number, UnderWay::Revocations);
+    pub(super) fn read_kept(&mut self, from: u64) {
+        let number = self.command(Command::AllKept { from });
+        self.under_way.insert(number, UnderWay::Kept);
+    }
+
+    /// Redis keeps this.
+    pub(super) fn found(&mut self, kept: Kept) {
+        match kept {
+            Kept::Revoked(revocation) => {
+                let added = self.revoked.add_kept(&revocation, self.looks);
+                self.revoked_elsewhere(revocation, added);
+            }
+            Kept::Room(word) => match self.rooms.hear_kept(&word, self.looks) {
+                Heard::News => self.told.push(Told::Room(word)),
+                Heard::Known => {}
+                Heard::NoRoom => self.has_no_room(),
+            },
+        }
     }
 
     /// Another node has revoked somebody.
-    pub(super) fn revoked_elsewhere(&mut self, revocation: Revocation, added: Option<Added>) {
+    fn revoked_elsewhere(&mut self, revocation: Revocation, added: Option<Added>) {
         match added {
             Some(Added { is_news: true, .. }) => {
                 self.revoked.mark_told(&revocation);
                 self.told.push(Told::Revoked(revocation));
             }
             Some(_) => {}
-            None => {
-                if let Some(times) = self.revoked_lost.count(Instant::now()) {
-                    tracing::error!(
-                        times,
-                        "another node has revoked somebody, and this one has no room for more (limits.revocations_max)"
-                    );
-                }
-            }
+            None => self.has_no_room(),
         }
     }
 
-    /// Whoever is revoked and Redis does not know of, since it was away then or has lost it, it is told of once more.
-    pub(super) fn restore_revocations(&mut self) {
-        self.looked_ms = Some(self.now_ms);
-        let missing = self.revoked.not_kept(self.looks);
-        for revocation in missing.into_iter().take(RESTORED_AT_ONCE) {
-            self.pass_on(RESTORED, Errand::Revoke(revocation));
+    fn has_no_room(&mut self) {
+        if let Some(times) = self.not_kept.count(Instant::now()) {
+            tracing::error!(
+                times,
+                "another node has revoked somebody or made a room, and this one has no room for more (limits.revocations_max, limits.rooms_max)"
+            );
+        }
+    }
+
+    /// A home has something to say of its room, and waits for nobody to know it.
+    pub(super) fn say_room(&mut self, word: Box<RoomWord>) {
+        self.rooms.say(&word);
+        if self.is_up() {
+            self.pass_on(RESTORED, Errand::Keep(Kept::Room(word)));
+        }
+    }
+
+    /// What Redis does not know, since it was away then or has lost it, it is told once more.
+    pub(super) fn restore(&mut self) {
+        let (revoked, rooms) = (self.revoked.not_kept(self.looks), self.rooms.not_kept(self.looks));
+        let is_all = revoked.len().max(rooms.len()) <= RESTORED_AT_ONCE;
+        let waits_ms = if is_all { 0 } else { LOOK_MS - RESTORED_EVERY_MS };
+        self.looked_ms = Some(self.now_ms.saturating_sub(waits_ms));
+        let revoked = revoked.into_iter().map(Kept::Revoked).take(RESTORED_AT_ONCE);
+        let rooms = rooms.into_iter().map(|word| Kept::Room(Box::new(word)));
+        for kept in revoked.chain(rooms.take(RESTORED_AT_ONCE)) {
+            self.pass_on(RESTORED, Errand::Keep(kept));
         }
     }
 }

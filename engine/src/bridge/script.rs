@@ -1,4 +1,4 @@
-//! What Redis does in one piece: for a channel that it numbers two scripts, and one for who is revoked; what is given to them
+//! What Redis does in one piece: for a channel that it numbers two scripts, and one for what all nodes are to know; what is given to them
 //! and what they say.
 //!
 //! A channel has a key of its own for each instance that appends to it, which lives for an hour behind what it appended last:
@@ -14,7 +14,8 @@ use super::names::Names;
 use super::{Append, Read, Reply};
 use super::{errands, item};
 use crate::config::Config;
-use crate::message::{Followed, Numbered, Revocation};
+use crate::message::{Followed, Kept, Numbered};
+use crate::rooms::ENDED_MS;
 
 /// Publications in one answer …
 const ENTRIES_MAX: usize = 512;
@@ -24,9 +25,9 @@ const BYTES_MAX: usize = 256 * 1024;
 const PLACE: &str = include_str!("script/place.lua");
 const APPEND: &str = include_str!("script/append.lua");
 const READ: &str = include_str!("script/read.lua");
-const REVOKE: &str = include_str!("script/revoke.lua");
-/// Of who is revoked, so many are asked for at once, about.
-const REVOCATIONS_AT_ONCE: usize = 1000;
+const KEEP: &str = include_str!("script/keep.lua");
+/// Of what it keeps for all nodes, so much is asked for at once, about.
+const KEPT_AT_ONCE: usize = 1000;
 
 /// What they say of a channel that has used up its offsets.
 pub(super) const NO_OFFSETS: &str = "the channel has no offsets left";
@@ -36,7 +37,7 @@ pub(super) const NO_OFFSETS: &str = "the channel has no offsets left";
 pub(super) struct Scripts {
     append: String,
     read: String,
-    revoke: String,
+    keep: String,
 }
 
 /// What is kept of a channel by who numbers it, as its rule says.
@@ -78,13 +79,13 @@ impl Scripts {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(text);
         }
         // It takes next to nothing, and somebody is kept out.
-        pipeline.cmd("SCRIPT").arg("LOAD").arg(format!("#!lua flags=allow-oom\n{REVOKE}"));
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(format!("#!lua flags=allow-oom\n{KEEP}"));
         pipeline
     }
 
     /// From its answer.
-    pub(super) fn loaded([append, read, revoke]: [String; 3]) -> Scripts {
-        Scripts { append, read, revoke }
+    pub(super) fn loaded([append, read, keep]: [String; 3]) -> Scripts {
+        Scripts { append, read, keep }
     }
 
     /// The command that appends; `publish` is PUBLISH, or SPUBLISH in a cluster.
@@ -132,13 +133,12 @@ impl Scripts {
         cmd
     }
 
-    /// The command that keeps a revocation and tells all nodes.
-    pub(super) fn revoke(&self, names: &Names, revocation: &Revocation, errand: &Bytes) -> Cmd {
-        let written = errands::encode_revocation(revocation);
-        // Whom it is about, and what there is to it.
-        let (whom, what) = written.split_at(written.len().saturating_sub(8 + 8));
-        let mut cmd = self.call(&self.revoke, &names.revoked());
-        cmd.arg(whom).arg(what).arg(names.errands()).arg(&errand[..]);
+    /// The command that keeps something and tells all nodes.
+    pub(super) fn keep(&self, names: &Names, kept: &Kept, errand: &Bytes) -> Cmd {
+        let (about, what) = errands::encode_kept(kept);
+        let mut cmd = self.call(&self.keep, &names.kept());
+        cmd.arg(&about[..]).arg(&what[..]).arg(names.errands()).arg(&errand[..]);
+        cmd.arg(ENDED_MS / 1000);
         cmd
     }
 
@@ -149,23 +149,23 @@ impl Scripts {
     }
 }
 
-/// The command that says who is revoked, from a place on.
-pub(super) fn revocations(names: &Names, from: u64) -> Cmd {
-    let [revoked, _] = names.revoked();
+/// The command that says what is kept for all nodes, from a place on.
+pub(super) fn all_kept(names: &Names, from: u64) -> Cmd {
+    let [kept, _] = names.kept();
     let mut cmd = redis::cmd("HSCAN");
-    cmd.arg(revoked).arg(from).arg("COUNT").arg(REVOCATIONS_AT_ONCE);
+    cmd.arg(kept).arg(from).arg("COUNT").arg(KEPT_AT_ONCE);
     cmd
 }
 
-fn revocations_reply(answer: Value) -> Option<Reply> {
+fn kept_reply(answer: Value) -> Option<Reply> {
     type Found = Vec<(Vec<u8>, Vec<u8>)>;
     let (next, found): (String, Found) = FromRedisValue::from_redis_value(answer).ok()?;
     let next = Some(next.parse::<u64>().ok()?).filter(|next| *next != 0);
     // What makes no sense revokes nobody.
     let found = found
         .into_iter()
-        .filter_map(|(whom, what)| errands::decode_revocation(&Bytes::from([whom, what].concat())));
-    Some(Reply::Revocations(found.collect(), next))
+        .filter_map(|(about, what)| errands::decode_kept(&Bytes::from([about, what].concat())));
+    Some(Reply::Kept(found.collect(), next))
 }
 
 /// What a command has said; `None` where that makes no sense.
@@ -176,7 +176,7 @@ pub(super) fn reply(answer: Value) -> Option<Reply> {
         _ => return None,
     };
     if answer.len() == 2 {
-        return revocations_reply(Value::Array(answer));
+        return kept_reply(Value::Array(answer));
     }
     let found = if answer.len() == 4 { answer.pop() } else { None };
     let [epoch, offset, more] = <[Value; 3]>::try_from(answer).ok()?;

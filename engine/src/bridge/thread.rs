@@ -222,9 +222,9 @@ impl Runner {
         let redis = &config.redis;
         let instance = rand::random();
         let now = Instant::now();
-        let (patience_ms, revoked) = (redis.patience_ms.into(), shared.revoked.clone());
-        let mut bridge =
-            Bridge::new(Process { instance, by: Numbering::Redis, patience_ms, revoked }, 0);
+        let (patience_ms, by) = (redis.patience_ms.into(), Numbering::Redis);
+        let (revoked, rooms) = (shared.revoked.clone(), shared.rooms.clone());
+        let mut bridge = Bridge::new(Process { instance, by, patience_ms, revoked, rooms }, 0);
         let spool = spool.map(|(spool, waiting)| {
             let count: u64 = waiting.values().map(|&count| u64::from(count)).sum();
             if count > 0 {
@@ -375,8 +375,8 @@ impl Runner {
                 Command::Read(read) => of(&read.channel),
                 Command::Message(..)
                 | Command::Share { .. }
-                | Command::Revoke { .. }
-                | Command::Revocations { .. } => link.hub,
+                | Command::Keep { .. }
+                | Command::AllKept { .. } => link.hub,
             };
             let Some(lane) = self.lanes.get_mut(at) else { continue };
             self.waiting += 1;
@@ -474,11 +474,11 @@ impl Runner {
                 let keep = Keep::of(config, &read.channel);
                 pipeline.add_command(link.scripts.read(names, keep, &read));
             }
-            Command::Revoke { revocation, errand } => {
-                pipeline.add_command(link.scripts.revoke(names, &revocation, &errand));
+            Command::Keep { kept, errand } => {
+                pipeline.add_command(link.scripts.keep(names, &kept, &errand));
             }
-            Command::Revocations { from } => {
-                pipeline.add_command(script::revocations(names, from));
+            Command::AllKept { from } => {
+                pipeline.add_command(script::all_kept(names, from));
             }
             Command::Message(to, bytes) => {
                 let is_numbered = matches!(to, To::Followers(_));
@@ -691,11 +691,12 @@ impl Runner {
 fn bytes_of(command: &Command) -> usize {
     match command {
         Command::Append(append) => append.items.iter().map(|item| item.bytes.len()).sum(),
-        Command::Share { bytes, .. } | Command::Message(_, bytes) => bytes.len(),
+        Command::Share { bytes, .. }
+        | Command::Message(_, bytes)
+        | Command::Keep { errand: bytes, .. } => bytes.len(),
         Command::Subscribe(_)
         | Command::Unsubscribe(_)
         | Command::Read(_)
-        | Command::Revoke { .. }
-        | Command::Revocations { .. } => 0,
+        | Command::AllKept { .. } => 0,
     }
 }

@@ -80,6 +80,7 @@ impl State {
         let api = &settings.config.api;
         self.request_rates.set(api.requests_per_second_max, api.requests_burst);
         self.shared.revoked.set_most(settings.config.limits.revocations_max);
+        self.shared.rooms.set_most(settings.config.limits.rooms_max);
         if let Some(told) = &told {
             fetched::tell(&self.shared.cluster, &settings.config, told.version, wrong);
         }

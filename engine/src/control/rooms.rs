@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State as FromState};
-use ringfeed_protocol::{ChannelName, Refused, UserId};
+use ringfeed_protocol::{ChannelName, ErrorCode, Refused, UserId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::{IntoParams, ToSchema};
@@ -21,6 +21,7 @@ use crate::access::RoomChange;
 use crate::callers::{Caller, KeyHash};
 use crate::config::{MEMBERS_MAX, PASSWORD_BYTES_MAX, Speakers};
 use crate::message::{Request, RoomDenied, RoomReport, RoomRequest};
+use crate::rooms::BYTES_MAX;
 
 /// Users whom one list of a room names, at most.
 const USERS_MAX: usize = 1000;
@@ -233,6 +234,10 @@ async fn ask(
     what: RoomRequest,
 ) -> Result<Json<RoomInfo>, ApiError> {
     check_channel(caller, &channel)?;
+    if what.adds() && state.shared.rooms.bytes() > BYTES_MAX {
+        let message = format!("all rooms of several nodes may take {BYTES_MAX} bytes, and they do");
+        return Err(ApiError::new(Code::Command(ErrorCode::LimitReached), message));
+    }
     let deadline = publish::deadline(state);
     let home = state.shared.shards.home(&channel);
     let (reply, answer) = oneshot::channel();
@@ -246,6 +251,10 @@ async fn ask(
         }
         RoomDenied::NotMade => ApiError::new(Code::NotFound, format!("no room {channel} was made")),
         RoomDenied::Refused(refused) => refused.into(),
+        RoomDenied::NotEverywhere => {
+            let message = "not all nodes know it: one has no room for more (limits.rooms_max)";
+            ApiError::new(Code::Busy, message)
+        }
     })?;
     Ok(Json(RoomInfo::new(&channel, &report)))
 }

@@ -24,7 +24,7 @@ use crate::callers::Caller;
 use crate::clock::Clock;
 use crate::ids::{ConnectionId, ShardId};
 use crate::message::{
-    Errand, Listed, NodesRequest, Order, Reply, Request, Revocation, Revoked, UserRequest,
+    Errand, Kept, Listed, NodesRequest, Order, Reply, Request, Revocation, Revoked, UserRequest,
 };
 use crate::revoked::Added;
 
@@ -296,7 +296,7 @@ pub(super) async fn revoke(
     state.shared.revoked.mark_told(&revocation);
     if state.shared.config().has_upstream() {
         let (reply, answer) = oneshot::channel();
-        let errand = Box::new(Errand::Revoke(revocation));
+        let errand = Box::new(Errand::Keep(Kept::Revoked(revocation)));
         let ask = Request::Nodes(NodesRequest::Ask { errand, reply });
         publish::send(&state, ShardId(0), ask, deadline).await?;
         if publish::receive(answer, deadline).await??.no_room {

@@ -247,8 +247,9 @@ impl Runner {
         let config = shared.config();
         let Place { instance, id, client, tls, membership } = place;
         let patience_ms = config.cluster.patience_ms.into();
-        let revoked = shared.revoked.clone();
-        let process = Process { instance: instance.0, by: Numbering::Nodes, patience_ms, revoked };
+        let (revoked, rooms) = (shared.revoked.clone(), shared.rooms.clone());
+        let by = Numbering::Nodes;
+        let process = Process { instance: instance.0, by, patience_ms, revoked, rooms };
         let placing = derived(&config.cluster.key.0, b"ringfeed placing");
         let number = |at: usize| {
             placing[at..at + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
@@ -264,6 +265,7 @@ impl Runner {
             handed_bytes: HANDED_AT_ONCE_BYTES,
             rules: Box::new(move |channel| Keep::of(&rules.settings.load().config, channel)),
             revoked: shared.revoked.clone(),
+            rooms: shared.rooms.clone(),
         };
         let now = Instant::now();
         let (said, standpoint) =

@@ -4,6 +4,7 @@ use ringfeed_protocol::{Refused, UserId};
 
 use super::delivery::Order;
 use super::request::{Revocation, UserConnection};
+use super::room::RoomWord;
 use crate::ids::ConnectionId;
 
 /// Something that every node is to do, for those of its connections whom it concerns.
@@ -30,8 +31,17 @@ pub enum Errand {
         /// The user.
         user: UserId,
     },
-    /// Somebody is let in no more. Nodes that come later are to know it, too.
-    Revoke(Revocation),
+    /// To know something, which nodes that come later are to know, too.
+    Keep(Kept),
+}
+
+/// What is known on all nodes, also on those that come later, for as long as it counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// Somebody is let in no more.
+    Revoked(Revocation),
+    /// What counts of a room that was made over the API.
+    Room(Box<RoomWord>),
 }
 
 impl Errand {
@@ -39,7 +49,8 @@ impl Errand {
     pub(crate) fn cost(&self) -> usize {
         let order = match self {
             Errand::User { order, .. } | Errand::Connection { order, .. } => order.cost(),
-            Errand::List { .. } | Errand::Revoke(_) => 0,
+            Errand::Keep(Kept::Room(word)) => word.bytes(),
+            Errand::List { .. } | Errand::Keep(Kept::Revoked(_)) => 0,
         };
         size_of::<Errand>() + order
     }
@@ -63,7 +74,7 @@ pub struct Outcome {
     pub connections: Vec<Listed>,
     /// Connections are behind with what is sent to them, and so nobody was sent it; of several nodes, on one of them.
     pub behind: bool,
-    /// There is no room for who is revoked.
+    /// There is no room for what is to be known.
     pub no_room: bool,
 }
 

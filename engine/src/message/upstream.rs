@@ -16,6 +16,7 @@ use super::errand::{Errand, ErrandId, Outcome};
 use super::mailbox::{Batch, Intake, NotTaken, Outlet, queue};
 use super::presence::Roll;
 use super::request::{By, KeyDigest, Sender};
+use super::room::RoomWord;
 use crate::ids::{ConnectionId, ShardId};
 
 /// Work for what connects the shards with the upstream.
@@ -75,6 +76,8 @@ pub enum ToUpstream {
         /// What.
         errand: Errand,
     },
+    /// What counts of a room from now on: it has ended with its last member, or goes on nevertheless. Not answered.
+    Room(Box<RoomWord>),
     /// What has come here of the errand of another node.
     Outcome {
         /// Of which.
@@ -93,6 +96,7 @@ impl ToUpstream {
             }
             ToUpstream::Errand { errand, .. } => errand.cost(),
             ToUpstream::Roll { roll, .. } => roll.cost(),
+            ToUpstream::Room(word) => word.bytes(),
             ToUpstream::Outcome { outcome, .. } => size_of_val(&outcome.connections[..]),
             ToUpstream::Follow { .. } | ToUpstream::Unfollow { .. } => 0,
         };

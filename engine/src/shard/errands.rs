@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 use super::home::Deliver;
 use super::{Shard, route};
 use crate::message::{
-    Delivery, Errand, ErrandId, Gathered, Listed, NodesRequest, Outcome, Reached, Reply, ToUpstream,
+    Delivery, Errand, ErrandId, Gathered, Kept, Listed, NodesRequest, Outcome, Reached, Reply,
+    RoomDenied, RoomReply, RoomReport, RoomWord, ToUpstream,
 };
 
 /// Why an order of another node has reached nobody who is there.
@@ -21,6 +22,7 @@ const BEHIND: &str =
 enum Asker {
     Order { user: Option<UserId>, reply: Reply<Reached>, here: u32 },
     List { reply: oneshot::Sender<Result<Vec<Listed>, Refused>>, here: Vec<Listed> },
+    Room { reply: RoomReply, here: RoomReport },
     Control(oneshot::Sender<Gathered>),
 }
 
@@ -96,6 +98,20 @@ impl<W: Wire> Shard<W> {
         }
     }
 
+    /// Says what has come of what was asked of a room, once other nodes know it, too, where it is for them.
+    pub(super) fn finish_room(
+        &mut self,
+        done: Result<(RoomReport, Option<Box<RoomWord>>), RoomDenied>,
+        reply: RoomReply,
+    ) {
+        match done {
+            Ok((here, Some(word))) => {
+                self.ask_nodes(Asker::Room { reply, here }, Errand::Keep(Kept::Room(word)));
+            }
+            done => drop(reply.send(done.map(|(report, _)| report))),
+        }
+    }
+
     pub(super) fn serve_nodes(&mut self, what: NodesRequest) {
         match what {
             NodesRequest::Errand { id, errand } => self.do_errand(id, *errand),
@@ -124,6 +140,13 @@ impl<W: Wire> Shard<W> {
                     here
                 }));
             }
+            Asker::Room { reply, here } => {
+                let _ = reply.send(match gathered {
+                    Ok(Outcome { no_room: false, .. }) => Ok(here),
+                    Ok(_) => Err(RoomDenied::NotEverywhere),
+                    Err(refused) => Err(RoomDenied::Refused(refused)),
+                });
+            }
             Asker::Control(reply) => drop(reply.send(gathered)),
         }
     }
@@ -141,8 +164,13 @@ impl<W: Wire> Shard<W> {
                 let connections = self.users.of(&user).iter().map(Listed::from).collect();
                 Outcome { connections, ..Outcome::default() }
             }
+            Errand::Keep(Kept::Room(word)) => {
+                let mut deliver = route(self.id, &mut self.own, &mut self.links);
+                self.homes.hear_room(*word, self.work_ms, &mut deliver);
+                Outcome::default()
+            }
             // That comes as a request of its own.
-            Errand::Revoke(_) => Outcome::default(),
+            Errand::Keep(Kept::Revoked(_)) => Outcome::default(),
         };
         self.links.upstream(ToUpstream::Outcome { of, outcome });
     }

@@ -23,7 +23,6 @@ use ringfeed_protocol::event::{Epoch, Publication};
 use ringfeed_protocol::{ChannelName, Event, Lane, Offset, Position};
 use smallvec::SmallVec;
 
-use crate::access::MadeRoom;
 use crate::ids::{ConnectionId, LaneId, ShardId};
 use crate::message::{Chunk, Delivery, FrameEnd, FrameIndex, Sender, Skip};
 use crate::shard::rate::ChannelRate;
@@ -35,6 +34,7 @@ use kept::Kept;
 use members::Members;
 use parked::{Parked, Parking};
 use rolls::Rolls;
+use table::room::Made;
 pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
 
 /// What a dialect puts around a payload, at most, besides the channel's name.
@@ -129,7 +129,7 @@ struct Home {
     /// How often clients may publish, where that is limited.
     rate: Option<Box<ChannelRate>>,
     /// What was said of it over the API, where it is a room: as long as that counts, it is there.
-    made: Option<Box<MadeRoom>>,
+    made: Option<Box<Made>>,
     /// Where its publications are numbered elsewhere: what there is of them that is not here yet.
     following: Option<Box<Following>>,
     /// What is published here is published by other nodes, too, each with offsets of its own.

@@ -549,7 +549,9 @@ impl<W: Wire> Shard<W> {
                 self.serve_presence(channel, after.as_deref(), limit, reply);
             }
             Request::Room { channel, what, reply } => {
-                let _ = reply.send(homes.serve_room(&channel, *what, self.work_ms, &mut deliver));
+                let done = homes.serve_room(&channel, *what, self.work_ms, &mut deliver);
+                drop(deliver);
+                self.finish_room(done, reply);
             }
             Request::ListChannels { from, reply } => {
                 let _ = reply.send(homes.page(from));

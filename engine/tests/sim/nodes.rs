@@ -409,9 +409,9 @@ impl World {
         let shards = shards.collect();
         let instance = self.dice.number();
         let patience_ms = PATIENCE_MS;
-        let revoked = shared.revoked.clone();
+        let (revoked, rooms) = (shared.revoked.clone(), shared.rooms.clone());
         let by = if self.setup.is_mesh { Numbering::Nodes } else { Numbering::Redis };
-        let process = Process { instance, by, patience_ms, revoked };
+        let process = Process { instance, by, patience_ms, revoked, rooms };
         let mut bridge = Bridge::new(process, self.now_ms());
         if self.setup.spools {
             bridge.use_spool(self.disks[number].channels());

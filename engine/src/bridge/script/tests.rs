@@ -12,7 +12,10 @@ use ringfeed_protocol::{ChannelName, UserId};
 
 use super::*;
 use crate::bridge::Item;
-use crate::message::{KeyDigest, Outgoing, Revoked, StoredPayload};
+use crate::message::room_samples::made_room;
+use crate::message::{
+    KeyDigest, Outgoing, Revocation, Revoked, RoomState, RoomVersion, RoomWord, StoredPayload,
+};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -100,6 +103,14 @@ impl Server {
         let cmd = self.scripts.read(&Names::new("t", 0, 0), keep, &read);
         match reply(cmd.query(&mut self.connection).unwrap()) {
             Some(Reply::Read(followed)) => followed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What is kept for all nodes, where it is little.
+    fn all_kept(&mut self, names: &Names) -> Vec<Kept> {
+        match reply(all_kept(names, 0).query(&mut self.connection).unwrap()) {
+            Some(Reply::Kept(found, None)) => found,
             other => panic!("{other:?}"),
         }
     }
@@ -503,15 +514,66 @@ fn who_is_revoked_is_kept_by_the_later_word_until_it_is_over() {
         (token("over"), now - 10),
     ] {
         let revocation = Revocation { whom, until };
-        let cmd = server.scripts.revoke(&names, &revocation, &Bytes::from_static(b"errand"));
+        let kept = Kept::Revoked(revocation);
+        let cmd = server.scripts.keep(&names, &kept, &Bytes::from_static(b"errand"));
         let heard: u64 = cmd.query(&mut server.connection).unwrap();
         assert_eq!(heard, 0, "nobody listens");
     }
-    let answer = revocations(&names, 0).query(&mut server.connection).unwrap();
-    let Some(Reply::Revocations(mut found, None)) = reply(answer) else { panic!() };
-    found.sort_by_key(|own| own.until);
+    let mut found = server.all_kept(&names);
+    found.sort_by_key(|own| matches!(own, Kept::Revoked(Revocation { until: u64::MAX, .. })));
     let expected = [(token("ann"), now + 50), (user(60), u64::MAX)];
-    assert_eq!(found, expected.map(|(whom, until)| Revocation { whom, until }));
+    assert_eq!(found, expected.map(|(whom, until)| Kept::Revoked(Revocation { whom, until })));
+}
+
+#[test]
+fn of_a_room_the_later_word_is_kept_and_of_one_that_has_ended_for_a_time() {
+    let mut server = Server::start();
+    let names = Names::new("t", 0, 1);
+    let channel = |name: &str| ChannelName::new(name).unwrap();
+    let word = |name: &str, at_ms: u64, tie: u64, state: RoomState| {
+        let version = RoomVersion { at_ms, tie };
+        Kept::Room(Box::new(RoomWord { channel: channel(name), version, state }))
+    };
+    let made = |name: &str, at_ms, tie| word(name, at_ms, tie, RoomState::Made(made_room(2)));
+    let ended = |name: &str, at_ms, tie| word(name, at_ms, tie, RoomState::Ended);
+    // Numbers that are larger than those that Lua and sorted sets tell apart.
+    let (large, larger) = (u64::MAX - 1, u64::MAX);
+    let [_, until] = names.kept();
+    let over = |server: &mut Server| match server.ask(&["ZCARD", &until]) {
+        Value::Int(count) => count,
+        other => panic!("{other:?}"),
+    };
+    for (said, counts, ended) in [
+        (made("a", 5, 0), made("a", 5, 0), 0),
+        (made("a", 4, larger), made("a", 5, 0), 0),
+        (ended("a", 5, large), ended("a", 5, large), 1),
+        (made("a", 5, 1), ended("a", 5, large), 1),
+        (made("a", 5, larger), made("a", 5, larger), 0),
+        (ended("a", 5, larger), made("a", 5, larger), 0),
+        (word("a", 6, 0, RoomState::Empty), word("a", 6, 0, RoomState::Empty), 1),
+        (made("a", 1 << 40, 0), made("a", 1 << 40, 0), 0),
+    ] {
+        let cmd = server.scripts.keep(&names, &said, &Bytes::from_static(b"errand"));
+        assert_eq!(cmd.query::<u64>(&mut server.connection).unwrap(), 0);
+        assert_eq!(server.all_kept(&names), [counts]);
+        assert_eq!(over(&mut server), ended, "{said:?}");
+    }
+    // Whatever else stands there gives way.
+    let [kept, _] = names.kept();
+    server.ask(&["HSET", &kept, "\u{2}\u{1}a", "x"]);
+    for said in [ended("b", 9, 9), made("a", 1, 1)] {
+        let cmd = server.scripts.keep(&names, &said, &Bytes::new());
+        cmd.exec(&mut server.connection).unwrap();
+    }
+    assert_eq!(over(&mut server), 1);
+    // It goes once that is long ago, as soon as something is kept.
+    server.ask(&["ZADD", &until, "1", "\u{2}\u{1}b"]);
+    let cmd = server.scripts.keep(&names, &made("c", 1, 1), &Bytes::new());
+    cmd.exec(&mut server.connection).unwrap();
+    let mut found = server.all_kept(&names);
+    found.sort_by_key(|own| matches!(own, Kept::Room(word) if word.channel == channel("c")));
+    assert_eq!(found, [made("a", 1, 1), made("c", 1, 1)]);
+    assert_eq!(over(&mut server), 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod parking;
 mod presence;
 mod redistribute;
 mod rolls;
-mod room;
+pub(super) mod room;
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use self::follow::{AWAY, Placed};
+use self::room::Ended;
 use super::idempotency::Keys;
 use super::kept::{Found, Kept, Limits, ReplayMemory};
 use super::members::Members;
@@ -91,8 +92,9 @@ pub(in crate::shard) struct Homes {
     clock: Clock,
     by_name: Names<ChannelName, u32>,
     homes: Slab<Home>,
-    /// Rooms that were made over the API.
+    /// Rooms that were made over the API, and those that have ended.
     rooms: usize,
+    ended_rooms: Ended,
     /// With something pending.
     dirty: Vec<u32>,
     /// Where subscribers are to be told of who comes and goes, and when; some of them gone.
@@ -197,6 +199,7 @@ impl Homes {
             by_name: Names::new(),
             homes: Slab::default(),
             rooms: 0,
+            ended_rooms: Ended::new(),
             dirty: Vec::new(),
             due: BTreeSet::new(),
             confirm_due: BTreeSet::new(),
@@ -262,6 +265,11 @@ impl Homes {
             let most = self.limits.channels_max;
             return Err(Refused::LimitReached { limit: Limit::Channels, most });
         }
+        Ok(self.open_new(name, now_ms))
+    }
+
+    /// The home of a channel that has none.
+    fn open_new(&mut self, name: &ChannelName, now_ms: u64) -> u32 {
         let rule = self.config.rule(name);
         let kept = self.kept_by(rule);
         let distribution = self.config.distribution_of(name, rule);
@@ -300,7 +308,7 @@ impl Homes {
         });
         self.by_name.insert(name.clone(), index);
         self.call_roll(index, now_ms);
-        Ok(index)
+        index
     }
 
     /// What a new home keeps.

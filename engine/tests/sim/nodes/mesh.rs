@@ -87,6 +87,7 @@ impl World {
                 keys_ms: u32::MAX,
             }),
             revoked: shared.revoked.clone(),
+            rooms: shared.rooms.clone(),
         };
         let mut mesh = Mesh::new(own, self.now_ms());
         mesh.store_mut().watch();

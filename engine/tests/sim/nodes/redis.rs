@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_engine::bridge::item;
 use ringfeed_engine::bridge::{Append, Command, Failed, Item, Read, Reply, To};
-use ringfeed_engine::message::{Followed, KeyDigest, Numbered, Revocation};
+use ringfeed_engine::message::{Followed, Kept as KeptForAll, KeyDigest, Numbered};
 use ringfeed_protocol::{ChannelName, Epoch, Offset, Position};
 
 use super::super::dice::Dice;
@@ -16,8 +16,8 @@ use super::truth::Truth;
 const LINEAGE_MAX: usize = 16;
 /// Entries in one answer.
 const ENTRIES_MAX: usize = 8;
-/// Of who is revoked, in one answer.
-const REVOCATIONS_MAX: usize = 3;
+/// Of what is kept for all nodes, in one answer.
+const KEPT_MAX: usize = 3;
 
 /// A channel as Redis has it.
 #[derive(Debug, Clone)]
@@ -121,9 +121,9 @@ pub(super) struct Redis {
     life: u64,
     snapshot: HashMap<ChannelName, Kept>,
     history_size: usize,
-    /// Who is let in no more.
-    revoked: Vec<Revocation>,
-    revoked_snapshot: Vec<Revocation>,
+    /// What all nodes are to know: of each room one word.
+    for_all: Vec<KeptForAll>,
+    for_all_snapshot: Vec<KeptForAll>,
     /// It takes nothing for so many commands.
     full: u32,
     dice: Dice,
@@ -132,15 +132,15 @@ pub(super) struct Redis {
 impl Redis {
     pub(super) fn new(history_size: usize, dice: Dice) -> Redis {
         let (channels, snapshot) = (HashMap::new(), HashMap::new());
-        let (revoked, revoked_snapshot) = (Vec::new(), Vec::new());
+        let (for_all, for_all_snapshot) = (Vec::new(), Vec::new());
         let (life, full) = (0, 0);
-        Redis { channels, life, snapshot, history_size, revoked, revoked_snapshot, full, dice }
+        Redis { channels, life, snapshot, history_size, for_all, for_all_snapshot, full, dice }
     }
 
     /// What it would come back with as a copy that is older.
     pub(super) fn save(&mut self) {
         self.snapshot = self.channels.clone();
-        self.revoked_snapshot = self.revoked.clone();
+        self.for_all_snapshot = self.for_all.clone();
     }
 
     /// It ends, and another one takes its place: with what it had, with what the copy has, or with nothing.
@@ -150,7 +150,7 @@ impl Redis {
             Keeps::All => {}
             Keeps::Copy => {
                 self.channels = self.snapshot.clone();
-                self.revoked = self.revoked_snapshot.clone();
+                self.for_all = self.for_all_snapshot.clone();
             }
             Keeps::Nothing => self.flush(),
         }
@@ -159,7 +159,7 @@ impl Redis {
     /// Everything in it is deleted.
     pub(super) fn flush(&mut self) {
         self.channels.clear();
-        self.revoked.clear();
+        self.for_all.clear();
     }
 
     /// It is full, or not any more.
@@ -201,19 +201,33 @@ impl Redis {
                     pipe.heard.push_back(Heard::Shared(channel.clone(), bytes.clone()));
                 }
             }
-            Command::Revoke { revocation, errand } => {
-                self.revoked.push(revocation);
+            Command::Keep { kept, errand } => {
+                self.keep(kept);
                 let heard = pass_on(pipes, &To::Errands, &errand);
                 pipes[node].answers.push_back((number, Ok(Reply::HeardBy(heard))));
             }
-            Command::Revocations { from } => {
-                let all = self.revoked.iter().skip(from as usize);
-                let found: Vec<Revocation> = all.take(REVOCATIONS_MAX).cloned().collect();
-                let next = from + REVOCATIONS_MAX as u64;
-                let next = Some(next).filter(|next| (*next as usize) < self.revoked.len());
-                pipes[node].answers.push_back((number, Ok(Reply::Revocations(found, next))));
+            Command::AllKept { from } => {
+                let all = self.for_all.iter().skip(from as usize);
+                let found: Vec<KeptForAll> = all.take(KEPT_MAX).cloned().collect();
+                let next = from + KEPT_MAX as u64;
+                let next = Some(next).filter(|next| (*next as usize) < self.for_all.len());
+                pipes[node].answers.push_back((number, Ok(Reply::Kept(found, next))));
             }
             Command::Subscribe(_) | Command::Unsubscribe(_) => unreachable!("these go another way"),
+        }
+    }
+
+    /// Of a room the later word counts, in its place.
+    fn keep(&mut self, kept: KeptForAll) {
+        let KeptForAll::Room(word) = &kept else { return self.for_all.push(kept) };
+        let about = |own: &&mut KeptForAll| match own {
+            KeptForAll::Room(own) => own.channel == word.channel,
+            KeptForAll::Revoked(_) => false,
+        };
+        match self.for_all.iter_mut().find(about) {
+            Some(KeptForAll::Room(own)) if own.version >= word.version => {}
+            Some(own) => *own = kept,
+            None => self.for_all.push(kept),
         }
     }
 

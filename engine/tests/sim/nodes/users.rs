@@ -6,7 +6,7 @@ use ringfeed_engine::access::{Admitted, Identity};
 use ringfeed_engine::config::Presence;
 use ringfeed_engine::ids::ShardId;
 use ringfeed_engine::message::{
-    Errand, Gathered, NodesRequest, Order, Reached, Reply, Request, Revocation, Revoked,
+    Errand, Gathered, Kept, NodesRequest, Order, Reached, Reply, Request, Revocation, Revoked,
     StoredPayload, UserRequest,
 };
 use ringfeed_protocol::command::PayloadKind;
@@ -108,7 +108,7 @@ impl World {
         }
         shared.revoked.mark_told(&revocation);
         let (reply, answer) = oneshot::channel();
-        let errand = Box::new(Errand::Revoke(revocation));
+        let errand = Box::new(Errand::Keep(Kept::Revoked(revocation)));
         if shards.request(ShardId(0), Request::Nodes(NodesRequest::Ask { errand, reply })).is_ok() {
             note!(self.trace, "the API of n{node} revokes token {token}");
             let (answer, is_known, is_gone, is_lost) = (Some(answer), false, false, false);

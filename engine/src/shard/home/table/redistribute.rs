@@ -36,12 +36,16 @@ impl Homes {
         if (home.following.is_some(), home.shares) == (follows, shares) {
             return;
         }
+        let was_shared = home.following.is_some() || home.shares;
         match (home.following.is_some(), follows) {
             (false, true) => self.number_elsewhere(index, now_ms, deliver),
             (true, false) => self.number_here(index, deliver),
             _ => {}
         }
         self.home_mut(index).shares = shares;
+        if !was_shared {
+            self.share_room(index);
+        }
         self.roll_is_due(index, now_ms);
     }
 

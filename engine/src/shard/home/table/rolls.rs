@@ -201,6 +201,7 @@ impl Homes {
             members.take_said(from, said, quiet);
         }
         self.members_changed(index, now_ms);
+        self.end_if_left(index);
         self.release_waiting(index, now_ms);
     }
 
@@ -254,6 +255,7 @@ impl Homes {
                 members.forget_node(instance, tells);
                 self.members_changed(index, now_ms);
             }
+            self.end_if_left(index);
         }
     }
 }
