@@ -10,7 +10,6 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use ringfeed_protocol::ChannelName;
 
-use crate::clock::Clock;
 use crate::message::RoomWord;
 
 /// All rooms of several nodes may take so many bytes, as they are written; beyond, none is made, and none grows.
@@ -18,8 +17,6 @@ pub(crate) const BYTES_MAX: usize = 16 << 20;
 /// Those that nodes have made that could not hear one another are taken nevertheless, up to so many: what is told to a node that
 /// is met has to fit into its link.
 const BYTES_KEPT_MAX: usize = 2 * BYTES_MAX;
-/// For so long it is remembered that a room has ended, so that nobody makes it again who has not heard it, in milliseconds.
-pub(crate) const ENDED_MS: u64 = 3_600_000;
 /// When there are too many rooms that have ended, this part of them is forgotten at once: to find the oldest takes a while.
 const FORGOTTEN_PARTS: usize = 8;
 
@@ -138,18 +135,14 @@ impl RoomTable {
         ended.into_iter().take(over).for_each(|(_, channel)| drop(self.all.remove(&channel)));
     }
 
-    /// What counts of all rooms that are there, or have ended lately.
+    /// What counts of all rooms that are there, and of those that have ended last.
     pub fn all(&self) -> Vec<RoomWord> {
         self.not_kept(u64::MAX)
     }
 
     /// What Redis had not when it was looked into for the `look`th time.
     pub(crate) fn not_kept(&self, look: u64) -> Vec<RoomWord> {
-        let now_ms = Clock::Machine.unix_ms();
-        let counts = |word: &RoomWord| {
-            word.state.made().is_some() || word.version.at_ms.saturating_add(ENDED_MS) > now_ms
-        };
-        let missing = self.all.iter().filter(|own| own.kept < look && counts(&own.word));
+        let missing = self.all.iter().filter(|own| own.kept < look);
         let mut missing: Vec<RoomWord> = missing.map(|own| own.word.clone()).collect();
         // In an order that a simulation repeats.
         missing.sort_unstable_by(|a, b| a.channel.cmp(&b.channel));
@@ -174,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_later_version_counts_in_whatever_order_it_comes() {
-        let now = Clock::Machine.unix_ms();
+        let now = 1_700_000_000_000;
         let ended = |at_ms, tie| word("a", at_ms, tie, RoomState::Ended);
         let all = [
             made("a", now, 0),
@@ -196,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_by_rooms_and_bytes_and_forgets_the_oldest_ends() {
-        let now = Clock::Machine.unix_ms();
+        let now = 1_700_000_000_000;
         let table = RoomTable::new(2);
         assert_eq!(table.hear(&made("a", now, 0)), Heard::News);
         assert_eq!(table.hear(&made("b", now, 0)), Heard::News);
@@ -210,9 +203,6 @@ mod tests {
         }
         let known: Vec<_> = table.all().iter().map(|own| own.channel.to_string()).collect();
         assert_eq!((known, table.bytes()), (vec!["c".to_owned(), "d".to_owned()], 0));
-        // One that has ended long ago is not told.
-        table.hear(&word("e", now - ENDED_MS, 0, RoomState::Ended));
-        assert_eq!(table.all().len(), 2);
         table.set_most(10_000);
         let mut number = 0;
         let refused = loop {
@@ -228,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_redis_does_not_keep_is_known() {
-        let now = Clock::Machine.unix_ms();
+        let now = 1_700_000_000_000;
         let table = RoomTable::new(10);
         let (here, there) = (made("a", now + 5, 0), made("b", now, 0));
         table.say(&here);

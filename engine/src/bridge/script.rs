@@ -15,7 +15,6 @@ use super::{Append, Read, Reply};
 use super::{errands, item};
 use crate::config::Config;
 use crate::message::{Followed, Kept, Numbered};
-use crate::rooms::ENDED_MS;
 
 /// Publications in one answer …
 const ENTRIES_MAX: usize = 512;
@@ -28,6 +27,9 @@ const READ: &str = include_str!("script/read.lua");
 const KEEP: &str = include_str!("script/keep.lua");
 /// Of what it keeps for all nodes, so much is asked for at once, about.
 const KEPT_AT_ONCE: usize = 1000;
+
+/// For so long Redis knows that a room has ended, in seconds; nodes that still know it then give it back.
+const ENDED_S: u32 = 3600;
 
 /// What they say of a channel that has used up its offsets.
 pub(super) const NO_OFFSETS: &str = "the channel has no offsets left";
@@ -138,7 +140,7 @@ impl Scripts {
         let (about, what) = errands::encode_kept(kept);
         let mut cmd = self.call(&self.keep, &names.kept());
         cmd.arg(&about[..]).arg(&what[..]).arg(names.errands()).arg(&errand[..]);
-        cmd.arg(ENDED_MS / 1000);
+        cmd.arg(ENDED_S);
         cmd
     }
 

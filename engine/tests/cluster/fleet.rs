@@ -83,6 +83,11 @@ pub(crate) fn wait_ready(node: &NodeProcess, count: usize) {
 
 /// A node in a process of its own.
 pub(crate) fn process(registry: &Registry, id: &str) -> NodeProcess {
+    process_with(registry, id, "")
+}
+
+/// The same with more TOML.
+pub(crate) fn process_with(registry: &Registry, id: &str, more: &str) -> NodeProcess {
     let place = [format!("cluster.registry={}", registry.url()), format!("server.node_id={id}")];
-    NodeProcess::start(&toml(KEY, ""), &place)
+    NodeProcess::start(&format!("{}{more}", toml(KEY, "")), &place)
 }

@@ -10,6 +10,7 @@ mod namespaces;
 #[allow(dead_code)] // a part of it is used
 mod process;
 mod rolling;
+mod rooms;
 mod share;
 mod strangers;
 #[path = "../suite"]

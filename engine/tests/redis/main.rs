@@ -10,6 +10,7 @@ mod nodes;
 mod presence;
 mod queue;
 mod rolling;
+mod rooms;
 mod server;
 mod spool;
 mod users;

@@ -268,6 +268,7 @@ pub(super) fn told_of_room(told: Result<RoomReport, RoomDenied>) -> Told {
         RoomDenied::NoRooms => "no_rooms",
         RoomDenied::NotMade => "not_made",
         RoomDenied::Refused(refused) => refused.code().as_str(),
+        RoomDenied::NotEverywhere => "not_everywhere",
     })?;
     let users = |all: &std::collections::BTreeSet<UserId>| {
         all.iter().map(|user| user[1..].parse().expect("a user's number")).collect()

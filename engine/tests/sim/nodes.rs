@@ -13,6 +13,7 @@ mod client;
 mod disk;
 mod mesh;
 mod redis;
+mod rooms;
 mod truth;
 mod users;
 
@@ -51,6 +52,7 @@ use client::{Channels, Client};
 use disk::Disk;
 use mesh::Fabric;
 use redis::{Heard, Keeps, Pipe, Redis};
+use rooms::Ordered;
 use truth::Truth;
 use users::{RevokedToken, Sent};
 
@@ -150,6 +152,8 @@ struct Setup {
     users: usize,
     /// How often somebody is revoked.
     revokes: u32,
+    /// How often something is said of a room.
+    rooms: u32,
     /// What is shown of who is there.
     presence: Presence,
     /// What subscribers are told of it, this often at most.
@@ -190,6 +194,7 @@ impl Setup {
             revokes: dice.pick(&[0, 0, 3, 20]),
             presence: dice.pick(&[Presence::Off, Presence::Count, Presence::Full, Presence::Full]),
             presence_interval_ms: dice.pick(&[None, Some(0), Some(500)]),
+            rooms: dice.pick(&[0, 0, 5, 30]),
         }
     }
 }
@@ -222,6 +227,7 @@ pub(crate) struct World {
     left: Vec<ConnId>,
     sent: Vec<Sent>,
     revoked: Vec<RevokedToken>,
+    rooms: Vec<Ordered>,
     /// So many tokens there ever were.
     tokens: u64,
     /// Redis does nothing for so many steps.
@@ -250,6 +256,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ("the API publishes", |_| 40, World::post),
     ("the API sends to a user", |_| 30, World::send_to_user),
     ("the API revokes a token", |w| w.setup.revokes, World::revoke),
+    ("the API says something of a room", |w| w.setup.rooms, World::order_room),
     ("the API publishes again", |_| 10, World::repeat),
     ("a disk does something", |_| 150, World::any_order),
     ("a bridge hears of its disk", |_| 150, World::any_done),
@@ -313,7 +320,9 @@ fn configuration(setup: &Setup) -> Config {
     let mut bridged = rule.clone();
     (rule.pattern, rule.distribution) = ("n.*".into(), Distribution::Numbered);
     (bridged.pattern, bridged.distribution) = ("b.*".into(), Distribution::Bridged);
-    config.channels = vec![rule, bridged];
+    let mut rooms = bridged.clone();
+    (rooms.pattern, rooms.room, rooms.room_rules) = ("r.*".into(), true, Some(rooms::by_rule()));
+    config.channels = vec![rule, bridged, rooms];
     config
 }
 
@@ -350,6 +359,7 @@ impl World {
             left: Vec::new(),
             sent: Vec::new(),
             revoked: Vec::new(),
+            rooms: Vec::new(),
             tokens: 0,
             stalls: 0,
             fabric: Fabric::default(),
@@ -1016,6 +1026,7 @@ impl World {
         self.check_clients();
         self.check_users();
         self.check_presence();
+        self.check_rooms();
         self.look_at_posts();
         for Due { channel, numbers, to, node } in &self.due {
             for &(at, listens) in to {

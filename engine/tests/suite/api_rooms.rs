@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::common::rooms::enter;
 use super::common::tokens::{ISSUER, token};
 use super::common::{Client, TestServer, http};
 
@@ -63,15 +64,6 @@ fn come(server: &TestServer, user: &str) -> Client {
     let mut client = Client::connect(server.public, &format!("/ws?token={token}"));
     assert_eq!(client.receive()["user"], user);
     client
-}
-
-/// What comes of it: `subscribed`, or the code of a refusal.
-fn enter(client: &mut Client, room: &str, password: Option<&str>) -> String {
-    let mut command = json!({"type": "subscribe", "id": 1, "channel": room});
-    if let Some(password) = password {
-        command["password"] = password.into();
-    }
-    outcome(&client.ask(command))
 }
 
 fn speak(client: &mut Client, room: &str) -> String {

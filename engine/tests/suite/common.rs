@@ -4,6 +4,7 @@
 pub mod hostile;
 pub mod process;
 pub mod rolling;
+pub mod rooms;
 pub mod tokens;
 
 use std::io::{Read, Write};
