@@ -33,6 +33,7 @@ impl Nodes {
                 handed_bytes: 1,
                 rules: Box::new(move |_| keep),
                 revoked: Arc::new(RevokedTable::new(1)),
+                rooms: Arc::new(RoomTable::new(1)),
             };
             (*instance, Mesh::new(own, 1000))
         };

@@ -28,7 +28,7 @@ const ENDED_MIN: usize = 1024;
 /// A room that was made over the API.
 #[derive(Debug)]
 pub(in crate::shard::home) struct Made {
-    room: MadeRoom,
+    pub(super) room: MadeRoom,
     version: RoomVersion,
     /// Its last member here has left. Who never had any knows too little of those elsewhere to say that there are none.
     was_left: bool,

@@ -1,9 +1,11 @@
 use super::*;
+use crate::access::{MadeRoom, Room, RoomChange};
 use crate::config::{Config, Sources};
 use crate::ids::{SessionId, SessionSlot, Ticket};
+use crate::message::room_samples::made_room;
 use crate::message::{
-    By, Delivery, Followed, FromUpstream, KeyOf, Keyed, Origin, Sender, Stored, StoredPayload,
-    ToUpstream,
+    By, Delivery, Followed, FromUpstream, KeyOf, Keyed, Order, Origin, RoomDenied, RoomRequest,
+    RoomState, RoomVersion, RoomWord, Sender, Stored, StoredPayload, ToUpstream,
 };
 use ringfeed_protocol::IdempotencyKey;
 use ringfeed_protocol::command::{Payload, PayloadKind};
@@ -511,10 +513,14 @@ fn a_home_is_four_cache_lines() {
 
 /// Goes by a rule of so much history among other nodes.
 fn configure(bench: &mut Bench, history_size: u32) -> Vec<ToUpstream> {
+    configure_by(bench, |rule| rule.history_size = history_size)
+}
+
+fn configure_by(bench: &mut Bench, change: impl FnOnce(&mut ChannelRule)) -> Vec<ToUpstream> {
     let environment = vec![("RINGFEED_CLUSTER__KEY".into(), "0123456789abcdef".into())];
     let flags = vec!["cluster.registry=http://127.0.0.1:9810".into(), "server.node_id=a".into()];
     let mut config = Config::load(&Sources { environment, flags, file: None }).unwrap();
-    config.channels[0].history_size = history_size;
+    change(&mut config.channels[0]);
     let limits = bench.homes.limits;
     bench.delivered.clear();
     bench.homes.reconfigure(Arc::new(config), limits);
@@ -598,4 +604,118 @@ fn a_channel_that_lives_is_numbered_by_whom_the_rule_says_and_its_subscribers_ar
     hear(&mut bench, FromUpstream::Stored { ticket: sent, stored });
     bench.begin_turn();
     assert!(answered(&mut waits).is_none(), "that was about the first one");
+}
+
+/// What the API says of room `c`, and what other nodes are to be told.
+fn order_room(bench: &mut Bench, what: RoomRequest) -> RoomWord {
+    let name = ChannelName::new("c").unwrap();
+    let (_, word) = bench.homes.serve_room(&name, what, 0, &mut |_, _| {}).unwrap();
+    bench.homes.check();
+    *word.unwrap()
+}
+
+/// Another node says this of it. Returns what is said then.
+fn hear_room(bench: &mut Bench, at_ms: u64, tie: u64, state: RoomState) -> Vec<RoomWord> {
+    let (channel, version) = (ChannelName::new("c").unwrap(), RoomVersion { at_ms, tie });
+    let delivered = &mut bench.delivered;
+    bench.homes.hear_room(RoomWord { channel, version, state }, 0, &mut |shard, delivery| {
+        delivered.push((shard, delivery));
+    });
+    bench.homes.check();
+    said_of_rooms(bench)
+}
+
+fn said_of_rooms(bench: &mut Bench) -> Vec<RoomWord> {
+    let rooms = bench.homes.take_outgoing().filter_map(|said| match said {
+        ToUpstream::Room(word) => Some(*word),
+        _ => None,
+    });
+    rooms.collect()
+}
+
+/// How many members there may be, where it was made.
+fn made(bench: &Bench) -> Option<u32> {
+    let home = bench.homes.by_name.get("c").and_then(|&index| bench.homes.homes.get(index));
+    home.and_then(|home| Some(home.made.as_ref()?.room.rules.members_max))
+}
+
+#[test]
+fn what_is_said_of_a_room_later_counts_in_whatever_order_it_comes() {
+    let mut bench = Bench::new(0);
+    let by_rule = Arc::new(Room { members_max: 0, public: true, ..(*made_room(0).rules).clone() });
+    configure_by(&mut bench, |rule| (rule.room, rule.room_rules) = (true, Some(by_rule)));
+    // The clock of the other node is far ahead: what is said here afterwards is later nevertheless.
+    let ahead = Clock::Machine.unix_ms() + 1_000_000;
+    assert_eq!(hear_room(&mut bench, ahead, 5, RoomState::Made(made_room(0))), []);
+    assert_eq!(made(&bench), Some(7));
+    hear_room(&mut bench, ahead, 5, RoomState::Ended);
+    hear_room(&mut bench, ahead, 4, RoomState::Ended);
+    hear_room(&mut bench, ahead - 1, u64::MAX, RoomState::Ended);
+    assert_eq!(made(&bench), Some(7), "that was said before");
+    let ended = order_room(&mut bench, RoomRequest::End);
+    assert!(ended.version.at_ms > ahead && ended.state == RoomState::Ended, "{ended:?}");
+    hear_room(&mut bench, ahead, 9, RoomState::Made(made_room(0)));
+    assert_eq!(made(&bench), None, "it has ended since");
+    let change = || RoomChange { members_max: Some(2), ..RoomChange::default() };
+    let again = order_room(&mut bench, RoomRequest::Make(change()));
+    assert!(again.version.at_ms > ended.version.at_ms && made(&bench) == Some(2), "{again:?}");
+    let change = RoomChange { ends_when_empty: Some(true), ..RoomChange::default() };
+    let changed = order_room(&mut bench, RoomRequest::Change(change));
+    assert!(changed.version > again.version);
+
+    // Another node has ended it with its last member, and there is one here by now.
+    bench.subscribe(1, None, 0).unwrap();
+    let at_ms = changed.version.at_ms + 1;
+    let said = hear_room(&mut bench, at_ms, 1, RoomState::Empty);
+    assert_eq!(made(&bench), Some(2));
+    let [goes_on] = &said[..] else { panic!("{said:?}") };
+    assert_eq!(goes_on.state, changed.state);
+    assert!(goes_on.version.at_ms > at_ms, "{goes_on:?}");
+    // The last one leaves: what was said since, and is not known here, counts.
+    bench.homes.unsubscribe("c", (ShardId(1), session(1)), Lane::RAW, 0);
+    let said = said_of_rooms(&mut bench);
+    let [empty] = &said[..] else { panic!("{said:?}") };
+    assert_eq!((&empty.state, made(&bench)), (&RoomState::Empty, None));
+    assert_eq!(empty.version.at_ms, goes_on.version.at_ms + 1);
+    hear_room(&mut bench, empty.version.at_ms + 1, 0, RoomState::Made(made_room(0)));
+    assert_eq!(made(&bench), Some(7));
+
+    // Who is there is told when it ends elsewhere, once.
+    bench.subscribe(1, None, 0).unwrap();
+    for tie in [3, 3, 2] {
+        hear_room(&mut bench, empty.version.at_ms + 2, tie, RoomState::Ended);
+    }
+    let told = bench.delivered.iter().filter(|(_, delivery)| {
+        matches!(delivery, Delivery::Order { order: Order::LeaveRoom(room), .. } if **room == *"c")
+    });
+    assert_eq!((told.count(), made(&bench)), (1, None));
+}
+
+#[test]
+fn a_node_that_drains_ends_no_room_of_all_nodes_and_there_is_room_for_those_of_others() {
+    let mut bench = Bench::new(0);
+    let by_rule = Arc::new(Room { public: true, ..(*made_room(0).rules).clone() });
+    configure_by(&mut bench, |rule| (rule.room, rule.room_rules) = (true, Some(by_rule)));
+    let open = || {
+        let rules = Room { members_max: 0, public: true, ..(*made_room(0).rules).clone() };
+        RoomState::Made(MadeRoom { rules: Arc::new(rules), ends_when_empty: true })
+    };
+    hear_room(&mut bench, 5, 5, open());
+    bench.subscribe(1, None, 0).unwrap();
+    bench.homes.drain();
+    bench.homes.unsubscribe("c", (ShardId(1), session(1)), Lane::RAW, 0);
+    assert_eq!((said_of_rooms(&mut bench), made(&bench)), (vec![], Some(0)));
+    // More than may be made here, and more channels than there may be.
+    for number in 0..9 {
+        let channel = ChannelName::new(&format!("other.{number}")).unwrap();
+        let version = RoomVersion { at_ms: 1, tie: 1 };
+        let word = RoomWord { channel, version, state: open() };
+        bench.homes.hear_room(word, 0, &mut |_, _| {});
+    }
+    bench.homes.check();
+    assert_eq!(bench.homes.rooms, 10);
+    let (name, change) = (ChannelName::new("d").unwrap(), RoomChange::default());
+    let refused = bench.homes.serve_room(&name, RoomRequest::Make(change), 0, &mut |_, _| {});
+    let limit = Refused::LimitReached { limit: Limit::Rooms, most: 2 };
+    assert_eq!(refused.unwrap_err(), RoomDenied::Refused(limit));
 }
