@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringfeed_protocol::{Refused, UserId};
+use ringfeed_protocol::{ChannelName, Refused, UserId};
 use ringfeed_wire::Wire;
 use tokio::sync::oneshot;
 
@@ -10,7 +10,7 @@ use super::home::Deliver;
 use super::{Shard, route};
 use crate::message::{
     Delivery, Errand, ErrandId, Gathered, Kept, Listed, NodesRequest, Outcome, Reached, Reply,
-    RoomDenied, RoomReply, RoomReport, RoomWord, ToUpstream,
+    RoomDenied, RoomReply, RoomReport, RoomRequest, ToUpstream,
 };
 
 /// Why an order of another node has reached nobody who is there.
@@ -98,12 +98,12 @@ impl<W: Wire> Shard<W> {
         }
     }
 
-    /// Says what has come of what was asked of a room, once other nodes know it, too, where it is for them.
-    pub(super) fn finish_room(
-        &mut self,
-        done: Result<(RoomReport, Option<Box<RoomWord>>), RoomDenied>,
-        reply: RoomReply,
-    ) {
+    /// Does what the API asks of a room that is homed here, and says what has come of it once other nodes know it, too, where it
+    /// is for them.
+    pub(super) fn serve_room(&mut self, name: &ChannelName, what: RoomRequest, reply: RoomReply) {
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
+        let done = self.homes.serve_room(name, what, self.work_ms, &mut deliver);
+        drop(deliver);
         match done {
             Ok((here, Some(word))) => {
                 self.ask_nodes(Asker::Room { reply, here }, Errand::Keep(Kept::Room(word)));

@@ -17,7 +17,7 @@ use crate::config::ChannelRule;
 use crate::ids::{ConnectionId, SessionId, ShardId, Ticket};
 use crate::message::{
     By, Caller, Delivery, Errand, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
-    Question, Reached, Reply, Request, Someone, StoredPayload, UserRequest,
+    Question, Reached, Reply, Request, Revocation, Someone, StoredPayload, UserRequest,
 };
 use crate::settings::Settings;
 
@@ -499,6 +499,13 @@ impl<W: Wire> Shard<W> {
         None
     }
 
+    /// Somebody is let in no more, and goes where they are there.
+    fn serve_revocation(&mut self, Revocation { whom, until }: Revocation) {
+        let until_ms = self.at_ms(until);
+        self.revoked.add(whom, until_ms);
+        self.review.begin(false);
+    }
+
     /// Takes what need not wait any more for what other nodes say.
     pub(super) fn take_released(&mut self) {
         for request in self.homes.take_released() {
@@ -549,9 +556,8 @@ impl<W: Wire> Shard<W> {
                 self.serve_presence(channel, after.as_deref(), limit, reply);
             }
             Request::Room { channel, what, reply } => {
-                let done = homes.serve_room(&channel, *what, self.work_ms, &mut deliver);
                 drop(deliver);
-                self.finish_room(done, reply);
+                self.serve_room(&channel, *what, reply);
             }
             Request::ListChannels { from, reply } => {
                 let _ = reply.send(homes.page(from));
@@ -574,9 +580,7 @@ impl<W: Wire> Shard<W> {
             }
             Request::Revoke(revocation) => {
                 drop(deliver);
-                let until_ms = self.at_ms(revocation.until);
-                self.revoked.add(revocation.whom, until_ms);
-                self.review.begin(false);
+                self.serve_revocation(revocation);
             }
             Request::Upstream { channel, what } => {
                 homes.heard_upstream(&channel, *what, self.work_ms, &mut deliver);
