@@ -1,5 +1,7 @@
 //! Rooms that are made over the API of one of several nodes.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::json;
 
 use crate::common::TestServer;
@@ -64,8 +66,11 @@ fn what_is_made_and_ended_while_redis_is_away_is_so_everywhere_later() {
     assert_eq!((about(a.internal, "q.ends").0, about(b.internal, "q.ends").0), (404, 200));
     assert_eq!(try_make(b.internal, &json!({"channel": "q.new"})).0, 503);
     assert_eq!((about(a.internal, "q.new").0, about(b.internal, "q.new").0), (404, 200));
-    // Of two who say something about the same room the later counts; and of both ends of one.
+    // Of two who say something about the same room the later counts, by milliseconds.
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     for (node, most) in [(&a, 3), (&b, 4)] {
+        let before = clock();
+        while clock() == before {}
         assert_eq!(
             try_make(node.internal, &json!({"channel": "q.both", "members_max": most})).0,
             503
@@ -119,4 +124,50 @@ fn a_node_that_was_frozen_learns_of_what_it_has_missed() {
     dies.wait();
     wait_members(a.internal, "q.1", 0);
     assert_eq!(enter(&mut a.client(), "q.1", None), "subscribed");
+}
+
+#[test]
+fn rooms_of_all_nodes_are_bounded_by_what_they_take() {
+    let redis = RedisServer::start(&[]);
+    let (a, b) = (node(&redis), node(&redis));
+    let users: Vec<String> = (0..1000).map(|number| format!("{number:0>255}")).collect();
+    let body = |number: usize| json!({"channel": format!("q.{number}"), "invited": users});
+    let mut made = 0;
+    let refused = loop {
+        let node = if made % 2 == 0 { &a } else { &b };
+        let (status, answer) = try_make(node.internal, &body(made));
+        if status != 200 {
+            break (status, answer["error"].clone());
+        }
+        made += 1;
+    };
+    assert_eq!(refused, (503, json!("limit_reached")));
+    // 16 MiB, of 256,000 bytes and a little each.
+    assert!((62..=67).contains(&made), "{made}");
+    let (status, answer) = try_make(b.internal, &json!({"channel": "q.small"}));
+    assert_eq!((status, &answer["error"]), (503, &json!("limit_reached")));
+    // A node that comes then is told of all of them.
+    let c = node(&redis);
+    for number in 0..made {
+        wait_room(c.internal, &format!("q.{number}"), true);
+    }
+    assert_eq!(end(c.internal, "q.1").0, 200);
+    make(a.internal, json!({"channel": "q.small"}));
+    assert_eq!(about(b.internal, "q.small").0, 200);
+}
+
+#[test]
+fn a_node_that_has_no_room_for_one_says_so_and_learns_of_it_once_it_has() {
+    let redis = RedisServer::start(&[]);
+    let few = ["limits.rooms_max=1", "server.shards=1"];
+    let (a, b) = (node(&redis), node_of(RULES, &redis, &few));
+    make(a.internal, json!({"channel": "q.1"}));
+    let (status, answer) = try_make(a.internal, &json!({"channel": "q.2"}));
+    assert_eq!((status, &answer["error"]), (503, &json!("busy")), "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("limits.rooms_max"), "{answer}");
+    assert_eq!((about(a.internal, "q.2").0, about(b.internal, "q.2").0), (200, 404));
+    assert_eq!(end(b.internal, "q.1").0, 200);
+    // Asked for again nothing is lost.
+    make(a.internal, json!({"channel": "q.2"}));
+    assert_eq!(about(b.internal, "q.2").0, 200);
 }
