@@ -320,12 +320,13 @@ impl Target {
             subscriber.psubscribe(patterns).await?;
         }
         let names = &self.names;
-        let own = [names.beats(), names.errands(), names.own_answers()];
-        subscriber.subscribe(&own).await?;
+        subscriber.subscribe(names.beats()).await?;
         subscriber.psubscribe(names.shared_pattern()).await?;
         // Until all of it is subscribed to, what belongs together may have come in part.
         while incoming.take().is_some() {}
         incoming.begin();
+        // Who asks something counts this node from here on, and waits for its answer: nothing of it is left out.
+        subscriber.subscribe(&[names.errands(), names.own_answers()]).await?;
         let scripts = Scripts::loaded(scripts);
         Ok(Link { servers, hub, map, scripts, incoming, version, evicts: evicted })
     }
