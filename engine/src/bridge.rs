@@ -93,6 +93,9 @@ const BY_NODES: Whys = Whys {
     behind: "what waits on disk has to go before this, and there is no room for more",
 };
 
+/// The same, of a cluster of Redis.
+const MOVING: &str = "what keeps this channel in Redis is being moved to another server";
+
 /// As an answer.
 fn unavailable(detail: &'static str) -> Refused {
     Refused::Unavailable { detail }
@@ -701,13 +704,18 @@ impl Bridge {
                 self.append(&channel);
             }
             (Some(UnderWay::Append(channel)), Err(failed)) => {
-                let tickets = self.ways.get_mut(&channel).map(Way::appended).unwrap_or_default();
-                let why = match failed {
-                    Failed::Refused | Failed::Never => unavailable(self.whys().not_stored),
-                    Failed::Unknown => unavailable(self.whys().unknown),
-                };
-                for ticket in tickets {
-                    self.tell_stored(channel.clone(), ticket, Err(why.clone()));
+                let way = self.ways.get_mut(&channel);
+                for waiting in way.map(Way::take_batch).into_iter().flatten() {
+                    let why = match failed {
+                        // It may be taken later.
+                        Failed::Moving => {
+                            self.spool(&channel, waiting, unavailable(MOVING));
+                            continue;
+                        }
+                        Failed::Refused | Failed::Never => self.whys().not_stored,
+                        Failed::Unknown => self.whys().unknown,
+                    };
+                    self.tell_stored(channel.clone(), waiting.0, Err(unavailable(why)));
                 }
                 self.append(&channel);
             }
@@ -717,7 +725,10 @@ impl Bridge {
                     self.replay(round, append);
                 }
             }
-            (Some(UnderWay::Replay(_, round)), Err(Failed::Refused | Failed::Unknown)) => {
+            (
+                Some(UnderWay::Replay(_, round)),
+                Err(Failed::Refused | Failed::Moving | Failed::Unknown),
+            ) => {
                 if let Some(spooling) = &mut self.spooling {
                     spooling.refused(round);
                 }
@@ -737,7 +748,7 @@ impl Bridge {
             }
             (Some(UnderWay::Read(channel, since, ask)), Err(failed)) => {
                 self.told.push(Told::Home(channel.clone(), FromUpstream::NotRead { ask }));
-                if failed == Failed::Unknown
+                if matches!(failed, Failed::Moving | Failed::Unknown)
                     && let Some(way) = self.ways.get_mut(&channel).filter(|way| way.asked == ask)
                 {
                     // Who has waited for it is told so; it is said once it can be.

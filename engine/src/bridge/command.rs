@@ -123,6 +123,8 @@ pub enum Failed {
     Refused,
     /// It always will: the key is of another type, or there are no offsets left.
     Never,
+    /// What it is about is moved from one server to another, for too long: neither does it now.
+    Moving,
     /// Who is to do it could not be reached for too long, or has not answered: it may have been done.
     Unknown,
 }

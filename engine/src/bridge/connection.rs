@@ -2,9 +2,9 @@
 //!
 //! Of a cluster each master has both. What has to do with a numbered channel is asked of the master that has its slot, and its
 //! publications come from there, as sharded pub/sub; all else goes through one of them, the **hub**, as if it were alone:
-//! all nodes agree which one that is, so whoever publishes there is told how many have heard it. Nobody follows a slot that
-//! moves: a master that is gone, or is not the one to ask any more, ends all connections, and with the new ones comes the
-//! cluster as it is then.
+//! all nodes agree which one that is, so whoever publishes there is told how many have heard it. A master that is gone, or is
+//! not the one to ask any more, ends all connections, and with the new ones comes the cluster as it is then. While a slot is on
+//! its way its old master says of each command whether to ask the new one.
 
 use std::time::Duration;
 
@@ -16,11 +16,13 @@ use redis::{
 };
 use ringfeed_protocol::ChannelName;
 
+use super::command::Command;
 use super::foreign::Subscriptions;
 use super::incoming::{Incoming, Inlet, incoming};
 use super::names::{HUB, Names};
-use super::script::{NO_OFFSETS, Scripts};
+use super::script::{self, Keep, NO_OFFSETS, Scripts};
 use super::slots::{Map, MapError, Place, slot};
+use crate::config::Config;
 
 /// Scripts are called in a way, and pub/sub has guarantees, that earlier versions do not have.
 const MAJOR_VERSION_MIN: u32 = 7;
@@ -107,8 +109,14 @@ impl Server {
             pipeline.cmd("GET").arg(&self.ping);
         }
         pipeline.cmd(self.publish()).arg(&self.ping).arg("");
+        pipeline.ignore_errors();
         let mut commands = self.commands.clone();
-        async move { pipeline.exec_async(&mut commands).await }
+        async move {
+            let answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut commands).await?;
+            // It gives the slot away, and has it until then.
+            let mut errors = answers.into_iter().filter_map(Result::err).filter(|e| !is_moving(e));
+            errors.next().map_or(Ok(()), Err)
+        }
     }
 
     /// The command that publishes on a numbered channel.
@@ -174,6 +182,39 @@ impl Link {
     /// The server that has a channel.
     pub(super) fn server_of(&self, names: &Names, channel: &ChannelName) -> usize {
         self.map.as_ref().map_or(0, |map| map.master_of(names.slot(channel)))
+    }
+
+    /// The master that is to be asked what another one has refused, since the slot is on its way there; `None` where it is not
+    /// known, or the other one is to be asked again.
+    pub(super) fn moving_to(&self, at: usize, refused: &RedisError) -> Option<usize> {
+        let masters = &self.map.as_ref()?.masters;
+        let (host, port) = refused.redirect_node()?.0.rsplit_once(':')?;
+        let port = port.parse::<u16>().ok()?;
+        let host = if host.is_empty() { &masters.get(at)?.0 } else { host };
+        masters.iter().position(|own| own.0 == host && own.1 == port)
+    }
+
+    /// How something is asked that is about keys; `None` of all else. `publish` is what an append publishes with.
+    pub(super) fn about_keys(
+        &self,
+        names: &Names,
+        config: &Config,
+        publish: &'static str,
+        command: &Command,
+    ) -> Option<Cmd> {
+        Some(match command {
+            Command::Append(append) => {
+                let keep = Keep::of(config, &append.channel);
+                self.scripts.append(names, keep, publish, append)
+            }
+            Command::Read(read) => self.scripts.read(names, Keep::of(config, &read.channel), read),
+            Command::Keep { kept, errand } => self.scripts.keep(names, kept, errand),
+            Command::AllKept { from } => script::all_kept(names, *from),
+            Command::Subscribe(_)
+            | Command::Unsubscribe(_)
+            | Command::Message(..)
+            | Command::Share { .. } => return None,
+        })
     }
 
     /// Other servers of a cluster, which can be asked where it is once the one that the configuration names is gone.
@@ -419,6 +460,28 @@ pub(super) async fn ask(
     Ok(answers)
 }
 
+/// Asks a server one thing; `asking` says that it is of a slot that is on its way there.
+pub(super) async fn ask_one(
+    commands: MultiplexedConnection,
+    cmd: Cmd,
+    asking: bool,
+) -> RedisResult<RedisResult<Value>> {
+    let mut pipeline = Pipeline::new();
+    if asking {
+        pipeline.cmd("ASKING");
+    }
+    pipeline.add_command(cmd);
+    let answers = ask(commands, pipeline).await?;
+    // Where that is refused, so is all of it.
+    Ok(answers.into_iter().reduce(|before, answer| before.and(answer)).unwrap_or(Ok(Value::Nil)))
+}
+
+/// Whether a command was refused, and not done, since its slot is on the move.
+pub(super) fn is_moving(error: &RedisError) -> bool {
+    use ServerErrorKind as Kind;
+    matches!(error.kind(), ErrorKind::Server(Kind::Ask | Kind::TryAgain))
+}
+
 /// Whether Redis refuses what it was asked now and always will.
 pub(super) fn is_for_good(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE") || error.to_string().contains(NO_OFFSETS)
@@ -433,9 +496,7 @@ pub(super) fn is_elsewhere(error: &RedisError) -> bool {
             | Kind::BusyLoading
             | Kind::MasterDown
             | Kind::ClusterDown
-            | Kind::TryAgain
             | Kind::Moved
-            | Kind::Ask
             | Kind::NoScript,
         ) => true,
         ErrorKind::Server(_) => false,

@@ -90,7 +90,8 @@ impl Scripts {
         Scripts { append, read, keep }
     }
 
-    /// The command that appends; `publish` is PUBLISH, or SPUBLISH in a cluster.
+    /// The command that appends; `publish` is PUBLISH, or SPUBLISH in a cluster, or nothing: then what is to be published comes
+    /// with the answer ([`take_message`]).
     pub(super) fn append(
         &self,
         names: &Names,
@@ -168,6 +169,13 @@ fn kept_reply(answer: Value) -> Option<Reply> {
         .into_iter()
         .filter_map(|(about, what)| errands::decode_kept(&Bytes::from([about, what].concat())));
     Some(Reply::Kept(found.collect(), next))
+}
+
+/// What is to be published of what was appended, where the script does not publish it itself.
+pub(super) fn take_message(answer: &mut Value) -> Option<Bytes> {
+    let Value::Array(answer) = answer else { return None };
+    let has_it = answer.len() == 4 && matches!(answer.last(), Some(Value::BulkString(_)));
+    answer.pop_if(|_| has_it).and_then(bytes)
 }
 
 /// What a command has said; `None` where that makes no sense.

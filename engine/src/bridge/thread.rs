@@ -3,6 +3,7 @@
 
 mod disk;
 mod foreign;
+mod moving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
@@ -21,19 +22,20 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::connection::{
-    ConnectError, Link, Target, address, ask, describe, is_elsewhere, is_for_good,
+    ConnectError, Link, Target, address, ask, describe, is_elsewhere, is_for_good, is_moving,
 };
 use super::foreign::Foreign;
 use super::handover::Handover;
 use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
-use super::script::{self, Keep};
+use super::script;
 use super::slots::Place;
 use super::spool::Spool;
 use super::{Bridge, Command, Failed, Numbering, Process, To};
 use crate::config::{Config, Distribution, Redis};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
+use moving::Moving;
 
 /// How often is looked what has taken too long.
 const TICK: Duration = Duration::from_millis(50);
@@ -115,11 +117,14 @@ struct Lane {
     pipelines: usize,
 }
 
+/// A command in a pipeline: its number, and what it is where it is about keys, which may be moved.
+type Sent = (u64, Option<Command>);
+
 /// A pipeline that is being filled.
 #[derive(Default)]
 struct Filling {
     pipeline: Pipeline,
-    numbers: Vec<u64>,
+    sent: Vec<Sent>,
     shares: u64,
     bytes: usize,
     reads: usize,
@@ -129,7 +134,7 @@ impl Filling {
     /// Whether a command fits in, with so many bytes of publications.
     fn takes(&self, command: &Command, bytes: usize) -> bool {
         let is_read = matches!(command, Command::Read(_));
-        self.numbers.len() < PIPELINE_COMMANDS_MAX
+        self.sent.len() < PIPELINE_COMMANDS_MAX
             && (self.bytes == 0 || self.bytes + bytes <= PIPELINE_BYTES_MAX)
             && (!is_read || self.reads < READS_MAX)
     }
@@ -140,7 +145,7 @@ struct Asked {
     /// Which server is asked.
     at: usize,
     /// Its commands.
-    numbers: Vec<u64>,
+    sent: Vec<Sent>,
     /// Of these, publications on channels that are not numbered.
     shares: u64,
 }
@@ -152,6 +157,8 @@ enum Done {
     Subscribed(usize, Vec<ChannelName>, RedisResult<()>),
     /// Nobody waits for it.
     Other(usize, RedisResult<()>),
+    /// What the server at the first place has said of a command that was refused before.
+    Moved(usize, Box<Moving>, RedisResult<RedisResult<Value>>),
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = Done>>>;
@@ -198,6 +205,8 @@ struct Runner {
     waiting: usize,
     waiting_bytes: usize,
     under_way: FuturesUnordered<UnderWay>,
+    /// Memory of commands in it whose slot is on the move.
+    moving_bytes: usize,
     /// Publications in it on channels that are not numbered.
     shares: u64,
     /// Of such publications, those that were given to a connection and may not have got further.
@@ -260,6 +269,7 @@ impl Runner {
             waiting: 0,
             waiting_bytes: 0,
             under_way: FuturesUnordered::new(),
+            moving_bytes: 0,
             shares: 0,
             shares_lost: 0,
             handover: Handover::new(shared.shards.count()),
@@ -416,16 +426,16 @@ impl Runner {
             filling.bytes += bytes;
             self.fill(at, &mut filling, number, command, config);
         }
-        let Filling { pipeline, numbers, shares, bytes, .. } = filling;
+        let Filling { pipeline, sent, shares, bytes, .. } = filling;
         let figures = &self.shared.redis;
         figures.bytes_out.add(bytes as u64);
         let server = self.link.as_ref().and_then(|link| link.servers.get(at));
         let (Some(server), Some(lane)) = (server, self.lanes.get_mut(at)) else { return };
-        if !numbers.is_empty() {
-            figures.commands.add(numbers.len() as u64);
+        if !sent.is_empty() {
+            figures.commands.add(sent.len() as u64);
             lane.pipelines += 1;
             self.shares += shares;
-            let asked = Asked { at, numbers, shares };
+            let asked = Asked { at, sent, shares };
             let commands = server.commands.clone();
             self.under_way.push(Box::pin(async move {
                 Done::Answered(asked, ask(commands, pipeline).await)
@@ -445,8 +455,8 @@ impl Runner {
         let Some(link) = &self.link else { return };
         let Some(server) = link.servers.get(at) else { return };
         let (names, figures) = (&self.names, &self.shared.redis);
-        let Filling { pipeline, numbers, shares, reads, .. } = filling;
-        match command {
+        let Filling { pipeline, sent, shares, reads, .. } = filling;
+        match &command {
             Command::Subscribe(channels) => {
                 for channels in channels.chunks(SUBSCRIBE_CHANNELS_MAX) {
                     let subscribed =
@@ -459,26 +469,9 @@ impl Runner {
                 return;
             }
             Command::Unsubscribe(channel) => {
-                let unsubscribed = server.unsubscribe(names.numbered(&channel));
+                let unsubscribed = server.unsubscribe(names.numbered(channel));
                 self.under_way.push(Box::pin(async move { Done::Other(at, unsubscribed.await) }));
                 return;
-            }
-            Command::Append(append) => {
-                let keep = Keep::of(config, &append.channel);
-                figures.publications_out.add(append.items.len() as u64);
-                let publish = server.publish();
-                pipeline.add_command(link.scripts.append(names, keep, publish, &append));
-            }
-            Command::Read(read) => {
-                *reads += 1;
-                let keep = Keep::of(config, &read.channel);
-                pipeline.add_command(link.scripts.read(names, keep, &read));
-            }
-            Command::Keep { kept, errand } => {
-                pipeline.add_command(link.scripts.keep(names, &kept, &errand));
-            }
-            Command::AllKept { from } => {
-                pipeline.add_command(script::all_kept(names, from));
             }
             Command::Message(to, bytes) => {
                 let is_numbered = matches!(to, To::Followers(_));
@@ -488,34 +481,54 @@ impl Runner {
             Command::Share { channel, bytes } => {
                 figures.publications_out.add(1);
                 *shares += 1;
-                pipeline.cmd("PUBLISH").arg(names.shared(&channel)).arg(&bytes[..]);
+                pipeline.cmd("PUBLISH").arg(names.shared(channel)).arg(&bytes[..]);
                 // Right behind it: by that they are known.
-                let copies = self.add_copies(pipeline, &channel, &bytes);
-                numbers.extend((0..copies).map(|_| number));
+                let copies = self.add_copies(pipeline, channel, bytes);
+                sent.extend((0..copies).map(|_| (number, None)));
+            }
+            Command::Append(_)
+            | Command::Read(_)
+            | Command::Keep { .. }
+            | Command::AllKept { .. } => {
+                if let Command::Append(append) = &command {
+                    figures.publications_out.add(append.items.len() as u64);
+                }
+                *reads += usize::from(matches!(command, Command::Read(_)));
+                if let Some(cmd) = link.about_keys(names, config, server.publish(), &command) {
+                    pipeline.add_command(cmd);
+                }
+                return sent.push((number, Some(command)));
             }
         }
-        numbers.push(number);
+        sent.push((number, None));
     }
 
     /// Something that Redis was asked is done.
     fn done(&mut self, done: Done) {
         match done {
-            Done::Answered(Asked { at, numbers, shares }, Ok(answers)) => {
+            Done::Answered(Asked { at, sent, shares }, Ok(answers)) => {
                 if let Some(lane) = self.lanes.get_mut(at) {
                     lane.pipelines -= 1;
                 }
                 self.shares -= shares;
-                for (number, answer) in numbers.into_iter().zip(answers) {
-                    self.answered(at, number, answer);
+                for ((number, command), answer) in sent.into_iter().zip(answers) {
+                    match (command, answer) {
+                        (Some(command), Err(e)) if is_moving(&e) => {
+                            self.moves(at, number, command, &e);
+                        }
+                        (_, answer) => self.answered(at, number, answer),
+                    }
                 }
             }
+            Done::Moved(by, moving, Ok(answer)) => self.moved(by, *moving, answer),
             Done::Subscribed(_, channels, Ok(())) => {
                 channels.iter().for_each(|channel| self.bridge.subscribed(channel));
             }
             Done::Other(_, Ok(())) => {}
             Done::Answered(Asked { at, .. }, Err(e))
             | Done::Subscribed(at, _, Err(e))
-            | Done::Other(at, Err(e)) => self.lost_at(at, &describe(&e)),
+            | Done::Other(at, Err(e))
+            | Done::Moved(at, _, Err(e)) => self.lost_at(at, &describe(&e)),
         }
     }
 
@@ -661,6 +674,7 @@ impl Runner {
         }
         self.shared.redis.up.set(0);
         self.under_way.clear();
+        self.moving_bytes = 0;
         let unsent = self.lanes.drain(..).flat_map(|lane| lane.waiting);
         let unsent = unsent.filter(|(_, own)| matches!(own, Command::Share { .. }));
         self.shares_lost += unsent.count() as u64 + std::mem::take(&mut self.shares);

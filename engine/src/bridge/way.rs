@@ -102,7 +102,8 @@ impl Way {
         self.take_batch().map(|(ticket, _)| ticket).collect()
     }
 
-    fn take_batch(&mut self) -> impl Iterator<Item = Waiting> + use<> {
+    /// What was under way is over; returns it.
+    pub(super) fn take_batch(&mut self) -> impl Iterator<Item = Waiting> + use<> {
         self.batch.take().into_iter().flat_map(|batch| batch.publications)
     }
 

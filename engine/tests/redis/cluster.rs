@@ -367,7 +367,7 @@ fn slots_that_are_moved_while_is_published_take_everything_with_them() {
     let [a, b] = nodes(&cluster);
     let channels = [0, 1].map(|at| cluster.channel_of(at, "n."));
     let loads = channels.each_ref().map(|channel| Load::on(channel, [&a, &b]));
-    let slot = cluster.slot(&channels[0]).to_string();
+    let slot = cluster.slot(&channels[0]);
     // Nobody publishes on this one, so that no command tells it.
     let c = node_at(&cluster.url(2));
     let mut reader = c.client();
@@ -375,26 +375,111 @@ fn slots_that_are_moved_while_is_published_take_everything_with_them() {
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         loads.iter().for_each(|load| load.wait_more(50));
         let before = connects(&c);
-        let (source, target) = (&cluster.servers[from], &cluster.servers[to]);
-        let set = |at: usize, how: &str, whom: usize| {
-            let words = ["CLUSTER", "SETSLOT", &slot, how, &cluster.id(whom)];
-            cluster.servers[at].ask::<()>(&words);
-        };
-        set(to, "IMPORTING", from);
-        set(from, "MIGRATING", to);
-        let keys = || source.ask::<Vec<String>>(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
-        while let Some(key) = keys().pop() {
-            let port = cluster.port(to);
-            source.ask::<()>(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
-        }
-        set(to, "NODE", to);
-        set(from, "NODE", to);
-        let moved = || target.ask::<usize>(&["CLUSTER", "COUNTKEYSINSLOT", &slot]);
+        cluster.open_slot(slot, from, to);
+        cluster.move_keys(slot, from, to);
+        cluster.give_slot(slot, from, to);
+        let words = ["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()];
+        let moved = || cluster.servers[to].ask::<usize>(&words);
         assert!(moved() > 0);
         wait_connected(&c, before);
     }
     for load in loads {
         load.wait_more(50);
+        load.end(&a).check_nothing_lost();
+    }
+}
+
+#[test]
+fn a_channel_whose_slot_is_open_is_followed_to_where_its_keys_are() {
+    let cluster = RedisCluster::start(MASTERS, 0, &[]);
+    set_user(&cluster);
+    let url = cluster.url(0).replace("redis://", "redis://node:open-sesame@");
+    let [a, b, c] = [(); 3].map(|()| node_at(&url));
+    let channels = [0, 1, 2].map(|at| cluster.channel_of(at, "n."));
+    let loads = channels.each_ref().map(|channel| Load::on(channel, [&a, &b]));
+    loads.iter().for_each(|load| load.wait_more(50));
+    let slot = cluster.slot(&channels[0]);
+    cluster.open_slot(slot, 0, 1);
+    loads.iter().for_each(|load| load.wait_more(50));
+    cluster.move_keys(slot, 0, 1);
+    loads.iter().for_each(|load| load.wait_more(50));
+    // One that has never asked there, and only listens, hears what is stored elsewhere.
+    let mut reader = c.client();
+    let first = reader.subscribe(&channels[0])["offset"].as_u64().unwrap();
+    for offset in first + 1..first + 100 {
+        let message = reader.receive();
+        assert_eq!((&message["type"], &message["offset"]), (&json!("message"), &json!(offset)));
+    }
+    let page = c.get(&format!("/api/history?channel={}&limit=100", channels[0]));
+    assert_eq!(page["publications"].as_array().unwrap().len(), 100, "{page}");
+    for node in [&a, &b, &c] {
+        assert_eq!(connects(node), 1.0);
+        assert_eq!(metric(node, "ringfeed_redis_commands_refused_total"), 0.0);
+    }
+    cluster.give_slot(slot, 0, 1);
+    wait_connected(&c, 1.0);
+    for load in loads {
+        load.wait_more(50);
+        load.end(&a).check_nothing_lost();
+    }
+}
+
+#[test]
+fn a_slot_that_stays_open_holds_up_its_own_channels_alone() {
+    let cluster = RedisCluster::start(MASTERS, 0, &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let spool = format!("redis.spool_dir={}", dir.path().join("spool").display());
+    let flags = ["redis.cluster=true", "redis.patience_ms=300"];
+    let spooling = ["redis.cluster=true", "redis.patience_ms=300", &spool];
+    let a = node_of_alone(CHANNELS, &cluster.url(0), &flags);
+    let b = node_of_alone(CHANNELS, &cluster.url(0), &spooling);
+    [&a, &b].into_iter().for_each(|node| wait_ready(node, "ready"));
+    let loads = [0, 1, 2].map(|at| Load::on(&cluster.channel_of(at, "n."), [&a, &b]));
+    // Of a new channel there is a key here and none there, so that no master takes all that a command needs; the other slots are those
+    // by which nodes know that this master is there.
+    let channel = cluster.channel_of(0, "u.");
+    let mut reader = b.client();
+    reader.subscribe(&channel);
+    let heard = cluster.servers[0].ask::<Vec<String>>(&["PUBSUB", "SHARDCHANNELS", "*:ping:*"]);
+    assert_eq!(heard.len(), 2, "{heard:?}");
+    let slot_of =
+        |name: &String| cluster.servers[0].ask::<usize>(&["CLUSTER", "KEYSLOT", name.as_str()]);
+    let mut slots: Vec<usize> = heard.iter().map(slot_of).collect();
+    slots.push(cluster.slot(&channel));
+    slots.dedup();
+    slots.iter().for_each(|&slot| cluster.open_slot(slot, 0, 1));
+    let publish = |node: &TestServer, data: u64| {
+        let body = json!({"channel": channel, "data": data, "idempotency_key": data.to_string()});
+        let (status, answer) = node.http("POST", "/api/publish", &body.to_string());
+        (status, serde_json::from_str::<Value>(&answer).unwrap())
+    };
+    let (status, answer) = publish(&a, 0);
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.to_string().contains("is being moved"), "{answer}");
+    for data in 1..=3 {
+        let (status, answer) = publish(&b, data);
+        assert_eq!((status, &answer["ack"]), (202, &json!("spooled")), "{answer}");
+    }
+    // Nobody else is held up, and who looks for Redis finds it.
+    let pings = || {
+        let report = cluster.servers[0].ask::<String>(&["INFO", "errorstats"]);
+        let mut counts =
+            report.lines().filter_map(|line| line.strip_prefix("errorstat_ASK:count="));
+        counts.next().map_or(0, |count| count.trim().parse::<u64>().unwrap())
+    };
+    let before = pings();
+    wait_until("pings", pings, |now| *now >= before + 4);
+    loads.iter().for_each(|load| load.wait_more(50));
+    let late = node_at(&cluster.url(2));
+    [&a, &b, &late].into_iter().for_each(|node| assert_eq!(connects(node), 1.0));
+    slots.iter().for_each(|&slot| cluster.close_slot(slot, 0, 1));
+    for data in 1..=3 {
+        assert_eq!(reader.receive()["data"], data);
+    }
+    assert_eq!(publish(&a, 4).0, 200);
+    assert_eq!(reader.receive()["data"], 4);
+    [&a, &b].into_iter().for_each(|node| assert_eq!(connects(node), 1.0));
+    for load in loads {
         load.end(&a).check_nothing_lost();
     }
 }

@@ -102,4 +102,36 @@ impl RedisCluster {
             .find(|name| (self.slot(name) * self.masters + self.masters - 1) / SLOTS == at)
             .unwrap()
     }
+
+    /// A slot is on the move from one master to another: what is there is still at the first.
+    pub(crate) fn open_slot(&self, slot: usize, from: usize, to: usize) {
+        self.set_slot(to, slot, &["IMPORTING", &self.id(from)]);
+        self.set_slot(from, slot, &["MIGRATING", &self.id(to)]);
+    }
+
+    /// What is there goes over.
+    pub(crate) fn move_keys(&self, slot: usize, from: usize, to: usize) {
+        let (source, slot, port) = (&self.servers[from], slot.to_string(), self.port(to));
+        let keys = || source.ask::<Vec<String>>(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
+        while let Some(key) = keys().pop() {
+            source.ask::<()>(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]);
+        }
+    }
+
+    /// From now on it is the other master's.
+    pub(crate) fn give_slot(&self, slot: usize, from: usize, to: usize) {
+        [to, from].into_iter().for_each(|at| self.set_slot(at, slot, &["NODE", &self.id(to)]));
+    }
+
+    /// It stays where it is.
+    pub(crate) fn close_slot(&self, slot: usize, from: usize, to: usize) {
+        [to, from].into_iter().for_each(|at| self.set_slot(at, slot, &["STABLE"]));
+    }
+
+    fn set_slot(&self, at: usize, slot: usize, how: &[&str]) {
+        let slot = slot.to_string();
+        let mut words = vec!["CLUSTER", "SETSLOT", &slot];
+        words.extend(how);
+        self.servers[at].ask::<()>(&words);
+    }
 }

@@ -1,7 +1,7 @@
 -- Appends publications and publishes them. KEYS[3] is what this instance has appended last, those behind it are idempotency
 -- keys: of the publications that have one, in order.
 -- ARGV: the numbers of the publications, new epoch, history size, history age in ms or 0, idle time in ms, where to publish, with which
--- command, for how many ms keys are remembered, for each publication a byte that says whether it has one, the publications.
+-- command (none: who asks does it, and is told what), for how many ms keys are remembered, for each publication a byte that says whether it has one, the publications.
 local before = 9
 local items = #ARGV - before
 local numbers, epoch_if_new = ARGV[1], ARGV[2]
@@ -99,6 +99,10 @@ if #fresh > 0 then
     message[#message + 1] = struct.pack('>I4', #item)
     message[#message + 1] = item
   end
-  redis.call(ARGV[7], ARGV[6], table.concat(message))
+  message = table.concat(message)
+  if ARGV[7] == '' then
+    return { epoch, last, duplicates, message }
+  end
+  redis.call(ARGV[7], ARGV[6], message)
 end
 return { epoch, last, duplicates }
