@@ -3,7 +3,8 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -112,6 +113,16 @@ fn certificates_that_are_replaced_are_those_of_the_next_links() {
     nodes.iter().for_each(|node| wait_members(node.internal, 3));
 }
 
+/// A node that is to end by itself.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn files_that_are_no_certificates_are_named_as_a_node_starts() {
     let dir = tempfile::tempdir().unwrap();
@@ -139,8 +150,15 @@ fn files_that_are_no_certificates_are_named_as_a_node_starts() {
         ] {
             node.args(["--set", set]);
         }
-        let ended = node.args(["--set", "server.node_id=a"]).output().unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert!(!ended.status.success() && said.contains(why), "{certificate}: {said}");
+        node.args(["--set", "server.node_id=a"]).stderr(Stdio::piped());
+        let mut node = Ends(node.spawn().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while node.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "{certificate}: the node does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (status, mut said) = (node.0.wait().unwrap(), String::new());
+        node.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(!status.success() && said.contains(why), "{certificate}: {said}");
     }
 }

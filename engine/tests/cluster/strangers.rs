@@ -57,6 +57,12 @@ fn who_does_not_show_the_key_is_heard_by_nobody() {
     assert_eq!(nodes[1].publish("n.1", json!(1))["offset"], 1);
 }
 
+/// One that no connection gets by itself, as those of strangers would, before a node listens there.
+fn free_port() -> TcpListener {
+    let bind = || TcpListener::bind(("127.0.0.1", rand::random_range(10_000..30_000))).ok();
+    std::iter::repeat_with(bind).flatten().next().unwrap()
+}
+
 /// Keeps more connections open that say nothing than are waited for and than wait to be, until told to stop.
 fn be_silent(at: SocketAddr, stop: &AtomicBool) {
     let mut silent = Vec::new();
@@ -85,7 +91,7 @@ impl Drop for Stops<'_> {
 #[test]
 fn many_who_say_nothing_keep_nobody_with_the_key_from_linking() {
     let registry = registry();
-    let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let ports = [(); 2].map(|()| free_port()).map(|own| own.local_addr().unwrap());
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stops = Stops(&stop);

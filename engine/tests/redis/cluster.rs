@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::common::tokens::{ISSUER, token};
-use crate::common::{Client, TestServer, wait_until};
+use crate::common::{Client, PATIENCE, TestServer, wait_until};
 use crate::faults::Load;
 use crate::masters::{RedisCluster, free_port};
 use crate::nodes::metric;
@@ -315,8 +315,9 @@ fn a_replica_that_is_promoted_goes_on_and_no_position_means_two_things() {
     let loads = [0, 1, 2].map(|at| Load::on(&cluster.channel_of(at, "n."), [&a, &b]));
     loads.iter().for_each(|load| load.wait_more(50));
     // The one that nodes were told of, and where they meet may be another.
+    let before = [&a, &b].map(connects);
     cluster.servers[0].kill();
-    [&a, &b].into_iter().for_each(|node| wait_ready(node, "redis away"));
+    [&a, &b].into_iter().zip(before).for_each(|(node, before)| wait_connected(node, before));
     [&a, &b].into_iter().for_each(|node| wait_ready(node, "ready"));
     loads.iter().for_each(|load| load.wait_more(50));
     // It comes back as a copy of its copy.
@@ -494,10 +495,15 @@ fn complains(url: &str, cluster: bool) -> String {
     command.args(["--set", &format!("redis.cluster={cluster}"), "--set", "server.pin=false"]);
     let mut node = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(node.stderr.take().unwrap()).lines();
-    let line = lines.map(Result::unwrap).find(|line| line.contains("redis.cluster is "));
+    let (says, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = lines.map_while(Result::ok);
+        let _ = says.send(lines.find(|line| line.contains("redis.cluster is ")));
+    });
+    let line = said.recv_timeout(PATIENCE);
     node.kill().unwrap();
     node.wait().unwrap();
-    line.unwrap()
+    line.unwrap().unwrap()
 }
 
 #[test]
