@@ -14,14 +14,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ringfeed_protocol::{ChannelName, Dialect};
+use ringfeed_protocol::Dialect;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use self::directory::{Directory, DirectoryError, Found, Listing};
 use self::file::{Format, Wrong};
 pub(super) use self::queue::Taking;
-use self::round::{Became, Item, next_round, publish_round};
+use self::round::{Became, Held, Item, next_round, publish_round};
 use super::State;
 use super::figures::LogLimit;
 use crate::config::Config;
@@ -79,6 +79,9 @@ struct Source {
     waiting: u64,
     has_failed: bool,
     again: Again,
+    held: Held,
+    /// Files that were left since those were tried.
+    left: HashSet<String>,
     /// Files that were set aside since it was looked how many those are and how old, and when that was.
     aside: u64,
     looked_aside: Option<Instant>,
@@ -115,6 +118,8 @@ fn sources(config: &Config) -> Vec<Source> {
         waiting: 0,
         has_failed: false,
         again: Again::AtOnce,
+        held: Held::default(),
+        left: HashSet::new(),
         aside: 0,
         looked_aside: None,
     };
@@ -215,6 +220,9 @@ impl Watch {
             Ok(directory) => self.forget(source, &directory, &config).await,
             Err(e) => Err(e),
         };
+        if looked.is_err() {
+            source.held = Held::default();
+        }
         source.has_failed = looked.is_err() || !source.stuck.is_empty();
         if let Err(e) = looked
             && let Some(kept_back) = self.failed_log.due(LOG_EVERY)
@@ -239,18 +247,18 @@ impl Watch {
         let Listing { names, is_cut } = listed.map_err(io::Error::other)?;
         let mut names: VecDeque<String> = names.into();
         source.waiting = names.len() as u64;
-        // Channels that take nothing at present: what is behind on them waits, too.
-        let mut held: HashSet<ChannelName> = HashSet::new();
+        if source.held.begins() {
+            source.left.clear();
+        }
+        names.retain(|name| !source.left.contains(name));
         let mut published = false;
         while !names.is_empty() && !self.state.is_draining() {
             let items = self.take(source, directory, &mut names).await?;
-            published |= self.publish(source, directory, items, &mut held).await?;
+            published |= self.publish(source, directory, items).await?;
         }
-        source.again = match (held.is_empty(), is_cut) {
-            (false, _) if !published => Again::BackOff,
-            (_, true) if published => Again::AtOnce,
-            _ => Again::InTime,
-        };
+        let interval = Duration::from_millis(self.state.shared.config().drop.interval_ms.into());
+        source.held.ends(interval);
+        source.again = if is_cut && published { Again::AtOnce } else { Again::InTime };
         Ok(())
     }
 
@@ -309,14 +317,15 @@ impl Watch {
         source: &mut Source,
         directory: &Directory,
         items: Vec<Item>,
-        held: &mut HashSet<ChannelName>,
     ) -> io::Result<bool> {
         let mut queue = items;
         let mut published = false;
+        source.left.extend(queue.iter().map(|item| item.name.clone()));
         while !queue.is_empty() {
-            let round = next_round(&mut queue, held);
+            let round = next_round(&mut queue, &source.held.channels);
             let mut done = Vec::new();
-            for (name, became) in publish_round(&self.state, round, held).await {
+            let outcomes = publish_round(&self.state, round, &mut source.held.channels).await;
+            for (name, became) in outcomes {
                 match became {
                     Became::Published { duplicate } => {
                         self.state.figures.drop.duplicates.add(duplicate.into());
@@ -329,6 +338,7 @@ impl Watch {
                 }
             }
             published |= !done.is_empty();
+            source.left.retain(|name| !done.contains(name));
             self.state.figures.drop.published.add(done.len() as u64);
             self.delete(source, directory, done).await?;
         }

@@ -1,16 +1,14 @@
 //! Messages that are dropped into Redis, by programs that cannot reach the API: taken from there, published like dropped files,
 //! and deleted.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisError, RedisResult};
-use ringfeed_protocol::ChannelName;
 use tokio::time::sleep;
 
 use super::file::Format;
-use super::round::{Became, Item, next_round, publish_round};
+use super::round::{Became, Held, Item, next_round, publish_round};
 use super::{BACK_OFF_MAX, HELD_BYTES, HELD_FILES, LOG_EVERY};
 use crate::bridge::queue::{AtOnce, Left, Queue};
 use crate::config::{Config, Distribution};
@@ -30,6 +28,9 @@ pub(in crate::control) struct Taking {
     /// By which nodes are told apart.
     own: u64,
     queue: Option<Queue>,
+    held: Held,
+    /// The last entry that was looked at since those were tried.
+    after: Option<String>,
     failed_log: LogLimit,
     rejected_log: LogLimit,
     kept_log: LogLimit,
@@ -39,7 +40,7 @@ pub(in crate::control) struct Taking {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     Done,
-    /// What is there could not be published.
+    /// Redis could not be worked on.
     Stuck,
 }
 
@@ -51,6 +52,8 @@ impl Taking {
             state,
             own: rand::random(),
             queue: None,
+            held: Held::default(),
+            after: None,
             failed_log: LogLimit::new(),
             rejected_log: LogLimit::new(),
             kept_log: LogLimit::new(),
@@ -85,8 +88,8 @@ impl Taking {
         }
         let looked = self.try_look(config).await;
         self.state.figures.redis_drop.failed.set(looked.is_err().into());
-        looked.unwrap_or_else(|e| {
-            self.queue = None;
+        looked.err().map_or(Look::Done, |e| {
+            (self.queue, self.held) = (None, Held::default());
             if let Some(kept_back) = self.failed_log.due(FAILED_EVERY) {
                 tracing::error!(
                     kept_back,
@@ -97,7 +100,7 @@ impl Taking {
         })
     }
 
-    async fn try_look(&mut self, config: &Config) -> RedisResult<Look> {
+    async fn try_look(&mut self, config: &Config) -> RedisResult<()> {
         let mut queue = match self.queue.take() {
             Some(queue) => queue,
             None => {
@@ -113,7 +116,11 @@ impl Taking {
     }
 
     /// Publishes what is there, if no other node does.
-    async fn publish_all(&self, queue: &mut Queue, config: &Config) -> RedisResult<Look> {
+    async fn publish_all(&mut self, queue: &mut Queue, config: &Config) -> RedisResult<()> {
+        if self.held.begins() {
+            self.after = None;
+        }
+        let mut held = std::mem::take(&mut self.held);
         let figures = &self.state.figures.redis_drop;
         let lease_ms = u64::from(config.api.timeout_ms) + LEASE_MS;
         let at_once = AtOnce {
@@ -121,19 +128,16 @@ impl Taking {
             bytes: HELD_BYTES,
             length_max: config.api.body_bytes_max.into(),
         };
-        // Channels that take nothing at present: what is behind on them waits, too.
-        let mut held: HashSet<ChannelName> = HashSet::new();
-        let (mut after, mut published) = (None, false);
         while !self.state.is_draining() {
-            let (waiting, left) = queue.take(after.as_deref(), lease_ms, at_once).await?;
+            let (waiting, left) = queue.take(self.after.as_deref(), lease_ms, at_once).await?;
             figures.waiting.set(waiting);
             let Some(last) = left.last() else { break };
-            after = Some(last.id.clone());
+            self.after = Some(last.id.clone());
             let mut items = self.read(queue, left, config).await?;
             while !items.is_empty() {
-                let round = next_round(&mut items, &held);
+                let round = next_round(&mut items, &held.channels);
                 let (mut done, mut refused) = (Vec::new(), Vec::new());
-                for (id, became) in publish_round(&self.state, round, &mut held).await {
+                for (id, became) in publish_round(&self.state, round, &mut held.channels).await {
                     match became {
                         Became::Published { duplicate } => {
                             figures.duplicates.add(duplicate.into());
@@ -143,21 +147,22 @@ impl Taking {
                         Became::Refused(e) => refused.push((id, e)),
                     }
                 }
-                published |= !done.is_empty();
                 figures.published.add(done.len() as u64);
                 if !done.is_empty() && !queue.taken(&done, lease_ms).await? {
                     // It took so long that another node has begun with what is there.
-                    return Ok(Look::Done);
+                    return Ok(());
                 }
                 for (id, e) in refused {
                     self.set_aside(queue, &id, e.message(), config).await?;
                 }
             }
         }
-        if after.is_some() {
+        if self.after.is_some() {
             queue.let_go().await?;
         }
-        Ok(if held.is_empty() || published { Look::Done } else { Look::Stuck })
+        held.ends(Duration::from_millis(config.drop.interval_ms.into()));
+        self.held = held;
+        Ok(())
     }
 
     /// What messages are to publish. Those that say nothing are set aside.

@@ -1,9 +1,12 @@
 //! Publishing what was dropped: what is on one channel one after the other, and what is on others meanwhile.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use ringfeed_protocol::ChannelName;
+use tokio::time::Instant;
 
+use super::BACK_OFF_MAX;
 use crate::control::State;
 use crate::control::error::ApiError;
 use crate::control::publish::publish_all;
@@ -27,6 +30,36 @@ pub(super) enum Became {
     Kept(ApiError),
     /// It never is.
     Refused(ApiError),
+}
+
+/// Channels that take nothing at present: what is behind on them waits, too. Until they are tried again, later each time, what
+/// was left on them is not looked at.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) channels: HashSet<ChannelName>,
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+impl Held {
+    /// Before a look: whether they are tried again, and so everything that is there is looked at.
+    pub(super) fn begins(&mut self) -> bool {
+        let begins = self.until.is_none_or(|until| until <= Instant::now());
+        if begins {
+            (self.until, self.channels) = (None, HashSet::new());
+        }
+        begins
+    }
+
+    /// Behind a look.
+    pub(super) fn ends(&mut self, interval: Duration) {
+        if self.channels.is_empty() {
+            *self = Held::default();
+        } else if self.until.is_none() {
+            self.pause = (2 * self.pause).clamp(interval, BACK_OFF_MAX.max(interval));
+            self.until = Some(Instant::now() + self.pause);
+        }
+    }
 }
 
 /// Those of some items that may be published at once: the first of each channel, unless it is one of the `held`, which take
@@ -71,4 +104,27 @@ pub(super) async fn publish_round(
         all.push((name, became));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_is_tried_again_later_each_time() {
+        let (interval, channel) = (Duration::from_secs(1), ChannelName::new("a").unwrap());
+        let mut held = Held::default();
+        for pause in [1, 2, 4, 8, 10, 10] {
+            assert!(held.begins() && held.channels.is_empty());
+            held.channels.insert(channel.clone());
+            for _ in 0..pause {
+                held.ends(interval);
+                assert!(!held.begins() && held.channels.contains(&channel));
+                tokio::time::advance(interval).await;
+            }
+        }
+        assert!(held.begins());
+        held.ends(interval);
+        assert!(held.begins(), "nothing is held");
+    }
 }
