@@ -74,7 +74,8 @@ impl Format {
     }
 
     /// What a file publishes. `identity` is the key of what has none of its own: told by it the same file is known again
-    /// where it is not known what came of it.
+    /// where it is not known what came of it. Where no keys are remembered none is given: what has one is to be published
+    /// all the same.
     pub(super) fn posts(
         &self,
         name: &str,
@@ -85,10 +86,9 @@ impl Format {
         let unfinished = serde_json::from_slice::<&RawValue>(bytes).is_err_and(|e| !e.is_data());
         let wrong = |error: ApiError| Wrong { error, may_be_unfinished: unfinished };
         let key = |own: Option<&str>| -> Result<_, Wrong> {
-            let key = own.or(Some(identity).filter(|_| remembers_keys));
-            let key = key.map(IdempotencyKey::new).transpose();
+            let key = IdempotencyKey::new(own.unwrap_or(identity));
             let key = key.map_err(|e| Wrong::new(Refused::bad_command(e)))?;
-            Ok(key.map(|key| {
+            Ok(Some(key).filter(|_| remembers_keys).map(|key| {
                 let key = Some(Box::new(Keyed { of: KeyOf::Application, key }));
                 Box::new(Sender { key, ..Sender::default() })
             }))
@@ -157,6 +157,7 @@ mod tests {
         assert_eq!(key(text, true), Some("k".into()));
         assert_eq!(key(r#"{"channel":"a","text":"b"}"#, true), Some("file-1".into()));
         assert_eq!(key(r#"{"channel":"a","text":"b"}"#, false), None);
+        assert_eq!(key(text, false), None);
         for (text, part, unfinished) in [
             (r#"{"channel":"a","#, "EOF", true),
             ("", "begins with '{'", true),
