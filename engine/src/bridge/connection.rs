@@ -6,6 +6,7 @@
 //! not the one to ask any more, ends all connections, and with the new ones comes the cluster as it is then. While a slot is on
 //! its way its old master says of each command whether to ask the new one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -28,8 +29,6 @@ use crate::config::Config;
 const MAJOR_VERSION_MIN: u32 = 7;
 /// Pipelines that wait for a connection to take them.
 const PIPELINES_MAX: usize = 1024;
-/// Servers of a cluster that are remembered, to ask one of them where it is.
-const OTHERS_MAX: usize = 16;
 /// So many tags are tried until one leads to a given master: each slot has dozens among them.
 const TAGS_MAX: u32 = 1 << 20;
 
@@ -219,8 +218,7 @@ impl Link {
 
     /// Other servers of a cluster, which can be asked where it is once the one that the configuration names is gone.
     pub(super) fn others(&self) -> Vec<Place> {
-        let Some(Map { masters, replicas, .. }) = &self.map else { return Vec::new() };
-        masters.iter().chain(replicas).take(OTHERS_MAX).cloned().collect()
+        self.map.as_ref().map(Map::some).unwrap_or_default()
     }
 }
 
@@ -230,7 +228,7 @@ pub(super) struct Target {
     pub(super) info: ConnectionInfo,
     pub(super) is_cluster: bool,
     /// Servers of the cluster that were known before.
-    pub(super) others: Vec<Place>,
+    pub(super) others: Arc<Vec<Place>>,
     pub(super) timeout: Duration,
     pub(super) names: Names,
     pub(super) foreign: Subscriptions,
@@ -249,7 +247,7 @@ impl Target {
             Ok(link) => return Ok(link),
             Err(e) => e,
         };
-        for other in &self.others {
+        for other in &*self.others {
             if let Ok(link) = self.connect_by(at(self.info.addr(), other)).await {
                 return Ok(link);
             }
@@ -259,10 +257,7 @@ impl Target {
 
     /// Connects with all masters of a cluster, as one of its servers knows them.
     async fn connect_by(&self, addr: ConnectionAddr) -> Result<Link, ConnectError> {
-        let asked = match &addr {
-            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
-            _ => String::new(),
-        };
+        let asked = host(&addr).to_owned();
         let config = self.config();
         let client = self.client(addr)?;
         let mut server = client.get_multiplexed_async_connection_with_config(&config).await?;
@@ -411,6 +406,14 @@ fn check(report: &str, as_master: bool) -> Result<(), ConnectError> {
 fn evicts(report: &str) -> Option<String> {
     let policy = field(report, "maxmemory_policy").filter(|policy| *policy != "noeviction");
     policy.filter(|_| field(report, "maxmemory") != Some("0")).map(str::to_owned)
+}
+
+/// The host of a server; empty where it has none.
+pub(super) fn host(addr: &ConnectionAddr) -> &str {
+    match addr {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
+        _ => "",
+    }
 }
 
 /// Another server of the cluster that one of this address is a part of.

@@ -1,5 +1,8 @@
 //! What the bridge counts. Written by its own thread alone, read by the control thread.
 
+use arc_swap::ArcSwap;
+
+use super::slots::Place;
 use crate::counters::{Count, Kind};
 
 /// See the module's description.
@@ -37,6 +40,8 @@ pub struct Figures {
     pub spool_bytes: Count,
     /// Publications that were kept on disk because Redis was away.
     pub spooled: Count,
+    /// Where servers of a cluster are, some of those that were there when it was connected to last.
+    pub(crate) servers: ArcSwap<Vec<Place>>,
 }
 
 impl Figures {
@@ -64,6 +69,7 @@ impl Figures {
             spool,
             spool_bytes,
             spooled,
+            servers: _,
         } = self;
         let gauge = |name, help, count: &Count| (name, help, Kind::Gauge, count.read());
         let counter = |name, help, count: &Count| (name, help, Kind::Counter, count.read());

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, FromRedisValue,
-    RedisError, RedisResult,
+    AsyncConnectionConfig, Client, Cmd, Connection, ConnectionInfo, FromRedisValue, RedisError,
+    RedisResult,
 };
 
-use super::connection::at;
+use super::connection::{at, host};
+use super::slots::Place;
 use crate::config::Redis;
 
 const TAKE: &str = include_str!("script/take.lua");
@@ -59,10 +60,10 @@ pub enum LeaveError {
 /// Where a server of a cluster says that the queue is, which another one has.
 pub fn elsewhere(info: &ConnectionInfo, refused: &RedisError) -> Option<ConnectionInfo> {
     let (host, port) = refused.redirect_node()?.0.rsplit_once(':')?;
-    let host = match (host, info.addr()) {
+    let host = match (host, self::host(info.addr())) {
+        ("", "") | ("?", _) => return None,
         // Where it was asked itself.
-        ("", ConnectionAddr::Tcp(own, _) | ConnectionAddr::TcpTls { host: own, .. }) => own,
-        ("" | "?", _) => return None,
+        ("", own) => own,
         (host, _) => host,
     };
     let place = (host.to_owned(), port.parse().ok()?);
@@ -118,7 +119,8 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Connects. `own` tells processes apart.
+    /// Connects. `own` tells processes apart. Of a cluster, `others` are servers that were known before, one of which is asked
+    /// where the one that the configuration names is away.
     ///
     /// # Errors
     /// Redis cannot be reached.
@@ -126,6 +128,7 @@ impl Queue {
         info: ConnectionInfo,
         config: &Redis,
         own: u64,
+        others: &[Place],
     ) -> RedisResult<Queue> {
         let timeout = Some(Duration::from_millis(config.timeout_ms.into()));
         let settings = AsyncConnectionConfig::new()
@@ -135,7 +138,16 @@ impl Queue {
         let connect = async |info: ConnectionInfo| {
             Client::open(info)?.get_multiplexed_async_connection_with_config(&settings).await
         };
-        let mut connection = connect(info.clone()).await?;
+        let mut connected =
+            connect(info.clone()).await.map(|connection| (connection, info.clone()));
+        for other in others {
+            if connected.is_err() {
+                let there = info.clone().set_addr(at(info.addr(), other));
+                let connection = connect(there.clone()).await;
+                connected = connection.map(|connection| (connection, there)).or(connected);
+            }
+        }
+        let (mut connection, info) = connected?;
         let asked: RedisResult<u64> =
             redis::cmd("XLEN").arg(&keys.queue).query_async(&mut connection).await;
         if let Err(refused) = asked {

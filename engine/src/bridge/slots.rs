@@ -7,11 +7,13 @@ use redis::Value;
 pub(super) const SLOTS: u16 = 1 << 14;
 /// Masters, to each of which there are two connections.
 const MASTERS_MAX: usize = 1000;
+/// Servers that are remembered, to ask one of them where the cluster is.
+const SOME_MAX: usize = 16;
 /// Replicas that are looked at.
 const REPLICAS_MAX: usize = 1000;
 
 /// Where a server is.
-pub(super) type Place = (String, u16);
+pub(crate) type Place = (String, u16);
 
 /// CRC-16/XMODEM of each byte.
 const CRC: [u16; 256] = {
@@ -100,6 +102,11 @@ impl Map {
             }
         }
         Some(())
+    }
+
+    /// Some of its servers, masters first.
+    pub(super) fn some(&self) -> Vec<Place> {
+        self.masters.iter().chain(&self.replicas).take(SOME_MAX).cloned().collect()
     }
 
     /// Which of the masters serves a slot.

@@ -29,7 +29,6 @@ use super::handover::Handover;
 use super::incoming::{Ended, Message};
 use super::names::{Names, Topic};
 use super::script;
-use super::slots::Place;
 use super::spool::Spool;
 use super::{Bridge, Command, Failed, Numbering, Process, To};
 use crate::config::{Config, Distribution, Redis};
@@ -185,8 +184,6 @@ struct Runner {
     bridge: Bridge,
     began: Instant,
     info: ConnectionInfo,
-    /// Servers of a cluster beside the one that the configuration names, as they were known last.
-    others: Vec<Place>,
     names: Names,
     timeout: Duration,
     ping_interval: Duration,
@@ -255,7 +252,6 @@ impl Runner {
             began: now,
             names: Names::new(&redis.prefix, info.redis_settings().db(), instance),
             info,
-            others: Vec::new(),
             timeout: Duration::from_millis(redis.timeout_ms.into()),
             ping_interval: Duration::from_millis(redis.ping_interval_ms.into()),
             link: None,
@@ -604,7 +600,7 @@ impl Runner {
                 let target = Target {
                     info: self.info.clone(),
                     is_cluster: self.shared.config().redis.cluster,
-                    others: self.others.clone(),
+                    others: self.shared.redis.servers.load_full(),
                     timeout: self.timeout,
                     names: self.names.clone(),
                     foreign: self.foreign.subscriptions(),
@@ -646,7 +642,7 @@ impl Runner {
                     );
                 }
                 (self.changed_at, self.ping_at, self.told_away) = (now, now, None);
-                self.others = link.others();
+                self.shared.redis.servers.store(Arc::new(link.others()));
                 self.lanes = link.servers.iter().map(|_| Lane::default()).collect();
                 self.link = Some(link);
                 self.shared.redis.up.set(1);

@@ -319,6 +319,11 @@ fn a_replica_that_is_promoted_goes_on_and_no_position_means_two_things() {
     cluster.servers[0].kill();
     [&a, &b].into_iter().zip(before).for_each(|(node, before)| wait_connected(node, before));
     [&a, &b].into_iter().for_each(|node| wait_ready(node, "ready"));
+    // What programs leave is found, too.
+    let mut client = a.client();
+    client.subscribe("n.left");
+    leave_in(&cluster, 1, "n.left", "1");
+    while client.receive()["data"] != 1 {}
     loads.iter().for_each(|load| load.wait_more(50));
     // It comes back as a copy of its copy.
     cluster.servers[0].spawn();
@@ -520,20 +525,24 @@ fn a_cluster_that_is_none_and_one_that_nobody_said_is_one_are_refused_with_what_
     node_at(&cluster.url(0)).publish("n.1", json!(1));
 }
 
+/// Leaves a message in the cluster, by one of its servers.
+fn leave_in(cluster: &RedisCluster, at: usize, channel: &str, data: &str) {
+    let nowhere = free_port().local_addr().unwrap().to_string();
+    let mut publish = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
+    publish.env_remove("RINGFEED_CONFIG").args(["publish", "--api", &nowhere]);
+    let left = publish.args(["--redis", &cluster.url(at), channel, data]).output().unwrap();
+    assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+}
+
 #[test]
 fn what_programs_leave_in_a_cluster_is_taken_from_whichever_master_has_it() {
     let cluster = RedisCluster::start(MASTERS, 0, &[]);
     let node = node_at(&cluster.url(0));
     let mut client = node.client();
     client.subscribe("n.1");
-    let nowhere = free_port().local_addr().unwrap().to_string();
     // Two of the three do not have the queue themselves.
     for at in 0..MASTERS {
-        let mut publish = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
-        publish.env_remove("RINGFEED_CONFIG").args(["publish", "--api", &nowhere]);
-        let left =
-            publish.args(["--redis", &cluster.url(at), "n.1", &at.to_string()]).output().unwrap();
-        assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+        leave_in(&cluster, at, "n.1", &at.to_string());
         let message = client.receive();
         assert_eq!((&message["type"], &message["data"]), (&json!("message"), &json!(at)));
     }

@@ -107,7 +107,8 @@ impl Taking {
                 // Checked with the configuration.
                 let info = config.redis.connection();
                 let info = info.map_err(|why| RedisError::from(std::io::Error::other(why)))?;
-                Queue::connect(info, &config.redis, self.own).await?
+                let servers = self.state.shared.redis.servers.load_full();
+                Queue::connect(info, &config.redis, self.own, &servers).await?
             }
         };
         let looked = self.publish_all(&mut queue, config).await;
