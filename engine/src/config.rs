@@ -33,7 +33,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-pub(crate) use fetched::check_rule;
+pub(crate) use fetched::{check_beside, check_rule};
 pub use redis::{check_redis_prefix, redis_connection};
 pub use reference::reference;
 pub(crate) use rooms::{MEMBERS_MAX, PASSWORD_BYTES_MAX};

@@ -9,6 +9,7 @@ use toml::Value;
 use super::ConfigErrors;
 use super::keys::{self, printable};
 use super::merge::{default_entry, overlay_key};
+use super::rules::matches;
 use super::schema::{ChannelRule, Config};
 use super::validate::too_many_rules;
 use crate::registry::api::ChannelEntry;
@@ -65,10 +66,36 @@ pub(crate) fn check_rule(
     rule_of(name, given).map(drop).map_err(ConfigErrors)
 }
 
+/// What no node that has them would take of a rule beside all others of the registry's list.
+pub(crate) fn check_beside(entry: &ChannelEntry, others: &[&ChannelEntry]) -> Result<(), String> {
+    let is_everywhere = |own: &&&ChannelEntry| own.allowed_nodes.iter().any(|node| node == "*");
+    let everywhere = others.iter().filter(is_everywhere).count();
+    if let Some(wrong) = too_many_rules(0, everywhere + 1) {
+        return Err(wrong);
+    }
+    let meets = |other: &&&ChannelEntry| {
+        is_everywhere(&&entry)
+            || is_everywhere(other)
+            || other.allowed_nodes.iter().any(|node| entry.allowed_nodes.contains(node))
+    };
+    for other in others.iter().filter(meets) {
+        let mut both = [&*entry.name, &*other.name];
+        both.sort_by_key(|name| order(name));
+        let [first, behind] = both;
+        if matches(first, behind) {
+            let (first, behind) = (fetched_place(first), fetched_place(behind));
+            return Err(format!(
+                "{behind} would never be reached: {first} matches all its names before"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The more a pattern says the earlier it counts: one that matches all names of another is behind it.
-fn order(rule: &ChannelRule) -> (Reverse<usize>, usize) {
-    let wildcards = rule.pattern.bytes().filter(|&byte| byte == b'*').count();
-    (Reverse(rule.pattern.len() - wildcards), wildcards)
+fn order(pattern: &str) -> (Reverse<usize>, usize) {
+    let wildcards = pattern.bytes().filter(|&byte| byte == b'*').count();
+    (Reverse(pattern.len() - wildcards), wildcards)
 }
 
 impl Config {
@@ -95,7 +122,7 @@ impl Config {
         if !errors.is_empty() {
             return Err(ConfigErrors(errors));
         }
-        fetched.sort_by_key(order);
+        fetched.sort_by_key(|rule| order(&rule.pattern));
         self.in_front(fetched)
     }
 
@@ -129,6 +156,7 @@ impl Config {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::check_beside;
     use crate::config::{Config, Sources};
     use crate::registry::api::{ChannelEntry, everywhere};
 
@@ -187,6 +215,31 @@ mod tests {
         assert_eq!(patterns(&less.with_fetched(&[]).unwrap()), ["news", "*"]);
         // What is read anew of the file keeps them.
         assert_eq!(patterns(&own.with_fetched_of(&less).unwrap()), ["news*", "news", "*"]);
+    }
+
+    #[test]
+    fn rules_that_no_node_takes_together_are_told() {
+        let entry = |name: &str, node: &str| ChannelEntry {
+            name: name.into(),
+            allowed_nodes: vec![node.into()],
+            rule: Some(serde_json::Map::new()),
+        };
+        let one = entry("a*", "*");
+        for other in ["a**", "a***", "a*b", "*a", "*", "b*"] {
+            let other = entry(other, "x");
+            let alone = own("").with_fetched(&[one.clone(), other.clone()]);
+            let told = check_beside(&other, &[&one]);
+            assert_eq!(told.is_err(), alone.is_err(), "{other:?}");
+            assert_eq!(check_beside(&one, &[&other]), told);
+        }
+        let told = check_beside(&entry("a**", "y"), &[&one]).unwrap_err();
+        assert!(told.contains(r#"channels["a**"] would never be reached: "#), "{told}");
+        assert_eq!(check_beside(&entry("b**", "y"), &[&entry("b*", "x")]), Ok(()));
+        let many: Vec<ChannelEntry> = (0..1024).map(|n| entry(&n.to_string(), "*")).collect();
+        let many: Vec<&ChannelEntry> = many.iter().collect();
+        assert_eq!(check_beside(&one, &many[1..]), Ok(()));
+        let told = check_beside(&one, &many).unwrap_err();
+        assert!(told.contains("allowed are at most 1024"), "{told}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The list of channels: which there are, on which nodes, and by which rule. What no node would take is refused; whether a rule
-//! goes with the rest of a node's configuration is that node's business.
+//! The list of channels: which there are, on which nodes, and by which rule. What no node would take, of a rule or
+//! of all of them together, is refused; whether they go with the rest of a node's configuration is that node's business.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;

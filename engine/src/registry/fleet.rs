@@ -374,6 +374,11 @@ impl Fleet {
         self.channels.get(name)
     }
 
+    /// Channels that have a rule.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &ChannelEntry> {
+        self.channels.values().filter(|own| own.rule.is_some())
+    }
+
     pub(super) fn channels_count(&self) -> usize {
         self.channels.len()
     }

@@ -15,6 +15,7 @@ use super::server::Options;
 use super::store::{Later, Store, StoreError};
 use super::views::{Standpoint, View, ViewReply};
 use crate::clock::Clock;
+use crate::config::check_beside;
 use crate::seldom::Seldom;
 
 /// How long a change waits for those before it.
@@ -275,6 +276,11 @@ impl Registry {
             let most = self.limits.channels_max;
             let message = format!("there are {most} channels already (--channels-max)");
             return Err(ApiError::new(Code::LimitReached, message));
+        }
+        if let Some(entry) = entry.as_ref().filter(|entry| entry.rule.is_some()) {
+            let others: Vec<&ChannelEntry> =
+                fleet.rules().filter(|other| other.name != name).collect();
+            check_beside(entry, &others).map_err(ApiError::bad_request)?;
         }
         let version = fleet.next_channels_version(at);
         drop(fleet);

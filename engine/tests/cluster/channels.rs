@@ -110,6 +110,16 @@ fn wrong_rules_are_refused_by_the_registry_or_set_aside_by_nodes() {
     assert!(status == 400 && message.contains("history_size = -1: allowed are 0 to"), "{told}");
     let version = put(&registry, &entry(json!({"history_size": 10})));
     wait_rules(&[node.internal], version, 1);
+    // Nor where a rule goes with no other one that is there.
+    let beside = json!({"name": "b.l*", "rule": {}});
+    let version = put(&registry, &beside);
+    let (status, told) =
+        registry.ask("PUT", "/v1/channels", r#"{"name":"b.l**","rule":{"history_size":1}}"#);
+    assert!(status == 400 && told.to_string().contains("would never be reached"), "{told}");
+    wait_rules(&[node.internal], version, 2);
+    registry.ask("DELETE", "/v1/channels?name=b.l*", "");
+    let version = put(&registry, &entry(json!({"history_size": 11})));
+    wait_rules(&[node.internal], version, 1);
     // Nothing is wrong with it by itself, but this node has nobody to tell.
     put(&registry, &entry(json!({"presence": "full", "presence_hook": true})));
     let look =
