@@ -196,6 +196,26 @@ async fn sqlite_does_what_statements_say_and_no_more() {
 }
 
 #[tokio::test]
+async fn what_sqlite_is_said_to_have_failed_at_was_not_done() {
+    let (_dir, url) = sqlite();
+    let site = Site::new(&url, 1, 60_000);
+    site.write("CREATE TABLE kept (n INTEGER PRIMARY KEY)").await;
+    site.write("CREATE TABLE of_kept (n INT REFERENCES kept DEFERRABLE INITIALLY DEFERRED)").await;
+    let write = async |sql: &str| {
+        let statement = format!("sql = {sql:?}\nwrite = true\nresult = \"rows\"\nrows_max = 2");
+        site.call(&site.statement(&statement), &json!({})).await
+    };
+    let told = write("INSERT INTO kept VALUES (1), (2), (3) RETURNING n").await.unwrap_err();
+    assert_eq!(told, CallError::failed("there are more than 2 rows"));
+    // It is found as the transaction ends.
+    let told = write("INSERT INTO of_kept VALUES (9) RETURNING n").await.unwrap_err();
+    assert_eq!(told, CallError::failed("it would break a rule of the database"));
+    let count = "SELECT (SELECT count(*) FROM kept) + (SELECT count(*) FROM of_kept) AS n";
+    assert_eq!(site.ask(count).await.unwrap(), json!([{"n": 0}]));
+    assert_eq!(write("INSERT INTO kept VALUES (1) RETURNING n").await.unwrap(), json!([{"n": 1}]));
+}
+
+#[tokio::test]
 async fn postgresql_does_what_statements_say_and_no_more() {
     let Some(server) = Postgres::start() else { return };
     let url = server.url();

@@ -3,11 +3,11 @@
 
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
+use sqlx::{Executor as _, Row as _, TypeInfo as _, ValueRef as _};
 use tokio::time::Instant;
 
 use super::answer::{self, Answer};
-use super::{Complaint, Ran, Trouble, bound};
+use super::{Complaint, Ran, Trouble, bound, end};
 use crate::control::rpc::params::Value;
 use crate::control::rpc::statement::Statement;
 
@@ -28,15 +28,32 @@ pub(super) async fn run(
         }
         Err(e) => return Ran { result: Err(e.into()), clean: false },
     }
-    let result = rows(connection, statement, values, answer).await;
+    let Ran { result, clean } = transact(connection, statement, values, answer).await;
     let clean = match connection.lock_handle().await {
         Ok(mut handle) => {
             handle.remove_progress_handler();
-            true
+            clean
         }
         Err(_) => false,
     };
     Ran { result, clean }
+}
+
+/// What is told as failed was not done, also where a statement that writes gives more than may be told.
+async fn transact(
+    connection: &mut SqliteConnection,
+    statement: &Statement,
+    values: &[Value],
+    answer: &mut Answer,
+) -> Ran {
+    if !statement.write {
+        return Ran { result: rows(connection, statement, values, answer).await, clean: true };
+    }
+    if let Err(e) = connection.execute("BEGIN IMMEDIATE").await {
+        return Ran { result: Err(e.into()), clean: true };
+    }
+    let result = rows(connection, statement, values, answer).await;
+    end(connection, statement, result).await
 }
 
 async fn rows(
