@@ -16,6 +16,8 @@ pub(crate) struct Stream {
     channel: String,
     /// Offset of the first message in this stream, as the server counts; set once it is known.
     first_offset: Option<u64>,
+    /// The life in which it has that; once it is known.
+    epoch: Option<Box<str>>,
     bytes: Vec<u8>,
     /// Position of `bytes[0]`.
     base: u64,
@@ -60,12 +62,23 @@ impl Stream {
             lane,
             channel: channel.to_owned(),
             first_offset: None,
+            epoch: None,
             bytes: Vec::new(),
             base: 0,
             messages: VecDeque::new(),
             first: 0,
             counted_from: 0,
         }
+    }
+
+    /// A subscription begins in this life.
+    pub(crate) fn lives(&mut self, epoch: &str) {
+        self.epoch.get_or_insert_with(|| epoch.into());
+    }
+
+    /// Whether offsets of this life are those of messages here.
+    pub(crate) fn is_of(&self, epoch: &str) -> bool {
+        self.epoch.as_deref().is_none_or(|own| own == epoch)
     }
 
     /// The channel stood at this offset when a subscription began: where that one starts. `None` if

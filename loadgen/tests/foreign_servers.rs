@@ -241,7 +241,20 @@ fn gap(channel: &str, from: u64, to: u64) -> Value {
 #[test]
 fn gaps_are_believed_only_where_they_are_true() {
     // Offsets count from 1: message n has n + 1.
-    let cases: [(Fault, Value, u64); 4] = [
+    let cases: [(Fault, Value, u64); 5] = [
+        (
+            |_, n, c, t| match n {
+                // In another life offsets are others, or none of it is missing.
+                20 => {
+                    let mut other = gap(c, 0, 0);
+                    other["epoch"] = json!("00c0ffee00c0ffef");
+                    vec![text(&other.to_string())]
+                }
+                _ => vec![text(t)],
+            },
+            json!({"lost": 4}),
+            0,
+        ),
         (
             |_, n, c, t| match n {
                 20 => vec![],

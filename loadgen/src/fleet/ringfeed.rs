@@ -77,7 +77,10 @@ impl Fleet {
         let lane = Speech::Ringfeed.lane();
         let stream = self.streams[stream_place(subscription.channel, lane)].as_mut();
         let offset = event["offset"].as_u64();
-        let cursor = stream.zip(offset).and_then(|(stream, offset)| stream.starts_behind(offset));
+        let cursor = stream.zip(offset).and_then(|(stream, offset)| {
+            stream.lives(event["epoch"].as_str()?);
+            stream.starts_behind(offset)
+        });
         let Some(cursor) = cursor else {
             bail!(
                 "the subscription stands at another offset than what was published: somebody else \
@@ -99,6 +102,7 @@ impl Fleet {
             // Nothing that was published was left out, but word of who comes and goes.
             return;
         }
+        let is_other_life = event["epoch"].as_str().is_some_and(|epoch| !stream.is_of(epoch));
         let number = |key: &str| stream.number_of(event[key].as_u64()?);
         let told = number("from").zip(number("to"));
         match told.filter(|&(from, to)| from == next && (from..stream.end()).contains(&to)) {
@@ -108,6 +112,10 @@ impl Fleet {
                 self.conns[at].subscriptions[place].cursor = cursor;
                 self.tally.gaps_told += to + 1 - from;
                 self.problem(|_| format!("the server left publications out: {event}"));
+            }
+            // Which messages its offsets are nobody knows here; those that do not come are missing in the end.
+            None if is_other_life => {
+                self.problem(|_| format!("the channel goes on in another life: {event}"));
             }
             None => {
                 let offset = stream.offset_of(next);
