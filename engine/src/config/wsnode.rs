@@ -125,9 +125,19 @@ impl Config {
         if !self.wsnode.is_used() || key.is_empty() {
             return None;
         }
-        let known = self.callers.find(&key.0).is_some_and(|(_, own)| own.may(Scope::Publish));
-        let wrong = "wsnode.key: no entry of [[api_keys]] with the scope publish has it, so what the nodes post would be refused";
-        (!known).then(|| wrong.into())
+        let found = self.callers.find(&key.0).filter(|(_, own)| own.may(Scope::Publish));
+        let Some((_, caller)) = found else {
+            let wrong = "wsnode.key: no entry of [[api_keys]] with the scope publish has it, so what the nodes post would be refused";
+            return Some(wrong.into());
+        };
+        let channels = format!("{}*", self.wsnode_endpoint()?.channel_prefix);
+        let may_some = caller.channels.iter().any(|own| overlap(own, &channels));
+        (!may_some).then(|| {
+            format!(
+                "wsnode.key: its entry of [[api_keys]] has none of the nodes' channels ({channels:?}) among its channels, so what \
+                 they post would be refused"
+            )
+        })
     }
 }
 

@@ -318,7 +318,8 @@ impl Forwarding {
         if linked {
             node.set_linked(true, self.figures());
         }
-        if node_id.is_some() && node.known().0.is_none() {
+        // It may be another process by now.
+        if node_id.is_some() && node.known().0 != node_id {
             node.called(node_id);
             self.show_ids();
         }

@@ -122,7 +122,8 @@ impl Node {
         loop {
             let first = self.queue.borrow().front().cloned();
             match first {
-                Some((_, until)) if until <= Instant::now() => {
+                // One that takes what it is told, however slowly, is told all of it.
+                Some((_, until)) if until <= Instant::now() && self.failing.get() => {
                     self.pop(figures);
                     figures.lost.add(1);
                     self.complain("it waited too long");
@@ -199,6 +200,7 @@ mod tests {
         let (node, figures) = (node(), Figures::default());
         let body = Bytes::from(vec![b'x'; QUEUE_BYTES_MAX / 4]);
         (0..4).for_each(|_| node.give(&body, &figures));
+        node.note(&Err(Failure::NoConnection));
         assert_eq!(figures.lost.read(), 1);
         assert_eq!(figures.waiting_bytes.read(), 3 * (body.len() + ITEM_BYTES) as u64);
         tokio::time::advance(AGE_MAX - Duration::from_secs(1)).await;
@@ -211,6 +213,19 @@ mod tests {
         assert_eq!(figures.lost.read(), 3);
         node.clear(&figures);
         assert_eq!((figures.lost.read(), figures.waiting_bytes.read()), (4, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_slowly_what_it_is_told_is_told_all() {
+        let (node, figures) = (node(), Figures::default());
+        (0..3).for_each(|_| node.give(&Bytes::from_static(b"x"), &figures));
+        for _ in 0..3 {
+            tokio::time::advance(AGE_MAX).await;
+            node.next(&figures).await;
+            node.note(&Ok((200, Vec::new())));
+            node.done(&figures);
+        }
+        assert_eq!(figures.lost.read(), 0);
     }
 
     #[test]
