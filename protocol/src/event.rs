@@ -239,7 +239,8 @@ pub enum Event<'a> {
         /// For a person.
         message: &'a str,
     },
-    /// Publications `from..=to` were not delivered, because this client read too slowly.
+    /// Publications `from..=to` were not delivered: this client read too slowly, or they are lost. In another epoch than
+    /// before, the channel goes on in that life; `from` is `to` + 1 or both are 0 where nothing of it is missing.
     Gap {
         /// The channel.
         channel: &'a str,

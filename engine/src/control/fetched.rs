@@ -34,7 +34,7 @@ impl Fetched {
         let list = fetched.told.borrow_and_update().clone();
         if !was_heard && shared.config().cluster.channels {
             tracing::warn!(
-                "the registry is away: until it says which rules of channels it holds, this node's own hold alone"
+                "the registry has not said yet which rules of channels it holds: until it does, this node's own hold alone"
             );
         }
         fetched.take(shared, &list);
