@@ -150,9 +150,7 @@ impl Parking {
     pub(super) fn abandon(&mut self, why: &Refused) {
         for parked in std::mem::take(self).queue {
             self.push_back(match parked {
-                Parked::Sent(_, _, asker) | Parked::Stored(_, asker) => {
-                    Parked::Refused(why.clone(), asker)
-                }
+                Parked::Sent(_, _, asker) => Parked::Refused(why.clone(), asker),
                 other => other,
             });
         }

@@ -459,23 +459,10 @@ impl Homes {
     ) -> (u64, Option<Parked>) {
         let published = self.append_incoming(index, now, budget, deliver);
         let mut request = None;
-        let ack = if self.config.redis.is_used() { Ack::Redis } else { Ack::Accepted };
         while self.homes.get(index).is_some_and(Home::has_answer) {
             match self.with_parking(index, Parking::pop_front) {
                 Some(Parked::Stored(stored, asker)) => {
-                    let home = self.home_mut(index);
-                    let subscribers = home.subscribers();
-                    let receipt = |stored| match stored {
-                        Stored::At { position, duplicate } => {
-                            let position = Some(position);
-                            Receipt { position, ack, subscribers, duplicate }
-                        }
-                        Stored::Spooled => {
-                            let (position, ack) = (None, Ack::Spooled);
-                            Receipt { position, ack, subscribers, duplicate: false }
-                        }
-                    };
-                    asker.answer(&home.name, stored.map(receipt), deliver);
+                    self.answer_stored(index, stored, asker, deliver);
                 }
                 Some(Parked::Refused(refused, asker)) => {
                     asker.refuse(&self.home_mut(index).name, refused, deliver);
@@ -490,6 +477,28 @@ impl Homes {
             self.send_upstream(index);
         }
         (published, request)
+    }
+
+    /// Tells who has published what has become of it where the channel is, or was, numbered elsewhere.
+    pub(super) fn answer_stored(
+        &mut self,
+        index: u32,
+        stored: Result<Stored, Refused>,
+        asker: Asker,
+        deliver: Deliver,
+    ) {
+        let ack = if self.config.redis.is_used() { Ack::Redis } else { Ack::Accepted };
+        let home = self.home_mut(index);
+        let subscribers = home.subscribers();
+        let receipt = |stored| match stored {
+            Stored::At { position, duplicate } => {
+                Receipt { position: Some(position), ack, subscribers, duplicate }
+            }
+            Stored::Spooled => {
+                Receipt { position: None, ack: Ack::Spooled, subscribers, duplicate: false }
+            }
+        };
+        asker.answer(&home.name, stored.map(receipt), deliver);
     }
 
     fn append_incoming(

@@ -148,8 +148,10 @@ impl Homes {
                 Parked::Refused(refused, asker) => {
                     asker.refuse(&self.home_mut(index).name, refused, deliver);
                 }
+                // The channel was numbered elsewhere.
+                Parked::Stored(stored, asker) => self.answer_stored(index, stored, asker, deliver),
                 // Not before it is answered; and only where channels are numbered elsewhere.
-                Parked::Asked(..) | Parked::Sent(..) | Parked::Stored(..) => {
+                Parked::Asked(..) | Parked::Sent(..) => {
                     unreachable!("what awaits an answer is not next")
                 }
                 Parked::Request(request) => {

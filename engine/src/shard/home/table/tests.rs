@@ -572,6 +572,8 @@ fn a_channel_that_lives_is_numbered_by_whom_the_rule_says_and_its_subscribers_ar
     };
     let mut waits = bench.publish_bytes("c", 10, 0);
     let sent = ticket(&mut bench);
+    let mut stored = bench.publish_bytes("c", 10, 0);
+    let sent_later = ticket(&mut bench);
     let position = Position { epoch: Epoch(9), offset: Offset(3) };
     let followed = Followed { position, lineage: Vec::new(), publications: Vec::new() };
     hear(&mut bench, FromUpstream::Followed { ask, followed });
@@ -588,12 +590,15 @@ fn a_channel_that_lives_is_numbered_by_whom_the_rule_says_and_its_subscribers_ar
     assert_eq!(renewed(&bench), (position, Offset(3)));
     assert!(bench.homes.take_outgoing().next().is_none(), "nobody publishes it a second time");
 
+    let outcome = Ok(Stored::At { position, duplicate: false });
+    hear(&mut bench, FromUpstream::Stored { ticket: sent_later, stored: outcome });
     assert!(matches!(&configure(&mut bench, 0)[..], [ToUpstream::Unfollow { .. }]));
     let (here, lost) = renewed(&bench);
     assert!(here.epoch != position.epoch && here.epoch != bridged.epoch);
     assert_eq!((here.offset, lost), (Offset::NONE, Offset::NONE));
     bench.begin_turn();
     assert!(matches!(answered(&mut waits), Some(Err(Refused::Unavailable { .. }))));
+    assert_eq!(answered(&mut stored), Some(Ok((position, false))), "that is known");
     let after = bench.publish("c", 0);
     assert_eq!(after, Position { epoch: here.epoch, offset: Offset(1) });
 
