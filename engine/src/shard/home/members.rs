@@ -93,6 +93,11 @@ impl Members {
         Members { notices, heard, moved, ..Members::default() }
     }
 
+    /// Other nodes are told who is there from now on, or no more.
+    pub(super) fn share(&mut self, is_shared: bool) {
+        self.moved = is_shared.then(BTreeMap::new);
+    }
+
     /// Users who have come or gone, of whom the application was not told.
     pub(super) fn take_news(&mut self) -> Vec<(UserId, bool, Arc<Identity>)> {
         std::mem::take(&mut self.news)

@@ -144,6 +144,11 @@ impl Rolls {
         self.waiting.push(request);
     }
 
+    /// Nothing is shared any more: the other nodes that had the channel, and what waited for what they say.
+    pub(super) fn end(self) -> (Vec<u64>, Vec<Request>) {
+        (self.others.into_keys().collect(), self.waiting)
+    }
+
     /// What need not wait any longer.
     pub(super) fn take_waiting(&mut self, now_ms: u64) -> Vec<Request> {
         if self.is_known(now_ms) { std::mem::take(&mut self.waiting) } else { Vec::new() }

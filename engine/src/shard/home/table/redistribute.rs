@@ -36,8 +36,9 @@ impl Homes {
         if (home.following.is_some(), home.shares) == (follows, shares) {
             return;
         }
-        let was_shared = home.following.is_some() || home.shares;
-        match (home.following.is_some(), follows) {
+        let followed = home.following.is_some();
+        let was_shared = followed || home.shares;
+        match (followed, follows) {
             (false, true) => self.number_elsewhere(index, now_ms, deliver),
             (true, false) => self.number_here(index, deliver),
             _ => {}
@@ -46,6 +47,7 @@ impl Homes {
         if !was_shared {
             self.share_room(index);
         }
+        self.share_roll_anew(index, (distribution, followed), now_ms);
         self.roll_is_due(index, now_ms);
     }
 

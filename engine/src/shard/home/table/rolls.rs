@@ -93,6 +93,37 @@ impl Homes {
         self.say(index, None, self::rolls(here.unwrap_or_default(), (true, true), subscribers));
     }
 
+    /// The channel is numbered by somebody else than before (`followed` says that it was for all nodes): it begins to be told to
+    /// others who is there, or ends to be.
+    pub(super) fn share_roll_anew(
+        &mut self,
+        index: u32,
+        (distribution, followed): (Distribution, bool),
+        now_ms: u64,
+    ) {
+        let Some(home) = self.homes.get(index) else { return };
+        let name = home.name.clone();
+        let shared = self.rolls_of(self.config.rule(&name), distribution);
+        let home = self.home_mut(index);
+        let Some(before) = home.rolls.take_if(|_| distribution == Distribution::Local) else {
+            if home.rolls.is_none() {
+                home.rolls = shared;
+                let is_shared = home.rolls.is_some();
+                home.members.iter_mut().for_each(|members| members.share(is_shared));
+            }
+            return;
+        };
+        let (others, waiting) = before.end();
+        if let Some(members) = &mut home.members {
+            members.share(false);
+            others.iter().for_each(|&instance| members.forget_node(instance, false));
+        }
+        self.rolls_waiting.remove(&index);
+        self.released.extend(waiting);
+        self.close_roll(name, followed);
+        self.members_changed(index, now_ms);
+    }
+
     /// The way to other nodes was interrupted.
     pub(super) fn roll_is_due(&mut self, index: u32, now_ms: u64) {
         let Some(home) = self.homes.get_mut(index) else { return };

@@ -1,11 +1,12 @@
 use super::*;
-use crate::access::{MadeRoom, Room, RoomChange};
-use crate::config::{Config, Sources};
-use crate::ids::{SessionId, SessionSlot, Ticket};
+use crate::access::{Identity, MadeRoom, Room, RoomChange};
+use crate::config::{ChannelRule, Config, Distribution, Presence, Sources};
+use crate::ids::{ConnectionId, SessionId, SessionSlot, Ticket};
 use crate::message::room_samples::made_room;
 use crate::message::{
-    By, Delivery, Followed, FromUpstream, KeyOf, Keyed, Order, Origin, RoomDenied, RoomRequest,
-    RoomState, RoomVersion, RoomWord, Sender, Stored, StoredPayload, ToUpstream,
+    By, Caller, Delivery, Followed, FromUpstream, KeyOf, Keyed, Order, Origin, Roll, RollEntry,
+    RoomDenied, RoomRequest, RoomState, RoomVersion, RoomWord, Sender, Someone, Stored,
+    StoredPayload, ToUpstream,
 };
 use ringfeed_protocol::IdempotencyKey;
 use ringfeed_protocol::command::{Payload, PayloadKind};
@@ -516,6 +517,7 @@ fn configure(bench: &mut Bench, history_size: u32) -> Vec<ToUpstream> {
     configure_by(bench, |rule| rule.history_size = history_size)
 }
 
+/// Goes by a rule that is so among other nodes.
 fn configure_by(bench: &mut Bench, change: impl FnOnce(&mut ChannelRule)) -> Vec<ToUpstream> {
     let environment = vec![("RINGFEED_CLUSTER__KEY".into(), "0123456789abcdef".into())];
     let flags = vec!["cluster.registry=http://127.0.0.1:9810".into(), "server.node_id=a".into()];
@@ -723,4 +725,56 @@ fn a_node_that_drains_ends_no_room_of_all_nodes_and_there_is_room_for_those_of_o
     let refused = bench.homes.serve_room(&name, RoomRequest::Make(change), 0, &mut |_, _| {});
     let limit = Refused::LimitReached { limit: Limit::Rooms, most: 2 };
     assert_eq!(refused.unwrap_err(), RoomDenied::Refused(limit));
+}
+
+#[test]
+fn who_is_there_is_told_to_others_as_long_as_they_share_the_channel() {
+    let mut bench = Bench::new(0);
+    let by = |distribution| {
+        move |rule: &mut ChannelRule| {
+            (rule.presence, rule.distribution) = (Presence::Full, distribution);
+        }
+    };
+    let rolls = |told: Vec<ToUpstream>| -> Vec<(bool, Roll)> {
+        let rolls = told.into_iter().filter_map(|own| match own {
+            ToUpstream::Roll { to: None, numbered, roll, .. } => Some((numbered, roll)),
+            _ => None,
+        });
+        rolls.collect()
+    };
+    let name = ChannelName::new("c").unwrap();
+    let present = |bench: &mut Bench| {
+        let index = *bench.homes.by_name.get(&name).unwrap();
+        bench.homes.home_mut(index).members.as_ref().unwrap().count()
+    };
+    let connection = |shard| ConnectionId { shard: ShardId(shard), number: 1 };
+    configure_by(&mut bench, by(Distribution::Local));
+    bench.subscribe(1, None, 0).unwrap();
+    let caller = Caller { connection: connection(1), identity: Identity::default().into() };
+    bench.homes.name_member(&name, ShardId(1), session(1), &caller, 0);
+    bench.homes.tell_rolls(0);
+    assert!(bench.homes.take_outgoing().next().is_none(), "nobody else has it");
+
+    let told = rolls(configure_by(&mut bench, by(Distribution::Bridged)));
+    let [(false, Roll { whole: true, asks: true, has_it: true, subscribers: 1, entries, .. })] =
+        &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!(entries[0].who, Someone::Connection(connection(1)));
+    let who = Someone::Connection(connection(2));
+    let entries = vec![RollEntry { who, is_there: true, last: false, info: None }];
+    let roll = Roll { whole: true, first: true, has_it: true, entries, ..Roll::default() };
+    hear(&mut bench, FromUpstream::Roll { from: 7, roll });
+    assert_eq!(present(&mut bench), 2);
+    bench.subscribe(2, None, 0).unwrap();
+    let caller = Caller { connection: connection(3), ..caller };
+    bench.homes.name_member(&name, ShardId(2), session(2), &caller, 0);
+    bench.homes.tell_rolls(0);
+    let told = rolls(bench.homes.take_outgoing().collect());
+    assert!(matches!(&told[..], [(false, Roll { whole: false, subscribers: 2, .. })]), "{told:?}");
+
+    let told = rolls(configure_by(&mut bench, by(Distribution::Local)));
+    assert!(matches!(&told[..], [(false, Roll { whole: true, has_it: false, .. })]), "{told:?}");
+    assert_eq!(present(&mut bench), 2, "those of this node are there");
 }
