@@ -87,6 +87,7 @@ pub struct Item {
 ///
 /// A channel that Redis does not know begins a life, with a new epoch. So does, behind the offset that it has, one that was
 /// written in another life of Redis, or that had got further by `since` than it is: Redis may have lost what others have seen.
+/// Of a life that continues none everything is told to who stands in another, if all of it is kept.
 #[derive(Debug, Clone)]
 pub struct Read {
     /// The channel.

@@ -265,6 +265,10 @@ fn a_redis_that_forgets_everything_begins_another_life() {
         let gap = reader.receive();
         assert_eq!(gap["type"], "gap", "{gap}");
         assert_eq!(gap["epoch"], published["epoch"], "{gap}");
+        // Nothing of the new life is missing, whenever it was heard of.
+        assert_eq!((&gap["from"], &gap["to"]), (&json!(0), &json!(0)), "{gap}");
+        let message = reader.receive();
+        assert_eq!((&message["data"], &message["offset"]), (&json!("new"), &json!(1)));
     }
     // Who has the old position is not told that it is whole.
     for node in [&a, &b] {

@@ -23,6 +23,11 @@ else
       from = math.min(since, (struct.unpack('>I8', lineage, at + 8)))
     end
   end
+  -- Of a life that continues none nobody has anything who asks from another: where all of it is here, all is told.
+  if from == nil and since_epoch ~= '' and lineage == '' then
+    local first = entry_at(0)
+    from = first and offset_of(first) == 1 and 0 or nil
+  end
 end
 
 local found = {}

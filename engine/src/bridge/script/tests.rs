@@ -295,8 +295,11 @@ fn scripts_do_what_is_said_of_them() {
                 assert_eq!(followed.position.offset.0, *offset);
                 let lives: Vec<_> = followed.lineage.iter().map(|&(e, o)| (e, o.0)).collect();
                 assert_eq!(lives, *lineage);
-                let from = since
-                    .and_then(|since| Some(since.offset.min(followed.shared_with(since.epoch)?).0));
+                let all = lineage.is_empty() && model.history.first().is_some_and(|own| own.0 == 1);
+                let from = since.and_then(|since| match followed.shared_with(since.epoch) {
+                    Some(shared) => Some(since.offset.min(shared).0),
+                    None => all.then_some(0),
+                });
                 let behind = from.map_or(Vec::new(), |from| {
                     model.history.iter().copied().filter(|&(offset, _)| offset > from).collect()
                 });

@@ -314,8 +314,10 @@ impl Redis {
         let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
         let lineage = kept.lineage.clone();
         let mut followed = Followed { position, lineage, publications: Vec::new() };
-        let behind = since.and_then(|since| {
-            followed.shared_with(since.epoch).map(|shared| since.offset.min(shared).0)
+        let all = kept.lineage.is_empty() && kept.stream.contains_key(&1);
+        let behind = since.and_then(|since| match followed.shared_with(since.epoch) {
+            Some(shared) => Some(since.offset.min(shared).0),
+            None => all.then_some(0),
         });
         if let Some(behind) = behind {
             let entries = kept.stream.range(behind + 1..).take(ENTRIES_MAX);
