@@ -40,10 +40,12 @@ use frame::{Alive, Answer, Asked, Frame, Topic};
 use placing::Placing;
 use store::{Appended, Stands, Store};
 pub use thread::MeshThread;
-use transfer::Transfers;
+use transfer::{Tally, Transfer, Transfers};
 
 /// What a node has said lends strength for so long.
 const SUPPORT_MS: u64 = 2000;
+/// Who hears nothing of the time for so long has stood still.
+const STOOD_STILL_MS: u64 = 1000;
 /// Channels in one frame.
 const FOLLOW_CHANNELS_MAX: usize = 512;
 
@@ -96,6 +98,15 @@ struct Pending {
     /// It was sent there.
     sent_to: Option<Instance>,
     since_ms: u64,
+}
+
+/// Something that was asked about one channel.
+#[derive(Debug)]
+struct Held {
+    from: Instance,
+    number: u64,
+    asked: Asked,
+    at_ms: u64,
 }
 
 /// What the bridge is to be told, in order.
@@ -158,13 +169,16 @@ pub struct Mesh {
     begins_ms: Option<u64>,
     /// Not before this, whatever the view says: an earlier one has said so.
     waits_ms: u64,
-    /// Whether it is up, and channels are kept that were not before, as when it was last looked what waits.
-    kept: (bool, bool),
+    /// Who kept what by the view before, if this node has gone by that.
+    before: Option<Placing>,
+    /// Whether it is up, whether channels are kept that were not before, and how many hand over some, as when it was last looked
+    /// what waits.
+    kept: (bool, bool, usize),
     store: Store,
     /// What goes from keepers by the view before to those by this one.
     transfers: Transfers,
     /// What others, or this node, have asked of it and waits until it keeps the channel.
-    held: VecDeque<(Instance, u64, Asked, u64)>,
+    held: BTreeMap<ChannelName, Vec<Held>>,
     /// What the bridge has subscribed to.
     followed: BTreeSet<ChannelName>,
     pending: BTreeMap<u64, Pending>,
@@ -196,10 +210,11 @@ impl Mesh {
             awaited: BTreeSet::new(),
             begins_ms: None,
             waits_ms: 0,
-            kept: (false, false),
+            before: None,
+            kept: (false, false, 0),
             store: Store::new(own.seed),
             transfers: Transfers::default(),
-            held: VecDeque::new(),
+            held: BTreeMap::new(),
             followed: BTreeSet::new(),
             pending: BTreeMap::new(),
             pending_appends: 0,
@@ -452,7 +467,7 @@ impl Mesh {
     fn part(&mut self, peer: Instance) {
         self.store.forget_follower(peer);
         self.transfers.part(peer);
-        self.held.retain(|(from, ..)| *from != peer);
+        self.hold_only(|held| held.from != peer);
         for pending in self.pending.values_mut().filter(|own| own.sent_to == Some(peer)) {
             pending.sent_to = None;
         }
@@ -472,9 +487,11 @@ impl Mesh {
             Frame::Answer(number, answer) => self.answered(number, answer),
             Frame::Told(topic, bytes) => self.said.push_back(Said::Told(topic, bytes)),
             Frame::Transfer(view, transfer) if view == self.view.number && self.agrees(from) => {
-                let (bytes_max, now_ms) = (self.own.bytes_max, self.now_ms);
-                if self.transfers.heard(from, transfer, bytes_max, now_ms) {
+                let is_end = transfer == Transfer::End;
+                self.transfers.heard(from, transfer, self.own.bytes_max, self.now_ms);
+                if is_end {
                     self.take_over();
+                    self.send(from, Frame::Transfer(view, Transfer::Taken));
                     self.review();
                 }
             }
@@ -485,23 +502,26 @@ impl Mesh {
     /// Goes on with the channels that other keepers have handed over.
     fn take_over(&mut self) {
         let arrived = self.transfers.take_arrived();
-        if arrived.is_empty() {
-            return;
-        }
+        let channels: Vec<ChannelName> = arrived.iter().map(|(own, _)| own.clone()).collect();
         for (channel, kept) in arrived {
             let full = self.store.channels() >= self.own.channels_max;
-            if self.is_keeper(&channel) && !full {
+            let is_kept = self.is_keeper(&channel) && !full && {
                 let keep = (self.own.rules)(&channel);
-                self.store.take_over(channel, kept, (keep, self.own.bytes_max), self.now_ms);
-            }
+                self.store.take_over(channel, kept, (keep, self.own.bytes_max), self.now_ms)
+            };
+            self.transfers.tally.taken += u64::from(is_kept);
+            self.transfers.tally.lost += u64::from(!is_kept);
         }
         if self.up {
-            self.serve_all_held();
+            for channel in channels {
+                let held = self.held.remove(&channel).unwrap_or_default();
+                held.into_iter().for_each(|held| self.serve(held));
+            }
         }
     }
 
-    /// Hands over to other keepers what is theirs by now, to those of whom this says that they have room for more.
-    pub fn hand_over(&mut self, has_room: impl Fn(Instance) -> bool) {
+    /// Gives other keepers what is theirs by now, those of whom this says that they have room for more.
+    pub fn give_lives(&mut self, has_room: impl Fn(Instance) -> bool) {
         let (number, peers) = (self.view.number, &self.peers);
         let can_be_told = |own| peers.get(&own).is_some_and(|peer| peer.agrees) && has_room(own);
         let at_once = self.own.handed_bytes;
@@ -511,21 +531,37 @@ impl Mesh {
     }
 
     /// Whether others that can be reached are still to be handed something.
-    pub fn hands_over(&self) -> bool {
+    pub fn owes_lives(&self) -> bool {
         self.transfers.untold().any(|to| self.agrees(to))
     }
 
     /// Whether this node waits for what others hand over to it.
-    pub fn is_handed(&self) -> bool {
-        !self.transfers.is_complete()
+    pub fn awaits_lives(&self) -> bool {
+        self.transfers.owing() > 0
     }
 
-    /// Whether the node can go and nothing that it has kept is lost with it that another one could keep.
+    /// Whether channels are on their way from this node, or to it: the next view had better wait.
+    pub fn is_moving(&self) -> bool {
+        self.awaits_lives() || !self.transfers.is_confirmed()
+    }
+
+    /// How many channels have changed their keeper.
+    pub fn tally(&self) -> Tally {
+        self.transfers.tally
+    }
+
+    /// When a channel was handed over last, by this node's clock.
+    pub fn moved_ms(&self) -> u64 {
+        self.transfers.moved_ms()
+    }
+
+    /// Whether the node can go and nothing that it has kept is lost with it that another one could keep: they have said that they
+    /// have it.
     pub fn is_relieved(&self) -> bool {
         let own = self.own.instance;
         let keeps = self.placing.has(own);
         let other = self.view.members.iter().any(|other| other.instance != own && !other.leaving);
-        !self.up || !other || !keeps && self.transfers.untold().next().is_none()
+        !other || !keeps && self.transfers.is_confirmed()
     }
 
     fn alive(&self, to: Instance) -> Frame {
@@ -613,7 +649,9 @@ impl Mesh {
         };
         let moved: Vec<ChannelName> = self.followed.iter().filter(moved).cloned().collect();
         let waits_ms = self.view.wait_ms;
-        (self.view, self.placing) = (view, placing);
+        let before = std::mem::replace(&mut self.placing, placing);
+        self.before = in_line.then_some(before);
+        self.view = view;
         self.held.clear();
         self.pending.values_mut().for_each(|pending| pending.sent_to = None);
         let View { members, before, .. } = &self.view;
@@ -624,9 +662,9 @@ impl Mesh {
         let to = to.filter(|of| *of != own && before.contains(&own));
         self.transfers.begin(handed, to, self.awaited.iter().copied(), self.now_ms);
         // Whoever was waited for by the view before is, by this one.
-        let waited_ms = self.begins_ms.unwrap_or(self.now_ms + waits_ms);
+        let waited_ms = self.begins_ms.unwrap_or(self.now_ms.saturating_add(waits_ms));
         self.waits_ms = self.waits_ms.max(waited_ms);
-        (self.begins_ms, self.kept) = (None, (false, false));
+        (self.begins_ms, self.kept) = (None, (false, false, 0));
         for peer in self.peers.values_mut() {
             // Each is agreed with anew: what was asked by the view before is asked again.
             peer.agrees = false;
@@ -654,7 +692,7 @@ impl Mesh {
     /// find out by nobody's supporting them any more.
     fn begin_when_all_know(&mut self) {
         if self.awaited.is_empty() && self.begins_ms.is_none() {
-            let begins_ms = self.now_ms + self.view.wait_ms;
+            let begins_ms = self.now_ms.saturating_add(self.view.wait_ms);
             self.begins_ms = Some(begins_ms.max(std::mem::take(&mut self.waits_ms)));
         }
     }
@@ -703,9 +741,10 @@ impl Mesh {
                 self.followed.clear();
                 let own = self.own.instance;
                 self.store.forget_follower(own);
-                self.held.retain(|(from, ..)| *from != own);
+                self.hold_only(|held| held.from != own);
             }
         }
+        self.take_over();
         let awaited = &self.awaited;
         self.transfers.pass(|own| awaited.contains(&own), now_ms);
         self.serve_held();
@@ -713,7 +752,10 @@ impl Mesh {
 
     /// It is this time by now: what held may hold no more. To be told before anything is asked of the mesh.
     pub fn pass(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+        let stood_ms = now_ms.saturating_sub(std::mem::replace(&mut self.now_ms, now_ms));
+        if stood_ms > STOOD_STILL_MS {
+            self.transfers.stood_still(stood_ms);
+        }
         self.review();
     }
 
@@ -723,8 +765,8 @@ impl Mesh {
         let patience_ms = self.own.patience_ms;
         // Who has asked has given it up; that it follows, it says once.
         let is_late = |at_ms: u64| now_ms.saturating_sub(at_ms) >= patience_ms;
-        self.held.retain(|(_, _, asked, at_ms)| {
-            matches!(asked, Asked::Follow(_) | Asked::Unfollow(_)) || !is_late(*at_ms)
+        self.hold_only(|held| {
+            matches!(held.asked, Asked::Follow(_) | Asked::Unfollow(_)) || !is_late(held.at_ms)
         });
         let patience_ms = self.own.patience_ms;
         let late = |own: &Pending| now_ms.saturating_sub(own.since_ms) >= patience_ms;
@@ -737,7 +779,6 @@ impl Mesh {
                 self.said.push_back(Said::Interrupted(channel));
             }
         }
-        self.take_over();
         self.store.sweep(&self.own.rules, now_ms);
     }
 
@@ -751,26 +792,39 @@ impl Mesh {
 
     /// Whether a channel is kept here already, or can be from now on.
     fn may_keep(&self, channel: &ChannelName) -> bool {
-        self.up && (self.store.has(channel) || self.begins())
+        // One whose keeper is known waits for that one alone.
+        let is_owed = || match &self.before {
+            Some(before) => {
+                before.keeper(channel).is_some_and(|keeper| self.transfers.is_owing(keeper))
+            }
+            None => self.awaits_lives(),
+        };
+        self.up && (self.store.has(channel) || self.begins() && !is_owed())
     }
 
-    /// Whether it begins lives of channels by now that it has not kept before.
+    /// Whether it begins lives of channels by now that it has not kept before, and that nobody hands over.
     fn begins(&self) -> bool {
-        self.begins_ms.is_some_and(|at| at <= self.now_ms) && self.transfers.is_complete()
+        self.begins_ms.is_some_and(|at| at <= self.now_ms)
+    }
+
+    fn hold_only(&mut self, stays: impl Fn(&Held) -> bool) {
+        self.held.retain(|_, held| {
+            held.retain(&stays);
+            !held.is_empty()
+        });
     }
 
     /// Does what has waited until this node keeps the channel, as far as it does by now.
     fn serve_held(&mut self) {
-        let keeps = (self.up, self.begins());
+        let keeps = (self.up, self.begins(), self.transfers.owing());
         if keeps != std::mem::replace(&mut self.kept, keeps) && self.up {
-            self.serve_all_held();
+            let held = std::mem::take(&mut self.held).into_values().flatten();
+            held.for_each(|held| self.serve(held));
         }
     }
 
-    fn serve_all_held(&mut self) {
-        for (from, number, asked, at_ms) in std::mem::take(&mut self.held) {
-            self.asked_at(from, number, asked, at_ms);
-        }
+    fn serve(&mut self, Held { from, number, asked, at_ms }: Held) {
+        self.asked_at(from, number, asked, at_ms);
     }
 
     /// A node asks something of this one as the keeper of a channel.
@@ -784,13 +838,19 @@ impl Mesh {
             Asked::Follow(channels) => {
                 let (now, later): (Vec<_>, Vec<_>) =
                     channels.into_iter().partition(|channel| self.may_keep(channel));
-                if !later.is_empty() {
-                    self.held.push_back((from, number, Asked::Follow(later), at_ms));
+                for channel in later {
+                    let asked = Asked::Follow(vec![channel.clone()]);
+                    self.held.entry(channel).or_default().push(Held { from, number, asked, at_ms });
                 }
                 Asked::Follow(now)
             }
-            asked if channel_of(&asked).is_some_and(|channel| self.may_keep(channel)) => asked,
-            asked => return self.held.push_back((from, number, asked, at_ms)),
+            asked => match channel_of(&asked).filter(|channel| !self.may_keep(channel)).cloned() {
+                None => asked,
+                Some(channel) => {
+                    let held = Held { from, number, asked, at_ms };
+                    return self.held.entry(channel).or_default().push(held);
+                }
+            },
         };
         let full = self.store.channels() >= self.own.channels_max;
         let refused = channel_of(&asked).is_some_and(|own| full && !self.store.has(own));

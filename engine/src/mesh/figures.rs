@@ -24,6 +24,12 @@ pub struct Figures {
     pub channels: Count,
     /// Bytes of publications in their histories.
     pub bytes: Count,
+    /// Channels that were given to other keepers, …
+    pub given: Count,
+    /// … that were given to this one, …
+    pub taken: Count,
+    /// … and that had to be and begin another life nevertheless.
+    pub lost: Count,
     /// Frames that came from other nodes.
     pub frames_in: Count,
     /// Bytes of them.
@@ -58,7 +64,7 @@ impl Figures {
     }
 
     /// Each with its name and what it is.
-    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 18] {
+    pub fn each(&self) -> [(&'static str, &'static str, Kind, u64); 21] {
         [
             ("up", "Whether this node goes by the view that counts.", Kind::Gauge, self.up.read()),
             ("view", "Number of the view by which it goes.", Kind::Gauge, self.view.read()),
@@ -68,6 +74,24 @@ impl Figures {
             ("refused", "Calls that have not shown the key.", Kind::Counter, self.refused.read()),
             ("channels", "Channels kept for all nodes.", Kind::Gauge, self.channels.read()),
             ("bytes", "Bytes of their histories.", Kind::Gauge, self.bytes.read()),
+            (
+                "given",
+                "Channels that other nodes were given to keep, with history and keys.",
+                Kind::Counter,
+                self.given.read(),
+            ),
+            (
+                "taken",
+                "Channels that this node was given to keep.",
+                Kind::Counter,
+                self.taken.read(),
+            ),
+            (
+                "lost",
+                "Channels that changed their keeper and begin another life nevertheless.",
+                Kind::Counter,
+                self.lost.read(),
+            ),
             ("frames_in", "Frames from other nodes.", Kind::Counter, self.frames_in.read()),
             ("bytes_in", "Bytes of them.", Kind::Counter, self.bytes_in.read()),
             ("frames_out", "Frames to other nodes.", Kind::Counter, self.frames_out.read()),

@@ -122,6 +122,7 @@ const ANSWER: u8 = 34;
 const HISTORY: u8 = 40;
 const LIFE: u8 = 41;
 const END: u8 = 42;
+const TAKEN: u8 = 43;
 
 fn put_name(out: &mut BytesMut, name: &ChannelName) {
     // Names have at most 255 bytes.
@@ -189,7 +190,7 @@ impl Frame {
             }
             kind @ FOLLOW..=PASS_ON => Frame::Ask(rest.u64()?, read_asked(kind, &mut rest)?),
             kind @ APPENDED..=REFUSED => Frame::Answer(rest.u64()?, read_answer(kind, &mut rest)?),
-            kind @ HISTORY..=END => Frame::Transfer(rest.u64()?, read_transfer(kind, &mut rest)?),
+            kind @ HISTORY..=TAKEN => Frame::Transfer(rest.u64()?, read_transfer(kind, &mut rest)?),
             kind => {
                 let topic = match kind {
                     NUMBERED => Topic::Numbered(name(&mut rest)?),
@@ -346,6 +347,7 @@ fn write_transfer(out: &mut BytesMut, view: u64, transfer: &Transfer) {
         Transfer::History(..) => HISTORY,
         Transfer::Life(..) => LIFE,
         Transfer::End => END,
+        Transfer::Taken => TAKEN,
     });
     out.put_u64(view);
     match transfer {
@@ -372,7 +374,7 @@ fn write_transfer(out: &mut BytesMut, view: u64, transfer: &Transfer) {
                 out.put_u64(*age_ms);
             }
         }
-        Transfer::End => {}
+        Transfer::End | Transfer::Taken => {}
     }
 }
 
@@ -401,6 +403,7 @@ fn read_transfer(kind: u8, rest: &mut Reader) -> Option<Transfer> {
             Transfer::Life(channel, Life { epoch, offset, done, keys })
         }
         END => Transfer::End,
+        TAKEN => Transfer::Taken,
         _ => return None,
     })
 }
@@ -474,8 +477,12 @@ mod tests {
         let keys = vec![(KeyDigest([3; 16]), at(3), 7)];
         let life = Life { epoch: Epoch(7), offset: Offset(9), done, keys };
         let history = vec![(5, Bytes::from_static(b"x")), (4, Bytes::from_static(b""))];
-        let transfers =
-            [Transfer::History(name(), history), Transfer::Life(name(), life), Transfer::End];
+        let transfers = [
+            Transfer::History(name(), history),
+            Transfer::Life(name(), life),
+            Transfer::End,
+            Transfer::Taken,
+        ];
         let alive = Frame::Alive(Alive { view: 1, at_ms: 2, heard_ms: 3 });
         let mut all = vec![alive, Frame::View(Box::new(view))];
         all.extend(asked.into_iter().map(|asked| Frame::Ask(8, asked)));

@@ -4,8 +4,8 @@
 //! this one:
 //!
 //! ```text
-//! caller:  "rfm1" | instance u64 | nonce [32]
-//! called:  "rfm1" | instance u64 | nonce [32]
+//! caller:  "rfm2" | instance u64 | nonce [32]
+//! called:  "rfm2" | instance u64 | nonce [32]
 //! caller:  HMAC("caller" | both greetings)
 //! called:  HMAC("called" | both greetings)
 //! ```
@@ -20,7 +20,7 @@ use sha2::Sha256;
 use crate::registry::views::Instance;
 
 /// Which protocol, and which version of it.
-const MAGIC: &[u8; 4] = b"rfm1";
+const MAGIC: &[u8; 4] = b"rfm2";
 /// Bytes of a greeting.
 pub(super) const GREETING_BYTES: usize = 4 + 8 + 32;
 /// Bytes of a proof that one has the key.

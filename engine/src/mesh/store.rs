@@ -200,17 +200,17 @@ impl Store {
         others
     }
 
-    /// Goes on with a channel that another node has kept, unless it is kept here; of all channels together so many bytes are
-    /// remembered at most.
+    /// Goes on with a channel that another node has kept, unless it is kept here, and says whether it does; of all channels together
+    /// so many bytes are remembered at most.
     pub(super) fn take_over(
         &mut self,
         channel: ChannelName,
         mut kept: Kept,
         (keep, bytes_max): (Keep, usize),
         now_ms: u64,
-    ) {
+    ) -> bool {
         if self.has(&channel) {
-            return;
+            return false;
         }
         kept.trim(keep, now_ms);
         while self.bytes + kept.bytes > bytes_max
@@ -223,6 +223,7 @@ impl Store {
         self.event(|| Event::TakenOver(channel.clone(), position, from));
         self.bytes += kept.bytes;
         self.channels.insert(channel, kept);
+        true
     }
 
     /// A node follows a channel.
@@ -447,7 +448,8 @@ impl Kept {
     /// ever were.
     pub(super) fn of(life: Life, history: VecDeque<(u64, Bytes)>, now_ms: u64) -> Option<Kept> {
         let Life { epoch, offset: Offset(offset), done, keys } = life;
-        if history.len() as u64 > offset || offset == u64::MAX {
+        // What comes next counts up from there.
+        if history.len() as u64 > offset || offset > u64::MAX / 2 {
             return None;
         }
         let at_ms = |age_ms: u64| now_ms.saturating_sub(age_ms);
@@ -461,7 +463,11 @@ impl Kept {
         });
         let bytes = history.iter().map(|(_, bytes)| bytes.len()).sum();
         let history = history.into_iter();
-        let history = history.map(|(age_ms, bytes)| Entry { at_ms: at_ms(age_ms), bytes });
+        // What it came with, much of it other channels', is not to stay for its sake.
+        let history = history.map(|(age_ms, bytes)| Entry {
+            at_ms: at_ms(age_ms),
+            bytes: Bytes::copy_from_slice(&bytes),
+        });
         Some(Kept {
             epoch,
             offset,

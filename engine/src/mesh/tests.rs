@@ -75,7 +75,7 @@ impl Nodes {
         loop {
             let mut frames = Vec::new();
             for (from, mesh) in &mut self.meshes {
-                mesh.hand_over(|_| true);
+                mesh.give_lives(|_| true);
                 frames.extend(mesh.take_frames().map(|(to, frame)| (*from, to, frame)));
             }
             if frames.is_empty() {
@@ -177,7 +177,7 @@ fn a_channel_goes_on_in_its_life_with_all_that_is_known_of_it_where_its_keeper_l
     assert_eq!(nodes.meshes[&second].keeper(CHANNEL), Some(Instance(second)));
     assert!(!nodes.mesh(first).is_relieved());
     let transfers = nodes.hand_on(|_, _| false);
-    assert!(nodes.mesh(first).is_relieved() && !nodes.mesh(second).is_handed());
+    assert!(nodes.mesh(first).is_relieved() && !nodes.mesh(second).awaits_lives());
     // Each says when that is all.
     assert_eq!(transfers.iter().filter(|own| **own == Transfer::End).count(), 2);
     assert_eq!((nodes.kept(first), nodes.kept(second)), (0, 70_000));

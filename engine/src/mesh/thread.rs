@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::link::{self, Event, Link, LinkError, Open};
 use super::tls::Tls;
+use super::transfer::Tally;
 use super::{Mesh, Own};
 use crate::bridge::{Bridge, Handover, Keep, Numbering, Process};
 use crate::registry::api::{Announcement, ChannelList, NodeState};
@@ -71,8 +72,12 @@ const PENDING_MAX: usize = 65_536;
 const TOLD_EVERY: Duration = Duration::from_secs(30);
 /// The registry is told that the node lives so often, beside its questions.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// A node that ends has so long to hand over what it keeps, and to send what is to be sent.
+/// A node that ends has so long to hand over what it keeps, and to send what is to be sent, since something was handed over last …
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// … and since it was to end.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(30);
+/// Where the thread comes to its tick so late, it has stood still, and has yet to read what others have said.
+const LATE: Duration = Duration::from_secs(1);
 /// While less than this waits for a node, it is handed more of the channels that are to be its.
 const HANDED_BYTES_MAX: usize = 8 << 20;
 /// It is handed so many bytes at once.
@@ -235,8 +240,12 @@ struct Runner {
     registry: mpsc::Receiver<Told>,
     membership: Option<Membership>,
     handover: Handover,
+    ticked_at: Instant,
+    /// Nobody counts as silent before.
+    judges_at: Instant,
     alive_at: Instant,
     beat_at: Instant,
+    told_lost: Tally,
     told_alone: Option<Instant>,
     refused: Seldom,
     dropped: Seldom,
@@ -269,7 +278,7 @@ impl Runner {
         };
         let now = Instant::now();
         let (said, standpoint) =
-            watch::channel(Standpoint { instance, view: 0, hears: Vec::new(), knows: None });
+            watch::channel(Standpoint { instance, view: 0, ..Standpoint::default() });
         let (told, registry) = mpsc::channel(1);
         tokio::spawn(ask_registry(client, id, standpoint, told, now));
         let events = mpsc::channel(EVENTS_MAX);
@@ -292,6 +301,9 @@ impl Runner {
             registry,
             membership: Some(membership),
             handover: Handover::new(shared.shards.count()),
+            ticked_at: now,
+            judges_at: now,
+            told_lost: Tally::default(),
             alive_at: now,
             beat_at: now,
             told_alone: Some(now),
@@ -309,13 +321,11 @@ impl Runner {
         let news = self.shared.upstream.news();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_moment = None;
-        while last_moment.is_none_or(|at| Instant::now() < at && !self.is_idle()) {
+        let mut ends = None;
+        while ends.is_none_or(|since| self.has_last_words(since) && !self.is_idle()) {
             let takes_strangers = Instant::now() >= self.accepts_at;
             tokio::select! {
-                _ = &mut stop, if last_moment.is_none() => {
-                    last_moment = Some(Instant::now() + LAST_WORDS);
-                }
+                _ = &mut stop, if ends.is_none() => ends = Some(self.now_ms()),
                 () = news.notified(), if self.has_room() => {}
                 _ = tick.tick() => self.tick(),
                 Some(event) = self.events.1.recv(), if !self.handover.is_full() => self.event(event),
@@ -324,14 +334,25 @@ impl Runner {
                     self.shown(called, result);
                 }
                 accepted = self.listener.accept(), if takes_strangers => self.accepted(accepted),
-                () = sleep(FULL_PAUSE), if self.handover.is_waiting() || self.mesh.hands_over() => {}
+                () = sleep(FULL_PAUSE), if self.handover.is_waiting() || self.mesh.owes_lives() => {}
             }
             self.pass_on();
         }
         self.shared.cluster.up.set(0);
+        if !self.mesh.is_relieved() {
+            tracing::warn!(
+                "this node ends before other nodes have said that they have its channels: those that they have not begin another life"
+            );
+        }
         if let Some(membership) = self.membership.take() {
             let _ = tokio::time::timeout(ASK_EVERY, membership.leave()).await;
         }
+    }
+
+    /// Whether there is time left, as it is to end since then.
+    fn has_last_words(&self, since_ms: u64) -> bool {
+        let passed = |from_ms| Duration::from_millis(self.now_ms().saturating_sub(from_ms));
+        passed(since_ms.max(self.mesh.moved_ms())) < LAST_WORDS && passed(since_ms) < LAST_WORDS_MAX
     }
 
     fn has_room(&self) -> bool {
@@ -383,7 +404,10 @@ impl Runner {
         let links = &self.links;
         let has_room =
             |to| links.get(&to).is_some_and(|own: &Linked| own.link.unsent() < HANDED_BYTES_MAX);
-        self.mesh.hand_over(has_room);
+        self.mesh.give_lives(has_room);
+        if self.mesh.is_moving() != self.standpoint.borrow().moving {
+            self.stand();
+        }
         self.send();
         for told in self.bridge.take_told() {
             self.handover.push(told, &self.shared.shards);
@@ -395,9 +419,13 @@ impl Runner {
     fn count(&self) {
         let figures = &self.shared.cluster;
         figures.up.set(self.mesh.is_up().into());
-        if self.mesh.is_up() && !self.mesh.is_handed() {
+        if self.mesh.is_up() && !self.mesh.awaits_lives() {
             figures.joined.set(1);
         }
+        let tally = self.mesh.tally();
+        figures.given.set(tally.given);
+        figures.taken.set(tally.taken);
+        figures.lost.set(tally.lost);
         figures.view.set(self.mesh.view().number);
         figures.members.set(self.mesh.view().members.len() as u64);
         figures.links.set(self.links.len() as u64);
@@ -532,9 +560,12 @@ impl Runner {
     /// Says to the registry where this node stands, the next time that it is asked.
     fn stand(&mut self) {
         let (view, hears) = (self.mesh.view().number, self.mesh.supporters().collect());
+        let moving = self.mesh.is_moving();
         self.standpoint.send_if_modified(|own| {
-            let changed = own.view != view;
-            (own.view, own.hears, own.knows) = (view, hears, own.knows.take().filter(|_| !changed));
+            let is_other = own.view != view;
+            let changed = is_other || own.moving != moving;
+            (own.view, own.hears, own.moving) = (view, hears, moving);
+            own.knows = own.knows.take().filter(|_| !is_other);
             changed
         });
     }
@@ -646,7 +677,11 @@ impl Runner {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         self.mesh.tick(now_ms);
         self.bridge.tick(now_ms);
-        let silent = |own: &Linked| own.link.silent_for() > SILENT;
+        if now - std::mem::replace(&mut self.ticked_at, now) > LATE {
+            self.judges_at = now + LATE;
+        }
+        let judges = now >= self.judges_at;
+        let silent = |own: &Linked| judges && own.link.silent_for() > SILENT;
         let silent = self.links.iter().filter(|(_, own)| silent(own)).map(|(peer, _)| *peer);
         for peer in silent.collect::<Vec<_>>() {
             self.unlink(peer, "nothing is heard over it");
@@ -666,6 +701,15 @@ impl Runner {
             self.bridge.beat();
         }
         self.call();
+        let (told, tally) = (self.told_lost, self.mesh.tally());
+        if (told.lost, told.given_up) != (tally.lost, tally.given_up) {
+            tracing::warn!(
+                channels = tally.lost - told.lost,
+                nodes = tally.given_up - told.given_up,
+                "channels that changed their keeper begin another life, or other nodes have said nothing of theirs in time"
+            );
+        }
+        self.told_lost = tally;
         if self.mesh.is_up() {
             self.told_alone = None;
         } else if self.told_alone.is_none_or(|told| now - told >= TOLD_EVERY) {

@@ -2,10 +2,11 @@
 //! one, which goes on in the same life. So nothing is missing where a node joins, or says that it is about to go.
 //!
 //! Whoever has a channel's life goes on with it, and nobody else: it is handed over once, by who goes by the new view, and what is
-//! lost on the way is lost, as with a node that is lost. Members of the view before say when they have handed over all; until then,
-//! or until one has said nothing for [`PATIENCE_MS`], the next keeper begins no other life in its place.
+//! lost on the way is lost, as with a node that is lost. Members of the view before say when they have handed over all, and are
+//! told when that has come; until then, or until one has said nothing for [`PATIENCE_MS`], the next keeper begins no other life in
+//! its place.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use ringfeed_protocol::ChannelName;
@@ -15,7 +16,7 @@ use crate::registry::views::Instance;
 
 /// A member that goes by the view is waited for so long since it was heard of last.
 pub(super) const PATIENCE_MS: u64 = 3000;
-/// What could not be handed over for so long is not waited for any more, and forgotten.
+/// Where nothing could be handed over for so long, what is left is forgotten.
 const KEPT_MS: u64 = 10 * PATIENCE_MS;
 
 /// What a keeper tells the next one.
@@ -27,6 +28,8 @@ pub enum Transfer {
     Life(ChannelName, Life),
     /// That is all.
     End,
+    /// To who has said that: it has all come.
+    Taken,
 }
 
 impl Transfer {
@@ -37,7 +40,7 @@ impl Transfer {
                 entries.iter().map(|(_, bytes)| bytes.len() + size_of::<u64>()).sum()
             }
             Transfer::Life(_, life) => life.bytes(),
-            Transfer::End => 0,
+            Transfer::End | Transfer::Taken => 0,
         }
     }
 }
@@ -47,9 +50,16 @@ impl Transfer {
 struct Owing {
     /// So long, once it goes by the view.
     until_ms: Option<u64>,
-    /// Of the channel that it is about to hand over.
+    /// What has come of the channel that it is about to hand over.
+    of: Option<ChannelName>,
     history: VecDeque<(u64, Bytes)>,
     bytes: usize,
+}
+
+impl Owing {
+    fn forget_history(&mut self) {
+        (self.of, self.history, self.bytes) = (None, VecDeque::new(), 0);
+    }
 }
 
 /// See the module's description.
@@ -57,11 +67,27 @@ struct Owing {
 pub(super) struct Transfers {
     /// To whom this node has yet to say that it has handed over all, with what that is.
     out: BTreeMap<Instance, VecDeque<(ChannelName, Kept)>>,
-    /// When the view came that says so.
-    since_ms: u64,
+    /// Who has yet to say that all has come.
+    unconfirmed: BTreeSet<Instance>,
+    /// When something was handed over last, or the view came that says so.
+    moved_ms: u64,
     owing: BTreeMap<Instance, Owing>,
     /// What was handed to this node and is not taken over yet.
     arrived: Vec<(ChannelName, Kept)>,
+    pub(super) tally: Tally,
+}
+
+/// How many channels have changed their keeper.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    /// Those that this node has given to others.
+    pub given: u64,
+    /// Those that it was given.
+    pub taken: u64,
+    /// Those that it had to give, or was given, and that begin another life nevertheless.
+    pub lost: u64,
+    /// Nodes that were not waited for any longer.
+    pub given_up: u64,
 }
 
 impl Transfers {
@@ -74,8 +100,10 @@ impl Transfers {
         from: impl Iterator<Item = Instance>,
         now_ms: u64,
     ) {
-        self.since_ms = now_ms;
+        self.forget();
+        self.moved_ms = now_ms;
         self.out = to.map(|own| (own, VecDeque::new())).collect();
+        self.unconfirmed = self.out.keys().copied().collect();
         self.owing = from.map(|own| (own, Owing::default())).collect();
         self.arrived.clear();
         for (keeper, channel, kept) in moved {
@@ -85,9 +113,30 @@ impl Transfers {
         }
     }
 
-    /// All that is to come has come, or is not waited for.
-    pub(super) fn is_complete(&self) -> bool {
-        self.owing.is_empty()
+    fn forget(&mut self) {
+        self.tally.lost += self.out.values().map(|lives| lives.len() as u64).sum::<u64>();
+        self.out.clear();
+        self.unconfirmed.clear();
+    }
+
+    /// How many members are waited for.
+    pub(super) fn owing(&self) -> usize {
+        self.owing.len()
+    }
+
+    /// Whether this member is.
+    pub(super) fn is_owing(&self, member: Instance) -> bool {
+        self.owing.contains_key(&member)
+    }
+
+    /// All that others are to keep has come to them.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.unconfirmed.is_empty()
+    }
+
+    /// When something was handed over last.
+    pub(super) fn moved_ms(&self) -> u64 {
+        self.moved_ms
     }
 
     /// Those who have not been told all.
@@ -112,14 +161,16 @@ impl Transfers {
                 let history = lives.front_mut().and_then(|(name, kept)| {
                     Some(Transfer::History(name.clone(), kept.take_oldest(now_ms)?))
                 });
-                let mut life = || lives.pop_front();
                 let next = history.or_else(|| {
-                    life().map(|(name, kept)| Transfer::Life(name, kept.into_life(now_ms)))
+                    let (name, kept) = lives.pop_front()?;
+                    self.tally.given += 1;
+                    Some(Transfer::Life(name, kept.into_life(now_ms)))
                 });
                 let next = next.unwrap_or_else(|| {
                     self.out.remove(&to);
                     Transfer::End
                 });
+                self.moved_ms = now_ms;
                 room = room.saturating_sub(next.bytes() + size_of::<Transfer>());
                 all.push((to, next));
             }
@@ -127,39 +178,53 @@ impl Transfers {
         all
     }
 
-    /// A member tells something, of which at most so much is remembered. Whether it was the last.
+    /// A member tells something, of which at most so much is remembered.
     pub(super) fn heard(
         &mut self,
         from: Instance,
         transfer: Transfer,
         bytes_max: usize,
         now_ms: u64,
-    ) -> bool {
-        let Some(owing) = self.owing.get_mut(&from) else { return false };
+    ) {
+        if transfer == Transfer::Taken {
+            self.moved_ms = now_ms;
+            self.unconfirmed.remove(&from);
+            return;
+        }
+        let Some(owing) = self.owing.get_mut(&from) else {
+            self.tally.lost += u64::from(matches!(transfer, Transfer::Life(..)));
+            return;
+        };
         owing.until_ms = Some(now_ms + PATIENCE_MS);
+        let size = |(_, bytes): &(u64, Bytes)| bytes.len() + size_of::<(u64, Bytes)>();
         match transfer {
-            Transfer::History(_, entries) => {
-                owing.bytes += entries.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+            Transfer::History(channel, entries) => {
+                if owing.of.as_ref() != Some(&channel) {
+                    owing.forget_history();
+                    owing.of = Some(channel);
+                }
+                owing.bytes += entries.iter().map(size).sum::<usize>();
                 owing.history.extend(entries);
                 while owing.bytes > bytes_max
-                    && let Some((_, oldest)) = owing.history.pop_front()
+                    && let Some(oldest) = owing.history.pop_front()
                 {
-                    owing.bytes -= oldest.len();
+                    owing.bytes -= size(&oldest);
                 }
             }
             Transfer::Life(channel, life) => {
-                let Owing { history, bytes, .. } = owing;
-                *bytes = 0;
-                self.arrived.extend(
-                    Kept::of(life, std::mem::take(history), now_ms).map(|kept| (channel, kept)),
-                );
+                if owing.of.as_ref() != Some(&channel) {
+                    owing.forget_history();
+                }
+                let kept = Kept::of(life, std::mem::take(&mut owing.history), now_ms);
+                owing.forget_history();
+                self.tally.lost += u64::from(kept.is_none());
+                self.arrived.extend(kept.map(|kept| (channel, kept)));
             }
             Transfer::End => {
                 self.owing.remove(&from);
-                return true;
             }
+            Transfer::Taken => {}
         }
-        false
     }
 
     /// What was handed to this node.
@@ -170,17 +235,26 @@ impl Transfers {
     /// The link to a member is not there any more: what comes next does not follow on what has come.
     pub(super) fn part(&mut self, with: Instance) {
         if let Some(owing) = self.owing.get_mut(&with) {
-            (owing.history, owing.bytes) = (VecDeque::new(), 0);
+            owing.forget_history();
         }
+    }
+
+    /// This process has stood still for so long: others may have said something that it has not heard yet.
+    pub(super) fn stood_still(&mut self, ms: u64) {
+        let until = self.owing.values_mut().filter_map(|owing| owing.until_ms.as_mut());
+        until.for_each(|until_ms| *until_ms += ms);
+        self.moved_ms += ms;
     }
 
     /// Waits no longer for members that cannot be told, nor for those that go by the view and say nothing; `awaited` says who may not know it yet.
     pub(super) fn pass(&mut self, awaited: impl Fn(Instance) -> bool, now_ms: u64) {
-        if now_ms.saturating_sub(self.since_ms) >= KEPT_MS {
-            self.out.clear();
+        if now_ms.saturating_sub(self.moved_ms) >= KEPT_MS {
+            self.forget();
         }
+        let before = self.owing.len();
         self.owing.retain(|own, owing| {
             awaited(*own) || *owing.until_ms.get_or_insert(now_ms + PATIENCE_MS) > now_ms
         });
+        self.tally.given_up += (before - self.owing.len()) as u64;
     }
 }

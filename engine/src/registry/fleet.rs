@@ -215,7 +215,7 @@ impl Fleet {
         standpoint: &Standpoint,
         at: Moment,
     ) -> Result<(), NotHeard> {
-        let Standpoint { instance, view, hears, knows: _ } = standpoint;
+        let Standpoint { instance, view, hears, moving, knows: _ } = standpoint;
         let member = self.members.get(id).ok_or(NotHeard::Unknown)?;
         if instance_of(member) != Some(*instance) {
             return Err(member.not_of_it());
@@ -229,6 +229,7 @@ impl Fleet {
             }
         }
         self.views.goes_by(*instance, *view);
+        self.views.moves(*instance, *moving);
         self.notice(at);
         Ok(())
     }

@@ -7,8 +7,12 @@
 //!   half of those of the view before, have said that they go by this one.
 //! * A member goes by its view as long as the registry has heard of it lately, or more than half of the members, itself among
 //!   them and not alone, hear one another and go by it ([`crate::mesh`]).
-//! * A member that has become a channel's keeper begins once everybody who was in both views goes by the newer one, and where
-//!   somebody was left out, a while after that ([`View::wait_ms`]): until nobody relies any more on what was said before.
+//! * A member that has become a channel's keeper begins a life of it once everybody who was in both views goes by the newer one, and
+//!   where somebody was left out, a while after that ([`View::wait_ms`]): until nobody relies any more on what was said before.
+//!   Where it is handed the life that the channel has ([`crate::mesh::transfer`]) it goes on at once: whoever has a life is the only
+//!   one that numbers in it, and who handed it over goes by the newer view, as whoever may begin another one does.
+//!
+//! Where nobody is left out, the next view waits a while for what is on its way between keepers.
 //!
 //! It is time that this rests on, so clocks must go on: a machine that stands still with its clock (a paused virtual machine)
 //! goes on for a moment, when it is woken, as if nothing had been.
@@ -32,11 +36,18 @@ pub const MEMBERS_MAX: usize = 64;
 pub const SUPPORT_WAIT_MS: u64 = 3000;
 /// So far ahead of a registry's clock may be that of another one, which has made the view before: ten years.
 const AHEAD_MS_MAX: u64 = 315_360_000_000;
+/// A view by which all live waits so long for members who do not say that they go by this one: longer than a node is waited for
+/// that says nothing at all, …
+const UNKNOWN_MS: u64 = 10_000;
+/// … and so long for those who hand channels over to one another.
+const MOVING_MS: u64 = 30_000;
 /// A registry that knows of no view waits so long for those who go by one, before it makes the first.
 const FIRST_MS: u64 = 3000;
 
 /// A process of a node: drawn at random as it starts. As text, 16 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct Instance(pub u64);
 
@@ -116,7 +127,7 @@ impl View {
 }
 
 /// What a process says as it asks for the view that counts; it is a sign of life, too.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Standpoint {
     /// The process, which is the epoch of its node's announcement.
@@ -128,6 +139,9 @@ pub struct Standpoint {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub hears: Vec<Instance>,
+    /// Channels are on their way from this process to others, or to it: the next view had better wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moving: bool,
     /// That view, whole, where the registry has answered with an earlier one: its file was lost, or is an older copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knows: Option<Box<View>>,
@@ -169,6 +183,10 @@ pub struct Views {
     began_ms: u64,
     /// By which view processes have said to go.
     go_by: BTreeMap<Instance, u64>,
+    /// Who has said that channels are on their way.
+    moving: BTreeSet<Instance>,
+    /// When the view was made that counts.
+    since_ms: u64,
     /// Members that have said that they have ended.
     left: BTreeSet<Instance>,
     /// Members of a view that another node has told of, which were not heard of yet.
@@ -181,8 +199,17 @@ impl Views {
     /// Goes on with the view that was made last. A process that was not heard of for `timeout_ms` is not there.
     pub fn new(view: View, timeout_ms: u64, now_ms: u64) -> Views {
         let waits = vec![(now_ms + view.wait_ms + timeout_ms, view.wait_ms)];
-        let (go_by, left, unheard) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Views { view, timeout_ms, began_ms: now_ms, go_by, left, unheard, waits }
+        Views {
+            view,
+            timeout_ms,
+            began_ms: now_ms,
+            go_by: BTreeMap::new(),
+            moving: BTreeSet::new(),
+            since_ms: now_ms,
+            left: BTreeSet::new(),
+            unheard: BTreeSet::new(),
+            waits,
+        }
     }
 
     /// Members whose nodes the registry does not know, as after it has lost them, may run nevertheless.
@@ -214,6 +241,14 @@ impl Views {
         self.go_by.insert(instance, number);
     }
 
+    /// A process says whether channels are on their way from it or to it.
+    pub fn moves(&mut self, instance: Instance, moving: bool) {
+        match moving {
+            true => self.moving.insert(instance),
+            false => self.moving.remove(&instance),
+        };
+    }
+
     /// A process says that it has ended what it did: nobody has to wait until it finds that it was left out.
     pub fn leaves(&mut self, instance: Instance) {
         if self.view.has(instance) {
@@ -229,6 +264,7 @@ impl Views {
     /// Forgets what processes have said that are not there any more.
     pub fn forget(&mut self, is_there: impl Fn(Instance) -> bool) {
         self.go_by.retain(|own, _| is_there(*own));
+        self.moving.retain(|own| is_there(*own));
     }
 
     /// Whether a view that somebody goes by is to count from now on, since it is later: what was known here was lost, or is that of an
@@ -284,6 +320,16 @@ impl Views {
             return None;
         }
         let goes_by = |own: &Instance| self.go_by.get(own) == Some(&self.view.number);
+        let running = || of_members().filter(|own| may_run(*own));
+        let age_ms = now_ms.saturating_sub(self.since_ms);
+        if running().all(|own| is_live(&own))
+            && running().any(|own| match goes_by(&own) {
+                true => age_ms < MOVING_MS && self.moving.contains(&own),
+                false => age_ms < UNKNOWN_MS,
+            })
+        {
+            return None;
+        }
         for (place, of) in
             [of_members().collect::<Vec<_>>(), before.clone()].into_iter().enumerate()
         {
@@ -316,6 +362,7 @@ impl Views {
         if view.wait_ms > 0 {
             self.waits.push((now_ms + view.wait_ms + self.timeout_ms, view.wait_ms));
         }
+        self.since_ms = now_ms;
         self.view = view;
     }
 }

@@ -78,7 +78,7 @@ fn nodes_with_certificates_share_channels_and_nobody_else_is_linked_with() {
     // What a node says that speaks no TLS is answered with nothing but an alert.
     let mut stream = TcpStream::connect(peer_port(&registry, "node-0")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(&[&b"rfm1"[..], &[7; 40]].concat()).unwrap();
+    stream.write_all(&[&b"rfm2"[..], &[7; 40]].concat()).unwrap();
     let mut got = Vec::new();
     let _ = stream.read_to_end(&mut got);
     assert!(got.len() < 44, "{got:?}");

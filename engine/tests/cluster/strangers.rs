@@ -35,7 +35,7 @@ fn who_does_not_show_the_key_is_heard_by_nobody() {
     let nodes = nodes(&registry, 2);
     let port = peer_port(&registry, "node-0");
     let refused = || figure(nodes[0].internal, "refused_total");
-    let mut greeting = b"rfm1".to_vec();
+    let mut greeting = b"rfm2".to_vec();
     greeting.extend([7; 40]);
     let request = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n".to_vec();
     let wrong_proof = [&greeting[..], &[0; 32]].concat();

@@ -120,7 +120,7 @@ fn what_only_the_file_says_is_over_for_nobody() {
     let mut fleet = Fleet::new(LIMITS, contents, at);
     let epoch = id(&Instance(2).to_string());
     assert_eq!(fleet.hear(&id("a"), Some(&epoch), None, at).unwrap_err(), NotHeard::Unknown);
-    let own = Standpoint { instance: Instance(2), view: 9, hears: vec![], knows: None };
+    let own = Standpoint { instance: Instance(2), view: 9, ..Standpoint::default() };
     assert_eq!(fleet.stands(&id("a"), &own, at).unwrap_err(), NotHeard::Unknown);
     let member = |name: &str, epoch| ViewMember {
         id: id(name),
@@ -131,7 +131,7 @@ fn what_only_the_file_says_is_over_for_nobody() {
     let members = vec![member("a", 2), member("b", 4), member("c", 3)];
     let c = fleet.announced(shares("c", 3), false, at).unwrap();
     fleet.announce(c, at);
-    let own = Standpoint { instance: Instance(3), view: 9, hears: vec![], knows: None };
+    let own = Standpoint { instance: Instance(3), view: 9, ..Standpoint::default() };
     fleet.stands(&id("c"), &own, at).unwrap();
     fleet.take_over_view(View { number: 9, previous: 8, members, ..View::default() }, at);
     assert_eq!(fleet.next_view(after(at, 16)), None, "a and b may go on without c");

@@ -160,7 +160,7 @@ impl World {
         }
         // Not all at once: what happens in between is what is looked for.
         if self.dice.chance(500) {
-            self.own(node).mesh.hand_over(|_| true);
+            self.own(node).mesh.give_lives(|_| true);
         }
         let frames: Vec<(Instance, Frame)> = self.own(node).mesh.take_frames().collect();
         for (to, frame) in frames {
@@ -264,6 +264,7 @@ impl World {
         let now_ms = self.now_ms();
         let own = self.own(node);
         let (instance, number, leaving) = (own.instance, own.mesh.view().number, own.leaving);
+        let moving = own.mesh.is_moving();
         let knows = own.is_ahead.then(|| own.mesh.view().clone());
         let hears: Vec<Instance> = own.mesh.supporters().collect();
         let fabric = &mut self.fabric;
@@ -275,6 +276,7 @@ impl World {
             known.heard_ms = now_ms;
         }
         fabric.views.goes_by(instance, number);
+        fabric.views.moves(instance, moving);
         let is_live = |known: &Known| now_ms.saturating_sub(known.heard_ms) <= TIMEOUT_MS;
         let live = fabric.known.iter().filter(|(_, known)| is_live(known));
         let live = live.map(|(node, known)| Member {
@@ -384,7 +386,18 @@ impl World {
         };
         let Some(stays) = self.nodes.iter().enumerate().position(stays) else { return };
         self.own(goes).leaving = true;
-        self.settle_for(40);
+        self.ask_registry(goes);
+        // It goes in the very moment when it can.
+        for _ in 0..10_000 {
+            if self.own(goes).mesh.is_relieved() {
+                break;
+            }
+            match self.dice.below(3) {
+                0 => self.any_frame(),
+                1 => self.any_told_by_registry(),
+                _ => self.pass(10),
+            }
+        }
         let is_relieved = self.own(goes).mesh.is_relieved();
         assert!(is_relieved, "rule ends: n{goes} does not get rid of its channels");
         let newest = |world: &World| -> Vec<Option<(u64, u64)>> {
