@@ -10,6 +10,7 @@
 //! waited too long is kept on disk, if there is one for that (`spooling`).
 
 pub mod command;
+mod confirming;
 mod connection;
 mod errands;
 mod figures;
@@ -36,8 +37,8 @@ use ringfeed_protocol::{ChannelName, Position, Refused};
 
 use crate::ids::ShardId;
 use crate::message::{
-    Errand, ErrandId, FromUpstream, Gathered, Kept, Missing, NodesRequest, Post, Request,
-    Revocation, Roll, RoomWord, Shards, Stored, ToUpstream,
+    Confirming, Errand, ErrandId, FromUpstream, Gathered, Kept, Missing, NodesRequest, Outgoing,
+    Post, Request, Revocation, Roll, RoomWord, Shards, Stored, ToUpstream,
 };
 use crate::revoked::RevokedTable;
 use crate::rooms::RoomTable;
@@ -101,6 +102,15 @@ fn unavailable(detail: &'static str) -> Refused {
     Refused::Unavailable { detail }
 }
 
+/// One process, or all that have a channel.
+fn whom(channel: &ChannelName, numbered: bool, to: Option<u64>) -> To {
+    match to {
+        Some(instance) => To::Process(instance),
+        None if numbered => To::Followers(channel.clone()),
+        None => To::Sharers(channel.clone()),
+    }
+}
+
 /// How the bridge stands with Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -125,6 +135,8 @@ enum UnderWay {
     Kept,
     /// Where it is asked who is there.
     Roll(ChannelName),
+    /// Where it is asked who was, when a publication came, and its number.
+    Who(ChannelName, u64),
 }
 
 /// Another process.
@@ -393,7 +405,8 @@ impl Bridge {
                     self.command(Command::Unsubscribe(channel));
                 }
             }
-            ToUpstream::Publish { channel, ticket, publication, key } => {
+            ToUpstream::Publish { channel, ticket, mut publication, key } => {
+                self.sign(&mut publication);
                 let number = self.next_item;
                 self.next_item += 1;
                 let item = Item { number, bytes: item::encode(&publication), key };
@@ -410,7 +423,8 @@ impl Bridge {
                 self.ways.entry(channel.clone()).or_default().push(ticket, item);
                 self.append(&channel);
             }
-            ToUpstream::Share { channel, publication } => {
+            ToUpstream::Share { channel, mut publication } => {
+                self.sign(&mut publication);
                 self.shares += 1;
                 let shared = item::encode_shared(self.instance, self.shares, &publication);
                 self.shared_bytes += shared.len();
@@ -425,14 +439,18 @@ impl Bridge {
                     }
                 } else {
                     let bytes = rolls::encode(self.instance, &channel, &roll);
-                    let to = match to {
-                        Some(instance) => To::Process(instance),
-                        None if numbered => To::Followers(channel.clone()),
-                        None => To::Sharers(channel.clone()),
-                    };
-                    let command = self.send(to, bytes);
+                    let command = self.send(whom(&channel, numbered, to), bytes);
                     if roll.asks {
                         self.under_way.insert(command, UnderWay::Roll(channel));
+                    }
+                }
+            }
+            ToUpstream::Confirming { channel, numbered, to, what } => {
+                if self.is_up() {
+                    let bytes = confirming::encode(self.instance, &channel, &what);
+                    let command = self.send(whom(&channel, numbered, to), bytes);
+                    if let Confirming::Who { number } = what {
+                        self.under_way.insert(command, UnderWay::Who(channel, number));
                     }
                 }
             }
@@ -444,6 +462,13 @@ impl Bridge {
                     self.send(To::Process(instance), bytes);
                 }
             }
+        }
+    }
+
+    /// Says that it is here where it is waited for who has got a publication.
+    fn sign(&self, publication: &mut Outgoing) {
+        if let Some(wanted) = &mut publication.wanted {
+            wanted.instance = self.instance;
         }
     }
 
@@ -658,6 +683,9 @@ impl Bridge {
         if rolls::is_roll(bytes) {
             return self.roll(bytes);
         }
+        if confirming::is_one(bytes) {
+            return self.confirming(bytes);
+        }
         let Some((epoch, publications)) = item::decode_message(bytes) else { return false };
         let news = FromUpstream::Publications { epoch, publications };
         self.told.push(Told::Home(channel, news));
@@ -669,6 +697,9 @@ impl Bridge {
     pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
         if rolls::is_roll(bytes) {
             return self.roll(bytes);
+        }
+        if confirming::is_one(bytes) {
+            return self.confirming(bytes);
         }
         let Some((instance, number, publication)) = item::decode_shared(bytes) else {
             return false;
@@ -764,6 +795,12 @@ impl Bridge {
                 let heard = FromUpstream::RollHeardBy(count.saturating_sub(1));
                 self.told.push(Told::Home(channel, heard));
             }
+            (Some(UnderWay::Who(channel, number)), Ok(Reply::HeardBy(count))) => {
+                let count = count.saturating_sub(1);
+                self.told.push(Told::Home(channel, FromUpstream::WhoHeardBy { number, count }));
+            }
+            // Its home does not wait for it for long.
+            (Some(UnderWay::Who(..)), Err(_)) => {}
             (Some(UnderWay::Roll(channel)), Err(_)) => {
                 self.told.push(Told::Home(channel, FromUpstream::RollHeardBy(0)));
             }

@@ -29,7 +29,7 @@ pub use forward::{Forward, Forwards};
 pub(crate) use link::Links;
 pub(crate) use mailbox::QUEUE_BYTES_MAX;
 pub use mailbox::{Inbox, NotTaken, QUEUE_BATCHES, ShardEnd, Shards, Waker, queues};
-pub use presence::{Change, News, PresencePage, Present, Roll, RollEntry, Someone};
+pub use presence::{Change, Confirming, News, PresencePage, Present, Roll, RollEntry, Someone};
 pub(crate) use question::CALLS_MAX;
 pub use question::{
     Answer, Asked, Caller, ConnectRequest, Denied, Heard, QUESTIONS_MAX, Question, Questions,
@@ -39,6 +39,7 @@ pub(crate) use request::key_bytes;
 pub use request::{
     Ack, By, Confirm, KeyDigest, KeyOf, Keyed, Missing, NodesRequest, Post, Published, Reached,
     Receipt, Reply, Request, Revocation, Revoked, Sender, Speaker, UserConnection, UserRequest,
+    Wanted,
 };
 #[cfg(test)]
 pub(crate) use room::samples as room_samples;

@@ -3,12 +3,13 @@
 //! An *item* is a publication without its offset:
 //!
 //! ```text
-//! version u8 = 1 | flags u8 | [time_ms u64, number u32, user length u8, user] | [shard u16, connection u64] | payload
+//! version u8 = 1 | flags u8 | [time_ms u64, number u32, user length u8, user] | [shard u16, connection u64] | [instance u64, number u64] | payload
 //! ```
 //!
 //! all numbers big-endian; the bits of `flags`, from the lowest: two for the kind of the payload (0 JSON, 1 text, 2 bytes),
 //! whether the first bracket is there, whether it has a user, whether who gets it is asked to confirm it, whether the second
-//! bracket is there (the connection that is not sent it). A *message* on a numbered channel is what one command has appended:
+//! bracket is there (the connection that is not sent it), whether the third is (which process waits for that, and by which
+//! number it knows it). A *message* on a numbered channel is what one command has appended:
 //!
 //! ```text
 //! version u8 = 1 | epoch u64 | first offset u64 | (length u32 | item) …
@@ -23,7 +24,7 @@ use ringfeed_protocol::event::{Epoch, Meta};
 use ringfeed_protocol::{Offset, UserId};
 
 use crate::ids::{ConnectionId, ShardId};
-use crate::message::{Numbered, Outgoing, StoredPayload};
+use crate::message::{Numbered, Outgoing, StoredPayload, Wanted};
 
 const VERSION: u8 = 1;
 const KIND: u8 = 0b11;
@@ -31,8 +32,9 @@ const HAS_META: u8 = 1 << 2;
 const HAS_USER: u8 = 1 << 3;
 const CONFIRM: u8 = 1 << 4;
 const HAS_EXCEPT: u8 = 1 << 5;
+const IS_WANTED: u8 = 1 << 6;
 /// What stands before a payload at most.
-const HEAD_BYTES_MAX: usize = 2 + 8 + 4 + 1 + 255 + 2 + 8;
+const HEAD_BYTES_MAX: usize = 2 + 8 + 4 + 1 + 255 + 2 + 8 + 8 + 8;
 
 /// Writes an item.
 pub fn encode(publication: &Outgoing) -> Bytes {
@@ -67,7 +69,7 @@ pub fn decode_beat(beat: &Bytes) -> Option<(u64, u64)> {
     rest.0.is_empty().then_some(read)
 }
 
-fn write(out: &mut BytesMut, Outgoing { payload, meta, except }: &Outgoing) {
+fn write(out: &mut BytesMut, Outgoing { payload, meta, except, wanted }: &Outgoing) {
     let mut flags = kind_number(payload.kind);
     if let Some(meta) = meta {
         flags |= HAS_META;
@@ -75,6 +77,7 @@ fn write(out: &mut BytesMut, Outgoing { payload, meta, except }: &Outgoing) {
         flags |= if meta.confirm { CONFIRM } else { 0 };
     }
     flags |= if except.is_some() { HAS_EXCEPT } else { 0 };
+    flags |= if wanted.is_some() { IS_WANTED } else { 0 };
     out.put_u8(VERSION);
     out.put_u8(flags);
     if let Some(meta) = meta {
@@ -88,6 +91,10 @@ fn write(out: &mut BytesMut, Outgoing { payload, meta, except }: &Outgoing) {
     }
     if let Some(ConnectionId { shard, number }) = except {
         out.put_u16(shard.0);
+        out.put_u64(*number);
+    }
+    if let Some(Wanted { instance, number }) = wanted {
+        out.put_u64(*instance);
         out.put_u64(*number);
     }
     out.put_slice(&payload.bytes);
@@ -140,8 +147,13 @@ pub fn decode(item: &Bytes) -> Option<Outgoing> {
     } else {
         None
     };
+    let wanted = if flags & IS_WANTED != 0 {
+        Some(Wanted { instance: rest.u64()?, number: rest.u64()? })
+    } else {
+        None
+    };
     let payload = payload(kind, rest.0)?;
-    Some(Outgoing { payload, meta, except })
+    Some(Outgoing { payload, meta, except, wanted })
 }
 
 /// Reads a message of a numbered channel.
@@ -222,7 +234,8 @@ mod tests {
         let user = user.and_then(|user| UserId::new(user).ok());
         let meta = Some(Box::new(Meta { time_ms: 7, user, number: 9, confirm: false }));
         let except = except.map(|number| ConnectionId { shard: ShardId(3), number });
-        Outgoing { payload: StoredPayload { kind, bytes }, meta, except }
+        let wanted = except.map(|own| Wanted { instance: !own.number, number: own.number });
+        Outgoing { payload: StoredPayload { kind, bytes }, meta, except, wanted }
     }
 
     proptest! {
@@ -269,7 +282,7 @@ mod tests {
     #[test]
     fn what_says_that_it_is_json_is() {
         let payload = StoredPayload { kind: PayloadKind::Json, bytes: Bytes::from_static(b"{") };
-        let item = encode(&Outgoing { payload, meta: None, except: None });
+        let item = encode(&Outgoing { payload, meta: None, except: None, wanted: None });
         assert!(decode(&item).is_none());
     }
 }

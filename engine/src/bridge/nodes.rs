@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::command::{Command, To};
 use super::errands::{self, Asker};
 use super::{
-    Alive, BEATS_FIRST, Bridge, HEARD_MAX, LOOK_MS, Numbering, SILENT_BEATS, Told, UnderWay, item,
-    rolls,
+    Alive, BEATS_FIRST, Bridge, HEARD_MAX, LOOK_MS, Numbering, SILENT_BEATS, Told, UnderWay,
+    confirming, item, rolls,
 };
 use crate::message::{
     Errand, ErrandId, FromUpstream, Kept, Missing, Outcome, Revocation, RoomWord, Shards,
@@ -120,6 +120,9 @@ impl Bridge {
         if rolls::is_roll(bytes) {
             return self.roll(bytes);
         }
+        if confirming::is_one(bytes) {
+            return self.confirming(bytes);
+        }
         let Some((instance, number, outcome)) = errands::decode_answer(bytes) else { return false };
         self.errands.answered(number, instance, outcome);
         true
@@ -206,6 +209,16 @@ impl Bridge {
         if from != self.instance {
             self.note_alive(from);
             self.told.push(Told::Home(channel, FromUpstream::Roll { from, roll }));
+        }
+        true
+    }
+
+    /// Another process says something of who has got a publication.
+    pub(super) fn confirming(&mut self, bytes: &Bytes) -> bool {
+        let Some((from, channel, what)) = confirming::decode(bytes) else { return false };
+        if from != self.instance {
+            self.note_alive(from);
+            self.told.push(Told::Home(channel, FromUpstream::Confirming { from, what }));
         }
         true
     }

@@ -42,22 +42,11 @@ pub(super) fn encode(instance: u64, channel: &ChannelName, roll: &Roll) -> Bytes
     let place = flag(*first, FIRST) | flag(*more, MORE) | flag(*has_it, HAS_IT);
     out.put_u8(flag(*whole, WHOLE) | place | flag(*asks, ASKS));
     out.put_u32(*subscribers);
-    // Names of channels and ids of users have at most 255 bytes.
+    // Names of channels have at most 255 bytes.
     out.put_u8(channel.len() as u8);
     out.put_slice(channel.as_bytes());
     for RollEntry { who, is_there, last, info } in entries {
-        match who {
-            Someone::User(user) => {
-                out.put_u8(0);
-                out.put_u8(user.len() as u8);
-                out.put_slice(user.as_bytes());
-            }
-            Someone::Connection(ConnectionId { shard, number }) => {
-                out.put_u8(1);
-                out.put_u16(shard.0);
-                out.put_u64(*number);
-            }
-        }
+        put_someone(&mut out, who);
         let has_info = flag(info.is_some(), HAS_INFO);
         out.put_u8(flag(*is_there, IS_THERE) | flag(*last, LAST) | has_info);
         if let Some(info) = info {
@@ -66,6 +55,35 @@ pub(super) fn encode(instance: u64, channel: &ChannelName, roll: &Roll) -> Bytes
         }
     }
     out.freeze()
+}
+
+/// Writes who somebody is.
+pub(super) fn put_someone(out: &mut BytesMut, who: &Someone) {
+    match who {
+        Someone::User(user) => {
+            out.put_u8(0);
+            // Ids of users have at most 255 bytes.
+            out.put_u8(user.len() as u8);
+            out.put_slice(user.as_bytes());
+        }
+        Someone::Connection(ConnectionId { shard, number }) => {
+            out.put_u8(1);
+            out.put_u16(shard.0);
+            out.put_u64(*number);
+        }
+    }
+}
+
+/// Reads it.
+pub(super) fn someone(rest: &mut Reader) -> Option<Someone> {
+    Some(match rest.u8()? {
+        0 => Someone::User(UserId::new(&rest.text()?).ok()?),
+        1 => {
+            let shard = ShardId(u16::try_from(rest.number(2)?).ok()?);
+            Someone::Connection(ConnectionId { shard, number: rest.u64()? })
+        }
+        _ => return None,
+    })
 }
 
 /// Reads one: who says it, of which channel, and what. `None` where it is none.
@@ -87,14 +105,7 @@ pub(super) fn decode(bytes: &Bytes) -> Option<(u64, ChannelName, Roll)> {
 }
 
 fn entry(rest: &mut Reader) -> Option<RollEntry> {
-    let who = match rest.u8()? {
-        0 => Someone::User(UserId::new(&rest.text()?).ok()?),
-        1 => {
-            let shard = ShardId(u16::try_from(rest.number(2)?).ok()?);
-            Someone::Connection(ConnectionId { shard, number: rest.u64()? })
-        }
-        _ => return None,
-    };
+    let who = someone(rest)?;
     let flags = rest.u8()?;
     let is = |bit: u8| flags & bit != 0;
     let info = if is(HAS_INFO) {

@@ -176,6 +176,52 @@ impl RollEntry {
     }
 }
 
+/// What two nodes tell each other of who has got a publication of one of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Confirming {
+    /// To all others: who has the channel says so as it comes there ([`Confirming::Came`]), and who has not, at once.
+    Who {
+        /// By which the home where it is waited for knows it.
+        number: u64,
+    },
+    /// It has come to a node that it is not of.
+    Came {
+        /// As above.
+        number: u64,
+        /// Who is on the channel there, or some of them.
+        who: Vec<Someone>,
+        /// These are the last ones.
+        last: bool,
+    },
+    /// Somebody there has got it.
+    Confirm {
+        /// As above.
+        number: u64,
+        /// Who.
+        who: Someone,
+        /// Under which it is answered with [`Confirming::Confirmed`], where that is wanted.
+        ticket: Option<u64>,
+    },
+    /// To [`Confirming::Confirm`].
+    Confirmed {
+        /// As given.
+        ticket: u64,
+        /// Whether that was waited for.
+        in_time: bool,
+    },
+}
+
+impl Confirming {
+    /// Bytes that it holds while it waits.
+    pub(crate) fn cost(&self) -> usize {
+        let who = match self {
+            Confirming::Came { who, .. } => size_of_val(&who[..]) + 16 * who.len(),
+            Confirming::Who { .. } | Confirming::Confirm { .. } | Confirming::Confirmed { .. } => 0,
+        };
+        size_of::<Confirming>() + who
+    }
+}
+
 /// A user's first connection has come to a channel, or the last one has left it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {

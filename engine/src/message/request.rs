@@ -47,6 +47,8 @@ pub struct Sender {
     pub speaker: Option<Box<Speaker>>,
     /// Who wants those who get it to confirm it.
     pub confirm: Option<Box<Confirm>>,
+    /// Where on other nodes, or here, that is waited for.
+    pub wanted: Option<Wanted>,
     /// By which it is known again where it is sent twice.
     pub key: Option<Box<Keyed>>,
     /// A node of another system has told all nodes of it: this one tells nobody.
@@ -112,6 +114,15 @@ pub struct Confirm {
     pub who: Someone,
     /// How long the others have.
     pub within_ms: u32,
+}
+
+/// What names a publication that is to be confirmed on all nodes, whatever offset it has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The process where it is waited for; 0 until that has said which one it is.
+    pub instance: u64,
+    /// By which the channel's home there knows it; no two homes have the same.
+    pub number: u64,
 }
 
 /// Who speaks in a room, as its home has to know it.

@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use super::delivery::StoredPayload;
 use super::errand::{Errand, ErrandId, Outcome};
 use super::mailbox::{Batch, Intake, NotTaken, Outlet, queue};
-use super::presence::Roll;
-use super::request::{By, KeyDigest, Sender};
+use super::presence::{Confirming, Roll};
+use super::request::{By, KeyDigest, Sender, Wanted};
 use super::room::RoomWord;
 use crate::ids::{ConnectionId, ShardId};
 
@@ -67,6 +67,18 @@ pub enum ToUpstream {
         /// What.
         roll: Roll,
     },
+    /// Something of who has got a publication, for the nodes that have its channel, or for one. Where it asks all, it is answered with
+    /// [`FromUpstream::WhoHeardBy`]. Not kept while they cannot be reached.
+    Confirming {
+        /// The channel.
+        channel: ChannelName,
+        /// Whether it is numbered elsewhere: only those are told who follow it.
+        numbered: bool,
+        /// The process for which it is; `None` for all.
+        to: Option<u64>,
+        /// What.
+        what: Confirming,
+    },
     /// All other nodes are to do something. Answered with `NodesRequest::Gathered`.
     Errand {
         /// The shard that asks.
@@ -97,6 +109,7 @@ impl ToUpstream {
             ToUpstream::Errand { errand, .. } => errand.cost(),
             ToUpstream::Roll { roll, .. } => roll.cost(),
             ToUpstream::Room(word) => word.bytes(),
+            ToUpstream::Confirming { what, .. } => what.cost(),
             ToUpstream::Outcome { outcome, .. } => size_of_val(&outcome.connections[..]),
             ToUpstream::Follow { .. } | ToUpstream::Unfollow { .. } => 0,
         };
@@ -113,20 +126,23 @@ pub struct Outgoing {
     pub meta: Option<Box<Meta>>,
     /// The connection that is not sent it.
     pub except: Option<ConnectionId>,
+    /// Where it is waited for who has got it.
+    pub wanted: Option<Wanted>,
 }
 
 impl Outgoing {
     /// Of a publication and who publishes it.
     pub(crate) fn new(payload: StoredPayload, by: Option<&Sender>) -> Outgoing {
         let meta = by.and_then(|by| by.meta.clone());
-        Outgoing { payload, meta, except: by.and_then(|by| by.except) }
+        let (except, wanted) = by.map_or((None, None), |by| (by.except, by.wanted));
+        Outgoing { payload, meta, except, wanted }
     }
 
     /// The publication, and who publishes it.
     pub(crate) fn into_parts(self) -> (StoredPayload, By) {
-        let Outgoing { payload, meta, except } = self;
-        let says = meta.is_some() || except.is_some();
-        (payload, says.then(|| Box::new(Sender { meta, except, ..Sender::default() })))
+        let Outgoing { payload, meta, except, wanted } = self;
+        let says = meta.is_some() || except.is_some() || wanted.is_some();
+        (payload, says.then(|| Box::new(Sender { meta, except, wanted, ..Sender::default() })))
     }
 }
 
@@ -183,6 +199,20 @@ pub enum FromUpstream {
     },
     /// So many others were asked who is there.
     RollHeardBy(usize),
+    /// So many others were asked who was there when a publication came.
+    WhoHeardBy {
+        /// Which.
+        number: u64,
+        /// How many.
+        count: usize,
+    },
+    /// Another process says something of who has got a publication.
+    Confirming {
+        /// Which.
+        from: u64,
+        /// What.
+        what: Confirming,
+    },
 }
 
 /// What has become of a publication.
@@ -206,10 +236,14 @@ impl FromUpstream {
             FromUpstream::Followed { followed, .. } => &followed.publications[..],
             FromUpstream::Publications { publications, .. } => publications,
             FromUpstream::Roll { roll, .. } => return size_of::<FromUpstream>() + roll.cost(),
+            FromUpstream::Confirming { what, .. } => {
+                return size_of::<FromUpstream>() + what.cost();
+            }
             FromUpstream::Away
             | FromUpstream::NotRead { .. }
             | FromUpstream::Interrupted
             | FromUpstream::Stored { .. }
+            | FromUpstream::WhoHeardBy { .. }
             | FromUpstream::RollHeardBy(_) => &[],
         };
         let payloads = publications.iter().map(|p| p.publication.payload.bytes.len());

@@ -10,7 +10,7 @@ use ringfeed_wire::Wire;
 use tokio::sync::oneshot;
 
 use super::asks::Awaiting;
-use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
+use super::home::{Asker, Batch, Confirmed, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::config::ChannelRule;
@@ -394,13 +394,21 @@ impl<W: Wire> Shard<W> {
         channel: ChannelName,
         offset: Offset,
     ) {
-        let mut deliver = route(self.id, &mut self.own, &mut self.links);
-        let confirmed = self.homes.confirm(&channel, seat, offset, &mut deliver);
-        let Some(origin) = origin else { return };
-        let answer = match confirmed {
-            Ok(in_time) => Delivery::Confirmed { origin, channel, offset, in_time },
-            Err(refused) => Delivery::Refused { origin, attempt: None, refused },
+        let answer = match (self.homes.confirm(&channel, seat, offset), origin) {
+            (Ok(Confirmed::Elsewhere(wanted, who)), origin) => {
+                let (place, from) = ((channel, offset), (wanted, who));
+                match self.homes.confirm_elsewhere(place, from, origin, self.work_ms) {
+                    Ok(()) => return,
+                    Err((origin, refused)) => Delivery::Refused { origin, attempt: None, refused },
+                }
+            }
+            (_, None) => return,
+            (Ok(Confirmed::Here(in_time)), Some(origin)) => {
+                Delivery::Confirmed { origin, channel, offset, in_time }
+            }
+            (Err(refused), Some(origin)) => Delivery::Refused { origin, attempt: None, refused },
         };
+        let mut deliver = route(self.id, &mut self.own, &mut self.links);
         deliver(seat.0, answer);
     }
 

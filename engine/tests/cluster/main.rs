@@ -9,6 +9,7 @@ mod namespaces;
 #[path = "../registry/process.rs"]
 #[allow(dead_code)] // a part of it is used
 mod process;
+mod receipts;
 mod rolling;
 mod rooms;
 mod share;

@@ -9,6 +9,7 @@ mod masters;
 mod nodes;
 mod presence;
 mod queue;
+mod receipts;
 mod rolling;
 mod rooms;
 mod server;

@@ -3,6 +3,7 @@
 
 pub mod hostile;
 pub mod process;
+pub mod receipts;
 pub mod rolling;
 pub mod rooms;
 pub mod tokens;

@@ -33,7 +33,7 @@ fn channel(name: &str) -> ChannelName {
 /// What a node tells others of a publication.
 fn shared(instance: u64, kind: PayloadKind, bytes: &[u8]) -> Bytes {
     let payload = StoredPayload { kind, bytes: Bytes::copy_from_slice(bytes) };
-    item::encode_shared(instance, 1, &Outgoing { payload, meta: None, except: None })
+    item::encode_shared(instance, 1, &Outgoing { payload, meta: None, except: None, wanted: None })
 }
 
 /// What comes of something that was published in Redis: channel, kind and payload, a copy, or a refusal.
@@ -273,7 +273,7 @@ proptest! {
         let payload = Bytes::from(payload);
         if let Some(Ok(Heard::Post(post))) = foreign.heard(name.as_bytes(), &payload, &config, 7) {
             // What it is said to be it is: others go by that.
-            let stored = Outgoing { payload: post.payload, meta: None, except: None };
+            let stored = Outgoing { payload: post.payload, meta: None, except: None, wanted: None };
             prop_assert!(item::decode(&item::encode(&stored)).is_some(), "{:?}", stored);
         }
         // What nodes tell each other is from outside, too.

@@ -144,7 +144,7 @@ fn channel() -> ChannelName {
 fn item(text: &str) -> Bytes {
     let payload =
         StoredPayload { kind: PayloadKind::Text, bytes: Bytes::copy_from_slice(text.as_bytes()) };
-    item::encode(&Outgoing { payload, meta: None, except: None })
+    item::encode(&Outgoing { payload, meta: None, except: None, wanted: None })
 }
 
 fn at(epoch: Epoch, offset: u64) -> Option<Position> {

@@ -373,6 +373,21 @@ impl Members {
         self.present.iter().filter(|(_, there)| there.connections > 0).map(|(who, _)| who)
     }
 
+    /// All who are there, in order.
+    pub(super) fn present(&self) -> impl Iterator<Item = &Someone> {
+        self.present.keys()
+    }
+
+    /// All who are there, on each node where they are; this one is called `here`.
+    pub(super) fn by_node(&self, here: u64) -> impl Iterator<Item = (u64, &Someone)> {
+        self.present.iter().flat_map(move |(who, there)| {
+            let own = (there.connections > 0).then_some(here);
+            own.into_iter()
+                .chain(there.elsewhere.iter().map(|(node, _)| *node))
+                .map(move |n| (n, who))
+        })
+    }
+
     /// How often who is there has changed.
     pub(super) fn version(&self) -> u64 {
         self.version

@@ -17,10 +17,11 @@ pub(super) enum Parked {
     Publication(StoredPayload, Publisher),
     /// A publication of which it is not known yet whether it may be: it keeps its place.
     Asked(Ticket, StoredPayload, Publisher),
-    /// A publication that is on its way to what numbers it, under this number and so long.
-    Sent(u64, usize, Asker),
+    /// A publication that is on its way to what numbers it, under this number and so long; and by which it is waited for that it
+    /// is confirmed, if it is.
+    Sent(u64, usize, Asker, Option<u64>),
     /// One that was, and what has become of it.
-    Stored(Result<Stored, Refused>, Asker),
+    Stored(Result<Stored, Refused>, Asker, Option<u64>),
     /// A publication that may not be: whoever published it is told behind its earlier ones.
     Refused(Refused, Asker),
     /// Something that a session has asked behind a publication of its own.
@@ -36,7 +37,7 @@ impl Parked {
                 Parked::Publication(payload, publisher) | Parked::Asked(_, payload, publisher) => {
                     payload.bytes.len() + key_bytes(&publisher.by)
                 }
-                Parked::Sent(_, bytes, _) => *bytes,
+                Parked::Sent(_, bytes, ..) => *bytes,
                 Parked::Refused(..) | Parked::Stored(..) => 0,
                 Parked::Request(request) => request.cost(),
             }
@@ -51,9 +52,9 @@ impl Parked {
     fn session(&self) -> Option<(ShardId, SessionId)> {
         let asker = match self {
             Parked::Publication(_, publisher) | Parked::Asked(_, _, publisher) => &publisher.asker,
-            Parked::Refused(_, asker) | Parked::Stored(_, asker) | Parked::Sent(_, _, asker) => {
-                asker
-            }
+            Parked::Refused(_, asker)
+            | Parked::Stored(_, asker, _)
+            | Parked::Sent(_, _, asker, _) => asker,
             Parked::Request(request) => return request.session(),
         };
         let Asker::Session(origin) = asker else { return None };
@@ -141,19 +142,25 @@ impl Parking {
         let Some(at) = self.queue.iter().position(is_it) else { return };
         let Some(sent) = self.queue.remove(at) else { return };
         self.count_out(&sent);
-        if let Parked::Sent(_, _, asker) = sent {
-            self.put(at, Parked::Stored(stored, asker));
+        if let Parked::Sent(_, _, asker, wanted) = sent {
+            self.put(at, Parked::Stored(stored, asker, wanted));
         }
     }
 
-    /// What numbered the channel does so no more: whoever waits for its word is told this instead.
-    pub(super) fn abandon(&mut self, why: &Refused) {
+    /// What numbered the channel does so no more: whoever waits for its word is told this instead. Returns the
+    /// numbers of those that were to be confirmed.
+    pub(super) fn abandon(&mut self, why: &Refused) -> Vec<u64> {
+        let mut ended = Vec::new();
         for parked in std::mem::take(self).queue {
             self.push_back(match parked {
-                Parked::Sent(_, _, asker) => Parked::Refused(why.clone(), asker),
+                Parked::Sent(_, _, asker, wanted) => {
+                    ended.extend(wanted);
+                    Parked::Refused(why.clone(), asker)
+                }
                 other => other,
             });
         }
+        ended
     }
 
     fn count_out(&mut self, parked: &Parked) {

@@ -113,6 +113,11 @@ impl Rolls {
         Some(self.others.keys().all(|&other| own < other))
     }
 
+    /// Other nodes that have the channel.
+    pub(super) fn others(&self) -> impl Iterator<Item = u64> {
+        self.others.keys().copied()
+    }
+
     /// Subscriptions on other nodes.
     pub(super) fn subscribers(&self) -> u64 {
         self.others.values().map(|other| u64::from(other.subscribers)).sum()

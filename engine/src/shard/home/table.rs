@@ -10,7 +10,7 @@ mod redistribute;
 mod rolls;
 pub(super) mod room;
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +23,8 @@ use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
+use self::confirm::Asking;
+pub(in crate::shard) use self::confirm::Confirmed;
 use self::follow::{AWAY, Placed};
 use self::room::Ended;
 use super::idempotency::Keys;
@@ -100,9 +102,16 @@ pub(in crate::shard) struct Homes {
     /// Where subscribers are to be told of who comes and goes, and when; some of them gone.
     due: BTreeSet<(u64, u32)>,
     /// When publishers are to be told who has not confirmed what.
-    confirm_due: BTreeSet<(u64, u32, Offset)>,
+    confirm_due: BTreeSet<(u64, u32, u64)>,
     /// Who was asked to confirm that.
     unconfirmed: usize,
+    /// The last number that was given to such a publication.
+    wanted_number: u64,
+    /// Publications of other nodes that are remembered since those wait for who has got them.
+    wanted: usize,
+    /// Confirmations that other nodes are to answer, by their tickets, and the last of these.
+    confirming: BTreeMap<u64, Asking>,
+    ticket: u64,
     /// More publishers are to be told than one turn tells.
     some_are_due: bool,
     /// What the application is to be told of users who come and go.
@@ -192,7 +201,7 @@ impl Homes {
         config: Arc<Config>,
         limits: HomeLimits,
         clock: Clock,
-        rng: SmallRng,
+        mut rng: SmallRng,
     ) -> Homes {
         Homes {
             clock,
@@ -204,6 +213,10 @@ impl Homes {
             due: BTreeSet::new(),
             confirm_due: BTreeSet::new(),
             unconfirmed: 0,
+            wanted_number: rng.random(),
+            wanted: 0,
+            confirming: BTreeMap::new(),
+            ticket: 0,
             some_are_due: false,
             news: NewsQueue::new(limits.news_max),
             waiting: VecDeque::new(),
@@ -428,6 +441,7 @@ impl Homes {
     ) -> bool {
         let taken = self.take_key(index, asker, &by, now_ms, deliver);
         let Some((asker, key)) = taken else { return false };
+        self.number_wanted(&mut by);
         let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {
@@ -453,7 +467,8 @@ impl Homes {
                 self.outgoing.push(ToUpstream::Share { channel: channel.clone(), publication });
             }
         }
-        let confirm = by.as_mut().and_then(|by| by.confirm.take());
+        let awaited = self.await_confirmations(index, &mut by);
+        let wanted = by.as_mut().and_then(|by| by.wanted.take());
         let meta = by.and_then(|by| by.meta);
         self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
         if let Some(hash) = key {
@@ -467,8 +482,11 @@ impl Homes {
             let receipt = Receipt { position, ack, subscribers, duplicate: false };
             asker.answer(&home.name, Ok(receipt), deliver);
         }
-        if let Some(confirm) = confirm {
-            self.await_confirmations(index, position.offset, *confirm, now_ms, deliver);
+        if let Some(number) = awaited {
+            self.is_published(index, number, position, now_ms);
+        }
+        if let Some(wanted) = wanted {
+            self.is_wanted(index, position.offset, wanted, now_ms);
         }
         true
     }
@@ -680,6 +698,7 @@ impl Homes {
     }
 
     fn forget(&mut self, index: u32, now_ms: u64) {
+        self.forget_wanted(index, now_ms);
         self.with_kept(index, |kept| kept.forget(now_ms));
     }
 
@@ -716,6 +735,8 @@ impl Homes {
         });
         if idle && let Some(home) = self.homes.remove(index) {
             self.by_name.remove(&home.name);
+            self.wanted -=
+                home.members.as_ref().map_or(0, |members| members.confirmations.wanted_len());
             if home.rolls.is_some() {
                 self.close_roll(home.name.clone(), home.following.is_some());
             }

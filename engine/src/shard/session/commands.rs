@@ -461,7 +461,7 @@ impl<W: Wire> Shard<W> {
             let user = self.identity(slot).user.clone();
             Box::new(Keyed { of: user.map_or(KeyOf::Strangers, KeyOf::User), key })
         });
-        Some(Box::new(Sender { except, meta, speaker, confirm, key, relayed: false }))
+        Some(Box::new(Sender { except, meta, speaker, confirm, key, ..Sender::default() }))
     }
 
     /// Says that a publication has come.

@@ -207,9 +207,7 @@ impl Homes {
         let most = self.limits.parked_bytes_max;
         let waits = self.homes.get(index).map_or(0, Home::parked_bytes);
         let by = publisher.by.as_ref();
-        let refused = if by.is_some_and(|by| by.confirm.is_some()) {
-            Refused::NotConfirmed { channel: name.clone() }
-        } else if by.is_some_and(|by| by.key.is_some())
+        let refused = if by.is_some_and(|by| by.key.is_some())
             && let Err(none) = self.key_age_ms()
         {
             none
@@ -228,10 +226,12 @@ impl Homes {
             let taken = self.with_parking(index, |parking| parking.take_unsent(UNDER_WAY_MAX));
             let Some((at, payload, mut publisher)) = taken else { return };
             // Behind what its session has asked before: now it is known whether it is a member.
-            let parked = match self.may_speak_now(index, &mut publisher) {
+            let may = self.may_speak_now(index, &mut publisher);
+            let parked = match may.and_then(|()| self.may_be_confirmed(index, &publisher.by)) {
                 Err(refused) => Parked::Refused(refused, publisher.asker),
                 Ok(()) => {
-                    let Publisher { asker, by } = publisher;
+                    let Publisher { asker, mut by } = publisher;
+                    self.number_wanted(&mut by);
                     let home = self.home_mut(index);
                     let channel = home.name.clone();
                     let Some(following) = home.following.as_mut() else { return };
@@ -242,7 +242,8 @@ impl Homes {
                     let keyed = by.as_ref().and_then(|by| by.key.as_deref());
                     let key = keyed.map(Keyed::digest);
                     self.outgoing.push(ToUpstream::Publish { channel, ticket, publication, key });
-                    Parked::Sent(ticket, bytes, asker)
+                    let wanted = self.await_confirmations(index, &mut by);
+                    Parked::Sent(ticket, bytes, asker, wanted)
                 }
             };
             self.with_parking(index, |parking| parking.put(at, parked));
@@ -257,13 +258,21 @@ impl Homes {
         now_ms: u64,
         deliver: Deliver,
     ) {
-        if let FromUpstream::Roll { from, roll } = what {
-            return self.heard_roll(name, from, roll, now_ms);
-        }
+        let what = match what {
+            FromUpstream::Roll { from, roll } => return self.heard_roll(name, from, roll, now_ms),
+            FromUpstream::Confirming { from, what } => {
+                return self.heard_confirming(name, from, what, deliver);
+            }
+            other => other,
+        };
         // Whom it was for may have gone.
         let Some(&index) = self.by_name.get(name) else { return };
-        if let FromUpstream::RollHeardBy(count) = what {
-            return self.roll_asked(index, count, now_ms);
+        match what {
+            FromUpstream::RollHeardBy(count) => return self.roll_asked(index, count, now_ms),
+            FromUpstream::WhoHeardBy { number, count } => {
+                return self.who_is_asked(index, number, count);
+            }
+            _ => {}
         }
         let home = self.home_mut(index);
         let waited = home.waits();
@@ -289,7 +298,10 @@ impl Homes {
                 }
             }
             // These were seen to above.
-            FromUpstream::Roll { .. } | FromUpstream::RollHeardBy(_) => {}
+            FromUpstream::Roll { .. }
+            | FromUpstream::RollHeardBy(_)
+            | FromUpstream::WhoHeardBy { .. }
+            | FromUpstream::Confirming { .. } => {}
         }
         self.count_incoming(index);
         if !waited && self.home_mut(index).waits() {
@@ -356,6 +368,7 @@ impl Homes {
         deliver: Deliver,
     ) {
         let epoch = position.epoch;
+        self.end_confirmations(index);
         match shared.map(|shared| shared.min(last)) {
             Some(shared) => {
                 if shared < last {
@@ -423,6 +436,12 @@ impl Homes {
         }
         following.older = Older::Read;
         if read.last().is_some_and(|last| last.offset.next() == here) {
+            let most = u64::from(self.config.limits.confirm_ms_max);
+            let new = read.iter().filter(|own| own.age_ms <= most);
+            let wanted = new.filter_map(|own| Some((own.offset, own.publication.wanted?)));
+            for (offset, wanted) in wanted.collect::<Vec<_>>() {
+                self.remember_wanted(index, offset, wanted, now_ms);
+            }
             self.with_kept(index, |kept| kept.prepend(read, now_ms));
             self.bound_history(index);
         }
@@ -461,8 +480,8 @@ impl Homes {
         let mut request = None;
         while self.homes.get(index).is_some_and(Home::has_answer) {
             match self.with_parking(index, Parking::pop_front) {
-                Some(Parked::Stored(stored, asker)) => {
-                    self.answer_stored(index, stored, asker, deliver);
+                Some(Parked::Stored(stored, asker, wanted)) => {
+                    self.answer_stored(index, (stored, asker, wanted), now.1, deliver);
                 }
                 Some(Parked::Refused(refused, asker)) => {
                     asker.refuse(&self.home_mut(index).name, refused, deliver);
@@ -483,10 +502,11 @@ impl Homes {
     pub(super) fn answer_stored(
         &mut self,
         index: u32,
-        stored: Result<Stored, Refused>,
-        asker: Asker,
+        (stored, asker, wanted): (Result<Stored, Refused>, Asker, Option<u64>),
+        now_ms: u64,
         deliver: Deliver,
     ) {
+        let at = stored.as_ref().ok().copied();
         let ack = if self.config.redis.is_used() { Ack::Redis } else { Ack::Accepted };
         let home = self.home_mut(index);
         let subscribers = home.subscribers();
@@ -499,6 +519,9 @@ impl Homes {
             }
         };
         asker.answer(&home.name, stored.map(receipt), deliver);
+        if let Some(number) = wanted {
+            self.is_stored(index, number, at, now_ms);
+        }
     }
 
     fn append_incoming(
@@ -529,10 +552,14 @@ impl Homes {
                 self.look_upstream(index, now.1);
                 break;
             }
-            let Some(Numbered { publication, .. }) = following.pop() else { break };
+            let Some(Numbered { mut publication, age_ms, .. }) = following.pop() else { break };
             // It was asked for, too.
             if offset <= last {
                 continue;
+            }
+            if age_ms > u64::from(self.config.limits.confirm_ms_max) {
+                // Nobody waits for that any more.
+                publication.wanted = None;
             }
             let (payload, by) = publication.into_parts();
             *budget = budget.saturating_sub(payload.bytes.len() + size_of::<Numbered>());

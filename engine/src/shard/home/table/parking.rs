@@ -149,7 +149,9 @@ impl Homes {
                     asker.refuse(&self.home_mut(index).name, refused, deliver);
                 }
                 // The channel was numbered elsewhere.
-                Parked::Stored(stored, asker) => self.answer_stored(index, stored, asker, deliver),
+                Parked::Stored(stored, asker, wanted) => {
+                    self.answer_stored(index, (stored, asker, wanted), now.1, deliver);
+                }
                 // Not before it is answered; and only where channels are numbered elsewhere.
                 Parked::Asked(..) | Parked::Sent(..) => {
                     unreachable!("what awaits an answer is not next")

@@ -39,7 +39,7 @@ impl Homes {
         let followed = home.following.is_some();
         let was_shared = followed || home.shares;
         match (followed, follows) {
-            (false, true) => self.number_elsewhere(index, now_ms, deliver),
+            (false, true) => self.number_elsewhere(index, now_ms),
             (true, false) => self.number_here(index, deliver),
             _ => {}
         }
@@ -53,8 +53,8 @@ impl Homes {
 
     /// A home begins to follow. Its subscribers are told as soon as it is known where the channel stands elsewhere, as when
     /// that has begun another life.
-    fn number_elsewhere(&mut self, index: u32, now_ms: u64, deliver: Deliver) {
-        self.end_confirmations(index, deliver);
+    fn number_elsewhere(&mut self, index: u32, now_ms: u64) {
+        self.end_confirmations(index);
         let name = self.home_mut(index).name.clone();
         let mut following = self.begin_to_follow(&name, now_ms);
         (following.known, following.begins) = (true, true);
@@ -66,13 +66,14 @@ impl Homes {
 
     /// A home follows no more, and begins a life of its own.
     fn number_here(&mut self, index: u32, deliver: Deliver) {
-        self.end_confirmations(index, deliver);
+        self.end_confirmations(index);
         let waited = self.home_mut(index).waits();
         let position = Position { epoch: Epoch(self.rng.random()), offset: Offset::NONE };
         // The last of the life before may have come to nobody here.
         self.renew(index, position, Offset::NONE, deliver);
         if self.home_mut(index).parked.is_some() {
-            self.with_parking(index, |parking| parking.abandon(&OTHERWISE_NUMBERED));
+            let ended = self.with_parking(index, |parking| parking.abandon(&OTHERWISE_NUMBERED));
+            ended.into_iter().for_each(|number| drop(self.end_waiting(index, number)));
         }
         let mut counted = 0;
         self.count_awaiting(index, |home| {

@@ -57,13 +57,14 @@ impl Home {
 }
 
 impl Homes {
-    /// What a new home has to know of other nodes; `None` where there are none, or nobody is shown who is there.
+    /// What a new home has to know of other nodes; `None` where there are none, or nobody has to know who is there.
     pub(super) fn rolls_of(
         &self,
         rule: Option<&ChannelRule>,
         distribution: Distribution,
     ) -> Option<Box<Rolls>> {
-        let shows = rule.is_some_and(|rule| rule.presence != Presence::Off || rule.room);
+        let shows =
+            rule.is_some_and(|rule| rule.presence != Presence::Off || rule.room || rule.confirm);
         let is_shared = self.config.has_upstream() && distribution != Distribution::Local;
         (shows && is_shared).then(|| Box::new(Rolls::new()))
     }
@@ -226,10 +227,14 @@ impl Homes {
         let home = self.home_mut(index);
         let Some(rolls) = home.rolls.as_mut() else { return };
         let quiet = !rolls.is_known(now_ms);
+        let has_it = roll.has_it;
         if let Some(said) = rolls.heard(from, roll)
             && let Some(members) = &mut home.members
         {
             members.take_said(from, said, quiet);
+        }
+        if !has_it {
+            self.has_left(index, from);
         }
         self.members_changed(index, now_ms);
         self.end_if_left(index);
@@ -284,6 +289,7 @@ impl Homes {
             let Some(tells) = rolls.gone(instance, own) else { continue };
             if let Some(members) = &mut home.members {
                 members.forget_node(instance, tells);
+                self.is_silent(index, instance);
                 self.members_changed(index, now_ms);
             }
             self.end_if_left(index);
