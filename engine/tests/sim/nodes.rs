@@ -12,6 +12,7 @@
 mod client;
 mod disk;
 mod mesh;
+mod receipts;
 mod redis;
 mod rooms;
 mod truth;
@@ -51,6 +52,7 @@ use super::world::Tally;
 use client::{Channels, Client};
 use disk::Disk;
 use mesh::Fabric;
+use receipts::Receipts;
 use redis::{Heard, Keeps, Pipe, Redis};
 use rooms::Ordered;
 use truth::Truth;
@@ -158,6 +160,8 @@ struct Setup {
     presence: Presence,
     /// What subscribers are told of it, this often at most.
     presence_interval_ms: Option<u32>,
+    /// Of 1,000 publications of clients, those that are to be confirmed.
+    confirms: u32,
 }
 
 impl Setup {
@@ -195,6 +199,7 @@ impl Setup {
             presence: dice.pick(&[Presence::Off, Presence::Count, Presence::Full, Presence::Full]),
             presence_interval_ms: dice.pick(&[None, Some(0), Some(500)]),
             rooms: dice.pick(&[0, 0, 5, 30]),
+            confirms: dice.pick(&[0, 0, 50, 500]),
         }
     }
 }
@@ -226,6 +231,7 @@ pub(crate) struct World {
     /// Connections that clients have had.
     left: Vec<ConnId>,
     sent: Vec<Sent>,
+    receipts: Receipts,
     revoked: Vec<RevokedToken>,
     rooms: Vec<Ordered>,
     /// So many tokens there ever were.
@@ -253,6 +259,7 @@ const STEPS: &[(&str, Weight, Step)] = &[
     ),
     ("a client comes back", |_| 60, World::reconnect),
     ("a client leaves", |_| 12, World::leave),
+    ("a client confirms", |w| if w.setup.confirms > 0 { 100 } else { 0 }, World::any_confirmation),
     ("the API publishes", |_| 40, World::post),
     ("the API sends to a user", |_| 30, World::send_to_user),
     ("the API revokes a token", |w| w.setup.revokes, World::revoke),
@@ -317,6 +324,7 @@ fn configuration(setup: &Setup) -> Config {
     if let (Presence::Full, Some(interval_ms)) = (setup.presence, setup.presence_interval_ms) {
         (rule.join_leave, rule.presence_interval_ms) = (true, interval_ms);
     }
+    (rule.sender, rule.confirm) = (setup.confirms > 0, setup.confirms > 0);
     let mut bridged = rule.clone();
     (rule.pattern, rule.distribution) = ("n.*".into(), Distribution::Numbered);
     (bridged.pattern, bridged.distribution) = ("b.*".into(), Distribution::Bridged);
@@ -358,6 +366,7 @@ impl World {
             spooled: Vec::new(),
             left: Vec::new(),
             sent: Vec::new(),
+            receipts: Receipts::new(setup.users),
             revoked: Vec::new(),
             rooms: Vec::new(),
             tokens: 0,
@@ -536,7 +545,7 @@ impl World {
         let bytes = std::mem::take(&mut self.net.borrow_mut().conns[client.conn].unread);
         if !bytes.is_empty() && !client.over {
             note!(self.trace, "k{at} <- {}", String::from_utf8_lossy(&bytes));
-            client.received(&bytes, &self.channels, &self.truth);
+            client.received(&bytes, (&self.channels, &self.truth), &mut self.receipts);
         }
         let phase = self.net.borrow().conns[client.conn].phase;
         client.over |= matches!(phase, Phase::Ended | Phase::Refused);
@@ -559,12 +568,22 @@ impl World {
             5 => client.history(&mut out, &name),
             _ => {
                 self.published += 1;
-                let filler = self.dice.below(self.setup.filler);
-                client.publish(&mut out, &name, (self.published, filler));
+                let what = (self.published, self.dice.below(self.setup.filler));
+                if self.setup.confirms > 0 && self.dice.chance(self.setup.confirms) {
+                    let within_ms = self.dice.magnitude(1, 5000) as u64;
+                    return self.ask_to_confirm(at, channel, what, within_ms);
+                }
+                client.publish(&mut out, &name, what, None);
             }
         }
         note!(self.trace, "k{at} -> {} bytes", out.len());
         self.net.borrow_mut().conns[self.clients[at].conn].upstream.extend(out);
+    }
+
+    fn any_confirmation(&mut self) {
+        if let Some(at) = self.any_of() {
+            self.confirm(at);
+        }
     }
 
     fn connect(&mut self) {
@@ -1027,6 +1046,8 @@ impl World {
         self.check_users();
         self.check_presence();
         self.check_rooms();
+        self.check_confirmations();
+        self.check_receipts();
         self.look_at_posts();
         for Due { channel, numbers, to, node } in &self.due {
             for &(at, listens) in to {

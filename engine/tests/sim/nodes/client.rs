@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::super::event::Said;
 use super::super::net::ConnId;
 use super::super::ws::{self, Parser};
+use super::receipts::Receipts;
 use super::truth::{Truth, number_in};
 
 /// What it knows of a subscription.
@@ -21,6 +22,7 @@ enum Pending {
     Unsubscribe(usize),
     Publish(u64),
     History,
+    Confirm(u64),
 }
 
 /// One connection, and what is remembered beyond it.
@@ -49,6 +51,10 @@ pub(super) struct Client {
     pub(super) dials: usize,
     /// What was sent to its user and came here, over which connection.
     sent: HashSet<(ConnId, u64)>,
+    /// What has come that is to be confirmed: number, channel and offset.
+    pub(super) to_confirm: Vec<(u64, usize, u64)>,
+    /// Publications of this connection, by channel, epoch and offset.
+    own: HashMap<(usize, u64, u64), u64>,
 }
 
 /// What clients were told.
@@ -88,6 +94,8 @@ impl Client {
             token,
             dials: 1,
             sent: HashSet::new(),
+            to_confirm: Vec::new(),
+            own: HashMap::new(),
         }
     }
 
@@ -103,6 +111,8 @@ impl Client {
         self.parser = Parser::default();
         self.views.clear();
         self.pending.clear();
+        self.to_confirm.clear();
+        self.own.clear();
     }
 
     fn say(&mut self, out: &mut Vec<u8>, what: Pending, text: &str) {
@@ -144,10 +154,18 @@ impl Client {
         out: &mut Vec<u8>,
         name: &str,
         (number, filler): (u64, usize),
+        confirm_ms: Option<u64>,
     ) {
         let data = payload(number, filler);
-        let text = format!("{{\"type\":\"publish\",\"channel\":\"{name}\",\"data\":{data}}}");
+        let confirm = confirm_ms.map_or(String::new(), |ms| format!(",\"confirm_ms\":{ms}"));
+        let text =
+            format!("{{\"type\":\"publish\",\"channel\":\"{name}\",\"data\":{data}{confirm}}}");
         self.say(out, Pending::Publish(number), &text);
+    }
+
+    pub(super) fn confirm(&mut self, out: &mut Vec<u8>, name: &str, (number, offset): (u64, u64)) {
+        let text = format!("{{\"type\":\"confirm\",\"channel\":\"{name}\",\"offset\":{offset}}}");
+        self.say(out, Pending::Confirm(number), &text);
     }
 
     pub(super) fn history(&mut self, out: &mut Vec<u8>, name: &str) {
@@ -167,13 +185,18 @@ impl Client {
     }
 
     /// Takes what has arrived.
-    pub(super) fn received(&mut self, bytes: &[u8], channels: &Channels, truth: &Truth) {
+    pub(super) fn received(
+        &mut self,
+        bytes: &[u8],
+        (channels, truth): (&Channels, &Truth),
+        receipts: &mut Receipts,
+    ) {
         self.parser.push(bytes);
         while let Some(frame) = self.parser.next().expect("rule frames: whole frames") {
             match frame.opcode {
                 ws::TEXT => {
                     let said: Said = serde_json::from_slice(&frame.payload).expect("an event");
-                    self.heard(&said, channels, truth);
+                    self.heard(&said, (channels, truth), receipts);
                 }
                 ws::CLOSE => self.over = true,
                 _ => {}
@@ -181,7 +204,12 @@ impl Client {
         }
     }
 
-    fn heard(&mut self, said: &Said, channels: &Channels, truth: &Truth) {
+    fn heard(
+        &mut self,
+        said: &Said,
+        (channels, truth): (&Channels, &Truth),
+        receipts: &mut Receipts,
+    ) {
         let who = format!("k{}", self.number);
         let channel = said.channel.and_then(|name| channels.names.iter().position(|n| n == name));
         let epoch = said.epoch.map(|text| u64::from_str_radix(text, 16).expect("an epoch"));
@@ -202,6 +230,11 @@ impl Client {
                 *next += 1;
                 self.seen.insert(channel, (*epoch, offset));
                 self.told.messages += 1;
+                let asked = receipts.is_asked(number);
+                assert_eq!(said.confirm == Some(true), asked, "rule receipts: {who} got {number}");
+                if asked {
+                    self.to_confirm.push((number, channel, offset));
+                }
                 if !numbered {
                     self.got.insert(number);
                 } else {
@@ -235,10 +268,22 @@ impl Client {
                 };
                 let epoch = epoch.expect("an epoch");
                 self.told.acknowledged += 1;
+                receipts.is_published(number);
+                self.own.insert((channel.expect("a channel"), epoch, offset), number);
                 if numbered {
                     let there = truth.at(name, epoch, offset);
                     assert_eq!(there, Some(number), "rule acks: {who} on {name} at {offset}");
                 }
+            }
+            ("receipts", None, Some(channel)) => {
+                let place = (channel, epoch.expect("an epoch"), said.offset.expect("an offset"));
+                let number = self.own.get(&place).copied();
+                let number = number.unwrap_or_else(|| panic!("rule receipts: {who} at {place:?}"));
+                receipts.told(number, self.number, said);
+            }
+            ("confirmed", Some(Pending::Confirm(number)), _) => {
+                let in_time = said.in_time.expect("rule frames: in time or not");
+                receipts.answered(number, self.number, in_time);
             }
             ("history", Some(Pending::History), _) => {
                 let epoch = epoch.expect("an epoch");
@@ -256,6 +301,7 @@ impl Client {
                 let code = said.code.unwrap_or_default();
                 let fits = code == "busy"
                     || code == "not_subscribed"
+                    || code == "limit_reached" && matches!(pending, Pending::Publish(_))
                     || code == "bad_channel" && matches!(pending, Pending::History);
                 assert!(fits, "rule reply-fits: {who} got {code} for {pending:?}");
                 self.told.refused += 1;
