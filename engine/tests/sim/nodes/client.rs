@@ -268,7 +268,7 @@ impl Client {
                 };
                 let epoch = epoch.expect("an epoch");
                 self.told.acknowledged += 1;
-                receipts.is_published(number);
+                receipts.is_published(number, epoch);
                 self.own.insert((channel.expect("a channel"), epoch, offset), number);
                 if numbered {
                     let there = truth.at(name, epoch, offset);
@@ -331,6 +331,7 @@ impl Client {
         self.told.gaps += 1;
         *self.turns.entry(channel).or_default() += 1;
         if new != *epoch {
+            self.to_confirm.retain(|(_, of, _)| *of != channel);
             self.told.renewed += 1;
             if numbered {
                 assert!(truth.knows(name, new), "rule epochs: {who} on {name}");
@@ -388,6 +389,9 @@ impl Client {
         assert!(next <= offset + 1, "rule recovery-whole: {who} is ahead on {name}");
         if numbered {
             assert!(truth.knows(name, epoch), "rule epochs: {who} on {name}");
+        }
+        if self.seen.get(&channel).is_some_and(|(before, _)| *before != epoch) {
+            self.to_confirm.retain(|(_, of, _)| *of != channel);
         }
         self.views.insert(channel, View::Live { epoch, next });
         // Who is told that it has everything goes on where it was.

@@ -1,9 +1,12 @@
 //! Publications that those on three nodes are asked to confirm.
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 
+use super::process::NodeProcess;
 use super::tokens::token;
-use super::{Client, TestServer};
+use super::{Client, TestServer, wait_until};
 
 /// `sn.*` is numbered and `sb.*` bridged.
 pub const RULES: &str = r#"
@@ -12,6 +15,7 @@ pattern = "sn.*"
 publish = "anyone"
 sender = true
 confirm = true
+presence = "full"
 history_size = 100
 [[channels]]
 pattern = "sb.*"
@@ -22,15 +26,15 @@ distribution = "bridged"
 "#;
 
 /// A connection of a user.
-fn come(node: &TestServer, user: &str) -> Client {
+fn come(node: SocketAddr, user: &str) -> Client {
     let token = token(user, 600, json!({}));
-    let mut client = Client::connect(node.public, &format!("/ws?token={token}"));
+    let mut client = Client::connect(node, &format!("/ws?token={token}"));
     assert_eq!(client.receive()["user"], user);
     client
 }
 
 /// The same on a channel.
-fn come_to(node: &TestServer, user: &str, channel: &str) -> Client {
+fn come_to(node: SocketAddr, user: &str, channel: &str) -> Client {
     let mut client = come(node, user);
     client.subscribe(channel);
     client
@@ -83,18 +87,18 @@ pub fn whoever_is_on_any_node_is_asked_once(nodes: &[TestServer]) {
     for (number, kind) in ["sn", "sb", "sn", "sb"].iter().enumerate() {
         let channel = &format!("{kind}.{number}");
         // Whoever was told to be subscribed is asked, however little other nodes have heard of it.
-        let mut bob = come_to(&nodes[1], "bob", channel);
+        let mut bob = come_to(nodes[1].public, "bob", channel);
         // Somebody on no channel of that node, which has it not yet, publishes there first.
-        let mut ann = come(&nodes[0], "ann");
+        let mut ann = come(nodes[0].public, "ann");
         let published = publish(&mut ann, channel, 60_000, "first");
         let offset = get(&mut bob);
         assert!(confirm(&mut bob, channel, &offset));
         assert_eq!(receipts(&mut ann, &published), (names(&["bob"]), vec![]));
 
-        let mut cleo = come_to(&nodes[2], "cleo", channel);
-        let mut bob_elsewhere = come_to(&nodes[2], "bob", channel);
-        let mut ann_elsewhere = come_to(&nodes[1], "ann", channel);
-        let mut dan = come_to(&nodes[0], "dan", channel);
+        let mut cleo = come_to(nodes[2].public, "cleo", channel);
+        let mut bob_elsewhere = come_to(nodes[2].public, "bob", channel);
+        let mut ann_elsewhere = come_to(nodes[1].public, "ann", channel);
+        let mut dan = come_to(nodes[0].public, "dan", channel);
         let published = publish(&mut ann, channel, 60_000, "second");
         let mut others = [&mut bob, &mut bob_elsewhere, &mut cleo, &mut ann_elsewhere, &mut dan];
         let offsets: Vec<Value> = others.iter_mut().map(|own| get(own)).collect();
@@ -127,14 +131,14 @@ pub fn whoever_is_on_any_node_is_asked_once(nodes: &[TestServer]) {
 pub fn who_recovers_on_another_node_confirms_there(nodes: &[TestServer]) {
     for number in 0..4 {
         let channel = &format!("sn.back.{number}");
-        let mut ann = come_to(&nodes[0], "ann", channel);
-        let mut bob = come_to(&nodes[1], "bob", channel);
+        let mut ann = come_to(nodes[0].public, "ann", channel);
+        let mut bob = come_to(nodes[1].public, "bob", channel);
         let published = publish(&mut ann, channel, 60_000, "x");
         let offset = get(&mut bob);
         drop(bob);
         // Here the channel was not known before, or it was, and has heard of it.
-        let stays = (number % 2 == 1).then(|| come_to(&nodes[2], "ann", channel));
-        let mut bob = come(&nodes[2], "bob");
+        let stays = (number % 2 == 1).then(|| come_to(nodes[2].public, "ann", channel));
+        let mut bob = come(nodes[2].public, "bob");
         let recover = json!({"epoch": published["epoch"], "offset": offset.as_u64().unwrap() - 1});
         let command = json!({"type": "subscribe", "id": 3, "channel": channel, "recover": recover});
         let subscribed = bob.ask(command);
@@ -144,4 +148,40 @@ pub fn who_recovers_on_another_node_confirms_there(nodes: &[TestServer]) {
         assert_eq!(receipts(&mut ann, &published), (names(&["bob"]), vec![]));
         drop(stays);
     }
+}
+
+/// Receivers on other nodes count, and who was on a node that is killed is missing.
+pub fn who_is_killed_with_a_node_is_missing(node: &TestServer, mut dying: [NodeProcess; 2]) {
+    for (kind, dying) in ["sn.lost", "sb.lost"].iter().zip(&mut dying) {
+        let mut ann = come_to(node.public, "ann", kind);
+        let (mut bob, mut cleo) =
+            (come_to(dying.public, "bob", kind), come_to(node.public, "cleo", kind));
+        let published = publish(&mut ann, kind, 4000, "x");
+        get(&mut bob);
+        let offset = get(&mut cleo);
+        dying.kill();
+        assert!(confirm(&mut cleo, kind, &offset));
+        assert_eq!(receipts(&mut ann, &published), (names(&["cleo"]), names(&["bob"])), "{kind}");
+    }
+}
+
+/// More than may be asked, of whom the publisher's node, where at most two may be, has none.
+pub fn whoever_is_on_any_node_counts(nodes: &[TestServer]) {
+    let channel = "sn.many";
+    let all: Vec<Client> = ["bob", "cleo", "dan"]
+        .iter()
+        .zip(nodes.iter().skip(1).cycle())
+        .map(|(user, node)| come_to(node.public, user, channel))
+        .collect();
+    let count = || nodes[0].get(&format!("/api/presence?channel={channel}"))["count"].clone();
+    wait_until("presence", count, |count| *count == 3);
+    let mut ann = come(nodes[0].public, "ann");
+    let refused = ann.ask(json!({
+        "type": "publish", "id": 1, "channel": channel, "data": 1, "confirm_ms": 60_000,
+    }));
+    assert_eq!(refused["code"], "limit_reached", "{refused}");
+    assert_eq!(refused["message"], "at most 2 receivers who are asked to confirm are allowed");
+    let history = ann.ask(json!({"type": "history", "id": 3, "channel": channel}));
+    assert_eq!(history["publications"], json!([]), "nothing was published");
+    drop(all);
 }

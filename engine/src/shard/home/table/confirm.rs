@@ -15,6 +15,8 @@ use crate::shard::home::members::{Members, Seat};
 
 /// Receivers that may be waited for on one shard, over all publications; and so many publications of other nodes are remembered.
 const RECEIVERS_MAX: usize = 1 << 18;
+/// … and so many receivers of one publication, whatever other nodes say who is there: what the limit may be.
+const RECEIVERS_OF_ONE_MAX: usize = 1 << 14;
 /// Why nobody is asked.
 const TOO_MANY: &str = "too much waits to be confirmed";
 /// Publishers are told of so many receivers in one turn, or of one publication's.
@@ -57,7 +59,7 @@ impl Homes {
         let Some(members) = members else {
             return Err(Refused::NotConfirmed { channel: home.name.clone() });
         };
-        let most = self.receivers_max();
+        let most = self.config.limits.confirm_receivers_max as usize;
         if members.present().filter(|who| **who != confirm.who).nth(most).is_some() {
             let (limit, most) = (Limit::Receivers, most as u64);
             return Err(Refused::LimitReached { limit, most });
@@ -70,10 +72,6 @@ impl Homes {
             return Err(Refused::Unavailable { detail: TOO_MANY });
         }
         Ok(())
-    }
-
-    fn receivers_max(&self) -> usize {
-        self.config.limits.confirm_receivers_max as usize
     }
 
     /// Gives a publication the number by which it is waited for.
@@ -156,11 +154,11 @@ impl Homes {
 
     /// A publication has come of which its own home wants to know who has it: this one, or that on another node.
     pub(super) fn is_wanted(&mut self, index: u32, offset: Offset, wanted: Wanted, now_ms: u64) {
-        let most = self.receivers_max();
+        let most = RECEIVERS_OF_ONE_MAX;
         let Some(home) = self.homes.get(index) else { return };
         let position = Position { epoch: home.epoch, offset };
         let here = home.members.iter().flat_map(|members| members.present_here());
-        let here: Vec<Someone> = here.take(most.saturating_add(1)).cloned().collect();
+        let here: Vec<Someone> = here.take(most).cloned().collect();
         if self.waits_for(index, wanted.number) {
             self.with_waiting(index, wanted.number, |waiting| {
                 waiting.stands(position);
@@ -329,7 +327,9 @@ impl Homes {
                 }
             }
             Confirming::Came { number, who, last } => {
-                let most = self.receivers_max();
+                // How many there are was looked at before it was published, as far as that was known.
+                let is_full = self.unconfirmed > RECEIVERS_MAX;
+                let most = if is_full { 0 } else { RECEIVERS_OF_ONE_MAX };
                 if let Some(index) = index {
                     self.with_waiting(index, number, |own| own.came(from, who, last, most));
                 }
