@@ -22,6 +22,7 @@ pattern = "sb.*"
 publish = "anyone"
 sender = true
 confirm = true
+presence = "full"
 distribution = "bridged"
 "#;
 
@@ -150,12 +151,19 @@ pub fn who_recovers_on_another_node_confirms_there(nodes: &[TestServer]) {
     }
 }
 
-/// Receivers on other nodes count, and who was on a node that is killed is missing.
+/// Waits until a node shows so many on a channel.
+fn wait_count(node: &TestServer, channel: &str, expected: u64) {
+    let count = || node.get(&format!("/api/presence?channel={channel}"))["count"].clone();
+    wait_until("presence", count, |count| *count == expected);
+}
+
+/// Who was on a node that is killed is missing.
 pub fn who_is_killed_with_a_node_is_missing(node: &TestServer, mut dying: [NodeProcess; 2]) {
     for (kind, dying) in ["sn.lost", "sb.lost"].iter().zip(&mut dying) {
         let mut ann = come_to(node.public, "ann", kind);
         let (mut bob, mut cleo) =
             (come_to(dying.public, "bob", kind), come_to(node.public, "cleo", kind));
+        wait_count(node, kind, 3);
         let published = publish(&mut ann, kind, 4000, "x");
         get(&mut bob);
         let offset = get(&mut cleo);
@@ -173,8 +181,7 @@ pub fn whoever_is_on_any_node_counts(nodes: &[TestServer]) {
         .zip(nodes.iter().skip(1).cycle())
         .map(|(user, node)| come_to(node.public, user, channel))
         .collect();
-    let count = || nodes[0].get(&format!("/api/presence?channel={channel}"))["count"].clone();
-    wait_until("presence", count, |count| *count == 3);
+    wait_count(&nodes[0], channel, 3);
     let mut ann = come(nodes[0].public, "ann");
     let refused = ann.ask(json!({
         "type": "publish", "id": 1, "channel": channel, "data": 1, "confirm_ms": 60_000,
