@@ -108,7 +108,7 @@ impl Waiting {
             }
         }
         if last {
-            self.left(from);
+            self.has_answered(from);
         }
     }
 
@@ -117,15 +117,19 @@ impl Waiting {
         if let Some(mut who) = self.awaited.remove(&from) {
             self.missing.append(&mut who);
         }
-        self.left(from);
+        self.has_answered(from);
     }
 
-    /// Nobody more is named by a node.
-    pub(super) fn left(&mut self, from: u64) {
+    fn has_answered(&mut self, from: u64) {
         self.awaited.remove(&from);
         if from != HERE {
             self.answered.insert(from);
         }
+    }
+
+    /// A node says that it does not have the channel. It may be of before it came there, and so is no answer.
+    pub(super) fn left(&mut self, from: u64) {
+        self.awaited.remove(&from);
     }
 
     /// Whether this node has yet to say who was there when it came.
@@ -356,6 +360,9 @@ mod tests {
         assert!(own.confirm(&user("bob")));
         assert_eq!(own.due(), Some(900), "nobody has said how many there are");
         own.asked(2);
+        assert_eq!(own.due(), Some(900));
+        // It did not have the channel when somebody asked before.
+        own.left(2);
         assert_eq!(own.due(), Some(900));
         own.came(2, vec![], true, 9);
         assert_eq!(own.due(), Some(0));
