@@ -45,8 +45,11 @@ impl Receipts {
         self.asked.insert(number, asked);
     }
 
-    pub(super) fn is_asked(&self, number: u64) -> bool {
-        self.asked.contains_key(&number)
+    /// Whether it is to be confirmed; each message says the same of it.
+    pub(super) fn is_asked(&self, number: u64, message: &Said) -> bool {
+        let asked = self.asked.contains_key(&number);
+        assert_eq!(message.confirm == Some(true), asked, "rule receipts: {number} says otherwise");
+        asked
     }
 
     /// A publisher knows that it has its place.
