@@ -20,6 +20,9 @@ pub(super) const WANTED_MAX: usize = 4096;
 /// Nodes have so long to say who was there, in milliseconds, where it is not known that they have the channel.
 const PATIENCE_MS: u64 = 2000;
 
+/// Receivers of one publication, whatever other nodes say who is there: what `limits.confirm_receivers_max` may be.
+pub(super) const RECEIVERS_MAX: usize = 1 << 14;
+
 /// What stands for this node among those that have to say who is there; no process is called so.
 pub(super) const HERE: u64 = 0;
 
@@ -143,10 +146,14 @@ impl Waiting {
         for others in self.awaited.values_mut() {
             asked |= others.remove(who);
         }
-        if asked {
+        // Whoever has come back by another node may be sooner than the word of the one where they were.
+        let may_be =
+            !self.is_counted() && *who != self.confirm.who && !self.confirmed.contains(who);
+        let counts = asked || may_be && self.receivers() < RECEIVERS_MAX;
+        if counts {
             self.confirmed.push(who.clone());
         }
-        asked
+        counts
     }
 
     /// Whether all nodes that were asked have said who was there; those that nobody knows of are not waited for long.
@@ -326,15 +333,20 @@ mod tests {
         assert_eq!(own.due(), None);
         own.came(HERE, users(&["ann", "pub"]), true, 9);
         own.published(at(1), 100);
-        own.asked(2);
+        // She was asked by a node that has yet to say so, and has come back by another one.
+        assert!(own.confirm(&user("fay")) && !own.confirm(&user("fay")));
+        assert!(!own.confirm(&user("pub")), "nobody confirms to oneself");
+        own.came(3, users(&["fay"]), true, 9);
         // He has left and dan has come since the roll was called.
         own.came(1, users(&["ann"]), false, 9);
         own.came(1, users(&["dan"]), true, 9);
-        assert_eq!((own.receivers(), own.due()), (3, Some(1000)));
-        assert!(!own.confirm(&user("bob")) && !own.confirm(&user("ann")));
+        own.asked(3);
+        assert_eq!((own.receivers(), own.due()), (4, Some(1000)));
+        assert!(!own.confirm(&user("ann")), "once");
         assert!(own.confirm(&user("dan")));
         assert_eq!(own.due(), Some(1000), "the other node may name more");
-        own.came(2, users(&["dan", "eve"]), true, 3);
+        own.came(2, users(&["dan", "eve", "gil"]), true, 4);
+        assert!(!own.confirm(&user("bob")), "all nodes have said who was there");
         assert!(own.confirm(&user("eve")));
         assert_eq!(own.due(), Some(0));
     }

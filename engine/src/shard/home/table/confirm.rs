@@ -10,13 +10,13 @@ use ringfeed_protocol::{ChannelName, Offset, Position, Refused};
 use super::{Home, Homes};
 use crate::message::{By, Confirming, Delivery, Origin, Someone, Stored, ToUpstream, Wanted};
 use crate::shard::home::Deliver;
-use crate::shard::home::confirmations::{HERE, OWN_WAITING_MAX, Receipts, WAITING_MAX, Waiting};
+use crate::shard::home::confirmations::{
+    self, HERE, OWN_WAITING_MAX, Receipts, WAITING_MAX, Waiting,
+};
 use crate::shard::home::members::{Members, Seat};
 
 /// Receivers that may be waited for on one shard, over all publications; and so many publications of other nodes are remembered.
 const RECEIVERS_MAX: usize = 1 << 18;
-/// … and so many receivers of one publication, whatever other nodes say who is there: what the limit may be.
-const RECEIVERS_OF_ONE_MAX: usize = 1 << 14;
 /// Why nobody is asked.
 const TOO_MANY: &str = "too much waits to be confirmed";
 /// Publishers are told of so many receivers in one turn, or of one publication's.
@@ -154,7 +154,7 @@ impl Homes {
 
     /// A publication has come of which its own home wants to know who has it: this one, or that on another node.
     pub(super) fn is_wanted(&mut self, index: u32, offset: Offset, wanted: Wanted, now_ms: u64) {
-        let most = RECEIVERS_OF_ONE_MAX;
+        let most = confirmations::RECEIVERS_MAX;
         let Some(home) = self.homes.get(index) else { return };
         let position = Position { epoch: home.epoch, offset };
         let here = home.members.iter().flat_map(|members| members.present_here());
@@ -329,7 +329,7 @@ impl Homes {
             Confirming::Came { number, who, last } => {
                 // How many there are was looked at before it was published, as far as that was known.
                 let is_full = self.unconfirmed > RECEIVERS_MAX;
-                let most = if is_full { 0 } else { RECEIVERS_OF_ONE_MAX };
+                let most = if is_full { 0 } else { confirmations::RECEIVERS_MAX };
                 if let Some(index) = index {
                     self.with_waiting(index, number, |own| own.came(from, who, last, most));
                 }
