@@ -540,9 +540,10 @@ impl Mesh {
         self.transfers.owing() > 0
     }
 
-    /// Whether channels are on their way from this node, or to it: the next view had better wait.
+    /// Whether channels are on their way from this node: the next view had better wait. Of those on their way to it who gives them
+    /// says so, and lives.
     pub fn is_moving(&self) -> bool {
-        self.awaits_lives() || !self.transfers.is_confirmed()
+        !self.transfers.is_confirmed()
     }
 
     /// How many channels have changed their keeper.

@@ -93,8 +93,10 @@ impl Nodes {
     }
 
     fn pass(&mut self, ms: u64) {
-        self.now_ms += ms;
-        self.meshes.values_mut().for_each(|mesh| mesh.tick(self.now_ms));
+        for _ in 0..ms {
+            self.now_ms += 1;
+            self.meshes.values_mut().for_each(|mesh| mesh.tick(self.now_ms));
+        }
     }
 
     fn ask(&mut self, node: u64, command: Command) -> u64 {

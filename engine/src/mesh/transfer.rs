@@ -67,7 +67,7 @@ impl Owing {
 pub(super) struct Transfers {
     /// To whom this node has yet to say that it has handed over all, with what that is.
     out: BTreeMap<Instance, VecDeque<(ChannelName, Kept)>>,
-    /// Who has yet to say that all has come.
+    /// Who is given something, and has yet to say that all has come.
     unconfirmed: BTreeSet<Instance>,
     /// When something was handed over last, or the view came that says so.
     moved_ms: u64,
@@ -103,11 +103,11 @@ impl Transfers {
         self.forget();
         self.moved_ms = now_ms;
         self.out = to.map(|own| (own, VecDeque::new())).collect();
-        self.unconfirmed = self.out.keys().copied().collect();
         self.owing = from.map(|own| (own, Owing::default())).collect();
         self.arrived.clear();
         for (keeper, channel, kept) in moved {
             if let Some(out) = self.out.get_mut(&keeper) {
+                self.unconfirmed.insert(keeper);
                 out.push_back((channel, kept));
             }
         }

@@ -139,7 +139,7 @@ pub struct Standpoint {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub hears: Vec<Instance>,
-    /// Channels are on their way from this process to others, or to it: the next view had better wait.
+    /// Channels are on their way from this process to others: the next view had better wait.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moving: bool,
     /// That view, whole, where the registry has answered with an earlier one: its file was lost, or is an older copy.
@@ -241,7 +241,7 @@ impl Views {
         self.go_by.insert(instance, number);
     }
 
-    /// A process says whether channels are on their way from it or to it.
+    /// A process says whether channels are on their way from it.
     pub fn moves(&mut self, instance: Instance, moving: bool) {
         match moving {
             true => self.moving.insert(instance),
@@ -320,14 +320,16 @@ impl Views {
             return None;
         }
         let goes_by = |own: &Instance| self.go_by.get(own) == Some(&self.view.number);
-        let running = || of_members().filter(|own| may_run(*own));
+        // Who is about to go keeps nothing that anybody would wait for.
+        let some_stay = members.iter().any(|own| !own.leaving);
+        let is_spare = |own: &Member| some_stay && own.leaving && self.left.contains(&own.instance);
+        let needed: Vec<&Member> = members.iter().filter(|own| !is_spare(own)).collect();
         let age_ms = now_ms.saturating_sub(self.since_ms);
-        if running().all(|own| is_live(&own))
-            && running().any(|own| match goes_by(&own) {
-                true => age_ms < MOVING_MS && self.moving.contains(&own),
-                false => age_ms < UNKNOWN_MS,
-            })
-        {
+        let is_busy = |own: &&Member| match goes_by(&own.instance) {
+            true => age_ms < MOVING_MS && self.moving.contains(&own.instance),
+            false => age_ms < UNKNOWN_MS,
+        };
+        if needed.iter().all(|own| is_live(&own.instance)) && needed.iter().any(is_busy) {
             return None;
         }
         for (place, of) in
@@ -421,6 +423,38 @@ mod tests {
         let next =
             views.next(&nodes(&[&crowd[..10], &crowd[11..]].concat()), |own| own.0 != 100, 2, 0);
         assert_eq!(names(&next.unwrap()), [&members[1..], &[90]].concat());
+    }
+
+    #[test]
+    fn where_nobody_is_missing_the_next_view_waits_for_what_is_on_its_way() {
+        let next = |views: &Views, live: &[Member], now_ms| {
+            let view = views.next(live, |own| own.0 != 3, 9, now_ms);
+            view.map(|view| names(&view))
+        };
+        let mut views = settled(&[1, 2, 3]);
+        views.moves(Instance(2), true);
+        assert_eq!(next(&views, &nodes(&[1, 2, 3, 4]), MOVING_MS - 1), None);
+        assert!(next(&views, &nodes(&[1, 2, 3, 4]), MOVING_MS).is_some());
+        assert!(next(&views, &nodes(&[1, 2, 4]), 0).is_some(), "one has died");
+        views.moves(Instance(2), false);
+        assert!(next(&views, &nodes(&[1, 2, 3, 4]), 0).is_some());
+        views.go_by.remove(&Instance(2));
+        assert_eq!(next(&views, &nodes(&[1, 2, 3, 4]), UNKNOWN_MS - 1), None);
+        assert!(next(&views, &nodes(&[1, 2, 3, 4]), UNKNOWN_MS).is_some());
+
+        // One that was about to go has gone: nobody waits for it, and what the others do may be waited for.
+        let mut live = nodes(&[1, 2, 3]);
+        live[2].leaving = true;
+        let mut views = settled(&[1, 2, 3]);
+        let view = views.next(&live, |_| true, 2, 0).unwrap();
+        views.set(view, 0);
+        [1, 2, 3].into_iter().for_each(|own| views.goes_by(Instance(own), 2));
+        views.moves(Instance(1), true);
+        assert!(next(&views, &nodes(&[1, 2]), 0).is_some(), "it has not said that it has");
+        views.leaves(Instance(3));
+        assert_eq!(next(&views, &nodes(&[1, 2]), 0), None);
+        views.moves(Instance(1), false);
+        assert_eq!(next(&views, &nodes(&[1, 2]), 0), Some(vec![1, 2]));
     }
 
     #[test]
