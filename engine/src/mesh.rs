@@ -23,14 +23,16 @@ mod thread;
 mod tls;
 pub mod transfer;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use ringfeed_protocol::ChannelName;
+use smallvec::SmallVec;
 
 use crate::bridge::item;
-use crate::bridge::{Bridge, Command, Failed, Keep, Reply, To};
+use crate::bridge::{Bridge, Command, Failed, Keep, Read, Reply, To};
 use crate::message::{Followed, Kept, Numbered, Shards};
 use crate::registry::views::{Instance, View};
 use crate::revoked::RevokedTable;
@@ -182,6 +184,8 @@ pub struct Mesh {
     /// What the bridge has subscribed to.
     followed: BTreeSet<ChannelName>,
     pending: BTreeMap<u64, Pending>,
+    /// Those among these that ask where a channel stands.
+    reads: HashMap<ChannelName, SmallVec<[u64; 1]>, RandomState>,
     /// Batches of publications among these, and their bytes.
     pending_appends: usize,
     pending_bytes: usize,
@@ -217,6 +221,7 @@ impl Mesh {
             held: BTreeMap::new(),
             followed: BTreeSet::new(),
             pending: BTreeMap::new(),
+            reads: HashMap::default(),
             pending_appends: 0,
             pending_bytes: 0,
             frames: Vec::new(),
@@ -388,10 +393,7 @@ impl Mesh {
 
     /// Nobody wants to know any more where a channel stands.
     fn forget_reads(&mut self, channel: &ChannelName) {
-        let reads =
-            |own: &Pending| matches!(&own.asked, Asked::Read(read) if read.channel == *channel);
-        let numbers = self.pending.iter().filter(|(_, own)| reads(own)).map(|(number, _)| *number);
-        for number in numbers.collect::<Vec<_>>() {
+        for number in self.reads.remove(channel).unwrap_or_default() {
             self.take_pending(number);
             self.said.push_back(Said::Answered(number, Err(Failed::Refused)));
         }
@@ -401,6 +403,14 @@ impl Mesh {
         let pending = self.pending.remove(&number)?;
         self.pending_bytes -= pending.asked.bytes();
         self.pending_appends -= usize::from(matches!(pending.asked, Asked::Append(_)));
+        if let Asked::Read(Read { channel, .. }) = &pending.asked
+            && let Some(reads) = self.reads.get_mut(channel)
+        {
+            reads.retain(|own| *own != number);
+            if reads.is_empty() {
+                self.reads.remove(channel);
+            }
+        }
         Some(pending)
     }
 
@@ -408,6 +418,9 @@ impl Mesh {
     fn pend(&mut self, number: u64, asked: Asked) {
         self.pending_bytes += asked.bytes();
         self.pending_appends += usize::from(matches!(asked, Asked::Append(_)));
+        if let Asked::Read(Read { channel, .. }) = &asked {
+            self.reads.entry(channel.clone()).or_default().push(number);
+        }
         let since_ms = self.now_ms;
         self.pending.insert(number, Pending { asked, sent_to: None, since_ms });
         self.send_pending(number);
@@ -738,6 +751,7 @@ impl Mesh {
             if !up {
                 // The bridge asks anew once it is told that it can.
                 self.pending.clear();
+                self.reads.clear();
                 (self.pending_appends, self.pending_bytes) = (0, 0);
                 self.followed.clear();
                 let own = self.own.instance;
