@@ -445,6 +445,10 @@ impl Bridge {
                     }
                 }
             }
+            ToUpstream::Confirming { channel, to, what, .. } if to == Some(self.instance) => {
+                let from = self.instance;
+                self.told.push(Told::Home(channel, FromUpstream::Confirming { from, what }));
+            }
             ToUpstream::Confirming { channel, numbered, to, what } => {
                 if self.is_up() {
                     let bytes = confirming::encode(self.instance, &channel, &what);

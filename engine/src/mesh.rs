@@ -646,18 +646,10 @@ impl Mesh {
             return;
         }
         let own = self.own.instance;
-        self.take_over();
         // Whoever was not told of a view in between may have lost its channels to others, and got them back.
         let in_line = view.previous == self.view.number && self.view.has(own) && view.has(own);
-        let kept_before = |channel: &str| in_line && self.placing.keeper(channel) == Some(own);
         let placing = Placing::new(self.own.placing_key, &view);
-        let others = self
-            .store
-            .keep_only(|channel| kept_before(channel) && placing.keeper(channel) == Some(own));
-        let handed = others.into_iter().filter(|(channel, _)| kept_before(channel));
-        let handed =
-            handed.filter_map(|(channel, kept)| Some((placing.keeper(&channel)?, channel, kept)));
-        let handed: Vec<_> = handed.collect();
+        let lives = self.part_with_lives(&placing, in_line);
         let moved = |channel: &&ChannelName| {
             placing.keeper(channel) == Some(own) && !self.store.has(channel)
         };
@@ -670,11 +662,11 @@ impl Mesh {
         self.pending.values_mut().for_each(|pending| pending.sent_to = None);
         let View { members, before, .. } = &self.view;
         let is_member = |of: &Instance| members.iter().any(|member| member.instance == *of);
-        let others = || before.iter().filter(|of| **of != own);
-        self.awaited = others().copied().filter(is_member).collect();
+        let others = before.iter().filter(|of| **of != own);
+        self.awaited = others.copied().filter(is_member).collect();
         let to = members.iter().map(|member| member.instance);
         let to = to.filter(|of| *of != own && before.contains(&own));
-        self.transfers.begin(handed, to, self.awaited.iter().copied(), self.now_ms);
+        self.transfers.begin(lives, to, self.awaited.iter().copied(), self.now_ms);
         // Whoever was waited for by the view before is, by this one.
         let waited_ms = self.begins_ms.unwrap_or(self.now_ms.saturating_add(waits_ms));
         self.waits_ms = self.waits_ms.max(waited_ms);
@@ -700,6 +692,21 @@ impl Mesh {
         peers.into_iter().for_each(|peer| self.agree(peer));
         self.send_all_pending();
         self.review();
+    }
+
+    /// Takes out of the store what is not to be kept here by another view; of that, what others are to be given.
+    fn part_with_lives(
+        &mut self,
+        next: &Placing,
+        in_line: bool,
+    ) -> Vec<(Instance, ChannelName, store::Kept)> {
+        self.take_over();
+        let own = self.own.instance;
+        let was_kept = |channel: &str| in_line && self.placing.keeper(channel) == Some(own);
+        let stays = |channel: &ChannelName| was_kept(channel) && next.keeper(channel) == Some(own);
+        let gone = self.store.keep_only(stays).into_iter();
+        let gone = gone.filter(|(channel, _)| was_kept(channel));
+        gone.filter_map(|(channel, kept)| Some((next.keeper(&channel)?, channel, kept))).collect()
     }
 
     /// Those who go by the view before are asked no more once all others go by this one, but for those who were left out: they

@@ -4,7 +4,7 @@
 //! Homes decide about their rooms, and hold them; this holds nothing that they go by. Of two things said of a room the one with the
 //! later version counts, on all nodes, in whatever order they hear of it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -28,6 +28,8 @@ pub struct RoomTable {
     /// Rooms that are there, and the bytes of these.
     count: AtomicUsize,
     bytes: AtomicUsize,
+    /// Of the rooms that have ended and were forgotten, when the last one has, in milliseconds since 1970.
+    forgotten_ms: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl RoomTable {
             most: AtomicUsize::new(most as usize),
             count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            forgotten_ms: AtomicU64::new(0),
         }
     }
 
@@ -98,10 +101,15 @@ impl RoomTable {
         if before.is_some_and(|(version, ..)| version >= word.version) {
             return Heard::Known;
         }
+        let is_there = word.state.made().is_some();
+        // What was forgotten would be news again and again, as long as any node remembers it.
+        let forgotten_ms = self.forgotten_ms.load(Ordering::Relaxed);
+        if before.is_none() && !is_there && !is_own && word.version.at_ms <= forgotten_ms {
+            return Heard::Known;
+        }
         let (was_there, freed) = before.map_or((false, 0), |(_, is_there, bytes)| {
             (is_there, if is_there { bytes } else { 0 })
         });
-        let is_there = word.state.made().is_some();
         let added = if is_there { word.bytes() } else { 0 };
         let (count, bytes) = (self.count.load(Ordering::Relaxed), self.bytes());
         let most = self.most.load(Ordering::Relaxed);
@@ -132,7 +140,10 @@ impl RoomTable {
         ended.sort_unstable();
         let keep = most - most / FORGOTTEN_PARTS;
         let over = ended.len().saturating_sub(keep);
-        ended.into_iter().take(over).for_each(|(_, channel)| drop(self.all.remove(&channel)));
+        for (version, channel) in ended.into_iter().take(over) {
+            self.forgotten_ms.fetch_max(version.at_ms, Ordering::Relaxed);
+            self.all.remove(&channel);
+        }
     }
 
     /// What counts of all rooms that are there, and of those that have ended last.
@@ -152,6 +163,8 @@ impl RoomTable {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::message::room_samples::made_room;
     use crate::message::{RoomState, RoomVersion};
@@ -163,6 +176,30 @@ mod tests {
 
     fn made(channel: &str, at_ms: u64, users: usize) -> RoomWord {
         word(channel, at_ms, 1, RoomState::Made(made_room(users)))
+    }
+
+    #[test]
+    fn nodes_that_remember_other_ends_and_pass_on_what_is_news_come_to_rest() {
+        let tables = [RoomTable::new(80), RoomTable::new(80), RoomTable::new(80)];
+        let ended = |number: u64| word(&format!("r.{number}"), 1000 + number, 1, RoomState::Ended);
+        for (table, from) in tables.iter().zip([0, 40, 70]) {
+            (from..from + 80).for_each(|number| assert_eq!(table.say(&ended(number)), Heard::News));
+        }
+        // Each tells the others all as they meet, and then what is news to it.
+        let mut told: VecDeque<(usize, RoomWord)> = VecDeque::new();
+        let tell = |told: &mut VecDeque<_>, from: usize, word: &RoomWord| {
+            told.extend((0..3).filter(|to| *to != from).map(|to| (to, word.clone())));
+        };
+        for (from, table) in tables.iter().enumerate() {
+            table.all().iter().for_each(|word| tell(&mut told, from, word));
+        }
+        for _ in 0..10_000 {
+            let Some((at, word)) = told.pop_front() else { return };
+            if tables[at].hear(&word) == Heard::News {
+                tell(&mut told, at, &word);
+            }
+        }
+        panic!("{} words are still on their way", told.len());
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::registry::names::{NodeId, NodeUrl, PeerAddress};
 const PUBLICATION_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64 - (1 << 20);
 /// Revocations that can be told at once.
 const REVOCATIONS_MAX: u32 = 500_000;
+/// Rooms that are made over the API, and as many that have ended, in the same way.
+const ROOMS_MAX: u32 = 100_000;
 /// Shortest key where others than this machine can try.
 const OPEN_KEY_BYTES_MIN: usize = 16;
 
@@ -95,6 +97,11 @@ impl Config {
             errors.push(format!(
                 "limits.revocations_max: nodes tell one another all of them as they meet; with cluster.registry at most \
                  {REVOCATIONS_MAX}"
+            ));
+        }
+        if self.limits.rooms_max > ROOMS_MAX {
+            errors.push(format!(
+                "limits.rooms_max: nodes tell one another of all of them as they meet; with cluster.registry at most {ROOMS_MAX}"
             ));
         }
         let Cluster { tls_certificate_file, tls_key_file, tls_authority_file, .. } = &self.cluster;

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::sleep;
 
@@ -55,25 +56,40 @@ impl Runner {
             }
             Ok(mut answer) => {
                 let message = script::take_message(&mut answer);
-                self.answered(by, moving.number, Ok(answer));
-                if let (Command::Append(append), Some(message)) = (moving.command, message)
-                    && let Some(lane) = self.lanes.get_mut(moving.at)
-                {
-                    // Who follows the channel has subscribed to it there.
-                    self.waiting += 1;
-                    self.waiting_bytes += message.len();
-                    let command = Command::Message(To::Followers(append.channel), message);
-                    lane.waiting.push_back((moving.number, command));
+                match (moving.command, message) {
+                    // Whom it was told there says nothing of how many have heard it: that is said where they listen.
+                    (Command::Keep { errand, .. }, _) if by != moving.at => {
+                        self.tell_from(moving.at, moving.number, To::Errands, errand);
+                    }
+                    (Command::Append(append), Some(message)) => {
+                        self.answered(by, moving.number, Ok(answer));
+                        let followers = To::Followers(append.channel);
+                        // Who follows the channel has subscribed to it there.
+                        self.tell_from(moving.at, moving.number, followers, message);
+                    }
+                    _ => self.answered(by, moving.number, Ok(answer)),
                 }
             }
             Err(e) => self.answered(by, moving.number, Err(e)),
         }
     }
 
+    /// Has this server tell something.
+    fn tell_from(&mut self, at: usize, number: u64, to: To, message: Bytes) {
+        if let Some(lane) = self.lanes.get_mut(at) {
+            self.waiting += 1;
+            self.waiting_bytes += message.len();
+            lane.waiting.push_back((number, Command::Message(to, message)));
+        }
+    }
+
     fn ask_moving(&mut self, moving: Moving, why: &RedisError) {
         let Some(link) = &self.link else { return };
         let bytes = moving.bytes();
-        if Instant::now() >= moving.until || self.moving_bytes + bytes > MOVING_BYTES_MAX {
+        // A read takes next to nothing, and would come again at once.
+        let is_full = !matches!(moving.command, Command::Read(_))
+            && self.moving_bytes + bytes > MOVING_BYTES_MAX;
+        if Instant::now() >= moving.until || is_full {
             self.shared.redis.refused.add(1);
             return self.bridge.answered(moving.number, Err(Failed::Moving));
         }

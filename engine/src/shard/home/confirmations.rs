@@ -148,8 +148,8 @@ impl Waiting {
         }
         // Whoever has come back by another node may be sooner than the word of the one where they were.
         let may_be =
-            !self.is_counted() && *who != self.confirm.who && !self.confirmed.contains(who);
-        let counts = asked || may_be && self.receivers() < RECEIVERS_MAX;
+            || !self.is_counted() && *who != self.confirm.who && !self.confirmed.contains(who);
+        let counts = asked || self.receivers() < RECEIVERS_MAX && may_be();
         if counts {
             self.confirmed.push(who.clone());
         }

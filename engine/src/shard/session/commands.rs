@@ -421,6 +421,11 @@ impl<W: Wire> Shard<W> {
                 session.posted = true;
             }
         }
+        self.hold_if_congested(slot);
+    }
+
+    /// Reads no more of a connection whose commands go where there is no room, until there is.
+    fn hold_if_congested(&mut self, slot: SessionSlot) {
         let held = self.sessions.get(slot).is_none_or(|s| s.holds.has(Holds::CONGESTED));
         if !held && self.is_congested() {
             self.hold(slot, Holds::CONGESTED);
@@ -484,6 +489,8 @@ impl<W: Wire> Shard<W> {
         }
         let (shard, session) = (self.id, self.sessions.id(slot));
         self.request(Request::Confirm { shard, session, origin, channel, offset });
+        // Each may be told to another node.
+        self.hold_if_congested(slot);
     }
 
     fn history(
