@@ -187,7 +187,9 @@ impl World {
         let Some(bytes) = way.and_then(VecDeque::pop_front) else { return false };
         let frame = Frame::read(bytes).expect("what was written");
         note!(self.trace, "n{to} hears n{from}: {frame:?}");
-        let instance = self.instance(from);
+        let (instance, now_ms) = (self.instance(from), self.now_ms());
+        // As the thread does: what it hears it hears now, also where it has stood still.
+        self.own(to).mesh.pass(now_ms);
         self.own(to).mesh.heard(instance, frame);
         self.pass_on(to);
         true
@@ -310,9 +312,11 @@ impl World {
     }
 
     fn told_by_registry(&mut self, node: usize) -> bool {
+        let now_ms = self.now_ms();
         let own = self.own(node);
         let Some((asked_ms, view, go_by)) = own.answers.pop_front() else { return false };
         let number = view.number;
+        own.mesh.pass(now_ms);
         own.is_ahead = number < own.mesh.view().number;
         own.mesh.adopt(view);
         own.mesh.know(number, &go_by);
