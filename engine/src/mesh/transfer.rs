@@ -3,7 +3,7 @@
 //!
 //! Whoever has a channel's life goes on with it, and nobody else: it is handed over once, by who goes by the new view, and what is
 //! lost on the way is lost, as with a node that is lost. Members of the view before say when they have handed over all, and are
-//! told when that has come; until then, or until one has said nothing for [`PATIENCE_MS`], the next keeper begins no other life in
+//! told when that has come; until then, or until one has said nothing for three seconds, the next keeper begins no other life in
 //! its place.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
