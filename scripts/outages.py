@@ -373,7 +373,7 @@ class Reader:
         self.ends = at
 
 
-Fault = collections.namedtuple("Fault", "name began back ready")  # when Redis answered again; when all nodes knew
+Fault = collections.namedtuple("Fault", "name began revived back ready")  # when Redis could go on, when it answered, when all nodes knew
 
 
 def loses(fault):
@@ -463,7 +463,7 @@ def check_acknowledged(readers, published, faults, copied):
         kinds[answer["ack"]] += 1
         if answer["ack"] == "redis":
             # What Redis had said before came a moment later at most.
-            if any(fault.began + 1 < came < fault.back for fault in outages):
+            if any(fault.began + 1 < came < fault.revived for fault in outages):
                 false.append((publisher, number, came))
         for reader, by_name in zip(readers, seen):
             place = by_name.get((channel, publisher, number))
@@ -608,14 +608,16 @@ def metric(node, name):
 
 
 def cause(name, redis, nodes, copy, seconds):
-    began = now()
+    began = revived = now()
     if name == "killed":
         redis.kill()
         time.sleep(seconds)
+        revived = now()
         redis.start()
     elif name == "stopped":
         redis.process.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
+        revived = now()
         redis.process.send_signal(signal.SIGCONT)
         redis.ask("PING")
     elif name == "flushed":
@@ -626,7 +628,7 @@ def cause(name, redis, nodes, copy, seconds):
         redis.start()
     back = now()
     check(ready(nodes), f"{name}: all nodes are ready {now() - back:.2f} s after Redis answers")
-    fault = Fault(name, began, back, now())
+    fault = Fault(name, began, revived, back, now())
     end = now() + 30
     while (left := metric(nodes[0], "ringfeed_redis_spool_publications")) and now() < end:
         time.sleep(0.02)
