@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use foldhash::fast::RandomState;
+use indexmap::IndexMap;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use ringfeed_protocol::event::Epoch;
@@ -136,10 +137,11 @@ pub enum Event {
 pub struct Store {
     /// Where epochs come from.
     dice: StdRng,
-    channels: HashMap<ChannelName, Kept, RandomState>,
+    /// Whatever looks through all of them does so in an order that a run repeats.
+    channels: IndexMap<ChannelName, Kept, RandomState>,
     bytes: usize,
-    /// Those that are still to be looked through for what is over.
-    unswept: Vec<ChannelName>,
+    /// So many of them, from the first one on, are still to be looked through for what is over.
+    unswept: usize,
     swept_ms: u64,
     /// What has happened, where somebody watches.
     events: Option<Vec<Event>>,
@@ -150,9 +152,9 @@ impl Store {
     pub(super) fn new(seed: u64) -> Store {
         Store {
             dice: StdRng::seed_from_u64(seed),
-            channels: HashMap::default(),
+            channels: IndexMap::default(),
             bytes: 0,
-            unswept: Vec::new(),
+            unswept: 0,
             swept_ms: 0,
             events: None,
         }
@@ -195,7 +197,7 @@ impl Store {
         keeps: impl Fn(&ChannelName) -> bool,
     ) -> Vec<(ChannelName, Kept)> {
         self.channels.values_mut().for_each(|kept| kept.followers.clear());
-        let others: Vec<_> = self.channels.extract_if(|name, _| !keeps(name)).collect();
+        let others: Vec<_> = self.channels.extract_if(.., |name, _| !keeps(name)).collect();
         self.bytes -= others.iter().map(|(_, kept)| kept.bytes).sum::<usize>();
         others
     }
@@ -390,17 +392,18 @@ impl Store {
 
     /// Forgets some of what is over; `keep` says by which rule a channel is kept, `follows` of nobody that it is to be forgotten.
     pub fn sweep(&mut self, keep: impl Fn(&str) -> Keep, now_ms: u64) {
-        if self.unswept.is_empty() {
+        if self.unswept == 0 {
             if now_ms.saturating_sub(self.swept_ms) < 60_000 {
                 return;
             }
             self.swept_ms = now_ms;
-            self.unswept = self.channels.keys().cloned().collect();
+            self.unswept = self.channels.len();
         }
-        let from = self.unswept.len().saturating_sub(SWEPT_AT_ONCE);
-        for name in self.unswept.split_off(from) {
-            let Some(kept) = self.channels.get_mut(&name) else { continue };
-            let keep = keep(&name);
+        let from = self.unswept.saturating_sub(SWEPT_AT_ONCE);
+        // From the last one on: what takes the place of one that is forgotten has been looked at.
+        for at in (from..std::mem::replace(&mut self.unswept, from)).rev() {
+            let Some((name, kept)) = self.channels.get_index_mut(at) else { continue };
+            let keep = keep(name);
             self.bytes -= kept.trim(keep, now_ms);
             kept.done.retain(|done| now_ms.saturating_sub(done.at_ms) < DONE_MS);
             if let Some(keyed) = &mut kept.keyed {
@@ -412,7 +415,7 @@ impl Store {
             let idle = idle || kept.offset == 0;
             if idle && kept.followers.is_empty() && kept.done.is_empty() && !keys {
                 self.bytes -= kept.bytes;
-                self.channels.remove(&name);
+                self.channels.swap_remove_index(at);
             }
         }
     }

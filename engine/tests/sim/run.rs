@@ -236,7 +236,7 @@ fn one(seed: u64, options: &Options) -> bool {
 
 fn same_seed(options: &Options) -> bool {
     let first = options.from.unwrap_or_else(rand::random);
-    (first..first.saturating_add(6)).all(|seed| {
+    (first..first.saturating_add(48)).all(|seed| {
         let kind = [Kind::One, Kind::Redis, Kind::Mesh][(seed % 3) as usize];
         let runs = [(); 2].map(|()| run(seed, options.rules, kind, Tracing::Keep));
         let same = runs[0] == runs[1];
