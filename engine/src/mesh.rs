@@ -450,7 +450,7 @@ impl Mesh {
         let alive = self.alive(peer);
         self.send(peer, alive);
         self.said.push_back(Said::Met(peer));
-        self.tell_known(peer);
+        self.tell_known(&[peer]);
     }
 
     /// What all nodes are to know: who is revoked, and which rooms there are.
@@ -460,11 +460,12 @@ impl Mesh {
         revoked.chain(rooms).collect()
     }
 
-    /// Tells it a node, as this one would pass it on: who knows it already does nothing.
-    fn tell_known(&mut self, peer: Instance) {
-        let known = self.known();
-        for errand in Bridge::errands_of_kept(self.own.instance.0, known) {
-            self.send(peer, Frame::Told(Topic::Errand, errand));
+    /// Tells it nodes, as this one would pass it on: who knows it already does nothing.
+    fn tell_known(&mut self, to: &[Instance]) {
+        for errand in Bridge::errands_of_kept(self.own.instance.0, self.known()) {
+            for peer in to {
+                self.send(*peer, Frame::Told(Topic::Errand, errand.clone()));
+            }
         }
     }
 
@@ -500,15 +501,30 @@ impl Mesh {
             Frame::Answer(number, answer) => self.answered(number, answer),
             Frame::Told(topic, bytes) => self.said.push_back(Said::Told(topic, bytes)),
             Frame::Transfer(view, transfer) if view == self.view.number && self.agrees(from) => {
-                let is_end = transfer == Transfer::End;
-                self.transfers.heard(from, transfer, self.own.bytes_max, self.now_ms);
-                if is_end {
-                    self.take_over();
-                    self.send(from, Frame::Transfer(view, Transfer::Taken));
-                    self.review();
-                }
+                self.heard_transfer(from, transfer);
             }
             Frame::Transfer(..) => {}
+        }
+    }
+
+    fn heard_transfer(&mut self, from: Instance, transfer: Transfer) {
+        let now_ms = self.now_ms;
+        match transfer {
+            Transfer::History(channel, entries) => {
+                let bytes_max = self.own.bytes_max;
+                self.transfers.heard_history(from, channel, entries, bytes_max, now_ms);
+            }
+            Transfer::Life(channel, life) => {
+                self.transfers.heard_life(from, channel, life, now_ms);
+            }
+            Transfer::End => {
+                self.transfers.heard_end(from);
+                self.take_over();
+                let taken = Frame::Transfer(self.view.number, Transfer::Taken);
+                self.send(from, taken);
+                self.review();
+            }
+            Transfer::Taken => self.transfers.heard_taken(from, now_ms),
         }
     }
 
@@ -550,7 +566,7 @@ impl Mesh {
 
     /// Whether this node waits for what others hand over to it.
     pub fn awaits_lives(&self) -> bool {
-        self.transfers.owing() > 0
+        self.transfers.count_owing() > 0
     }
 
     /// Whether channels are on their way from this node: the next view had better wait. Of those on their way to it who gives them
@@ -584,7 +600,6 @@ impl Mesh {
     }
 
     fn heard_alive(&mut self, from: Instance, Alive { view, at_ms, heard_ms }: Alive) {
-        let own = self.view.number;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         (peer.view, peer.at_ms) = (view, at_ms);
         // What it says to have heard was said then, by this node's clock.
@@ -592,19 +607,16 @@ impl Mesh {
         if heard_ms > 0 {
             peer.supports_until_ms = peer.supports_until_ms.max(until_ms);
         }
-        if view < own {
-            self.tell_view(from);
-        }
+        self.tell_view(from);
         self.agree(from);
         self.review();
     }
 
-    /// Tells a node of the view, if it was not told.
+    /// Tells a node of the view, if it neither goes by it nor was told.
     fn tell_view(&mut self, to: Instance) {
         let number = self.view.number;
-        let Some(peer) = self.peers.get_mut(&to).filter(|peer| peer.sent_view < number) else {
-            return;
-        };
+        let knows = |peer: &Peer| peer.view.max(peer.sent_view) >= number;
+        let Some(peer) = self.peers.get_mut(&to).filter(|peer| !knows(peer)) else { return };
         peer.sent_view = number;
         let view = Box::new(self.view.clone());
         self.send(to, Frame::View(view));
@@ -678,9 +690,7 @@ impl Mesh {
         let peers: Vec<Instance> = self.peers.keys().copied().collect();
         for peer in &peers {
             // Channels that change their keeper wait until all know.
-            if self.peers.get(peer).is_some_and(|peer| peer.view < self.view.number) {
-                self.tell_view(*peer);
-            }
+            self.tell_view(*peer);
             let alive = self.alive(*peer);
             self.send(*peer, alive);
         }
@@ -753,7 +763,7 @@ impl Mesh {
             if up {
                 // What was revoked or made here meanwhile was told to nobody.
                 let peers: Vec<Instance> = self.peers.keys().copied().collect();
-                peers.into_iter().for_each(|peer| self.tell_known(peer));
+                self.tell_known(&peers);
             }
             if !up {
                 // The bridge asks anew once it is told that it can.
@@ -785,14 +795,13 @@ impl Mesh {
     pub fn tick(&mut self, now_ms: u64) {
         self.pass(now_ms);
         let patience_ms = self.own.patience_ms;
-        // Who has asked has given it up; that it follows, it says once.
         let is_late = |at_ms: u64| now_ms.saturating_sub(at_ms) >= patience_ms;
+        // Who has asked has given it up; that it follows, it says once.
         self.hold_only(|held| {
             matches!(held.asked, Asked::Follow(_) | Asked::Unfollow(_)) || !is_late(held.at_ms)
         });
-        let patience_ms = self.own.patience_ms;
-        let late = |own: &Pending| now_ms.saturating_sub(own.since_ms) >= patience_ms;
-        let late = self.pending.iter().filter(|(_, own)| late(own)).map(|(number, _)| *number);
+        let late = self.pending.iter().filter(|(_, own)| is_late(own.since_ms));
+        let late = late.map(|(number, _)| *number);
         for number in late.collect::<Vec<_>>() {
             let Some(pending) = self.take_pending(number) else { continue };
             self.said.push_back(Said::Answered(number, Err(Failed::Unknown)));
@@ -838,7 +847,7 @@ impl Mesh {
 
     /// Does what has waited until this node keeps the channel, as far as it does by now.
     fn serve_held(&mut self) {
-        let keeps = (self.up, self.begins(), self.transfers.owing());
+        let keeps = (self.up, self.begins(), self.transfers.count_owing());
         if keeps != std::mem::replace(&mut self.kept, keeps) && self.up {
             let held = std::mem::take(&mut self.held).into_values().flatten();
             held.for_each(|held| self.serve(held));

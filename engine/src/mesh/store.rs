@@ -215,12 +215,8 @@ impl Store {
             return false;
         }
         kept.trim(keep, now_ms);
-        while self.bytes + kept.bytes > bytes_max
-            && let Some(oldest) = kept.history.pop_front()
-        {
-            kept.bytes -= oldest.bytes.len();
-        }
-        let from = kept.offset + 1 - kept.history.len() as u64;
+        kept.shed((self.bytes + kept.bytes).saturating_sub(bytes_max));
+        let from = kept.first();
         let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
         self.event(|| Event::TakenOver(channel.clone(), position, from));
         self.bytes += kept.bytes;
@@ -334,18 +330,12 @@ impl Store {
         kept.bytes += added;
         let mut freed = kept.trim(keep, now_ms);
         // Who publishes gives up its own.
-        while all_bytes + added - freed > bytes_max
-            && let Some(oldest) = kept.history.pop_front()
-        {
-            kept.bytes -= oldest.bytes.len();
-            freed += oldest.bytes.len();
-        }
+        freed += kept.shed((all_bytes + added - freed).saturating_sub(bytes_max));
         if let Some(keyed) = &mut kept.keyed {
             keyed.forget(now_ms, keep.keys_ms);
         }
         if watched {
-            let from = kept.offset + 1 - kept.history.len() as u64;
-            events.push(Event::KeptFrom(channel.clone(), from));
+            events.push(Event::KeptFrom(channel.clone(), kept.first()));
         }
         let is_any = kept.offset > before;
         let answer = Appended { epoch: kept.epoch, last: Offset(kept.offset), duplicates };
@@ -366,7 +356,7 @@ impl Store {
         let kept = self.open(channel, now_ms);
         let freed = kept.trim(keep, now_ms);
         let position = Position { epoch: kept.epoch, offset: Offset(kept.offset) };
-        let first = kept.offset + 1 - kept.history.len() as u64;
+        let first = kept.first();
         let mut entries = Vec::new();
         // Whoever knows another life is told all of this one, if that is there from its beginning on.
         let behind = since.and_then(|since| match since.epoch == kept.epoch {
@@ -376,12 +366,8 @@ impl Store {
         if let Some(behind) = behind {
             let from = behind.max(first);
             let skipped = usize::try_from(from - first).unwrap_or(usize::MAX);
-            let mut bytes = 0;
-            for (offset, entry) in (from..).zip(kept.history.iter().skip(skipped)) {
-                bytes += entry.bytes.len();
-                if entries.len() >= ENTRIES_MAX || (bytes > BYTES_MAX && !entries.is_empty()) {
-                    break;
-                }
+            let told = told_at_once(kept.history.iter().skip(skipped));
+            for (offset, entry) in (from..).zip(kept.history.iter().skip(skipped).take(told)) {
                 let age_ms = now_ms.saturating_sub(entry.at_ms);
                 entries.push((Offset(offset), age_ms, entry.bytes.clone()));
             }
@@ -424,14 +410,7 @@ impl Store {
 impl Kept {
     /// Gives away some of the oldest publications, with their ages; nothing where there are none.
     pub(super) fn take_oldest(&mut self, now_ms: u64) -> Option<Vec<(u64, Bytes)>> {
-        let mut bytes = 0;
-        let fits = |entry: &&Entry| {
-            let is_first = bytes == 0;
-            bytes += entry.bytes.len().max(1);
-            is_first || bytes <= BYTES_MAX
-        };
-        let count = self.history.iter().take(ENTRIES_MAX).take_while(fits).count();
-        let oldest = self.history.drain(..count);
+        let oldest = self.history.drain(..told_at_once(self.history.iter()));
         let oldest = oldest.map(|entry| (now_ms.saturating_sub(entry.at_ms), entry.bytes));
         Some(oldest.collect()).filter(|oldest: &Vec<_>| !oldest.is_empty())
     }
@@ -483,6 +462,23 @@ impl Kept {
         })
     }
 
+    /// Offset of the oldest publication that is remembered; of the next one, where none is.
+    fn first(&self) -> u64 {
+        self.offset + 1 - self.history.len() as u64
+    }
+
+    /// Forgets the oldest publications until so many bytes are free, or there are none left; returns the bytes.
+    fn shed(&mut self, bytes: usize) -> usize {
+        let mut freed = 0;
+        while freed < bytes
+            && let Some(oldest) = self.history.pop_front()
+        {
+            freed += oldest.bytes.len();
+        }
+        self.bytes -= freed;
+        freed
+    }
+
     /// Forgets what is more than the rule says; returns the bytes.
     fn trim(&mut self, keep: Keep, now_ms: u64) -> usize {
         let mut freed = 0;
@@ -499,4 +495,14 @@ impl Kept {
         self.bytes -= freed;
         freed
     }
+}
+
+/// How many of these, the first one in any case, are told in one message.
+fn told_at_once<'a>(entries: impl Iterator<Item = &'a Entry>) -> usize {
+    let mut bytes = 0;
+    let fits = |(count, entry): &(usize, &Entry)| {
+        bytes += entry.bytes.len();
+        *count == 0 || bytes <= BYTES_MAX
+    };
+    entries.take(ENTRIES_MAX).enumerate().take_while(fits).count()
 }

@@ -132,13 +132,13 @@ impl Nodes {
     }
 
     /// Where a channel stands, and how much of it is remembered.
-    fn read(&mut self, node: u64, channel: &str) -> Option<(Position, usize)> {
+    fn read(&mut self, node: u64, channel: &str) -> Option<Position> {
         let channel = ChannelName::new(channel).unwrap();
         let since = Some(Position { epoch: Epoch(0), offset: Offset(0) });
         let number = self.ask(node, Command::Read(Read { channel, since }));
         self.hand_on(|_, _| false);
         match self.answer(node, number) {
-            Some(Reply::Read(followed)) => Some((followed.position, self.kept(node))),
+            Some(Reply::Read(followed)) => Some(followed.position),
             None => None,
             other => panic!("{other:?}"),
         }
@@ -201,7 +201,7 @@ fn who_hands_nothing_over_is_waited_for_and_what_comes_later_does_not_count() {
     nodes.pass(transfer::PATIENCE_MS - 1);
     assert_eq!(nodes.read(second, CHANNEL), None, "it still does");
     nodes.pass(1);
-    let (stands, _) = nodes.read(second, CHANNEL).unwrap();
+    let stands = nodes.read(second, CHANNEL).unwrap();
     assert_ne!(stands.epoch, epoch);
     let life = store::Life { epoch, offset: Offset(3), done: vec![], keys: vec![] };
     let number = nodes.view.number;
@@ -209,7 +209,7 @@ fn who_hands_nothing_over_is_waited_for_and_what_comes_later_does_not_count() {
     let frame = Frame::Transfer(number, Transfer::Life(name, life));
     nodes.mesh(second).heard(Instance(first), frame);
     nodes.pass(1);
-    assert_ne!(nodes.read(second, "n.2").unwrap().0.epoch, epoch);
+    assert_ne!(nodes.read(second, "n.2").unwrap().epoch, epoch);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn what_is_handed_over_by_an_earlier_view_does_not_count() {
     let frame = Frame::Transfer(number, Transfer::Life(ChannelName::new(CHANNEL).unwrap(), life));
     nodes.mesh(second).heard(Instance(first), frame);
     nodes.hand_on(|_, _| false);
-    assert_ne!(nodes.read(second, CHANNEL).unwrap().0.epoch, epoch);
+    assert_ne!(nodes.read(second, CHANNEL).unwrap().epoch, epoch);
 }
 
 #[test]

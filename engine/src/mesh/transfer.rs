@@ -104,7 +104,6 @@ impl Transfers {
         self.moved_ms = now_ms;
         self.out = to.map(|own| (own, VecDeque::new())).collect();
         self.owing = from.map(|own| (own, Owing::default())).collect();
-        self.arrived.clear();
         for (keeper, channel, kept) in moved {
             if let Some(out) = self.out.get_mut(&keeper) {
                 self.unconfirmed.insert(keeper);
@@ -120,7 +119,7 @@ impl Transfers {
     }
 
     /// How many members are waited for.
-    pub(super) fn owing(&self) -> usize {
+    pub(super) fn count_owing(&self) -> usize {
         self.owing.len()
     }
 
@@ -178,53 +177,66 @@ impl Transfers {
         all
     }
 
-    /// A member tells something, of which at most so much is remembered.
-    pub(super) fn heard(
+    /// A member that is waited for, and has just said something.
+    fn owing(&mut self, from: Instance, now_ms: u64) -> Option<&mut Owing> {
+        let owing = self.owing.get_mut(&from)?;
+        owing.until_ms = Some(now_ms + PATIENCE_MS);
+        Some(owing)
+    }
+
+    /// A member tells of a channel's history, of which at most so much is remembered.
+    pub(super) fn heard_history(
         &mut self,
         from: Instance,
-        transfer: Transfer,
+        channel: ChannelName,
+        entries: Vec<(u64, Bytes)>,
         bytes_max: usize,
         now_ms: u64,
     ) {
-        if transfer == Transfer::Taken {
-            self.moved_ms = now_ms;
-            self.unconfirmed.remove(&from);
-            return;
+        let Some(owing) = self.owing(from, now_ms) else { return };
+        if owing.of.as_ref() != Some(&channel) {
+            owing.forget_history();
+            owing.of = Some(channel);
         }
-        let Some(owing) = self.owing.get_mut(&from) else {
-            self.tally.lost += u64::from(matches!(transfer, Transfer::Life(..)));
-            return;
-        };
-        owing.until_ms = Some(now_ms + PATIENCE_MS);
         let size = |(_, bytes): &(u64, Bytes)| bytes.len() + size_of::<(u64, Bytes)>();
-        match transfer {
-            Transfer::History(channel, entries) => {
-                if owing.of.as_ref() != Some(&channel) {
-                    owing.forget_history();
-                    owing.of = Some(channel);
-                }
-                owing.bytes += entries.iter().map(size).sum::<usize>();
-                owing.history.extend(entries);
-                while owing.bytes > bytes_max
-                    && let Some(oldest) = owing.history.pop_front()
-                {
-                    owing.bytes -= size(&oldest);
-                }
-            }
-            Transfer::Life(channel, life) => {
-                if owing.of.as_ref() != Some(&channel) {
-                    owing.forget_history();
-                }
-                let kept = Kept::of(life, std::mem::take(&mut owing.history), now_ms);
-                owing.forget_history();
-                self.tally.lost += u64::from(kept.is_none());
-                self.arrived.extend(kept.map(|kept| (channel, kept)));
-            }
-            Transfer::End => {
-                self.owing.remove(&from);
-            }
-            Transfer::Taken => {}
+        owing.bytes += entries.iter().map(size).sum::<usize>();
+        owing.history.extend(entries);
+        while owing.bytes > bytes_max
+            && let Some(oldest) = owing.history.pop_front()
+        {
+            owing.bytes -= size(&oldest);
         }
+    }
+
+    /// A member gives a channel away, whose history it has told.
+    pub(super) fn heard_life(
+        &mut self,
+        from: Instance,
+        channel: ChannelName,
+        life: Life,
+        now_ms: u64,
+    ) {
+        let kept = self.owing(from, now_ms).and_then(|owing| {
+            if owing.of.as_ref() != Some(&channel) {
+                owing.forget_history();
+            }
+            let history = std::mem::take(&mut owing.history);
+            owing.forget_history();
+            Kept::of(life, history, now_ms)
+        });
+        self.tally.lost += u64::from(kept.is_none());
+        self.arrived.extend(kept.map(|kept| (channel, kept)));
+    }
+
+    /// A member has told all.
+    pub(super) fn heard_end(&mut self, from: Instance) {
+        self.owing.remove(&from);
+    }
+
+    /// All that a member was told has come there.
+    pub(super) fn heard_taken(&mut self, from: Instance, now_ms: u64) {
+        self.moved_ms = now_ms;
+        self.unconfirmed.remove(&from);
     }
 
     /// What was handed to this node.
