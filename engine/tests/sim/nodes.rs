@@ -483,8 +483,12 @@ impl World {
     fn any_node(&mut self) -> usize {
         let node = self.dice.below(self.nodes.len());
         let runs = |node: &usize| !self.nodes[*node].is_frozen();
-        // Where all are frozen, one of them runs nevertheless: it only seems to the others that it does not.
-        Some(node).filter(runs).or((0..self.nodes.len()).find(runs)).unwrap_or(node)
+        let running = Some(node).filter(runs).or((0..self.nodes.len()).find(runs));
+        running.unwrap_or_else(|| {
+            // Where all are frozen, this one goes on.
+            self.wake(node);
+            node
+        })
     }
 
     fn any_turn(&mut self) {
@@ -783,8 +787,8 @@ impl World {
                 if second {
                     node.bridge.beat();
                 }
+                self.pass_on(at);
             }
-            self.pass_on(at);
             let node = &mut self.nodes[at];
             if now_ms / 100 > before.as_millis() as u64 / 100 {
                 for (number, own) in node.shards.iter().enumerate() {

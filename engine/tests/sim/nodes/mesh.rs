@@ -105,6 +105,14 @@ impl World {
         self.nodes[node].mesh.as_mut().expect("there is no Redis")
     }
 
+    /// As the thread does: what it is told, it is told now, also where it has stood still.
+    fn mesh_now(&mut self, node: usize) -> &mut Mesh {
+        let now_ms = self.now_ms();
+        let mesh = &mut self.own(node).mesh;
+        mesh.pass(now_ms);
+        mesh
+    }
+
     fn instance(&self, node: usize) -> Instance {
         self.nodes[node].mesh.as_ref().expect("there is no Redis").instance
     }
@@ -187,10 +195,8 @@ impl World {
         let Some(bytes) = way.and_then(VecDeque::pop_front) else { return false };
         let frame = Frame::read(bytes).expect("what was written");
         note!(self.trace, "n{to} hears n{from}: {frame:?}");
-        let (instance, now_ms) = (self.instance(from), self.now_ms());
-        // As the thread does: what it hears it hears now, also where it has stood still.
-        self.own(to).mesh.pass(now_ms);
-        self.own(to).mesh.heard(instance, frame);
+        let instance = self.instance(from);
+        self.mesh_now(to).heard(instance, frame);
         self.pass_on(to);
         true
     }
@@ -210,7 +216,7 @@ impl World {
         }
         for (own, other) in [(a, b), (b, a)] {
             let instance = self.instance(other);
-            self.own(own).mesh.opened(instance);
+            self.mesh_now(own).opened(instance);
             self.pass_on(own);
         }
     }
@@ -230,7 +236,7 @@ impl World {
         for (own, other) in [(a, b), (b, a)] {
             self.fabric.stalled.remove(&(own, other));
             let instance = self.instance(other);
-            self.own(own).mesh.closed(instance);
+            self.mesh_now(own).closed(instance);
             self.pass_on(own);
         }
     }
@@ -312,15 +318,15 @@ impl World {
     }
 
     fn told_by_registry(&mut self, node: usize) -> bool {
-        let now_ms = self.now_ms();
-        let own = self.own(node);
-        let Some((asked_ms, view, go_by)) = own.answers.pop_front() else { return false };
+        let answer = self.own(node).answers.pop_front();
+        let Some((asked_ms, view, go_by)) = answer else { return false };
         let number = view.number;
-        own.mesh.pass(now_ms);
-        own.is_ahead = number < own.mesh.view().number;
-        own.mesh.adopt(view);
-        own.mesh.know(number, &go_by);
-        own.mesh.lease(number, asked_ms, LEASE_MS);
+        let mesh = self.mesh_now(node);
+        let is_ahead = number < mesh.view().number;
+        mesh.adopt(view);
+        mesh.know(number, &go_by);
+        mesh.lease(number, asked_ms, LEASE_MS);
+        self.own(node).is_ahead = is_ahead;
         note!(self.trace, "n{node} is told of view {number} by the registry");
         self.pass_on(node);
         true
@@ -464,7 +470,7 @@ impl World {
         }
     }
 
-    fn wake(&mut self, node: usize) {
+    pub(super) fn wake(&mut self, node: usize) {
         note!(self.trace, "n{node} goes on");
         let now_ms = self.now_ms();
         self.own(node).frozen = 0;
