@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::idempotency_key::IdempotencyKey;
 use crate::json::has_lone_surrogate;
-use crate::position::{Offset, Position};
+use crate::position::{Epoch, Offset, Position};
 use crate::refused::Refused;
 
 /// Longest type of a message that the application may know.
@@ -157,6 +157,8 @@ pub enum Action<'a> {
     Confirm {
         /// Channel name, unchecked.
         channel: Cow<'a, str>,
+        /// The life of the channel that the publication is of; that which the channel has by then, where it is not said.
+        epoch: Option<Epoch>,
         /// The publication.
         offset: Offset,
     },

@@ -1,6 +1,6 @@
 //! Work for the home shard of a channel, and where its answer goes.
 
-use ringfeed_protocol::event::Meta;
+use ringfeed_protocol::event::{Epoch, Meta};
 use ringfeed_protocol::{ChannelName, IdempotencyKey, Lane, Offset, Position, Refused, UserId};
 use sha2::{Digest as _, Sha256};
 use smol_str::SmolStr;
@@ -257,6 +257,8 @@ pub enum Request {
         origin: Option<Origin>,
         /// The channel.
         channel: ChannelName,
+        /// The life that the subscriber knows, where it says so.
+        epoch: Option<Epoch>,
         /// The publication.
         offset: Offset,
     },

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ringfeed_protocol::command::Payload;
-use ringfeed_protocol::event::Meta;
+use ringfeed_protocol::event::{Epoch, Meta};
 use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Offset, Refused, UserId};
 use ringfeed_wire::Wire;
@@ -392,9 +392,9 @@ impl<W: Wire> Shard<W> {
         seat: (ShardId, SessionId),
         origin: Option<Origin>,
         channel: ChannelName,
-        offset: Offset,
+        (epoch, offset): (Option<Epoch>, Offset),
     ) {
-        let answer = match (self.homes.confirm(&channel, seat, offset), origin) {
+        let answer = match (self.homes.confirm(&channel, seat, (epoch, offset)), origin) {
             (Ok(Confirmed::Elsewhere(wanted, who)), origin) => {
                 let (place, from) = ((channel, offset), (wanted, who));
                 match self.homes.confirm_elsewhere(place, from, origin, self.work_ms) {
@@ -547,9 +547,9 @@ impl<W: Wire> Shard<W> {
                 let asker = origin.map_or(Asker::Nobody, Asker::Session);
                 self.publish_from_elsewhere(&channel, &payload, Publisher { asker, by }, ask);
             }
-            Request::Confirm { shard, session, origin, channel, offset } => {
+            Request::Confirm { shard, session, origin, channel, epoch, offset } => {
                 drop(deliver);
-                self.serve_confirm((shard, session), origin, channel, offset);
+                self.serve_confirm((shard, session), origin, channel, (epoch, offset));
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);

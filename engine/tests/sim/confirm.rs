@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::client::{Client, Scene};
+use super::client::{Client, Scene, Speaks};
 use super::event::Said;
 use super::judge::{Ident, Judge, Rule};
-use super::link::Want;
+use super::link::{View, Want};
 use super::net::ConnId;
 use super::world::World;
 
@@ -110,7 +110,13 @@ impl Client {
         };
         let Some(link) = &mut self.link else { return };
         scene.judge.confirmations.said.insert((channel, offset, link.conn));
-        let more = format!(",\"offset\":{offset}");
+        let mut more = format!(",\"offset\":{offset}");
+        if self.speaks == Speaks::Ringfeed
+            && let Some(View::Live { epoch, .. }) = link.channels.get(&channel).map(|own| own.view)
+            && scene.dice.chance(500)
+        {
+            more.push_str(&format!(",\"epoch\":\"{epoch:016x}\""));
+        }
         self.command(Want::Confirm { number, offset }, Some(channel), &more, scene);
     }
 

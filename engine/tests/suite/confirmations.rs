@@ -53,13 +53,21 @@ fn who_has_confirmed_is_told_when_all_have() {
     let mut other_ann = come(&server, "ann", "sure.a");
     let (mut bob, mut other_bob) = (come(&server, "bob", "sure.a"), come(&server, "bob", "sure.a"));
     let mut stranger = server.client();
-    stranger.subscribe("sure.a");
+    let epoch = stranger.subscribe("sure.a")["epoch"].clone();
     let offset = publish(&mut ann, "sure.a", 60_000);
     for client in [&mut other_ann, &mut bob, &mut other_bob, &mut stranger] {
         let message = client.receive();
         assert_eq!((&message["confirm"], &message["from"]), (&json!(true), &json!("ann")));
         assert_eq!(message["offset"], offset);
     }
+    // What has come of another life is none of this one, …
+    let mut command = json!({"type": "confirm", "id": 2, "channel": "sure.a", "offset": offset});
+    command["epoch"] = json!("00c0ffee00c0ffee");
+    assert_eq!(bob.ask(command.clone())["in_time"], false);
+    // … whatever is to be an epoch says so, …
+    command["epoch"] = json!("00c0ffee");
+    assert_eq!(bob.ask(command)["code"], "bad_command");
+    // … and who says nothing of it means the one that there is.
     let reply = confirm(&mut bob, "sure.a", offset);
     let told = json!({"type": "confirmed", "id": 2, "channel": "sure.a", "offset": offset, "in_time": true});
     assert_eq!(reply, told);
@@ -67,7 +75,8 @@ fn who_has_confirmed_is_told_when_all_have() {
     for client in [&mut other_bob, &mut other_ann] {
         assert_eq!(confirm(client, "sure.a", offset)["in_time"], false);
     }
-    stranger.send(json!({"type": "confirm", "channel": "sure.a", "offset": offset}));
+    stranger
+        .send(json!({"type": "confirm", "channel": "sure.a", "epoch": epoch, "offset": offset}));
     let receipts = ann.receive();
     assert_eq!(receipts["type"], "receipts", "{receipts}");
     assert_eq!((&receipts["channel"], &receipts["offset"]), (&json!("sure.a"), &json!(offset)));

@@ -65,13 +65,15 @@ pub(super) struct Fields<'a> {
     params: Option<&'a RawValue>,
     #[serde(borrow, default)]
     timeout_ms: Option<&'a RawValue>,
-    // That of `subscribe`, those of `publish` and that of `confirm`, likewise.
+    // That of `subscribe`, those of `publish` and those of `confirm`, likewise.
     #[serde(borrow, default)]
     password: Option<&'a RawValue>,
     #[serde(borrow, default)]
     confirm_ms: Option<&'a RawValue>,
     #[serde(borrow, default)]
     idempotency_key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    epoch: Option<&'a RawValue>,
     #[serde(borrow, default)]
     offset: Option<&'a RawValue>,
 }
@@ -168,7 +170,13 @@ impl<'a> Fields<'a> {
         let Some(offset) = offset.filter(|&offset| offset != Offset::NONE) else {
             return Err(self.bad("'offset' must be that of a publication"));
         };
-        self.with_channel(|channel| Action::Confirm { channel, offset })
+        let epoch = self.epoch.map(|own| {
+            let text = serde_json::from_str::<Cow<str>>(own.get()).ok();
+            let epoch = text.and_then(|text| text.parse::<Epoch>().ok());
+            epoch.ok_or_else(|| self.bad("'epoch' must be 16 hexadecimal digits"))
+        });
+        let epoch = epoch.transpose()?;
+        self.with_channel(|channel| Action::Confirm { channel, epoch, offset })
     }
 
     /// A time in milliseconds, where there is one.

@@ -166,7 +166,7 @@ impl Rooms {
                     return vec![error("Room and message ID required")];
                 };
                 let (channel, offset) = (Cow::Owned(room), Offset(number));
-                vec![Step::ask(Action::Confirm { channel, offset })]
+                vec![Step::ask(Action::Confirm { channel, epoch: None, offset })]
             }
             "private_message" => {
                 let payload = payload(message);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ringfeed_protocol::command::{Action, Command, Payload};
-use ringfeed_protocol::event::Meta;
+use ringfeed_protocol::event::{Epoch, Meta};
 use ringfeed_protocol::frame::{self, Opcode};
 use ringfeed_protocol::printable::Detail;
 use ringfeed_protocol::refused::{Limit, Operation};
@@ -70,9 +70,9 @@ impl<W: Wire> Shard<W> {
                     self.publish(slot, id, name, payload, (echo, confirm_ms, key));
                 }
             }
-            Action::Confirm { channel, offset } => {
+            Action::Confirm { channel, epoch, offset } => {
                 if let Some(name) = self.channel_name(slot, id, &channel) {
-                    self.confirm(slot, id, name, offset);
+                    self.confirm(slot, id, name, (epoch, offset));
                 }
             }
             Action::History { channel, after, limit } => {
@@ -475,7 +475,7 @@ impl<W: Wire> Shard<W> {
         slot: SessionSlot,
         id: Option<&str>,
         channel: ChannelName,
-        offset: Offset,
+        (epoch, offset): (Option<Epoch>, Offset),
     ) {
         if self.draining {
             // Who wants to know hears nothing more.
@@ -488,7 +488,7 @@ impl<W: Wire> Shard<W> {
             self.owe(slot, 1);
         }
         let (shard, session) = (self.id, self.sessions.id(slot));
-        self.request(Request::Confirm { shard, session, origin, channel, offset });
+        self.request(Request::Confirm { shard, session, origin, channel, epoch, offset });
         // Each may be told to another node.
         self.hold_if_congested(slot);
     }

@@ -163,8 +163,17 @@ impl Client {
         self.say(out, Pending::Publish(number), &text);
     }
 
-    pub(super) fn confirm(&mut self, out: &mut Vec<u8>, name: &str, (number, offset): (u64, u64)) {
-        let text = format!("{{\"type\":\"confirm\",\"channel\":\"{name}\",\"offset\":{offset}}}");
+    /// What has come of another life of the channel is not confirmed any more.
+    pub(super) fn confirm(
+        &mut self,
+        out: &mut Vec<u8>,
+        (channel, name): (usize, &str),
+        (number, offset): (u64, u64),
+    ) {
+        let (epoch, _) = self.seen[&channel];
+        let text = format!(
+            "{{\"type\":\"confirm\",\"channel\":\"{name}\",\"epoch\":\"{epoch:016x}\",\"offset\":{offset}}}"
+        );
         self.say(out, Pending::Confirm(number), &text);
     }
 

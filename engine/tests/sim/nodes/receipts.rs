@@ -176,7 +176,8 @@ impl World {
             return false;
         };
         self.receipts.says(number, at);
-        client.confirm(&mut out, &self.channels.names[channel], (number, offset));
+        let name = &self.channels.names[channel];
+        client.confirm(&mut out, (channel, name), (number, offset));
         self.net.borrow_mut().conns[client.conn].upstream.extend(out);
         true
     }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ringfeed_protocol::event::Epoch;
 use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Offset, Position, Refused};
 
@@ -253,12 +254,13 @@ impl Homes {
         self.with_each_waiting(index, |waiting| waiting.left(from));
     }
 
-    /// Somebody has got a publication. Returns whether that was waited for, or who has to say that; only subscribers confirm.
+    /// Somebody has got a publication, of this life of the channel where one is said. Returns whether that was waited for, or who has to say
+    /// that; only subscribers confirm.
     pub(in crate::shard) fn confirm(
         &mut self,
         channel: &ChannelName,
         seat: Seat,
-        offset: Offset,
+        (epoch, offset): (Option<Epoch>, Offset),
     ) -> Result<Confirmed, Refused> {
         let Some(&index) = self.by_name.get(channel) else {
             return Err(Refused::NotSubscribed { channel: channel.clone() });
@@ -271,7 +273,9 @@ impl Homes {
         if !members.has(seat) {
             return Err(Refused::NotSubscribed { channel: channel.clone() });
         }
-        let Some(who) = members.who(seat).cloned() else { return Ok(Confirmed::Here(false)) };
+        let is_over = epoch.is_some_and(|epoch| epoch != position.epoch);
+        let who = members.who(seat).filter(|_| !is_over);
+        let Some(who) = who.cloned() else { return Ok(Confirmed::Here(false)) };
         if let Some(number) = members.confirmations.at(position) {
             let in_time = self.with_waiting(index, number, |waiting| waiting.confirm(&who));
             return Ok(Confirmed::Here(in_time == Some(true)));
