@@ -12,6 +12,7 @@
 pub mod command;
 mod confirming;
 mod connection;
+mod disk;
 mod errands;
 mod figures;
 mod foreign;
@@ -27,6 +28,7 @@ mod slots;
 mod spool;
 mod spooling;
 mod thread;
+mod told;
 mod way;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -35,23 +37,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Position, Refused};
 
-use crate::ids::ShardId;
 use crate::message::{
-    Confirming, Errand, ErrandId, FromUpstream, Gathered, Kept, Missing, NodesRequest, Outgoing,
-    Post, Request, Revocation, Roll, RoomWord, Shards, Stored, ToUpstream,
+    Confirming, ErrandId, FromUpstream, Missing, Outgoing, Post, Roll, Stored, ToUpstream,
 };
 use crate::revoked::RevokedTable;
 use crate::rooms::RoomTable;
 use crate::seldom::Seldom;
 pub use command::{Append, Command, Failed, Item, Read, Reply, To};
-use errands::{Asker, Errands};
+use errands::Errands;
 pub use figures::Figures;
 pub(crate) use handover::Handover;
 use nodes::RESTORED;
 pub use script::Keep;
+use spooling::Spooling;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
-use spooling::{Spooling, Waiter};
 pub use thread::BridgeThread;
+pub use told::Told;
 use way::Way;
 
 /// Publications to other nodes, of channels that are not numbered, may wait in so many bytes while Redis is away; the
@@ -221,67 +222,6 @@ pub struct Bridge {
     shared_lost: u64,
 }
 
-/// What shards are to be told.
-#[derive(Debug)]
-pub enum Told {
-    /// The home of the request's channel.
-    Home(ChannelName, FromUpstream),
-    /// The home of a channel that is not numbered: what another node has published, or another program.
-    Shared(Post),
-    /// All shards: homes that follow ask again.
-    Resume,
-    /// All shards: something is missing that was published elsewhere on channels that are not numbered.
-    Missed(Missing),
-    /// The home of a user, or the shard of a connection: another node asks something of this one.
-    Errand(ShardId, ErrandId, Box<Errand>),
-    /// Who has asked something of all nodes: what has come of it.
-    Gathered(Asker, Gathered),
-    /// All shards: somebody is let in no more.
-    Revoked(Revocation),
-    /// The home of a room: what another node has said of it.
-    Room(Box<RoomWord>),
-    /// All shards: another process that was taken for gone is there.
-    Back(u64),
-    /// All shards: another process is not there any more; and which one this is.
-    Gone(u64, u64),
-}
-
-impl Told {
-    /// Hands it over as requests: to the home of its channel, or to all shards.
-    pub fn hand_over(self, shards: &Shards, mut put: impl FnMut(ShardId, Request)) {
-        match self {
-            Told::Home(channel, what) => {
-                let what = Box::new(what);
-                put(shards.home(&channel), Request::Upstream { channel, what });
-            }
-            Told::Shared(post) => put(shards.home(&post.channel), Request::Shared(vec![post])),
-            Told::Resume => shards.ids().for_each(|to| put(to, Request::Resume)),
-            Told::Missed(what) => shards.ids().for_each(|to| put(to, Request::Missed(what))),
-            Told::Errand(to, id, errand) => {
-                put(to, Request::Nodes(NodesRequest::Errand { id, errand }));
-            }
-            Told::Gathered((to, ticket), gathered) => {
-                put(to, Request::Nodes(NodesRequest::Gathered { ticket, gathered }));
-            }
-            Told::Room(word) => {
-                let (to, id) =
-                    (shards.home(&word.channel), ErrandId { instance: 0, number: RESTORED });
-                let errand = Box::new(Errand::Keep(Kept::Room(word)));
-                put(to, Request::Nodes(NodesRequest::Errand { id, errand }));
-            }
-            Told::Back(instance) => {
-                shards.ids().for_each(|to| put(to, Request::NodeBack(instance)));
-            }
-            Told::Gone(instance, own) => {
-                shards.ids().for_each(|to| put(to, Request::NodeGone { instance, own }));
-            }
-            Told::Revoked(revocation) => {
-                shards.ids().for_each(|to| put(to, Request::Revoke(revocation.clone())));
-            }
-        }
-    }
-}
-
 impl Bridge {
     /// A bridge that is not connected yet.
     pub fn new(process: Process, now_ms: u64) -> Bridge {
@@ -326,11 +266,6 @@ impl Bridge {
         }
     }
 
-    /// There is a disk for what waits too long, with so many publications of these channels already.
-    pub fn use_spool(&mut self, waiting: BTreeMap<ChannelName, u32>) {
-        self.spooling = Some(Spooling::new(waiting));
-    }
-
     /// What Redis is to be asked, in order, each with the number under which it is answered.
     pub fn take_commands(&mut self) -> impl Iterator<Item = (u64, Command)> + '_ {
         self.commands.drain(..)
@@ -351,22 +286,6 @@ impl Bridge {
     /// Publications to other nodes that were given up because Redis was away for too long.
     pub fn shared_lost(&self) -> u64 {
         self.shared_lost
-    }
-
-    /// What the disk is to do; [`Bridge::spool_done`] is to be told before there is more.
-    pub fn take_spool_order(&mut self) -> Option<SpoolOrder> {
-        let up = self.is_up();
-        self.spooling.as_mut()?.next_order(up)
-    }
-
-    /// Publications on disk, or on their way there.
-    pub fn spooled(&self) -> u64 {
-        self.spooling.as_ref().map_or(0, Spooling::len)
-    }
-
-    /// Bytes of publications that wait for the disk.
-    pub fn unwritten_bytes(&self) -> usize {
-        self.spooling.as_ref().map_or(0, Spooling::unwritten_bytes)
     }
 
     /// A shard wants something.
@@ -568,99 +487,8 @@ impl Bridge {
         }
     }
 
-    /// Keeps a publication on disk; where there is none, it is refused.
-    fn spool(&mut self, channel: &ChannelName, (ticket, item): (u64, Item), why: Refused) {
-        match &mut self.spooling {
-            Some(spooling) => {
-                let (channel, instance) = (channel.clone(), self.instance);
-                spooling.push(Spooled { channel, instance, item }, ticket, why);
-            }
-            None => self.tell_stored(channel.clone(), ticket, Err(why)),
-        }
-    }
-
     fn tell_stored(&mut self, channel: ChannelName, ticket: u64, stored: Result<Stored, Refused>) {
         self.told.push(Told::Home(channel, FromUpstream::Stored { ticket, stored }));
-    }
-
-    /// The disk has done what it was to do.
-    pub fn spool_done(&mut self, done: SpoolDone) {
-        let Some(spooling) = &mut self.spooling else { return };
-        match done {
-            SpoolDone::Written(count) => {
-                for (Waiter { channel, ticket, why }, is_written) in spooling.written(count) {
-                    let stored = if is_written { Ok(Stored::Spooled) } else { Err(why) };
-                    if !is_written {
-                        // Perhaps nothing of it is there any more.
-                        self.append(&channel);
-                    }
-                    self.tell_stored(channel, ticket, stored);
-                }
-            }
-            SpoolDone::Read(records) => {
-                if spooling.read(records) {
-                    // There is nothing that others wait behind.
-                    let waiting: Vec<ChannelName> = self.ways.keys().cloned().collect();
-                    waiting.iter().for_each(|channel| self.append(channel));
-                }
-                self.replay_all();
-            }
-            SpoolDone::SetAside => spooling.is_aside(),
-            SpoolDone::Forgotten => {
-                for channel in spooling.forgotten() {
-                    self.append(&channel);
-                }
-            }
-        }
-    }
-
-    /// Gives Redis what was read from the disk and is not stored yet.
-    fn replay_all(&mut self) {
-        if !self.is_up() {
-            return;
-        }
-        let Some(spooling) = &mut self.spooling else { return };
-        let (round, appends) = spooling.begin_round();
-        appends.into_iter().for_each(|append| self.replay(round, append));
-    }
-
-    fn replay(&mut self, round: u64, append: Append) {
-        let channel = append.channel.clone();
-        let number = self.command(Command::Append(append));
-        self.under_way.insert(number, UnderWay::Replay(channel, round));
-    }
-
-    /// Whether a channel has publications on disk that Redis, which is there, does not store.
-    fn is_refused(&self, channel: &ChannelName) -> bool {
-        let spooling = self.spooling.as_ref();
-        spooling.is_some_and(|spooling| spooling.is_refused() && spooling.has(channel))
-    }
-
-    /// What waits behind what Redis does not store waits on disk, too.
-    fn spool_what_is_refused(&mut self) {
-        let refused: Vec<ChannelName> =
-            self.ways.keys().filter(|channel| self.is_refused(channel)).cloned().collect();
-        for channel in refused {
-            let queue = self.ways.get_mut(&channel).map(Way::take_queue).unwrap_or_default();
-            queue.into_iter().for_each(|waiting| {
-                self.spool(&channel, waiting, unavailable(self.whys().not_stored))
-            });
-        }
-    }
-
-    /// What has waited behind the spool for too long goes into it.
-    fn spool_what_is_late(&mut self, now_ms: u64) {
-        let Some(spooling) = self.spooling.as_ref().filter(|own| own.len() > 0) else { return };
-        let patience_ms = self.patience_ms;
-        let late = self.ways.iter_mut().filter_map(|(channel, way)| {
-            let blocked = spooling.has(channel).then_some(now_ms);
-            way.is_late(blocked, patience_ms).then(|| (channel.clone(), way.take_queue()))
-        });
-        for (channel, queue) in late.collect::<Vec<_>>() {
-            queue
-                .into_iter()
-                .for_each(|waiting| self.spool(&channel, waiting, unavailable(self.whys().behind)));
-        }
     }
 
     /// Redis confirms that the node has subscribed to a channel.
