@@ -512,11 +512,8 @@ impl Bridge {
 
     /// Something was published on a numbered channel. Whether it is what ringfeed publishes.
     pub fn message(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
-        if rolls::is_roll(bytes) {
-            return self.roll(bytes);
-        }
-        if confirming::is_one(bytes) {
-            return self.confirming(bytes);
+        if let Some(is_known) = self.said_beside(bytes) {
+            return is_known;
         }
         let Some((epoch, publications)) = item::decode_message(bytes) else { return false };
         let news = FromUpstream::Publications { epoch, publications };
@@ -527,11 +524,8 @@ impl Bridge {
     /// Another node has published something on a channel that is not numbered, or this one has. Whether it is what ringfeed
     /// publishes.
     pub fn shared(&mut self, channel: ChannelName, bytes: &Bytes) -> bool {
-        if rolls::is_roll(bytes) {
-            return self.roll(bytes);
-        }
-        if confirming::is_one(bytes) {
-            return self.confirming(bytes);
+        if let Some(is_known) = self.said_beside(bytes) {
+            return is_known;
         }
         let Some((instance, number, publication)) = item::decode_shared(bytes) else {
             return false;

@@ -117,11 +117,8 @@ impl Bridge {
 
     /// Another node says what has come there of something that this one has asked. Whether it is what ringfeed says.
     pub fn errand_answered(&mut self, bytes: &Bytes) -> bool {
-        if rolls::is_roll(bytes) {
-            return self.roll(bytes);
-        }
-        if confirming::is_one(bytes) {
-            return self.confirming(bytes);
+        if let Some(is_known) = self.said_beside(bytes) {
+            return is_known;
         }
         let Some((instance, number, outcome)) = errands::decode_answer(bytes) else { return false };
         self.errands.answered(number, instance, outcome);
@@ -203,24 +200,24 @@ impl Bridge {
         true
     }
 
-    /// Another process says who is on a channel there.
-    pub(super) fn roll(&mut self, bytes: &Bytes) -> bool {
-        let Some((from, channel, roll)) = rolls::decode(bytes) else { return false };
+    /// What another process says of a channel beside its publications: who is on it there, and who has got one. It comes where
+    /// these do, or to this process alone. Whether it is what ringfeed says; `None` of all else.
+    pub(super) fn said_beside(&mut self, bytes: &Bytes) -> Option<bool> {
+        let said = if rolls::is_roll(bytes) {
+            rolls::decode(bytes)
+                .map(|(from, of, roll)| (from, of, FromUpstream::Roll { from, roll }))
+        } else if confirming::is_one(bytes) {
+            let said = confirming::decode(bytes);
+            said.map(|(from, of, what)| (from, of, FromUpstream::Confirming { from, what }))
+        } else {
+            return None;
+        };
+        let Some((from, channel, what)) = said else { return Some(false) };
         if from != self.instance {
             self.note_alive(from);
-            self.told.push(Told::Home(channel, FromUpstream::Roll { from, roll }));
+            self.told.push(Told::Home(channel, what));
         }
-        true
-    }
-
-    /// Another process says something of who has got a publication.
-    pub(super) fn confirming(&mut self, bytes: &Bytes) -> bool {
-        let Some((from, channel, what)) = confirming::decode(bytes) else { return false };
-        if from != self.instance {
-            self.note_alive(from);
-            self.told.push(Told::Home(channel, FromUpstream::Confirming { from, what }));
-        }
-        true
+        Some(true)
     }
 
     /// Asks what all nodes are to know: what was said while this node was away, and what Redis has lost, is found by that.
