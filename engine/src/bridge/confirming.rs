@@ -16,7 +16,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ringfeed_protocol::ChannelName;
 
-use super::item::Reader;
+use super::item::{Reader, put_text};
 use super::rolls::{put_someone, someone};
 use crate::message::Confirming;
 
@@ -36,9 +36,7 @@ pub(super) fn encode(instance: u64, channel: &ChannelName, what: &Confirming) ->
     let mut out = BytesMut::with_capacity(64 + channel.len() + what.cost());
     out.put_u8(VERSION);
     out.put_u64(instance);
-    // Names of channels have at most 255 bytes.
-    out.put_u8(channel.len() as u8);
-    out.put_slice(channel.as_bytes());
+    put_text(&mut out, channel);
     match what {
         Confirming::Came { number, who, last } => {
             out.put_u8(CAME);
@@ -73,7 +71,7 @@ pub(super) fn decode(bytes: &Bytes) -> Option<(u64, ChannelName, Confirming)> {
     if rest.u8()? != VERSION {
         return None;
     }
-    let (instance, channel) = (rest.u64()?, ChannelName::new(&rest.text()?).ok()?);
+    let (instance, channel) = (rest.u64()?, rest.channel()?);
     let (kind, number, flag) = (rest.u8()?, rest.u64()?, rest.u8()? != 0);
     let what = match kind {
         CAME => {

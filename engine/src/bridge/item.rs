@@ -18,10 +18,10 @@
 //! and on one that is not numbered it is the same version, the instance of the node that publishes it, u64, how many it has published
 //! on such channels with this one, u64, and an item; a *beat* is the same without an item. Bytes from Redis are from outside: what does not fit is refused.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use ringfeed_protocol::command::PayloadKind;
 use ringfeed_protocol::event::{Epoch, Meta};
-use ringfeed_protocol::{Offset, UserId};
+use ringfeed_protocol::{ChannelName, Offset, UserId};
 
 use crate::ids::{ConnectionId, ShardId};
 use crate::message::{Numbered, Outgoing, StoredPayload, Wanted};
@@ -84,14 +84,11 @@ fn write(out: &mut BytesMut, Outgoing { payload, meta, except, wanted }: &Outgoi
         out.put_u64(meta.time_ms);
         out.put_u32(meta.number);
         if let Some(user) = &meta.user {
-            // Ids have at most 255 bytes.
-            out.put_u8(user.len() as u8);
-            out.put_slice(user.as_bytes());
+            put_text(out, user);
         }
     }
-    if let Some(ConnectionId { shard, number }) = except {
-        out.put_u16(shard.0);
-        out.put_u64(*number);
+    if let Some(connection) = except {
+        put_connection(out, *connection);
     }
     if let Some(Wanted { instance, number }) = wanted {
         out.put_u64(*instance);
@@ -134,19 +131,13 @@ pub fn decode(item: &Bytes) -> Option<Outgoing> {
     let kind = kind_from(flags & KIND)?;
     let meta = if flags & HAS_META != 0 {
         let (time_ms, number) = (rest.u64()?, rest.u32()?);
-        let user =
-            if flags & HAS_USER != 0 { Some(UserId::new(&rest.text()?).ok()?) } else { None };
+        let user = if flags & HAS_USER != 0 { Some(rest.user()?) } else { None };
         let confirm = flags & CONFIRM != 0;
         Some(Box::new(Meta { time_ms, user, number, confirm }))
     } else {
         None
     };
-    let except = if flags & HAS_EXCEPT != 0 {
-        let shard = ShardId(u16::try_from(rest.number(2)?).ok()?);
-        Some(ConnectionId { shard, number: rest.u64()? })
-    } else {
-        None
-    };
+    let except = if flags & HAS_EXCEPT != 0 { Some(rest.connection()?) } else { None };
     let wanted = if flags & IS_WANTED != 0 {
         Some(Wanted { instance: rest.u64()?, number: rest.u64()? })
     } else {
@@ -182,6 +173,18 @@ pub fn decode_shared(message: &Bytes) -> Option<(u64, u64, Outgoing)> {
     Some((instance, number, decode(&rest.0)?))
 }
 
+/// Writes a text behind its length: names of channels, and ids of users and of tokens, have at most 255 bytes.
+pub(super) fn put_text(out: &mut impl BufMut, text: &str) {
+    out.put_u8(text.len() as u8);
+    out.put_slice(text.as_bytes());
+}
+
+/// Writes which connection of a node.
+pub(super) fn put_connection(out: &mut BytesMut, ConnectionId { shard, number }: ConnectionId) {
+    out.put_u16(shard.0);
+    out.put_u64(number);
+}
+
 /// Bytes that are read from the front.
 pub(crate) struct Reader(pub(crate) Bytes);
 
@@ -200,6 +203,22 @@ impl Reader {
     pub(crate) fn text(&mut self) -> Option<String> {
         let length = self.u8()?;
         String::from_utf8(self.take(length.into())?.into()).ok()
+    }
+
+    /// A channel, as a text is written.
+    pub(super) fn channel(&mut self) -> Option<ChannelName> {
+        ChannelName::new(&self.text()?).ok()
+    }
+
+    /// A user, likewise.
+    pub(super) fn user(&mut self) -> Option<UserId> {
+        UserId::new(&self.text()?).ok()
+    }
+
+    /// Which connection of a node.
+    pub(super) fn connection(&mut self) -> Option<ConnectionId> {
+        let shard = ShardId(u16::try_from(self.number(2)?).ok()?);
+        Some(ConnectionId { shard, number: self.u64()? })
     }
 
     pub(crate) fn number(&mut self, bytes: usize) -> Option<u64> {

@@ -11,10 +11,9 @@
 //! what does not fit is refused.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use ringfeed_protocol::{ChannelName, UserId};
+use ringfeed_protocol::ChannelName;
 
-use super::item::Reader;
-use crate::ids::{ConnectionId, ShardId};
+use super::item::{Reader, put_connection, put_text};
 use crate::message::{Roll, RollEntry, Someone};
 
 const VERSION: u8 = 0x81;
@@ -42,9 +41,7 @@ pub(super) fn encode(instance: u64, channel: &ChannelName, roll: &Roll) -> Bytes
     let place = flag(*first, FIRST) | flag(*more, MORE) | flag(*has_it, HAS_IT);
     out.put_u8(flag(*whole, WHOLE) | place | flag(*asks, ASKS));
     out.put_u32(*subscribers);
-    // Names of channels have at most 255 bytes.
-    out.put_u8(channel.len() as u8);
-    out.put_slice(channel.as_bytes());
+    put_text(&mut out, channel);
     for RollEntry { who, is_there, last, info } in entries {
         put_someone(&mut out, who);
         let has_info = flag(info.is_some(), HAS_INFO);
@@ -62,14 +59,11 @@ pub(super) fn put_someone(out: &mut BytesMut, who: &Someone) {
     match who {
         Someone::User(user) => {
             out.put_u8(0);
-            // Ids of users have at most 255 bytes.
-            out.put_u8(user.len() as u8);
-            out.put_slice(user.as_bytes());
+            put_text(out, user);
         }
-        Someone::Connection(ConnectionId { shard, number }) => {
+        Someone::Connection(connection) => {
             out.put_u8(1);
-            out.put_u16(shard.0);
-            out.put_u64(*number);
+            put_connection(out, *connection);
         }
     }
 }
@@ -77,11 +71,8 @@ pub(super) fn put_someone(out: &mut BytesMut, who: &Someone) {
 /// Reads it.
 pub(super) fn someone(rest: &mut Reader) -> Option<Someone> {
     Some(match rest.u8()? {
-        0 => Someone::User(UserId::new(&rest.text()?).ok()?),
-        1 => {
-            let shard = ShardId(u16::try_from(rest.number(2)?).ok()?);
-            Someone::Connection(ConnectionId { shard, number: rest.u64()? })
-        }
+        0 => Someone::User(rest.user()?),
+        1 => Someone::Connection(rest.connection()?),
         _ => return None,
     })
 }
@@ -93,7 +84,7 @@ pub(super) fn decode(bytes: &Bytes) -> Option<(u64, ChannelName, Roll)> {
         return None;
     }
     let (instance, flags, subscribers) = (rest.u64()?, rest.u8()?, rest.u32()?);
-    let channel = ChannelName::new(&rest.text()?).ok()?;
+    let channel = rest.channel()?;
     let mut entries = Vec::new();
     while !rest.0.is_empty() {
         entries.push(entry(&mut rest)?);
@@ -122,7 +113,10 @@ fn entry(rest: &mut Reader) -> Option<RollEntry> {
 
 #[cfg(test)]
 mod tests {
+    use ringfeed_protocol::UserId;
+
     use super::*;
+    use crate::ids::{ConnectionId, ShardId};
 
     #[test]
     fn what_is_written_is_read_and_whatever_comes_is_read_or_refused() {

@@ -24,7 +24,7 @@ use ringfeed_protocol::ChannelName;
 use sha2::{Digest as _, Sha256};
 
 use super::command::Item;
-use super::item::Reader;
+use super::item::{Reader, put_text};
 use super::spooling::{SpoolDone, SpoolOrder, Spooled};
 use crate::message::KeyDigest;
 use crate::seldom::Seldom;
@@ -313,11 +313,10 @@ fn encode(out: &mut Vec<u8>, Spooled { channel, instance, item }: &Spooled) {
     body.put_u64(*instance);
     body.put_u64(item.number);
     let key = item.key.as_ref().map_or(&[][..], |KeyDigest(key)| key);
-    // 0 or 16, and names have at most 255 bytes.
+    // 0 or 16.
     body.put_u8(key.len() as u8);
     body.put_slice(key);
-    body.put_u8(channel.len() as u8);
-    body.put_slice(channel.as_bytes());
+    put_text(&mut body, channel);
     body.put_slice(&item.bytes);
     // Publications are far shorter than 4 GiB.
     out.put_u32(body.len() as u32);
@@ -353,9 +352,7 @@ fn record(rest: &mut Reader) -> Option<Spooled> {
         0 => None,
         length => Some(KeyDigest(body.take(length.into())?[..].try_into().ok()?)),
     };
-    let length = body.u8()?;
-    let channel = body.take(length.into())?;
-    let channel = ChannelName::new(std::str::from_utf8(&channel).ok()?).ok()?;
+    let channel = body.channel()?;
     Some(Spooled { channel, instance, item: Item { number, bytes: body.0, key } })
 }
 

@@ -27,10 +27,9 @@ use ringfeed_protocol::{ChannelName, UserId};
 use smol_str::SmolStr;
 
 use crate::access::{MadeRoom, Room};
-use crate::bridge::item::{self, Reader, kind_from, kind_number};
+use crate::bridge::item::{self, Reader, kind_from, kind_number, put_connection, put_text};
 use crate::callers::KeyHash;
 use crate::config::Speakers;
-use crate::ids::{ConnectionId, ShardId};
 use crate::message::{
     Errand, ErrandId, Kept, Listed, Order, Outcome, Revocation, Revoked, RoomState, RoomVersion,
     RoomWord,
@@ -115,8 +114,8 @@ pub(in crate::bridge) fn decode_errand(bytes: &Bytes) -> Option<(ErrandId, Erran
     let mut rest = Reader(bytes.clone());
     let (instance, number) = rest.counted()?;
     let (kind, flags) = (rest.u8()?, rest.u8()?);
-    let user = if flags & HAS_USER != 0 { Some(user(&mut rest)?) } else { None };
-    let connection = if flags & HAS_CONNECTION != 0 { Some(connection(&mut rest)?) } else { None };
+    let user = if flags & HAS_USER != 0 { Some(rest.user()?) } else { None };
+    let connection = if flags & HAS_CONNECTION != 0 { Some(rest.connection()?) } else { None };
     let order = match kind {
         kind if kind == Kind::Send as u8 => {
             let from = rest.text()?;
@@ -177,7 +176,7 @@ pub(in crate::bridge) fn decode_answer(bytes: &Bytes) -> Option<(u64, u64, Outco
     let (behind, no_room) = (flags & 1 != 0, flags & 2 != 0);
     let mut outcome = Outcome { reached, behind, no_room, ..Outcome::default() };
     while !rest.0.is_empty() {
-        let connection = connection(&mut rest)?;
+        let connection = rest.connection()?;
         outcome.connections.push(Listed { connection, since: rest.u64()? });
     }
     Some((instance, number, outcome))
@@ -278,10 +277,10 @@ fn like(rest: &mut Reader) -> Option<MadeRoom> {
         _ => Some(KeyHash::from_bytes(password[..].try_into().ok()?)),
     };
     let count = rest.number(2)?;
-    let moderators = (0..count).map(|_| user(rest)).collect::<Option<_>>()?;
+    let moderators = (0..count).map(|_| rest.user()).collect::<Option<_>>()?;
     let mut members = BTreeSet::new();
     while !rest.0.is_empty() {
-        members.insert(user(rest)?);
+        members.insert(rest.user()?);
     }
     let rules = Room {
         members_max,
@@ -295,31 +294,12 @@ fn like(rest: &mut Reader) -> Option<MadeRoom> {
     Some(MadeRoom { rules: Arc::new(rules), ends_when_empty: flags & ENDS != 0 })
 }
 
-/// Ids of users and of tokens, and names of channels, have at most 255 bytes.
-fn put_text(out: &mut BytesMut, text: &str) {
-    out.put_u8(text.len() as u8);
-    out.put_slice(text.as_bytes());
-}
-
-fn put_connection(out: &mut BytesMut, ConnectionId { shard, number }: ConnectionId) {
-    out.put_u16(shard.0);
-    out.put_u64(number);
-}
-
-fn user(rest: &mut Reader) -> Option<UserId> {
-    UserId::new(&rest.text()?).ok()
-}
-
-fn connection(rest: &mut Reader) -> Option<ConnectionId> {
-    let shard = ShardId(u16::try_from(rest.number(2)?).ok()?);
-    Some(ConnectionId { shard, number: rest.u64()? })
-}
-
 #[cfg(test)]
 mod tests {
     use ringfeed_protocol::command::PayloadKind;
 
     use super::*;
+    use crate::ids::{ConnectionId, ShardId};
     use crate::message::StoredPayload;
     use crate::message::room_samples::made_room;
 
