@@ -97,6 +97,7 @@ mod tests {
     use ringfeed_protocol::UserId;
 
     use super::*;
+    use crate::bridge::item::spoiled;
     use crate::ids::{ConnectionId, ShardId};
     use crate::message::Someone;
 
@@ -118,16 +119,10 @@ mod tests {
             let bytes = encode(9, &channel, &what);
             assert!(is_one(&bytes));
             assert_eq!(decode(&bytes), Some((9, channel.clone(), what)));
-            for at in 0..bytes.len() {
-                for changed in [0u8, 1, 2, 7, 0xff] {
-                    let mut other = bytes.to_vec();
-                    other[at] = changed;
-                    for other in [Bytes::from(other), bytes.slice(..at)] {
-                        if let Some((instance, channel, what)) = decode(&other) {
-                            let again = encode(instance, &channel, &what);
-                            assert_eq!(decode(&again), Some((instance, channel, what)));
-                        }
-                    }
+            for other in spoiled(&bytes) {
+                if let Some((instance, channel, what)) = decode(&other) {
+                    let again = encode(instance, &channel, &what);
+                    assert_eq!(decode(&again), Some((instance, channel, what)));
                 }
             }
         }

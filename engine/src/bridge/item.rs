@@ -238,6 +238,19 @@ impl Reader {
     }
 }
 
+/// What may come instead of something that was written: each of its bytes changed, and all that is shorter.
+#[cfg(test)]
+pub(super) fn spoiled(bytes: &Bytes) -> impl Iterator<Item = Bytes> {
+    let changed = |at: usize| {
+        [0, 1, 2, 4, 7, 0xff].map(|changed| {
+            let mut other = bytes.to_vec();
+            other[at] = changed;
+            Bytes::from(other)
+        })
+    };
+    (0..bytes.len()).flat_map(move |at| changed(at).into_iter().chain([bytes.slice(..at)]))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

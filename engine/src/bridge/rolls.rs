@@ -116,6 +116,7 @@ mod tests {
     use ringfeed_protocol::UserId;
 
     use super::*;
+    use crate::bridge::item::spoiled;
     use crate::ids::{ConnectionId, ShardId};
 
     #[test]
@@ -136,16 +137,10 @@ mod tests {
         let bytes = encode(9, &channel, &roll);
         assert!(is_roll(&bytes));
         assert_eq!(decode(&bytes), Some((9, channel, roll)));
-        for at in 0..bytes.len() {
-            for changed in [0u8, 1, 2, 7, 0xff] {
-                let mut other = bytes.to_vec();
-                other[at] = changed;
-                for other in [Bytes::from(other), bytes.slice(..at)] {
-                    if let Some((instance, channel, roll)) = decode(&other) {
-                        let again = encode(instance, &channel, &roll);
-                        assert_eq!(decode(&again), Some((instance, channel, roll)));
-                    }
-                }
+        for other in spoiled(&bytes) {
+            if let Some((instance, channel, roll)) = decode(&other) {
+                let again = encode(instance, &channel, &roll);
+                assert_eq!(decode(&again), Some((instance, channel, roll)));
             }
         }
     }

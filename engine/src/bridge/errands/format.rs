@@ -299,6 +299,7 @@ mod tests {
     use ringfeed_protocol::command::PayloadKind;
 
     use super::*;
+    use crate::bridge::item::spoiled;
     use crate::ids::{ConnectionId, ShardId};
     use crate::message::StoredPayload;
     use crate::message::room_samples::made_room;
@@ -347,16 +348,10 @@ mod tests {
             let (id, read) = decode_errand(&bytes).unwrap();
             assert_eq!((id, format!("{read:?}")), (ID, format!("{errand:?}")));
             // Whatever comes is read or refused; what is read is written the same.
-            for at in 0..bytes.len() {
-                for changed in [0u8, 1, 2, 4, 0xff] {
-                    let mut other = bytes.to_vec();
-                    other[at] = changed;
-                    for other in [Bytes::from(other), bytes.slice(..at)] {
-                        if let Some((id, errand)) = decode_errand(&other) {
-                            let again = encode_errand(id, &errand).unwrap();
-                            assert!(decode_errand(&again).is_some(), "{errand:?}");
-                        }
-                    }
+            for other in spoiled(&bytes) {
+                if let Some((id, errand)) = decode_errand(&other) {
+                    let again = encode_errand(id, &errand).unwrap();
+                    assert!(decode_errand(&again).is_some(), "{errand:?}");
                 }
             }
         }
