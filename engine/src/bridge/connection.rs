@@ -22,7 +22,7 @@ use super::foreign::Subscriptions;
 use super::incoming::{Incoming, Inlet, incoming};
 use super::names::{HUB, Names};
 use super::script::{self, Keep, NO_OFFSETS, Scripts};
-use super::slots::{Map, MapError, Place, slot};
+use super::slots::{self, Map, MapError, Place, slot};
 use crate::config::Config;
 
 /// Scripts are called in a way, and pub/sub has guarantees, that earlier versions do not have.
@@ -187,10 +187,8 @@ impl Link {
     /// known, or the other one is to be asked again.
     pub(super) fn moving_to(&self, at: usize, refused: &RedisError) -> Option<usize> {
         let masters = &self.map.as_ref()?.masters;
-        let (host, port) = refused.redirect_node()?.0.rsplit_once(':')?;
-        let port = port.parse::<u16>().ok()?;
-        let host = if host.is_empty() { &masters.get(at)?.0 } else { host };
-        masters.iter().position(|own| own.0 == host && own.1 == port)
+        let there = slots::elsewhere(refused, &masters.get(at)?.0)?;
+        masters.iter().position(|own| *own == there)
     }
 
     /// How something is asked that is about keys; `None` of all else. `publish` is what an append publishes with.

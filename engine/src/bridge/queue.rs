@@ -13,7 +13,7 @@ use redis::{
 };
 
 use super::connection::{at, host};
-use super::slots::Place;
+use super::slots::{self, Place};
 use crate::config::Redis;
 
 const TAKE: &str = include_str!("script/take.lua");
@@ -59,14 +59,8 @@ pub enum LeaveError {
 
 /// Where a server of a cluster says that the queue is, which another one has.
 pub fn elsewhere(info: &ConnectionInfo, refused: &RedisError) -> Option<ConnectionInfo> {
-    let (host, port) = refused.redirect_node()?.0.rsplit_once(':')?;
-    let host = match (host, self::host(info.addr())) {
-        ("", "") | ("?", _) => return None,
-        // Where it was asked itself.
-        ("", own) => own,
-        (host, _) => host,
-    };
-    let place = (host.to_owned(), port.parse().ok()?);
+    let place =
+        slots::elsewhere(refused, host(info.addr())).filter(|(host, _)| !host.is_empty())?;
     Some(info.clone().set_addr(at(info.addr(), &place)))
 }
 

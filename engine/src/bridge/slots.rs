@@ -1,7 +1,7 @@
 //! Where things are in a cluster of Redis: each of its masters serves some of 16,384 slots, and what has a name is in one of
 //! them (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 
-use redis::Value;
+use redis::{RedisError, Value};
 
 /// Slots of a cluster.
 pub(super) const SLOTS: u16 = 1 << 14;
@@ -124,14 +124,24 @@ fn place(server: &Value, asked: &str) -> Option<Place> {
         Value::Nil => "",
         _ => return None,
     };
-    let host = match host {
-        "" => asked,
-        // It is to be called by a name that it does not have.
-        "?" => return None,
-        host => host,
-    };
     let port = u16::try_from(*port).ok().filter(|port| *port != 0)?;
-    Some((host.to_owned(), port))
+    Some((meant(host, asked)?.to_owned(), port))
+}
+
+/// Where an error says to ask instead; `asked` is the host of the server that has said so.
+pub(super) fn elsewhere(refused: &RedisError, asked: &str) -> Option<Place> {
+    let (host, port) = refused.redirect_node()?.0.rsplit_once(':')?;
+    Some((meant(host, asked)?.to_owned(), port.parse().ok()?))
+}
+
+/// The host that a server means: the one by which it was asked itself, where it has none to tell.
+fn meant<'a>(host: &'a str, asked: &'a str) -> Option<&'a str> {
+    match host {
+        "" => Some(asked),
+        // It is to be called by a name that it does not have.
+        "?" => None,
+        host => Some(host),
+    }
 }
 
 #[cfg(test)]
