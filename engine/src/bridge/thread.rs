@@ -1,11 +1,12 @@
 //! The thread that holds the connections to Redis, or to the masters of a cluster of it: it connects, connects again, and passes
 //! everything on between Redis, the bridge and the shards.
 
+mod backlog;
 mod disk;
 mod foreign;
 mod moving;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::path::Path;
@@ -34,6 +35,7 @@ use super::{Bridge, Command, Failed, Numbering, Process, To};
 use crate::config::{Config, Distribution, Redis};
 use crate::seldom::Seldom;
 use crate::shard::Shared;
+use backlog::Backlog;
 use moving::Moving;
 
 /// How often is looked what has taken too long.
@@ -57,8 +59,6 @@ const SUBSCRIBE_CHANNELS_MAX: usize = 512;
 const PIPELINE_COMMANDS_MAX: usize = 256;
 /// … and bytes of publications, or one command.
 const PIPELINE_BYTES_MAX: usize = 1 << 20;
-/// Pipelines of commands that are under way at a server. An answer is at most as long as what Redis is asked for at once, 256 KiB or one publication.
-const PIPELINES_MAX: usize = 16;
 /// Of commands that ask for history, so many are in one pipeline.
 const READS_MAX: usize = 32;
 /// Commands that wait to be sent, beyond which shards keep what they want …
@@ -105,15 +105,6 @@ impl BridgeThread {
             tracing::error!("the thread of the connections to Redis panicked");
         }
     }
-}
-
-/// What a server is to be asked, in order.
-#[derive(Default)]
-struct Lane {
-    /// Commands that were not sent yet.
-    waiting: VecDeque<(u64, Command)>,
-    /// Pipelines of commands that are under way.
-    pipelines: usize,
 }
 
 /// A command in a pipeline: its number, and what it is where it is about keys, which may be moved.
@@ -196,11 +187,7 @@ struct Runner {
     changed_at: Instant,
     told_away: Option<Instant>,
     ping_at: Instant,
-    /// Of each server of the link.
-    lanes: Vec<Lane>,
-    /// Commands that wait in them, and bytes of publications in these.
-    waiting: usize,
-    waiting_bytes: usize,
+    backlog: Backlog,
     under_way: FuturesUnordered<UnderWay>,
     /// Memory of commands in it whose slot is on the move.
     moving_bytes: usize,
@@ -261,9 +248,7 @@ impl Runner {
             changed_at: now,
             told_away: None,
             ping_at: now,
-            lanes: Vec::new(),
-            waiting: 0,
-            waiting_bytes: 0,
+            backlog: Backlog::default(),
             under_way: FuturesUnordered::new(),
             moving_bytes: 0,
             shares: 0,
@@ -319,14 +304,14 @@ impl Runner {
 
     /// Whether more may be taken from shards.
     fn has_room(&self) -> bool {
-        self.waiting < COMMANDS_WAITING_MAX
-            && self.waiting_bytes < BYTES_WAITING_MAX
+        self.backlog.waiting() < COMMANDS_WAITING_MAX
+            && self.backlog.waiting_bytes() < BYTES_WAITING_MAX
             && self.bridge.unwritten_bytes() < BYTES_WAITING_MAX
     }
 
     /// Nothing is left to do, or to do it with.
     fn is_idle(&self) -> bool {
-        self.link.is_none() || (self.waiting == 0 && self.under_way.is_empty())
+        self.link.is_none() || (self.backlog.waiting() == 0 && self.under_way.is_empty())
     }
 
     /// Takes what shards want, sends what Redis is to do, and tells shards what has come of it.
@@ -368,9 +353,7 @@ impl Runner {
                         parts.entry(of(channel)).or_default().push(channel.clone());
                     }
                     for (at, channels) in parts {
-                        let Some(lane) = self.lanes.get_mut(at) else { continue };
-                        self.waiting += 1;
-                        lane.waiting.push_back((number, Command::Subscribe(channels)));
+                        self.backlog.push(at, number, Command::Subscribe(channels));
                     }
                     continue;
                 }
@@ -384,21 +367,15 @@ impl Runner {
                 | Command::Keep { .. }
                 | Command::AllKept { .. } => link.hub,
             };
-            let Some(lane) = self.lanes.get_mut(at) else { continue };
-            self.waiting += 1;
-            self.waiting_bytes += bytes_of(&command);
-            lane.waiting.push_back((number, command));
+            self.backlog.push(at, number, command);
         }
     }
 
     /// Sends as much as may be under way.
     fn send(&mut self) {
         let config = self.shared.config();
-        for at in 0..self.lanes.len() {
-            while let Some(lane) = self.lanes.get_mut(at)
-                && lane.pipelines < PIPELINES_MAX
-                && !lane.waiting.is_empty()
-            {
+        for at in 0..self.backlog.servers() {
+            while self.backlog.is_due(at) {
                 self.send_one(at, &config);
             }
         }
@@ -407,18 +384,9 @@ impl Runner {
     /// Sends a server one pipeline.
     fn send_one(&mut self, at: usize, config: &Config) {
         let mut filling = Filling::default();
-        while let Some((number, command)) =
-            self.lanes.get_mut(at).and_then(|lane| lane.waiting.pop_front())
+        while let Some((number, command, bytes)) =
+            self.backlog.take(at, |command, bytes| filling.takes(command, bytes))
         {
-            let bytes = bytes_of(&command);
-            if !filling.takes(&command, bytes) {
-                if let Some(lane) = self.lanes.get_mut(at) {
-                    lane.waiting.push_front((number, command));
-                }
-                break;
-            }
-            self.waiting -= 1;
-            self.waiting_bytes -= bytes;
             filling.bytes += bytes;
             self.fill(at, &mut filling, number, command, config);
         }
@@ -426,10 +394,10 @@ impl Runner {
         let figures = &self.shared.redis;
         figures.bytes_out.add(bytes as u64);
         let server = self.link.as_ref().and_then(|link| link.servers.get(at));
-        let (Some(server), Some(lane)) = (server, self.lanes.get_mut(at)) else { return };
+        let Some(server) = server else { return };
         if !sent.is_empty() {
             figures.commands.add(sent.len() as u64);
-            lane.pipelines += 1;
+            self.backlog.sent(at);
             self.shares += shares;
             let asked = Asked { at, sent, shares };
             let commands = server.commands.clone();
@@ -503,9 +471,7 @@ impl Runner {
     fn done(&mut self, done: Done) {
         match done {
             Done::Answered(Asked { at, sent, shares }, Ok(answers)) => {
-                if let Some(lane) = self.lanes.get_mut(at) {
-                    lane.pipelines -= 1;
-                }
+                self.backlog.answered(at);
                 self.shares -= shares;
                 for ((number, command), answer) in sent.into_iter().zip(answers) {
                     match (command, answer) {
@@ -643,7 +609,7 @@ impl Runner {
                 }
                 (self.changed_at, self.ping_at, self.told_away) = (now, now, None);
                 self.shared.redis.servers.store(Arc::new(link.others()));
-                self.lanes = link.servers.iter().map(|_| Lane::default()).collect();
+                self.backlog = Backlog::new(link.servers.len());
                 self.link = Some(link);
                 self.shared.redis.up.set(1);
                 self.shared.redis.connects.add(1);
@@ -671,10 +637,9 @@ impl Runner {
         self.shared.redis.up.set(0);
         self.under_way.clear();
         self.moving_bytes = 0;
-        let unsent = self.lanes.drain(..).flat_map(|lane| lane.waiting);
-        let unsent = unsent.filter(|(_, own)| matches!(own, Command::Share { .. }));
+        let unsent = std::mem::take(&mut self.backlog).into_waiting();
+        let unsent = unsent.filter(|own| matches!(own, Command::Share { .. }));
         self.shares_lost += unsent.count() as u64 + std::mem::take(&mut self.shares);
-        (self.waiting, self.waiting_bytes) = (0, 0);
         self.bridge.lost(self.now_ms());
         self.foreign.lost();
         if self.changed_at.elapsed() >= STABLE {
@@ -694,19 +659,5 @@ impl Runner {
         let most = RETRY_MS_MIN.saturating_mul(1 << self.failures.min(16)).min(RETRY_MS_MAX);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = now + Duration::from_millis(rand::random_range(0..=most));
-    }
-}
-
-/// Bytes of publications in a command.
-fn bytes_of(command: &Command) -> usize {
-    match command {
-        Command::Append(append) => append.items.iter().map(|item| item.bytes.len()).sum(),
-        Command::Share { bytes, .. }
-        | Command::Message(_, bytes)
-        | Command::Keep { errand: bytes, .. } => bytes.len(),
-        Command::Subscribe(_)
-        | Command::Unsubscribe(_)
-        | Command::Read(_)
-        | Command::AllKept { .. } => 0,
     }
 }

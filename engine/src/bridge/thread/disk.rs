@@ -5,6 +5,7 @@ use std::future::pending;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::Runner;
+use super::backlog::Backlog;
 use crate::bridge::spool::Spool;
 use crate::bridge::spooling::SpoolDone;
 
@@ -26,8 +27,7 @@ impl Runner {
             return;
         }
         self.link = None;
-        self.lanes.clear();
-        (self.waiting, self.waiting_bytes) = (0, 0);
+        self.backlog = Backlog::default();
         self.bridge.lost(self.now_ms());
         self.bridge.give_up(self.now_ms());
         loop {

@@ -7,11 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::time::sleep;
 
-use super::{Done, Runner, bytes_of};
+use super::backlog::bytes_of;
+use super::{Done, Runner};
 use crate::bridge::connection::{ask_one, is_moving};
 use crate::bridge::{Command, Failed, To, script};
 
@@ -59,27 +59,19 @@ impl Runner {
                 match (moving.command, message) {
                     // Whom it was told there says nothing of how many have heard it: that is said where they listen.
                     (Command::Keep { errand, .. }, _) if by != moving.at => {
-                        self.tell_from(moving.at, moving.number, To::Errands, errand);
+                        let told = Command::Message(To::Errands, errand);
+                        self.backlog.push(moving.at, moving.number, told);
                     }
                     (Command::Append(append), Some(message)) => {
                         self.answered(by, moving.number, Ok(answer));
-                        let followers = To::Followers(append.channel);
                         // Who follows the channel has subscribed to it there.
-                        self.tell_from(moving.at, moving.number, followers, message);
+                        let told = Command::Message(To::Followers(append.channel), message);
+                        self.backlog.push(moving.at, moving.number, told);
                     }
                     _ => self.answered(by, moving.number, Ok(answer)),
                 }
             }
             Err(e) => self.answered(by, moving.number, Err(e)),
-        }
-    }
-
-    /// Has this server tell something.
-    fn tell_from(&mut self, at: usize, number: u64, to: To, message: Bytes) {
-        if let Some(lane) = self.lanes.get_mut(at) {
-            self.waiting += 1;
-            self.waiting_bytes += message.len();
-            lane.waiting.push_back((number, Command::Message(to, message)));
         }
     }
 
