@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::common::process::NodeProcess;
-use crate::common::{TestServer, http, wait_until};
+use crate::common::{TestServer, http, wait_readiness, wait_until};
 use crate::process::{KEY, Registry};
 
 /// Channels `n.*` are numbered and keep a history; `b.*` are bridged; anybody may publish.
@@ -77,8 +77,7 @@ pub(crate) fn wait_members(internal: SocketAddr, count: usize) {
 /// The same, and until it has what others have kept for it.
 pub(crate) fn wait_ready(node: &NodeProcess, count: usize) {
     wait_members(node.internal, count);
-    let look = || http(node.internal, "GET", "/ready", "", "").0;
-    wait_until("readiness", look, |status| *status == 200);
+    wait_readiness(node.internal);
 }
 
 /// A node in a process of its own.

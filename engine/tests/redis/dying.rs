@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::{Message, WebSocket};
 
-use crate::common::process::NodeProcess;
-use crate::common::{PATIENCE, http, wait_until};
-use crate::{CHANNELS, RedisServer};
+use crate::common::{PATIENCE, wait_until};
+use crate::{CHANNELS, RedisServer, process_of};
 
 /// How often a node is killed.
 const KILLS: usize = 20;
@@ -89,13 +88,7 @@ impl Drop for Ending<'_> {
 #[test]
 fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
     let redis = RedisServer::start(&[]);
-    let start = || {
-        let url = format!("[redis]\nurl = \"{}\"\n", redis.url());
-        let node = NodeProcess::start(&format!("{url}{CHANNELS}"), &[]);
-        let ready = || http(node.internal, "GET", "/ready", "", "").0;
-        wait_until("/ready", ready, |status| *status == 200);
-        node
-    };
+    let start = || process_of(CHANNELS, &redis, &[]);
     let mut dying = [start(), start()];
     let stays = start();
     let ports = [&dying[0], &dying[1], &stays].map(|node| AtomicU16::new(node.public.port()));

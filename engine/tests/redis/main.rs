@@ -22,7 +22,8 @@ mod suite {
 
 pub(crate) use suite::common;
 
-use common::{TestServer, wait_until};
+use common::process::NodeProcess;
+use common::{TestServer, wait_readiness, wait_until};
 use server::RedisServer;
 
 /// `server.io`
@@ -72,6 +73,14 @@ fn node_of_alone(toml: &str, url: &str, flags: &[&str]) -> TestServer {
     let mut all = vec![url.as_str()];
     all.extend(flags);
     TestServer::start(toml, &all)
+}
+
+/// A node with this TOML in a process of its own, once it has found Redis.
+fn process_of(toml: &str, redis: &RedisServer, sets: &[String]) -> NodeProcess {
+    let toml = format!("[redis]\nurl = \"{}\"\n{toml}", redis.url());
+    let node = NodeProcess::start(&toml, sets);
+    wait_readiness(node.internal);
+    node
 }
 
 /// Waits until a node says this of itself.

@@ -1,9 +1,8 @@
 //! Publishers who ask those on a channel to confirm, on whatever node they are.
 
-use crate::common::process::NodeProcess;
 use crate::common::tokens::ISSUER;
-use crate::common::{TestServer, http, receipts, wait_until};
-use crate::{RedisServer, node_of};
+use crate::common::{TestServer, receipts};
+use crate::{RedisServer, node_of, process_of};
 
 fn toml() -> String {
     format!("{}{ISSUER}", receipts::RULES)
@@ -28,13 +27,7 @@ fn who_recovers_on_another_node_confirms_there() {
 #[test]
 fn who_is_killed_with_a_node_is_missing() {
     let redis = RedisServer::start(&[]);
-    let dying = [(); 2].map(|()| {
-        let url = format!("[redis]\nurl = \"{}\"\n", redis.url());
-        let node = NodeProcess::start(&format!("{url}{}", toml()), &[]);
-        let ready = || http(node.internal, "GET", "/ready", "", "").0;
-        wait_until("/ready", ready, |status| *status == 200);
-        node
-    });
+    let dying = [(); 2].map(|()| process_of(&toml(), &redis, &[]));
     receipts::who_is_killed_with_a_node_is_missing(&node_of(&toml(), &redis, &[]), dying);
 }
 

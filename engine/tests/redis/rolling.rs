@@ -2,24 +2,18 @@
 
 use std::time::Duration;
 
-use crate::common::process::NodeProcess;
 use crate::common::rolling::{Scene, restart_each};
-use crate::common::{http, wait_until};
-use crate::{CHANNELS, RedisServer};
+use crate::{CHANNELS, RedisServer, process_of};
 
 fn restart(scene: Scene) {
     let redis = RedisServer::start(&[]);
     let start = || {
-        let toml = format!("[redis]\nurl = \"{}\"\n{CHANNELS}", redis.url());
         let sets = [
             format!("server.drain_spread_ms={}", scene.spread.as_millis()),
             "server.drain_timeout_ms=10000".into(),
             "server.shards=2".into(),
         ];
-        let node = NodeProcess::start(&toml, &sets);
-        let ready = || http(node.internal, "GET", "/ready", "", "").0;
-        wait_until("/ready", ready, |status| *status == 200);
-        node
+        process_of(CHANNELS, &redis, &sets)
     };
     let nodes = (0..3).map(|_| start()).collect();
     let outcome = restart_each(scene, nodes, |_| start());

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::common::{TestServer, http, wait_until};
+use crate::common::{TestServer, http, wait_readiness, wait_until};
 use crate::{CHANNELS, RedisServer, node, node_alone, wait_ready};
 
 /// What is kept through a restart of Redis.
@@ -98,7 +98,7 @@ fn what_waits_for_redis_outlives_the_node_and_comes_once_and_in_order() {
     let mut subscriber = b.client();
     subscriber.subscribe("n.1");
     let a = Process::start(&redis, dir.path());
-    wait_until("/ready", || http(a.api, "GET", "/ready", "", "").0, |status| *status == 200);
+    wait_readiness(a.api);
     let (status, first) = publish(a.api, 0, None);
     assert_eq!((status, &first["ack"]), (200, &json!("redis")));
     // Redis may end before it has said so to the other node.

@@ -182,6 +182,11 @@ pub fn wait_until<T: std::fmt::Debug>(
     }
 }
 
+/// Waits until the node with this internal port can do what it is asked.
+pub fn wait_readiness(internal: SocketAddr) {
+    wait_until("/ready", || http(internal, "GET", "/ready", "", "").0, |status| *status == 200);
+}
+
 /// One HTTP request over a connection of its own.
 pub fn http(
     to: SocketAddr,

@@ -17,7 +17,7 @@ pub(crate) use suite::common;
 
 use std::net::{SocketAddr, TcpListener};
 
-use common::{Client, TestServer, http, wait_until};
+use common::{Client, TestServer, http, wait_readiness, wait_until};
 use crossbeam_channel::bounded;
 use old::{HttpServer, OldNode, post};
 use process::{KEY, Registry};
@@ -181,9 +181,7 @@ fn nodes_with_a_redis_hear_each_broadcast_once() {
     let (registry, redis) = (Registry::start(&[]), RedisServer::start(&[]));
     let more = format!("[redis]\nurl = {:?}\n", redis.url());
     let new = ["new-0", "new-1"].map(|id| announced(&registry, id, &more));
-    for node in &new {
-        wait_until("ready", || http(node.internal, "GET", "/ready", "", "").0, |&now| now == 200);
-    }
+    new.iter().for_each(|node| wait_readiness(node.internal));
     check(&new, &old_nodes(&registry));
 }
 
