@@ -36,6 +36,37 @@ pub struct Scene {
     pub quiet: Duration,
 }
 
+/// So much that it takes seconds.
+pub const FEW: Scene = Scene {
+    subscribers: 60,
+    channels: 20,
+    publishers: 3,
+    rate: 500.0,
+    spread: Duration::from_millis(500),
+    quiet: Duration::from_millis(100),
+};
+
+/// What docs/BENCHMARKS.md speaks of.
+pub const FULL_LOAD: Scene = Scene {
+    subscribers: 900,
+    channels: 300,
+    publishers: 6,
+    rate: 5000.0,
+    spread: Duration::from_secs(5),
+    quiet: Duration::from_secs(2),
+};
+
+impl Scene {
+    /// What nodes are to be set to.
+    pub fn sets(&self) -> [String; 3] {
+        [
+            format!("server.drain_spread_ms={}", self.spread.as_millis()),
+            "server.drain_timeout_ms=10000".into(),
+            "server.shards=2".into(),
+        ]
+    }
+}
+
 /// What has become of it.
 #[derive(Debug)]
 pub struct Outcome {
@@ -67,7 +98,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// In words.
-    pub fn summary(&self, spread: Duration) -> String {
+    fn summary(&self, spread: Duration) -> String {
         let Outcome {
             acknowledged, sent, took, slowest, missed, missed_of_recovered, silent, ..
         } = self;
@@ -90,6 +121,14 @@ impl Outcome {
             peaks(&self.due),
             peaks(&self.returns),
         )
+    }
+
+    /// Says what it was, and that nobody has missed anything through so many restarts.
+    pub fn check_nothing_missed(&self, scene: Scene, restarts: usize) {
+        println!("{}", self.summary(scene.spread));
+        assert_eq!((self.missed, self.twice, self.cut), (0, 0, 0));
+        assert_eq!((self.gaps, self.unrecovered), (0, 0));
+        assert_eq!((self.acknowledged, self.returns.len()), (self.sent, restarts));
     }
 
     /// How many times the mean rate over the `spread` the largest is, in windows of it of this length; the worst of all restarts.
