@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::common::process::NodeProcess;
-use crate::common::{TestServer, http, wait_readiness, wait_until};
+use crate::common::{TestServer, metric, wait_readiness, wait_until};
 use crate::process::{KEY, Registry};
 
 /// Channels `n.*` are numbered and keep a history; `b.*` are bridged; anybody may publish.
@@ -61,10 +61,7 @@ pub(crate) fn nodes_with(registry: &Registry, count: usize, more: &str) -> Vec<T
 
 /// A figure of a node.
 pub(crate) fn figure(internal: SocketAddr, name: &str) -> u64 {
-    let (_, text) = http(internal, "GET", "/metrics", "", "");
-    let prefix = format!("ringfeed_cluster_{name}");
-    let line = text.lines().find_map(|line| line.strip_prefix(&prefix)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {prefix} in {text}")).parse::<f64>().unwrap() as u64
+    metric(internal, &format!("ringfeed_cluster_{name}")) as u64
 }
 
 /// Waits until a node goes by a view of so many, is linked with all others, and can do what it is asked.

@@ -9,8 +9,7 @@ use crate::common::tokens::{ISSUER, token};
 use crate::common::{Client, PATIENCE, TestServer, wait_until};
 use crate::faults::Load;
 use crate::masters::{RedisCluster, free_port};
-use crate::nodes::metric;
-use crate::{CHANNELS, RedisServer, node_of_alone, wait_ready};
+use crate::{CHANNELS, RedisServer, metric, node_of_alone, wait_ready};
 
 const MASTERS: usize = 3;
 

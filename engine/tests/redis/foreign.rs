@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tungstenite::Message;
 
 use crate::common::{Client, PATIENCE, TestServer, wait_until};
-use crate::{RedisServer, wait_ready};
+use crate::{RedisServer, metric, wait_ready};
 
 /// `live.*` is what others call `realtime:*`, and so on; `in.*` only comes in and `out.*` only goes out.
 const CONFIG: &str = r#"
@@ -80,12 +80,6 @@ fn node_with(redis: &RedisServer, flags: &[&str]) -> TestServer {
     let node = TestServer::start(CONFIG, &[&[url.as_str()], flags].concat());
     wait_ready(&node, "ready");
     node
-}
-
-fn metric(node: &TestServer, name: &str) -> f64 {
-    let (_, text) = node.http("GET", "/metrics", "");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
 }
 
 /// What another program hears: channels of Redis, and what was published there.

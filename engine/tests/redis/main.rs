@@ -83,6 +83,10 @@ fn process_of(toml: &str, redis: &RedisServer, sets: &[String]) -> NodeProcess {
     node
 }
 
+fn metric(node: &TestServer, name: &str) -> f64 {
+    common::metric(node.internal, name)
+}
+
 /// Waits until a node says this of itself.
 fn wait_ready(node: &TestServer, status: &str) {
     let expected = format!("{{\"status\":\"{status}\"}}");

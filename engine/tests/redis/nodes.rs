@@ -6,18 +6,12 @@ use ringfeed_engine::bridge::queue;
 use serde_json::{Value, json};
 
 use crate::common::{Client, TestServer, wait_until};
-use crate::{RedisServer, node, node_alone, wait_ready};
+use crate::{RedisServer, metric, node, node_alone, wait_ready};
 
 fn publish(client: &mut Client, channel: &str, data: &Value) -> Value {
     let reply = client.ask(json!({"type": "publish", "id": "p", "channel": channel, "data": data}));
     assert_eq!(reply["type"], "published", "{reply}");
     reply
-}
-
-pub(crate) fn metric(node: &TestServer, name: &str) -> f64 {
-    let (_, text) = node.http("GET", "/metrics", "");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::common::process::NodeProcess;
 use crate::common::{Client, TestServer, http, wait_until};
-use crate::{CHANNELS, RedisServer, node, node_of_alone, wait_ready};
+use crate::{CHANNELS, RedisServer, metric, node, node_of_alone, wait_ready};
 
 const EVERY: &str = "drop.interval_ms=10";
 const QUEUE: &str = "ringfeed:{drop}:q";
@@ -36,14 +36,8 @@ fn told(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn metric(node: &TestServer, name: &str) -> u64 {
-    let (_, text) = node.http("GET", "/metrics", "");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse::<f64>().unwrap() as u64
-}
-
 fn outcome(node: &TestServer, outcome: &str) -> u64 {
-    metric(node, &format!("ringfeed_redis_drop_messages_total{{outcome=\"{outcome}\"}}"))
+    metric(node, &format!("ringfeed_redis_drop_messages_total{{outcome=\"{outcome}\"}}")) as u64
 }
 
 fn wait_empty(redis: &RedisServer) {
@@ -116,7 +110,7 @@ fn a_message_that_the_api_had_taken_comes_once() {
     assert_eq!(next(&mut reader, 2), [json!(1), json!(2)]);
     wait_empty(&redis);
     let duplicates = || metric(&b, "ringfeed_redis_drop_duplicates_total");
-    wait_until("duplicates", duplicates, |count| *count == 1);
+    wait_until("duplicates", duplicates, |count| *count == 1.0);
     assert_eq!(outcome(&a, "published"), 0, "drop.redis is false");
 }
 
@@ -159,12 +153,12 @@ fn what_says_nothing_is_set_aside_with_the_reason_and_the_others_go_on() {
     // Whatever has that name: the node serves, and says so.
     redis.ask::<u64>(&["DEL", QUEUE]);
     redis.ask::<u64>(&["SADD", QUEUE, "x"]);
-    wait_until("failed", || metric(&a, "ringfeed_redis_drop_failed"), |failed| *failed == 1);
+    wait_until("failed", || metric(&a, "ringfeed_redis_drop_failed"), |failed| *failed == 1.0);
     assert_eq!(publish(&redis, &["n.1", "1"]).status.code(), Some(1));
     redis.ask::<u64>(&["DEL", QUEUE]);
     told(&publish(&redis, &["n.1", "1"]));
     wait_until("published", || outcome(&a, "published"), |count| *count == 1);
-    wait_until("failed", || metric(&a, "ringfeed_redis_drop_failed"), |failed| *failed == 0);
+    wait_until("failed", || metric(&a, "ringfeed_redis_drop_failed"), |failed| *failed == 0.0);
 }
 
 #[test]
@@ -277,7 +271,7 @@ fn what_is_not_taken_at_present_waits_in_order_and_is_in_nobodys_way() {
         all.iter().map(|own| own["data"].as_u64().unwrap()).collect::<Vec<_>>()
     };
     wait_until("n.2", || history(&a, "n.2"), |all| *all == [0, 1]);
-    wait_until("kept", || metric(&a, "ringfeed_redis_drop_kept_total"), |kept| *kept > 0);
+    wait_until("kept", || metric(&a, "ringfeed_redis_drop_kept_total"), |kept| *kept > 0.0);
     // What comes for others is no reason to look at it again each time.
     for n in 2..52 {
         redis.ask::<String>(&[
@@ -290,7 +284,7 @@ fn what_is_not_taken_at_present_waits_in_order_and_is_in_nobodys_way() {
         wait_until("n.2", || history(&a, "n.2").len(), |count| *count == n + 1);
     }
     let kept = metric(&a, "ringfeed_redis_drop_kept_total");
-    assert!(kept < 30, "{kept}");
+    assert!(kept < 30.0, "{kept}");
     assert_eq!(redis.ask::<u64>(&["XLEN", QUEUE]), 100);
     let b = node(&redis, &[EVERY]);
     wait_empty(&redis);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::common::{TestServer, http, wait_readiness, wait_until};
-use crate::{CHANNELS, RedisServer, node, node_alone, wait_ready};
+use crate::{CHANNELS, RedisServer, metric, node, node_alone, wait_ready};
 
 /// What is kept through a restart of Redis.
 const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
@@ -34,13 +34,6 @@ fn history(node: &TestServer) -> Vec<u64> {
 fn wait_history(node: &TestServer, expected: std::ops::Range<u64>) {
     let expected: Vec<u64> = expected.collect();
     wait_until("history", || history(node), |now| *now == expected);
-}
-
-fn metric(node: &TestServer, name: &str) -> u64 {
-    let (_, body) = node.http("GET", "/metrics", "");
-    let line = body.lines().find(|line| line.split(' ').next() == Some(name));
-    let value = line.unwrap_or_else(|| panic!("no {name}")).split(' ').nth(1).unwrap();
-    value.parse::<f64>().unwrap() as u64
 }
 
 /// A node as a process of its own, which can be killed.
@@ -158,10 +151,10 @@ fn what_a_node_that_ends_has_not_stored_waits_on_disk_for_the_next() {
     a.drain();
     a.wait();
     let b = node_alone(&redis, &[&spool]);
-    wait_until("spool", || metric(&b, "ringfeed_redis_spool_publications"), |left| *left == 10);
+    wait_until("spool", || metric(&b, "ringfeed_redis_spool_publications"), |left| *left == 10.0);
     redis.spawn();
     wait_history(&b, 0..10);
-    wait_until("spool", || metric(&b, "ringfeed_redis_spool_publications"), |left| *left == 0);
+    wait_until("spool", || metric(&b, "ringfeed_redis_spool_publications"), |left| *left == 0.0);
 }
 
 #[test]
@@ -187,8 +180,8 @@ fn a_spool_that_is_full_refuses_and_one_that_is_in_use_is_not_shared() {
     assert_eq!(publish(a.internal, 0, None).0, 202);
     redis.spawn();
     wait_history(&a, 0..1);
-    assert_eq!(metric(&a, "ringfeed_redis_spooled_total"), taken + 1);
-    wait_until("spool", || metric(&a, "ringfeed_redis_spool_bytes"), |left| *left == 0);
+    assert_eq!(metric(&a, "ringfeed_redis_spooled_total") as u64, taken + 1);
+    wait_until("spool", || metric(&a, "ringfeed_redis_spool_bytes"), |left| *left == 0.0);
 
     let mut second = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
     second.env("RINGFEED_REDIS__URL", redis.url());
@@ -232,7 +225,7 @@ fn a_channel_that_redis_never_takes_is_set_aside_and_stops_no_other() {
     }
     redis.spawn();
     wait_history(&a, 0..10);
-    wait_until("spool", || metric(&a, "ringfeed_redis_spool_publications"), |left| *left == 0);
+    wait_until("spool", || metric(&a, "ringfeed_redis_spool_publications"), |left| *left == 0.0);
     let files = std::fs::read_dir(dir.path().join("spool")).unwrap();
     let names: Vec<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();

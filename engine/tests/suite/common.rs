@@ -187,6 +187,13 @@ pub fn wait_readiness(internal: SocketAddr) {
     wait_until("/ready", || http(internal, "GET", "/ready", "", "").0, |status| *status == 200);
 }
 
+/// What the node with this internal port says of a figure.
+pub fn metric(internal: SocketAddr, name: &str) -> f64 {
+    let (_, text) = http(internal, "GET", "/metrics", "", "");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
 /// One HTTP request over a connection of its own.
 pub fn http(
     to: SocketAddr,
