@@ -1,13 +1,13 @@
 //! Whoever comes to the port of the links without the key.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{TestServer, wait_until};
+use crate::common::{TestServer, free_port, wait_until};
 use crate::fleet::{figure, nodes, registry, toml, wait_members};
 use crate::process::KEY;
 
@@ -55,12 +55,6 @@ fn who_does_not_show_the_key_is_heard_by_nobody() {
     drop(silent);
     assert_eq!(figure(nodes[0].internal, "links"), 1);
     assert_eq!(nodes[1].publish("n.1", json!(1))["offset"], 1);
-}
-
-/// One that no connection gets by itself, as those of strangers would, before a node listens there.
-fn free_port() -> TcpListener {
-    let bind = || TcpListener::bind(("127.0.0.1", rand::random_range(10_000..30_000))).ok();
-    std::iter::repeat_with(bind).flatten().next().unwrap()
 }
 
 /// Keeps more connections open that say nothing than are waited for and than wait to be, until told to stop.

@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::common::tokens::{ISSUER, token};
-use crate::common::{Client, PATIENCE, TestServer, wait_until};
+use crate::common::{Client, PATIENCE, TestServer, free_port, wait_until};
 use crate::faults::Load;
-use crate::masters::{RedisCluster, free_port};
+use crate::masters::RedisCluster;
 use crate::{CHANNELS, RedisServer, metric, node_of_alone, wait_ready};
 
 const MASTERS: usize = 3;

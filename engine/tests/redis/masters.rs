@@ -3,15 +3,9 @@
 use std::net::TcpListener;
 
 use crate::RedisServer;
-use crate::common::wait_until;
+use crate::common::{free_port, wait_until};
 
 const SLOTS: usize = 16_384;
-
-/// One that no connection gets by itself once it is free again.
-pub(crate) fn free_port() -> TcpListener {
-    let bind = || TcpListener::bind(("127.0.0.1", rand::random_range(10_000..30_000))).ok();
-    std::iter::repeat_with(bind).flatten().next().unwrap()
-}
 
 /// Its masters come first, each with as many slots, in order; then their replicas, of each one if there are any.
 pub(crate) struct RedisCluster {

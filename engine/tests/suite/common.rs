@@ -9,7 +9,7 @@ pub mod rooms;
 pub mod tokens;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use ringfeed_engine::config::{Config, Sources};
@@ -192,6 +192,12 @@ pub fn metric(internal: SocketAddr, name: &str) -> f64 {
     let (_, text) = http(internal, "GET", "/metrics", "", "");
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+/// A port that no connection gets by itself once it is free again, before somebody listens there.
+pub fn free_port() -> TcpListener {
+    let bind = || TcpListener::bind(("127.0.0.1", rand::random_range(10_000..30_000))).ok();
+    std::iter::repeat_with(bind).flatten().next().unwrap()
 }
 
 /// One HTTP request over a connection of its own.
