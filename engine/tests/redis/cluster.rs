@@ -9,6 +9,7 @@ use crate::common::tokens::{ISSUER, token};
 use crate::common::{Client, PATIENCE, TestServer, free_port, wait_until};
 use crate::faults::Load;
 use crate::masters::RedisCluster;
+use crate::nodes::{RIGHTS, set_user};
 use crate::{CHANNELS, RedisServer, metric, node_of_alone, wait_ready};
 
 const MASTERS: usize = 3;
@@ -64,27 +65,16 @@ fn come(node: &TestServer, user: &str, claims: Value) -> Client {
     client
 }
 
-/// The rights that are documented, for a user of each server.
-fn set_user(cluster: &RedisCluster) {
-    let document = include_str!("../../../docs/OPERATIONS.md");
-    let rights =
-        |begins: &str| document.lines().find_map(|line| line.strip_prefix(begins)).unwrap();
-    let words = [rights("* **Rights**: "), rights("* **Rights in a cluster**: ")];
-    let words = words.iter().flat_map(|own| own.split('`').skip(1).step_by(2));
-    let commands = words.filter(|own| !own.contains('*'));
-    let commands = commands.map(|own| format!("+{}", own.replace(' ', "|").to_lowercase()));
-    let mut rules: Vec<String> =
-        ["ACL", "SETUSER", "node", "on", ">open-sesame", "~ringfeed:*"].map(String::from).into();
-    rules.extend(["&ringfeed:*", "&ringfeed:b:*", "-@all"].map(String::from));
-    rules.extend(commands);
-    let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
-    cluster.servers.iter().for_each(|server| server.ask::<()>(&rules));
+/// A user of each server with the rights that are documented.
+fn set_user_of_all(cluster: &RedisCluster) {
+    let lines = [RIGHTS, "* **Rights in a cluster**: "];
+    cluster.servers.iter().for_each(|server| set_user(server, &lines, &[]));
 }
 
 #[test]
 fn channels_of_all_masters_have_one_order_and_one_history_on_all_nodes() {
     let cluster = RedisCluster::start(MASTERS, 0, &[]);
-    set_user(&cluster);
+    set_user_of_all(&cluster);
     let url = cluster.url(1).replace("redis://", "redis://node:open-sesame@");
     let (a, b) = (node_at(&url), node_at(&url));
     for at in 0..MASTERS {
@@ -397,7 +387,7 @@ fn slots_that_are_moved_while_is_published_take_everything_with_them() {
 #[test]
 fn a_channel_whose_slot_is_open_is_followed_to_where_its_keys_are() {
     let cluster = RedisCluster::start(MASTERS, 0, &[]);
-    set_user(&cluster);
+    set_user_of_all(&cluster);
     let url = cluster.url(0).replace("redis://", "redis://node:open-sesame@");
     let [a, b, c] = [(); 3].map(|()| node_at(&url));
     let channels = [0, 1, 2].map(|at| cluster.channel_of(at, "n."));

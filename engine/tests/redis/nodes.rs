@@ -350,22 +350,35 @@ fn a_wrong_password_is_not_believed_and_a_right_one_never_shown() {
     }
 }
 
+/// How the line begins that says what a node may.
+pub(crate) const RIGHTS: &str = "* **Rights**: ";
+
+/// What is written as code on the line that begins so.
+fn documented(begins: &str) -> impl Iterator<Item = &'static str> {
+    let document = include_str!("../../../docs/OPERATIONS.md");
+    let rights = document.lines().find_map(|line| line.strip_prefix(begins)).unwrap();
+    rights.split('`').skip(1).step_by(2)
+}
+
+/// Makes a user `node` with the commands that these lines name, and what else it is to have.
+pub(crate) fn set_user(redis: &RedisServer, lines: &[&str], more: &[&str]) {
+    let commands = lines.iter().flat_map(|begins| documented(begins));
+    let commands = commands.filter(|own| !own.contains('*'));
+    let commands: Vec<String> =
+        commands.map(|own| format!("+{}", own.replace(' ', "|").to_lowercase())).collect();
+    let mut rules = vec!["ACL", "SETUSER", "node", "on", ">open-sesame"];
+    rules.extend(["~ringfeed:*", "&ringfeed:*", "&ringfeed:b:*", "-@all"]);
+    rules.extend(more);
+    rules.extend(commands.iter().map(String::as_str));
+    redis.ask::<()>(&rules);
+}
+
 #[test]
 fn a_user_with_the_rights_that_are_documented_has_enough() {
     let redis = RedisServer::start(&[]);
-    let document = include_str!("../../../docs/OPERATIONS.md");
-    let rights = document.lines().find_map(|line| line.strip_prefix("* **Rights**: ")).unwrap();
-    let words = rights.split('`').skip(1).step_by(2);
-    let (patterns, commands): (Vec<&str>, Vec<&str>) = words.partition(|own| own.contains('*'));
+    let patterns: Vec<&str> = documented(RIGHTS).filter(|own| own.contains('*')).collect();
     assert_eq!(patterns, ["PREFIX:*", "PREFIX:*", "PREFIX:b:*", "PREFIX/N:*", "PREFIX/N:b:*"]);
-    let commands =
-        commands.iter().map(|command| format!("+{}", command.replace(' ', "|").to_lowercase()));
-    let mut rules: Vec<String> =
-        ["ACL", "SETUSER", "node", "on", ">open-sesame"].map(String::from).into();
-    rules.extend(["~ringfeed:*", "&ringfeed:*", "&ringfeed:b:*", "-@all"].map(String::from));
-    rules.extend(["&ringfeed/1:*", "&ringfeed/1:b:*"].map(String::from));
-    rules.extend(commands);
-    redis.ask::<()>(&rules.iter().map(String::as_str).collect::<Vec<_>>());
+    set_user(&redis, &[RIGHTS], &["&ringfeed/1:*", "&ringfeed/1:b:*"]);
     for database in [0, 1] {
         let url = format!("redis.url={}?user=node&pass=open-sesame&db={database}", redis.url());
         let flags = [url.as_str(), "drop.interval_ms=10"];
