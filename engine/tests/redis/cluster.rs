@@ -10,7 +10,7 @@ use crate::common::{Client, PATIENCE, TestServer, free_port, wait_until};
 use crate::faults::Load;
 use crate::masters::RedisCluster;
 use crate::nodes::{RIGHTS, set_user};
-use crate::{CHANNELS, RedisServer, metric, node_of_alone, wait_ready};
+use crate::{CHANNELS, RedisServer, metric, node_of_alone, queue, wait_ready};
 
 const MASTERS: usize = 3;
 
@@ -517,9 +517,9 @@ fn a_cluster_that_is_none_and_one_that_nobody_said_is_one_are_refused_with_what_
 /// Leaves a message in the cluster, by one of its servers.
 fn leave_in(cluster: &RedisCluster, at: usize, channel: &str, data: &str) {
     let nowhere = free_port().local_addr().unwrap().to_string();
-    let mut publish = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
-    publish.env_remove("RINGFEED_CONFIG").args(["publish", "--api", &nowhere]);
-    let left = publish.args(["--redis", &cluster.url(at), channel, data]).output().unwrap();
+    let mut publish = queue::command();
+    publish.args(["--api", &nowhere, "--redis", &cluster.url(at), channel, data]);
+    let left = publish.output().unwrap();
     assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::common::process::NodeProcess;
+use crate::common::process::{self, NodeProcess};
 use crate::common::{Client, TestServer, http, wait_until};
 use crate::{CHANNELS, RedisServer, metric, node, node_of_alone, wait_ready};
 
@@ -19,13 +19,9 @@ fn publish(redis: &RedisServer, args: &[&str]) -> Output {
     command().args(["--api", &nowhere, "--redis", &redis.url()]).args(args).output().unwrap()
 }
 
-fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringfeed"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("RINGFEED_") {
-            command.env_remove(name);
-        }
-    }
+/// The same without any of these.
+pub(crate) fn command() -> Command {
+    let mut command = process::command(env!("CARGO_BIN_EXE_ringfeed"));
     command.arg("publish");
     command
 }

@@ -8,6 +8,17 @@ use serde_json::{Value, json};
 
 use super::{Client, PATIENCE, http};
 
+/// This program, for which nothing is set that is set for the tests themselves.
+pub fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RINGFEED_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Killed when dropped.
 pub struct NodeProcess {
     child: Child,
@@ -35,13 +46,8 @@ impl NodeProcess {
         let file = dir.path().join("node.toml");
         std::fs::write(&file, toml).unwrap();
         let mut words = wrapped.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_ringfeed")]);
-        let mut command = Command::new(words.next().unwrap());
+        let mut command = command(words.next().unwrap());
         command.args(words);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RINGFEED_") {
-                command.env_remove(name);
-            }
-        }
         command.arg("serve").arg("--config").arg(&file);
         let own = [
             format!("server.listen={public}"),
