@@ -212,8 +212,8 @@ pub struct Bridge {
     unsaid: Vec<(ChannelName, bool)>,
     /// Redis was looked into so often for those whom it keeps, …
     looks: u64,
-    /// … the last time then; `None` while that goes on.
-    looked_ms: Option<u64>,
+    /// … the next time then; `None` while that goes on.
+    look_ms: Option<u64>,
     /// Redis could be reached before, …
     was_up: bool,
     /// … and then could not.
@@ -252,7 +252,7 @@ impl Bridge {
             not_kept: Seldom::default(),
             unsaid: Vec::new(),
             looks: 0,
-            looked_ms: None,
+            look_ms: None,
             was_up: false,
             was_lost: false,
             shared_lost: 0,
@@ -456,7 +456,7 @@ impl Bridge {
         }
         if self.is_up() {
             self.spool_what_is_late(now_ms);
-            if self.looked_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) >= LOOK_MS) {
+            if self.look_ms.is_some_and(|at_ms| now_ms >= at_ms) {
                 self.look_at_kept();
             }
         }
@@ -638,7 +638,7 @@ impl Bridge {
                 }
             }
             (Some(UnderWay::Kept), Err(_)) => {
-                self.looked_ms = Some(self.now_ms);
+                self.look_ms = Some(self.now_ms + LOOK_MS);
                 tracing::error!(
                     "Redis does not say what it keeps: whom other nodes have revoked and which rooms they have made before is not known here"
                 );

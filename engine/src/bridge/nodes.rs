@@ -223,7 +223,7 @@ impl Bridge {
     /// Asks what all nodes are to know: what was said while this node was away, and what Redis has lost, is found by that.
     pub(super) fn look_at_kept(&mut self) {
         self.looks += 1;
-        self.looked_ms = None;
+        self.look_ms = None;
         self.read_kept(0);
     }
 
@@ -280,8 +280,8 @@ impl Bridge {
     pub(super) fn restore(&mut self) {
         let (revoked, rooms) = (self.revoked.not_kept(self.looks), self.rooms.not_kept(self.looks));
         let is_all = revoked.len().max(rooms.len()) <= RESTORED_AT_ONCE;
-        let waits_ms = if is_all { 0 } else { LOOK_MS - RESTORED_EVERY_MS };
-        self.looked_ms = Some(self.now_ms.saturating_sub(waits_ms));
+        let wait_ms = if is_all { LOOK_MS } else { RESTORED_EVERY_MS };
+        self.look_ms = Some(self.now_ms + wait_ms);
         let revoked = revoked.into_iter().map(Kept::Revoked).take(RESTORED_AT_ONCE);
         let rooms = rooms.into_iter().map(|word| Kept::Room(Box::new(word)));
         for kept in revoked.chain(rooms.take(RESTORED_AT_ONCE)) {
