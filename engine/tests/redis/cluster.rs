@@ -10,7 +10,7 @@ use crate::common::{Client, PATIENCE, TestServer, free_port, wait_until};
 use crate::faults::Load;
 use crate::masters::RedisCluster;
 use crate::nodes::{RIGHTS, set_user};
-use crate::{CHANNELS, RedisServer, metric, node_of_alone, queue, wait_ready};
+use crate::{CHANNELS, RedisServer, metric, node_of_alone, queue, users, wait_ready};
 
 const MASTERS: usize = 3;
 
@@ -52,17 +52,14 @@ fn wait_connected(node: &TestServer, before: f64) {
 }
 
 fn post(node: &TestServer, path: &str, body: &Value) -> Value {
-    let (status, answer) = node.http("POST", path, &body.to_string());
+    let (status, answer) = users::post(node, path, body);
     assert_eq!(status, 200, "{path} {body}: {answer}");
-    serde_json::from_str(&answer).unwrap()
+    answer
 }
 
 /// A connection of a user.
 fn come(node: &TestServer, user: &str, claims: Value) -> Client {
-    let target = format!("/ws?token={}", token(user, 600, claims));
-    let mut client = Client::connect(node.public, &target);
-    assert_eq!(client.receive()["user"], user);
-    client
+    users::come(node, user, claims).0
 }
 
 /// A user of each server with the rights that are documented.

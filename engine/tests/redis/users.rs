@@ -19,7 +19,7 @@ fn node(redis: &RedisServer) -> TestServer {
 }
 
 /// A connection of a user, and its id.
-fn come(node: &TestServer, user: &str, claims: Value) -> (Client, String) {
+pub(crate) fn come(node: &TestServer, user: &str, claims: Value) -> (Client, String) {
     let target = format!("/ws?token={}", token(user, 600, claims));
     let mut client = Client::connect(node.public, &target);
     let greeting = client.receive();
@@ -27,7 +27,7 @@ fn come(node: &TestServer, user: &str, claims: Value) -> (Client, String) {
     (client, greeting["connection"].as_str().unwrap().to_owned())
 }
 
-fn post(node: &TestServer, path: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn post(node: &TestServer, path: &str, body: &Value) -> (u16, Value) {
     let (status, answer) = node.http("POST", path, &body.to_string());
     (status, serde_json::from_str(&answer).unwrap())
 }
