@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::common::process::{self, NodeProcess};
 use crate::common::{Client, TestServer, http, wait_until};
+use crate::spool::history;
 use crate::{CHANNELS, RedisServer, metric, node, node_of_alone, wait_ready};
 
 const EVERY: &str = "drop.interval_ms=10";
@@ -184,12 +185,7 @@ fn with_everything_down_and_up_again_every_message_comes_once() {
     redis.spawn();
     wait_ready(&b, "ready");
     for node in [&a, &b] {
-        let read = || {
-            let page = node.get("/api/history?channel=n.1&limit=1000");
-            let all = page["publications"].as_array().unwrap();
-            all.iter().map(|own| own["data"].as_u64().unwrap()).collect::<Vec<_>>()
-        };
-        let mut all = wait_until("history", read, |all| all.len() >= 35);
+        let mut all = wait_until("history", || history(node, "n.1"), |all| all.len() >= 35);
         // Those of each way are in order.
         let of = |all: &[u64], range: [std::ops::Range<u64>; 2]| -> Vec<u64> {
             all.iter().copied().filter(|n| range.iter().any(|own| own.contains(n))).collect()
@@ -261,11 +257,6 @@ fn what_is_not_taken_at_present_waits_in_order_and_is_in_nobodys_way() {
         redis.ask::<String>(&["XADD", QUEUE, "*", "message", &message]);
     }
     told(&publish(&redis, &["n.2", "1"]));
-    let history = |node: &TestServer, name: &str| {
-        let page = node.get(&format!("/api/history?channel={name}&limit=1000"));
-        let all = page["publications"].as_array().cloned().unwrap_or_default();
-        all.iter().map(|own| own["data"].as_u64().unwrap()).collect::<Vec<_>>()
-    };
     wait_until("n.2", || history(&a, "n.2"), |all| *all == [0, 1]);
     wait_until("kept", || metric(&a, "ringfeed_redis_drop_kept_total"), |kept| *kept > 0.0);
     // What comes for others is no reason to look at it again each time.

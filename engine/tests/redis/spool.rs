@@ -24,16 +24,16 @@ fn publish(api: SocketAddr, data: u64, key: Option<&str>) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap())
 }
 
-/// What is in the history of the channel.
-fn history(node: &TestServer) -> Vec<u64> {
-    let page = node.get("/api/history?channel=n.1&limit=1000");
+/// What is in the history of a channel.
+pub(crate) fn history(node: &TestServer, channel: &str) -> Vec<u64> {
+    let page = node.get(&format!("/api/history?channel={channel}&limit=1000"));
     let publications = page["publications"].as_array().unwrap();
     publications.iter().map(|own| own["data"].as_u64().unwrap()).collect()
 }
 
 fn wait_history(node: &TestServer, expected: std::ops::Range<u64>) {
     let expected: Vec<u64> = expected.collect();
-    wait_until("history", || history(node), |now| *now == expected);
+    wait_until("history", || history(node, "n.1"), |now| *now == expected);
 }
 
 /// A node as a process of its own, which can be killed.
@@ -251,5 +251,5 @@ fn keys_count_on_all_nodes() {
     assert_eq!((&third["offset"], third.get("duplicate")), (&json!(2), None), "{third}");
     let fourth = a.client().ask(command);
     assert_eq!((&fourth["offset"], &fourth["duplicate"]), (&json!(2), &json!(true)), "{fourth}");
-    assert_eq!(history(&a), [1, 3]);
+    assert_eq!(history(&a, "n.1"), [1, 3]);
 }
