@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{TestServer, free_port, wait_until};
+use crate::common::{SetWhenDropped, TestServer, free_port, wait_until};
 use crate::fleet::{figure, nodes, registry, toml, wait_members};
 use crate::process::KEY;
 
@@ -73,22 +73,13 @@ fn be_silent(at: SocketAddr, stop: &AtomicBool) {
     }
 }
 
-/// Tells when it is dropped, also by a test that fails.
-struct Stops<'a>(&'a AtomicBool);
-
-impl Drop for Stops<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn many_who_say_nothing_keep_nobody_with_the_key_from_linking() {
     let registry = registry();
     let ports = [(); 2].map(|()| free_port()).map(|own| own.local_addr().unwrap());
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let _stops = Stops(&stop);
+        let _stops = SetWhenDropped(&stop);
         // They are there before the nodes know of one another, whichever of these then calls.
         let nodes = [0, 1].map(|n| {
             let sets = [

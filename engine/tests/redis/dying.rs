@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::{Message, WebSocket};
 
-use crate::common::{PATIENCE, wait_until};
+use crate::common::{PATIENCE, SetWhenDropped, wait_until};
 use crate::{CHANNELS, RedisServer, process_of};
 
 /// How often a node is killed.
@@ -76,15 +76,6 @@ fn receive(socket: &mut WebSocket<std::net::TcpStream>) -> Option<Value> {
     }
 }
 
-/// Says that it ends.
-struct Ending<'a>(&'a AtomicBool);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
 #[test]
 fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
     let redis = RedisServer::start(&[]);
@@ -98,7 +89,7 @@ fn readers_miss_nothing_while_nodes_are_killed_again_and_again() {
     let came = AtomicUsize::new(0);
     let readers = std::thread::scope(|scope| {
         // Also where this fails: the publisher is waited for.
-        let _ending = Ending(&ends);
+        let _ending = SetWhenDropped(&ends);
         let readers: Vec<_> = (0..READERS)
             .map(|number| {
                 let (ports, last, came) = (&ports, &last, &came);

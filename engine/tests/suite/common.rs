@@ -10,6 +10,7 @@ pub mod tokens;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfeed_engine::config::{Config, Sources};
@@ -162,6 +163,15 @@ impl Drop for TestServer {
                 ended.unwrap();
             }
         }
+    }
+}
+
+/// Tells other threads of a test that it ends, also where it fails.
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
