@@ -150,6 +150,17 @@ class Part:
         return found
 
 
+def paced(end, rate):
+    """Numbers from 0 on, each when it is its turn."""
+    number, due = 0, now()
+    while not end.is_set():
+        if (wait := due - now()) > 0:
+            time.sleep(wait)
+        due = max(due + 1 / rate, now())
+        yield number
+        number += 1
+
+
 def read_all(end, port, readers):
     """Clients that stay on all channels: for each the messages, with the time at which they came."""
     class At:
@@ -229,12 +240,9 @@ def publish_by_request(end, port, name, rate):
     all_threads, found = [], []
 
     def one(thread):
-        own, number, due = f"{name}.{thread}", 0, now()
+        own = f"{name}.{thread}"
         api = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        while not end.is_set():
-            if (wait := due - now()) > 0:
-                time.sleep(wait)
-            due = max(due + 1 / rate, now())
+        for number in paced(end, rate):
             channel, at = NUMBERED[(thread + number) % len(NUMBERED)], now()
             body = json.dumps({"channel": channel, "data": f"{own}:{number}:{'x' * 80}", "idempotency_key": f"{own}:{number}"})
             while True:
@@ -251,7 +259,6 @@ def publish_by_request(end, port, name, rate):
                 if number % 2 or end.is_set():
                     break
             found.append((own, number, channel, at, now(), answer))
-            number += 1
 
     for thread in range(3):
         all_threads.append(threading.Thread(target=one, args=(thread,)))
@@ -263,11 +270,8 @@ def publish_by_request(end, port, name, rate):
 
 def publish_elsewhere(end, path, rate):
     """Another program that publishes in Redis while it is there: what it knows to have been published, and when."""
-    one, published, number, due = None, [], 0, now()
-    while not end.is_set():
-        if (wait := due - now()) > 0:
-            time.sleep(wait)
-        due = max(due + 1 / rate, now())
+    one, published = None, []
+    for number in paced(end, rate):
         try:
             if one is None:
                 one = socket.socket(socket.AF_UNIX)
@@ -277,10 +281,8 @@ def publish_elsewhere(end, path, rate):
             one.sendall(words_of("PUBLISH", "others:one", f"other:{number}:"))
             if one.recv(64).startswith(b":"):
                 published.append((number, at))
-            number += 1
         except OSError:
             one = None
-            number += 1
             time.sleep(0.02)
     return published
 
