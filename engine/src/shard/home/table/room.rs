@@ -167,15 +167,13 @@ impl Homes {
         now_ms: u64,
         deliver: Deliver,
     ) -> Result<(RoomReport, Option<Box<RoomWord>>), RoomDenied> {
-        let (report, state) = match what {
+        let report = match what {
             RoomRequest::Show => return Ok((self.show_room(name)?, None)),
             RoomRequest::Make(change) => self.make_room(name, change, now_ms)?,
             RoomRequest::Change(change) => self.change_room(name, change)?,
-            RoomRequest::End => (self.end_room(name, deliver)?, RoomState::Ended),
+            RoomRequest::End => self.end_room(name, deliver)?,
         };
-        let version = self.version_of(name);
-        let word = RoomWord { channel: name.clone(), version, state };
-        Ok((report, self.is_shared(name).then(|| Box::new(word))))
+        Ok((report, self.is_shared(name).then(|| Box::new(self.word_of(name)))))
     }
 
     /// Whether other nodes have the channel, too.
@@ -188,6 +186,13 @@ impl Homes {
         let made = self.home_of(name).and_then(|home| home.made.as_ref());
         let ended = || self.ended_rooms.by_name.get(name).copied();
         made.map(|made| made.version).or_else(ended).unwrap_or_default()
+    }
+
+    /// What counts of a room of which something was said.
+    fn word_of(&self, name: &ChannelName) -> RoomWord {
+        let made = self.home_of(name).and_then(|home| home.made.as_ref());
+        let state = made.map_or(RoomState::Ended, |made| RoomState::Made(made.room.clone()));
+        RoomWord { channel: name.clone(), version: self.version_of(name), state }
     }
 
     /// Of something that is said now.
@@ -213,7 +218,7 @@ impl Homes {
         name: &ChannelName,
         change: RoomChange,
         now_ms: u64,
-    ) -> Result<(RoomReport, RoomState), RoomDenied> {
+    ) -> Result<RoomReport, RoomDenied> {
         let rule = self.config.rule(name).and_then(|rule| rule.room_rules.clone());
         let room = MadeRoom { rules: rule.ok_or(RoomDenied::NoRooms)?, ends_when_empty: false };
         if self.closed {
@@ -226,23 +231,22 @@ impl Homes {
         }
         let index = self.open(name, now_ms).map_err(RoomDenied::Refused)?;
         let version = self.next_version(self.version_of(name));
-        let room = room.changed(change);
-        self.put_room(index, room.clone(), version);
-        Ok((self.show_room(name)?, RoomState::Made(room)))
+        self.put_room(index, room.changed(change), version);
+        self.show_room(name)
     }
 
     fn change_room(
         &mut self,
         name: &ChannelName,
         change: RoomChange,
-    ) -> Result<(RoomReport, RoomState), RoomDenied> {
+    ) -> Result<RoomReport, RoomDenied> {
         self.room(name).ok_or(RoomDenied::NoRooms)?.map_err(|_| RoomDenied::NotMade)?;
         let index = self.by_name.get(name).copied().ok_or(RoomDenied::NotMade)?;
         let made = self.home_mut(index).made.as_ref().ok_or(RoomDenied::NotMade)?;
         let (room, version) = (made.room.changed(change), made.version);
         let version = self.next_version(version);
-        self.put_room(index, room.clone(), version);
-        Ok((self.show_room(name)?, RoomState::Made(room)))
+        self.put_room(index, room, version);
+        self.show_room(name)
     }
 
     /// From now on this holds.
@@ -335,13 +339,9 @@ impl Homes {
 
     /// A room that was made is one of other nodes, too, from now on.
     pub(super) fn share_room(&mut self, index: u32) {
-        let Some(home) = self.homes.get(index) else { return };
-        let Some(made) = home.made.as_deref().filter(|_| self.is_shared(&home.name)) else {
-            return;
-        };
-        let (channel, version) = (home.name.clone(), made.version);
-        let state = RoomState::Made(made.room.clone());
-        self.say_room(RoomWord { channel, version, state });
+        let home = self.homes.get(index).filter(|home| home.made.is_some());
+        let Some(home) = home.filter(|home| self.is_shared(&home.name)) else { return };
+        self.say_room(self.word_of(&home.name));
     }
 
     /// Another node has said something of a room. There is room for what the bridge lets through.
@@ -365,8 +365,7 @@ impl Homes {
                 let home = index.and_then(|index| self.homes.get_mut(index));
                 let Some(made) = home.and_then(|home| home.made.as_mut()) else { return };
                 made.version = version;
-                let state = RoomState::Made(made.room.clone());
-                self.say_room(RoomWord { channel, version, state });
+                self.say_room(self.word_of(&channel));
             }
             RoomState::Ended | RoomState::Empty if made.is_some() => {
                 self.end_made(&channel, version, deliver);
