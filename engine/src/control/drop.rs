@@ -143,6 +143,16 @@ fn sources(config: &Config) -> Vec<Source> {
     sources
 }
 
+/// Between two looks, …
+fn interval(config: &Config) -> Duration {
+    Duration::from_millis(config.drop.interval_ms.into())
+}
+
+/// … and while nothing can be published, where it was so long before.
+fn longer(pause: Duration, interval: Duration) -> Duration {
+    (2 * pause).clamp(interval, BACK_OFF_MAX.max(interval))
+}
+
 impl Source {
     fn directory(&self, config: &Config) -> io::Result<Directory> {
         // Checked with the configuration.
@@ -193,10 +203,9 @@ impl Watch {
             figures.waiting.set(sources.iter().map(|source| source.waiting).sum());
             figures.failed.set(sources.iter().filter(|source| source.has_failed).count() as u64);
             let any = |again| sources.iter().any(|source| source.again == again);
-            let interval =
-                Duration::from_millis(self.state.shared.config().drop.interval_ms.into());
+            let interval = interval(&self.state.shared.config());
             back_off = match any(Again::BackOff) {
-                true => (2 * back_off).clamp(interval, BACK_OFF_MAX.max(interval)),
+                true => longer(back_off, interval),
                 false => interval,
             };
             let pause = if any(Again::AtOnce) { Duration::ZERO } else { back_off };
@@ -256,8 +265,7 @@ impl Watch {
             let items = self.take(source, directory, &mut names).await?;
             published |= self.publish(source, directory, items).await?;
         }
-        let interval = Duration::from_millis(self.state.shared.config().drop.interval_ms.into());
-        source.held.ends(interval);
+        source.held.ends(interval(&self.state.shared.config()));
         source.again = if is_cut && published { Again::AtOnce } else { Again::InTime };
         Ok(())
     }

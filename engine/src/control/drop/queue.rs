@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::file::Format;
 use super::round::{Became, Held, Item, next_round, publish_round};
-use super::{BACK_OFF_MAX, HELD_BYTES, HELD_FILES, LOG_EVERY};
+use super::{HELD_BYTES, HELD_FILES, LOG_EVERY, interval, longer};
 use crate::bridge::queue::{AtOnce, Left, Queue};
 use crate::config::{Config, Distribution};
 use crate::control::State;
@@ -66,10 +66,9 @@ impl Taking {
         let mut back_off = Duration::ZERO;
         loop {
             let config = self.state.shared.config();
-            let interval = Duration::from_millis(config.drop.interval_ms.into());
             back_off = match self.look(&config).await {
-                Look::Done => interval,
-                Look::Stuck => (2 * back_off).clamp(interval, BACK_OFF_MAX.max(interval)),
+                Look::Done => interval(&config),
+                Look::Stuck => longer(back_off, interval(&config)),
             };
             tokio::select! {
                 _ = draining.wait_for(|draining| *draining) => return,
@@ -161,7 +160,7 @@ impl Taking {
         if self.after.is_some() {
             queue.let_go().await?;
         }
-        held.ends(Duration::from_millis(config.drop.interval_ms.into()));
+        held.ends(interval(config));
         self.held = held;
         Ok(())
     }

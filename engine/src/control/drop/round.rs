@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringfeed_protocol::ChannelName;
 use tokio::time::Instant;
 
-use super::BACK_OFF_MAX;
+use super::longer;
 use crate::control::State;
 use crate::control::error::ApiError;
 use crate::control::publish::publish_all;
@@ -56,7 +56,7 @@ impl Held {
         if self.channels.is_empty() {
             *self = Held::default();
         } else if self.until.is_none() {
-            self.pause = (2 * self.pause).clamp(interval, BACK_OFF_MAX.max(interval));
+            self.pause = longer(self.pause, interval);
             self.until = Some(Instant::now() + self.pause);
         }
     }
