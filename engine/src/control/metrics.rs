@@ -26,8 +26,10 @@ struct Family {
     name: String,
     help: &'static str,
     kind: MetricType,
-    values: Vec<(Vec<(&'static str, String)>, Value)>,
+    values: Values,
 }
+
+type Values = Vec<(Vec<(&'static str, String)>, Value)>;
 
 #[derive(Debug)]
 enum Value {
@@ -79,6 +81,19 @@ fn float(n: u64) -> f64 {
 
 fn seconds(us: u64) -> f64 {
     float(us) / 1e6
+}
+
+/// A value that has no labels.
+fn alone(value: u64) -> Values {
+    vec![(Vec::new(), Value::Number(float(value)))]
+}
+
+/// How often something came of what is counted, each labelled with what that was.
+fn by_outcome<const N: usize>(outcomes: [(&str, &Count); N]) -> Values {
+    let values = outcomes.map(|(outcome, count)| {
+        (vec![("outcome", outcome.to_owned())], Value::Number(float(count.read())))
+    });
+    values.into()
 }
 
 fn metric_type(kind: Kind) -> MetricType {
@@ -174,11 +189,7 @@ fn process(state: &State) -> Vec<Family> {
             name: "ringfeed_reloads".into(),
             help: "Configurations read again, by whether they were taken.",
             kind: MetricType::Counter,
-            values: [("taken", &figures.reloads), ("refused", &figures.reloads_failed)]
-                .map(|(outcome, n)| {
-                    (vec![("outcome", outcome.into())], Value::Number(float(n.read())))
-                })
-                .into(),
+            values: by_outcome([("taken", &figures.reloads), ("refused", &figures.reloads_failed)]),
         },
         gauge(
             "ringfeed_api_body_bytes",
@@ -219,7 +230,6 @@ fn port(name: &str, figures: &PortFigures) -> Vec<Family> {
         kind,
         values,
     };
-    let one = |value: u64| vec![(Vec::new(), Value::Number(float(value)))];
     let statuses = figures.statuses();
     let statuses = statuses
         .map(|(status, n)| (vec![("status", status.to_string())], Value::Number(float(n))))
@@ -233,18 +243,18 @@ fn port(name: &str, figures: &PortFigures) -> Vec<Family> {
             MetricType::Histogram,
             took,
         ),
-        family("connections", "Connections", MetricType::Gauge, one(figures.connections.read())),
+        family("connections", "Connections", MetricType::Gauge, alone(figures.connections.read())),
         family(
             "connections_refused",
             "Connections told to come back, because all others had a request",
             MetricType::Counter,
-            one(figures.connections_refused.read()),
+            alone(figures.connections_refused.read()),
         ),
         family(
             "connections_pushed_out",
             "Connections closed without a request, because others needed their place",
             MetricType::Counter,
-            one(figures.connections_pushed_out.read()),
+            alone(figures.connections_pushed_out.read()),
         ),
     ]
 }
@@ -335,7 +345,7 @@ fn dropped(source: &str, what: &str, figures: &drop::Figures) -> Vec<Family> {
         name: format!("ringfeed_{source}_{name}"),
         help,
         kind,
-        values: vec![(Vec::new(), Value::Number(float(count.read())))],
+        values: alone(count.read()),
     };
     let outcomes = [
         ("published", &figures.published),
@@ -348,11 +358,7 @@ fn dropped(source: &str, what: &str, figures: &drop::Figures) -> Vec<Family> {
             help: "What was dropped, by what came of it: published; rejected, and set aside; of these forgotten, deleted to make \
                    room or for their age.",
             kind: MetricType::Counter,
-            values: outcomes
-                .map(|(outcome, count)| {
-                    (vec![("outcome", outcome.into())], Value::Number(float(count.read())))
-                })
-                .into(),
+            values: by_outcome(outcomes),
         },
         one(
             "duplicates",
@@ -382,7 +388,7 @@ fn forwarded(figures: &forwards::Figures) -> Vec<Family> {
         name: format!("ringfeed_wsnode_{name}"),
         help,
         kind: MetricType::Gauge,
-        values: vec![(Vec::new(), Value::Number(float(count.read())))],
+        values: alone(count.read()),
     };
     let outcomes = [
         ("sent", &figures.sent),
@@ -397,11 +403,7 @@ fn forwarded(figures: &forwards::Figures) -> Vec<Family> {
             help: "Posts to nodes of wsnode by what came of them: sent; refused by the node; failed, without an answer; lost, since \
                    the node could not be reached or too much waited; and publications that no node takes: unfit.",
             kind: MetricType::Counter,
-            values: outcomes
-                .map(|(outcome, count)| {
-                    (vec![("outcome", outcome.into())], Value::Number(float(count.read())))
-                })
-                .into(),
+            values: by_outcome(outcomes),
         },
         gauge("nodes", "Nodes of wsnode that are told of publications.", &figures.nodes),
         gauge("waiting_bytes", "Bytes that wait to be posted to them.", &figures.waiting_bytes),
@@ -414,7 +416,7 @@ fn redis(figures: &bridge::Figures) -> impl Iterator<Item = Family> {
         name: format!("ringfeed_redis_{name}"),
         help,
         kind: metric_type(kind),
-        values: vec![(Vec::new(), Value::Number(float(value)))],
+        values: alone(value),
     })
 }
 
@@ -424,7 +426,7 @@ fn cluster(figures: &mesh::Figures) -> impl Iterator<Item = Family> {
         name: format!("ringfeed_cluster_{name}"),
         help,
         kind: metric_type(kind),
-        values: vec![(Vec::new(), Value::Number(float(value)))],
+        values: alone(value),
     })
 }
 
