@@ -213,9 +213,16 @@ impl Message {
     }
 
     /// The same, as it is left for later.
-    fn left(&self) -> anyhow::Result<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn left(&self, now: Duration) -> anyhow::Result<String> {
+        // Nobody would be told of it later.
+        ChannelName::new(&self.channel)?;
         self.body(&format!(",\"created_ms\":{}", now.as_millis()))
+    }
+
+    /// What is printed once it was left, and where that is.
+    fn taken(&self, ack: &str, (at, place): (&str, &str)) -> String {
+        let (channel, key) = (&self.channel, self.key.as_ref().map(IdempotencyKey::as_str));
+        json!({"channel": channel, "idempotency_key": key, "ack": ack, at: place}).to_string()
     }
 }
 
@@ -290,11 +297,13 @@ fn connect(api: &str) -> anyhow::Result<TcpStream> {
     Err(failed)
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 /// Leaves a message in the queue in Redis.
 fn enqueue(info: &ConnectionInfo, prefix: &str, message: &Message) -> anyhow::Result<String> {
-    // Nobody would be told of it later.
-    ChannelName::new(&message.channel)?;
-    let left = message.left()?;
+    let left = message.left(since_1970())?;
     let leave = |info: &ConnectionInfo| {
         let mut redis = redis::Client::open(info.clone())?.get_connection_with_timeout(TIMEOUT)?;
         redis.set_read_timeout(Some(TIMEOUT))?;
@@ -308,18 +317,13 @@ fn enqueue(info: &ConnectionInfo, prefix: &str, message: &Message) -> anyhow::Re
         },
         told => told,
     }?;
-    let key = message.key.as_ref().map(IdempotencyKey::as_str);
-    let channel = &message.channel;
-    let told = json!({"channel": channel, "idempotency_key": key, "ack": "queued", "id": id});
-    Ok(told.to_string())
+    Ok(message.taken("queued", ("id", &id)))
 }
 
 /// Leaves a message in a directory: whole and on the disk, or not at all.
 fn leave(directory: &Path, message: &Message) -> anyhow::Result<String> {
-    // Nobody would be told of it later.
-    ChannelName::new(&message.channel)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let body = message.left()?;
+    let now = since_1970();
+    let body = message.left(now)?;
     // In the order of time; two of one process and moment are told apart.
     let (pid, random) = (std::process::id(), rand::random::<u32>());
     let name = format!("{:020}-{pid}-{random:08x}.json", now.as_nanos());
@@ -331,10 +335,7 @@ fn leave(directory: &Path, message: &Message) -> anyhow::Result<String> {
     }
     // Its name is on the disk, too.
     File::open(directory)?.sync_all()?;
-    let key = message.key.as_ref().map(IdempotencyKey::as_str);
-    let (channel, file) = (&message.channel, file.display().to_string());
-    let told = json!({"channel": channel, "idempotency_key": key, "ack": "spooled", "file": file});
-    Ok(told.to_string())
+    Ok(message.taken("spooled", ("file", &file.display().to_string())))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
