@@ -141,8 +141,7 @@ impl Node {
             told["linked"] = true.into();
             return Ok(told);
         }
-        let by = Box::new(Sender { relayed: origin.is_some(), ..Sender::default() });
-        let by = origin.is_some().then_some(by);
+        let by = origin.map(|_| Box::new(Sender { relayed: true, ..Sender::default() }));
         let receipt = self.beside.publish_by(&caller, &channel, payload, by).await?;
         let subscribers = receipt.subscribers;
         self.tally.broadcast(&channel, message.get().len() as u64, subscribers);
