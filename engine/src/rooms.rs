@@ -7,7 +7,6 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
 use ringfeed_protocol::ChannelName;
 
 use crate::message::RoomWord;
@@ -120,10 +119,7 @@ impl RoomTable {
         self.count.store(count + usize::from(is_there) - usize::from(was_there), Ordering::Relaxed);
         self.bytes.store(bytes - freed + added, Ordering::Relaxed);
         let known = Known { word: word.clone(), kept: 0 };
-        match self.all.entry(word.channel.clone()) {
-            Entry::Occupied(mut place) => drop(place.insert(known)),
-            Entry::Vacant(place) => drop(place.insert(known)),
-        }
+        self.all.insert(word.channel.clone(), known);
         if !is_there {
             self.forget_ended(most);
         }
