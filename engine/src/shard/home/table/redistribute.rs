@@ -106,11 +106,7 @@ impl Homes {
         self.forget_history(index);
         let Some(home) = self.homes.get(index) else { return };
         let kept = self.kept_by(self.config.rule(&home.name));
-        let before = std::mem::replace(&mut self.home_mut(index).kept, kept);
-        if let Some(before) = before {
-            self.history_bytes -= before.bytes();
-            self.encoded_bytes -= before.encoded_bytes();
-        }
+        self.home_mut(index).kept = kept;
     }
 
     /// Another node has published something by itself on a channel that is numbered for all here: it goes by another rule. It
