@@ -185,6 +185,12 @@ impl Home {
         self.parked.as_ref().map_or(0, |parked| parked.bytes())
     }
 
+    /// What of it somebody outside has to answer first.
+    fn awaiting_bytes(&self) -> usize {
+        let follows = self.following.is_some();
+        self.parked.as_ref().map_or(0, |parked| parked.awaiting_bytes(follows))
+    }
+
     fn subscribers(&self) -> u64 {
         let interests = self.lanes.iter().flat_map(|lane| &lane.interests);
         interests.map(|interest| u64::from(interest.subscribers)).sum()

@@ -774,10 +774,7 @@ impl Homes {
         assert_eq!(homes().count(), self.by_name.len(), "each home has one name");
         let parked: usize = homes().map(Home::parked_bytes).sum();
         assert_eq!(parked, self.parked_bytes, "parked bytes");
-        let parkings =
-            homes().filter_map(|home| Some((home.parked.as_ref()?, home.following.is_some())));
-        let awaiting: usize =
-            parkings.map(|(parked, follows)| parked.awaiting_bytes(follows)).sum();
+        let awaiting: usize = homes().map(Home::awaiting_bytes).sum();
         assert_eq!(awaiting, self.awaiting_bytes, "parked bytes that await an answer");
         let kept = homes().filter_map(|home| home.kept.as_ref()).map(|kept| kept.bytes());
         assert_eq!(kept.sum::<usize>(), self.history_bytes, "history bytes");

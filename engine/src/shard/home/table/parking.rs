@@ -61,15 +61,14 @@ impl Homes {
         change: impl FnOnce(&mut Parking) -> T,
     ) -> T {
         let home = self.homes.get_mut(index).expect("an indexed home is there");
+        let (bytes, awaiting) = (home.parked_bytes(), home.awaiting_bytes());
         let parked = home.parked.get_or_insert_default();
-        let follows = home.following.is_some();
-        let (bytes, awaiting) = (parked.bytes(), parked.awaiting_bytes(follows));
         let changed = change(parked);
-        self.parked_bytes = self.parked_bytes - bytes + parked.bytes();
-        self.awaiting_bytes = self.awaiting_bytes - awaiting + parked.awaiting_bytes(follows);
         if parked.is_empty() {
             home.parked = None;
         }
+        self.parked_bytes = self.parked_bytes - bytes + home.parked_bytes();
+        self.awaiting_bytes = self.awaiting_bytes - awaiting + home.awaiting_bytes();
         changed
     }
 

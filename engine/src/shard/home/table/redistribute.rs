@@ -92,13 +92,9 @@ impl Homes {
     /// Changes whether a home follows, by which what it holds back is counted.
     fn count_awaiting(&mut self, index: u32, change: impl FnOnce(&mut Home)) {
         let home = self.homes.get_mut(index).expect("an indexed home is there");
-        let awaiting = |home: &Home| {
-            let parked = home.parked.as_ref();
-            parked.map_or(0, |parked| parked.awaiting_bytes(home.following.is_some()))
-        };
-        let before = awaiting(home);
+        let before = home.awaiting_bytes();
         change(home);
-        self.awaiting_bytes = self.awaiting_bytes - before + awaiting(home);
+        self.awaiting_bytes = self.awaiting_bytes - before + home.awaiting_bytes();
     }
 
     /// A home keeps from now on what its rule says, and nothing of what it has.
