@@ -304,11 +304,7 @@ impl Homes {
             | FromUpstream::Confirming { .. } => {}
         }
         self.count_incoming(index);
-        if !waited && self.home_mut(index).waits() {
-            self.waiting.push_back(index);
-        } else if waited && !self.home_mut(index).waits() {
-            self.waiting.retain(|&waiting| waiting != index);
-        }
+        self.list_waiting(index, waited);
     }
 
     /// What was published is stored, or is not to be.

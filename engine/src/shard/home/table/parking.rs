@@ -54,6 +54,15 @@ impl Homes {
         self.with_parking(index, |parking| push(parking, parked));
     }
 
+    /// Lists a home where something waits now and nothing did before, and the other way round no more.
+    pub(super) fn list_waiting(&mut self, index: u32, waited: bool) {
+        match (waited, self.home_mut(index).waits()) {
+            (false, true) => self.waiting.push_back(index),
+            (true, false) => self.waiting.retain(|&waiting| waiting != index),
+            _ => {}
+        }
+    }
+
     /// Changes what a home holds back, and keeps count of all of it.
     pub(super) fn with_parking<T>(
         &mut self,

@@ -80,13 +80,10 @@ impl Homes {
             counted = home.following.take().map_or(0, |following| following.counted);
         });
         self.incoming_bytes -= counted;
-        let home = self.home_mut(index);
-        let (channel, waits) = (home.name.clone(), home.waits());
+        let channel = self.home_mut(index).name.clone();
         self.outgoing.push(ToUpstream::Unfollow { channel });
         self.keep_anew(index);
-        if waited && !waits {
-            self.waiting.retain(|&waiting| waiting != index);
-        }
+        self.list_waiting(index, waited);
     }
 
     /// Changes whether a home follows, by which what it holds back is counted.
