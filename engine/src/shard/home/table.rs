@@ -441,7 +441,7 @@ impl Homes {
     ) -> bool {
         let taken = self.take_key(index, asker, &by, now_ms, deliver);
         let Some((asker, key)) = taken else { return false };
-        self.number_wanted(&mut by);
+        let awaited = self.await_confirmations(index, &mut by);
         let turn = self.turn;
         let home = self.homes.get_mut(index).expect("an indexed home is there");
         if home.turn != turn {
@@ -467,9 +467,7 @@ impl Homes {
                 self.outgoing.push(ToUpstream::Share { channel: channel.clone(), publication });
             }
         }
-        let awaited = self.await_confirmations(index, &mut by);
-        let wanted = by.as_mut().and_then(|by| by.wanted.take());
-        let meta = by.and_then(|by| by.meta);
+        let (wanted, meta) = by.map_or((None, None), |by| (by.wanted, by.meta));
         self.with_kept(index, |kept| kept.push(position.offset, payload, meta, now_ms));
         if let Some(hash) = key {
             self.remember_key(index, hash, position.offset, now_ms);
@@ -484,8 +482,7 @@ impl Homes {
         }
         if let Some(number) = awaited {
             self.is_published(index, number, position, now_ms);
-        }
-        if let Some(wanted) = wanted {
+        } else if let Some(wanted) = wanted {
             self.is_wanted(index, position.offset, wanted, now_ms);
         }
         true

@@ -75,18 +75,13 @@ impl Homes {
         Ok(())
     }
 
-    /// Gives a publication the number by which it is waited for.
-    pub(super) fn number_wanted(&mut self, by: &mut By) {
-        if let Some(by) = by.as_mut().filter(|by| by.confirm.is_some()) {
-            self.wanted_number = self.wanted_number.wrapping_add(1);
-            by.wanted = Some(Wanted { instance: HERE, number: self.wanted_number });
-        }
-    }
-
-    /// Waits for those who are there to confirm what is about to be published. Returns its number.
+    /// Waits for those who are there to confirm what is about to be published, where its publisher wants that. Returns the number
+    /// by which it is waited for; what is published carries it from then on.
     pub(super) fn await_confirmations(&mut self, index: u32, by: &mut By) -> Option<u64> {
         let by = by.as_mut()?;
-        let (confirm, Wanted { number, .. }) = (*by.confirm.take()?, by.wanted.take()?);
+        let confirm = *by.confirm.take()?;
+        self.wanted_number = self.wanted_number.wrapping_add(1);
+        let number = self.wanted_number;
         let home = self.homes.get_mut(index)?;
         let shared = home.shares || home.following.is_some();
         let mut there = home.there_by_node();
@@ -96,6 +91,7 @@ impl Homes {
         let waiting = Waiting::new(confirm, there, shared);
         self.unconfirmed += waiting.receivers();
         home.members.as_mut()?.confirmations.wait(number, waiting);
+        by.wanted = Some(Wanted { instance: HERE, number });
         Some(number)
     }
 

@@ -231,7 +231,7 @@ impl Homes {
                 Err(refused) => Parked::Refused(refused, publisher.asker),
                 Ok(()) => {
                     let Publisher { asker, mut by } = publisher;
-                    self.number_wanted(&mut by);
+                    let wanted = self.await_confirmations(index, &mut by);
                     let home = self.home_mut(index);
                     let channel = home.name.clone();
                     let Some(following) = home.following.as_mut() else { return };
@@ -242,7 +242,6 @@ impl Homes {
                     let keyed = by.as_ref().and_then(|by| by.key.as_deref());
                     let key = keyed.map(Keyed::digest);
                     self.outgoing.push(ToUpstream::Publish { channel, ticket, publication, key });
-                    let wanted = self.await_confirmations(index, &mut by);
                     Parked::Sent(ticket, bytes, asker, wanted)
                 }
             };
