@@ -72,6 +72,14 @@ impl Home {
     }
 }
 
+/// The position behind which an answer of the upstream goes on: where there is nothing in it, the last one.
+fn behind_which(followed: &Followed) -> Position {
+    let Followed { position, publications, .. } = followed;
+    let first = publications.first().map(|first| first.offset);
+    let offset = first.map_or(position.offset, |first| Offset(first.0.saturating_sub(1)));
+    Position { offset, ..*position }
+}
+
 impl Homes {
     /// A home that follows begins to.
     pub(super) fn begin_to_follow(&mut self, name: &ChannelName, now_ms: u64) -> Box<Following> {
@@ -342,14 +350,12 @@ impl Homes {
         if position.epoch != epoch {
             let shared = shared_with(position.epoch, &followed.lineage, epoch);
             // Of a life that has just begun all may be here.
-            let first = followed.publications.first().map(|first| first.offset);
-            let offset = first.map_or(position.offset, |first| Offset(first.0.saturating_sub(1)));
-            let begins = if shared.is_none() { Position { offset, ..position } } else { position };
+            let begins = if shared.is_none() { behind_which(&followed) } else { position };
             self.renew_life(index, (begins, shared, last), deliver);
         } else if matches!(following.older, Older::Reading(_)) {
             return self.take_older(index, followed.publications, position, now_ms);
         }
-        self.take_missed(index, position, followed.publications, deliver);
+        self.take_missed(index, followed, deliver);
         if gave_up {
             self.look_upstream(index, now_ms);
         }
@@ -381,26 +387,18 @@ impl Homes {
     }
 
     /// Takes what came behind where the home stands, with what is lost of it.
-    fn take_missed(
-        &mut self,
-        index: u32,
-        position: Position,
-        mut publications: Vec<Numbered>,
-        deliver: Deliver,
-    ) {
+    fn take_missed(&mut self, index: u32, mut followed: Followed, deliver: Deliver) {
         let last = self.home_mut(index).last_offset;
-        let new = publications.partition_point(|numbered| numbered.offset <= last);
-        publications.drain(..new);
+        let new = followed.publications.partition_point(|numbered| numbered.offset <= last);
+        followed.publications.drain(..new);
         // What is missing between is gone for good: also where nothing is kept.
-        let first = publications.first().map_or(position.offset.next(), |first| first.offset);
-        if first > last.next() {
-            let epoch = position.epoch;
-            let offset = Offset(first.0.saturating_sub(1));
+        let begins = behind_which(&followed);
+        if begins.offset > last {
             self.forget_history(index);
-            self.renew(index, Position { epoch, offset }, last.next(), deliver);
+            self.renew(index, begins, last.next(), deliver);
         }
         if let Some(following) = self.home_mut(index).following.as_mut() {
-            following.push_answer(position.epoch, publications);
+            following.push_answer(begins.epoch, followed.publications);
         }
     }
 
