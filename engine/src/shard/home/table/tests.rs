@@ -613,6 +613,16 @@ fn a_channel_that_lives_is_numbered_by_whom_the_rule_says_and_its_subscribers_ar
     assert!(answered(&mut waits).is_none(), "that was about the first one");
 }
 
+/// For so many members, whoever they are.
+fn open_room(members_max: u32) -> Arc<Room> {
+    Arc::new(Room { members_max, public: true, ..(*made_room(0).rules).clone() })
+}
+
+/// Goes by a rule of rooms that are like this, among other nodes.
+fn configure_rooms(bench: &mut Bench, by_rule: Arc<Room>) {
+    configure_by(bench, |rule| (rule.room, rule.room_rules) = (true, Some(by_rule)));
+}
+
 /// What the API says of room `c`, and what other nodes are to be told.
 fn order_room(bench: &mut Bench, what: RoomRequest) -> RoomWord {
     let name = ChannelName::new("c").unwrap();
@@ -649,8 +659,7 @@ fn made(bench: &Bench) -> Option<u32> {
 #[test]
 fn what_is_said_of_a_room_later_counts_in_whatever_order_it_comes() {
     let mut bench = Bench::new(0);
-    let by_rule = Arc::new(Room { members_max: 0, public: true, ..(*made_room(0).rules).clone() });
-    configure_by(&mut bench, |rule| (rule.room, rule.room_rules) = (true, Some(by_rule)));
+    configure_rooms(&mut bench, open_room(0));
     // The clock of the other node is far ahead: what is said here afterwards is later nevertheless.
     let ahead = Clock::Machine.unix_ms() + 1_000_000;
     assert_eq!(hear_room(&mut bench, ahead, 5, RoomState::Made(made_room(0))), []);
@@ -701,12 +710,8 @@ fn what_is_said_of_a_room_later_counts_in_whatever_order_it_comes() {
 #[test]
 fn a_node_that_drains_ends_no_room_of_all_nodes_and_there_is_room_for_those_of_others() {
     let mut bench = Bench::new(0);
-    let by_rule = Arc::new(Room { public: true, ..(*made_room(0).rules).clone() });
-    configure_by(&mut bench, |rule| (rule.room, rule.room_rules) = (true, Some(by_rule)));
-    let open = || {
-        let rules = Room { members_max: 0, public: true, ..(*made_room(0).rules).clone() };
-        RoomState::Made(MadeRoom { rules: Arc::new(rules), ends_when_empty: true })
-    };
+    configure_rooms(&mut bench, open_room(7));
+    let open = || RoomState::Made(MadeRoom { rules: open_room(0), ends_when_empty: true });
     hear_room(&mut bench, 5, 5, open());
     bench.subscribe(1, None, 0).unwrap();
     bench.homes.drain();
