@@ -8,6 +8,7 @@ use ringfeed_engine::bridge::Keep;
 use ringfeed_engine::mesh::frame::Frame;
 use ringfeed_engine::mesh::store::Event;
 use ringfeed_engine::mesh::{Mesh, Own};
+use ringfeed_engine::registry::names::NodeId;
 use ringfeed_engine::registry::views::{Instance, Member, View, Views};
 use ringfeed_engine::shard::Shared;
 use ringfeed_protocol::ChannelName;
@@ -65,6 +66,19 @@ impl Default for Fabric {
             cut_off: BTreeSet::new(),
         }
     }
+}
+
+impl Fabric {
+    /// The registry takes a node for gone.
+    fn forget(&mut self, node: usize) {
+        self.known.remove(&node);
+        self.views.is_over(&id_of(node));
+    }
+}
+
+/// What the registry calls a node.
+fn id_of(node: usize) -> NodeId {
+    format!("n{node}").parse().expect("an id")
 }
 
 impl World {
@@ -278,7 +292,7 @@ impl World {
         let fabric = &mut self.fabric;
         let known = Known { instance, heard_ms: now_ms, leaving };
         if fabric.known.insert(node, known).is_none_or(|before| before.instance != instance) {
-            fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+            fabric.views.is_over(&id_of(node));
         }
         for known in fabric.known.values_mut().filter(|known| hears.contains(&known.instance)) {
             known.heard_ms = now_ms;
@@ -288,7 +302,7 @@ impl World {
         let is_live = |known: &Known| now_ms.saturating_sub(known.heard_ms) <= TIMEOUT_MS;
         let live = fabric.known.iter().filter(|(_, known)| is_live(known));
         let live = live.map(|(node, known)| Member {
-            id: format!("n{node}").parse().expect("an id"),
+            id: id_of(*node),
             instance: known.instance,
             peer: "127.0.0.1:1".parse().expect("an address"),
             leaving: known.leaving,
@@ -360,8 +374,7 @@ impl World {
         let node = self.dice.below(self.nodes.len());
         note!(self.trace, "the registry lets n{node} go");
         self.tally.faults += 1;
-        self.fabric.known.remove(&node);
-        self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+        self.fabric.forget(node);
     }
 
     /// A node is told to end: it says so, and goes once others keep its channels. Some do not wait.
@@ -382,8 +395,7 @@ impl World {
         let instance = self.instance(node);
         self.kill_node(node);
         if !self.fabric.cut_off.contains(&node) {
-            self.fabric.known.remove(&node);
-            self.fabric.views.is_over(&format!("n{node}").parse().expect("an id"));
+            self.fabric.forget(node);
             self.fabric.views.leaves(instance);
         }
     }
