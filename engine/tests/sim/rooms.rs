@@ -21,7 +21,7 @@ pub(crate) const PASSWORDS: [&str; 3] = ["a", "open sesame", "ä wrong one"];
 const WRONG: usize = 2;
 
 /// What holds in a room.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Terms {
     pub(crate) members_max: u32,
     pub(crate) public: bool,

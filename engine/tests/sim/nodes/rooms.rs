@@ -1,14 +1,14 @@
 //! Rooms that are made, changed and ended over the API of any node: in the end all nodes go by the same word.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ringfeed_engine::access::{Room, RoomChange};
-use ringfeed_engine::config::Speakers;
 use ringfeed_engine::message::{Request, RoomDenied, RoomReport, RoomRequest};
 use ringfeed_protocol::ChannelName;
 use tokio::sync::oneshot;
 
+use super::super::control::room_of;
+use super::super::rooms::Terms;
 use super::super::trace::note;
 use super::World;
 
@@ -28,15 +28,7 @@ pub(super) struct Ordered {
 
 /// What holds in rooms of which nothing was said.
 pub(super) fn by_rule() -> Arc<Room> {
-    Arc::new(Room {
-        members_max: 0,
-        public: true,
-        moderated: false,
-        speak: Speakers::Anyone,
-        password: None,
-        moderators: BTreeSet::new(),
-        members: BTreeSet::new(),
-    })
+    Arc::new(room_of(&Terms { public: true, anyone: true, ..Terms::default() }))
 }
 
 impl World {
@@ -50,11 +42,16 @@ impl World {
         answer
     }
 
-    pub(super) fn order_room(&mut self) {
-        let (node, room) = (self.any_node(), self.dice.below(ROOMS));
+    /// What a room is told that nothing else ever says: so many members.
+    fn next_change(&mut self) -> (u32, RoomChange) {
         self.published += 1;
         let most = self.published as u32;
-        let change = RoomChange { members_max: Some(most), ..RoomChange::default() };
+        (most, RoomChange { members_max: Some(most), ..RoomChange::default() })
+    }
+
+    pub(super) fn order_room(&mut self) {
+        let (node, room) = (self.any_node(), self.dice.below(ROOMS));
+        let (most, change) = self.next_change();
         let (makes, what) = match self.dice.below(4) {
             0 => (Some(most), RoomRequest::Change(change)),
             1 => (None, RoomRequest::End),
@@ -73,29 +70,32 @@ impl World {
         });
     }
 
+    /// What comes of it while nothing else happens.
+    fn answer_of_room(&mut self, node: usize, room: usize, what: RoomRequest) -> Told {
+        let mut answer = self.ask_room(node, room, what);
+        self.settle();
+        answer.try_recv().expect("rule rooms: it is answered")
+    }
+
+    fn shown_room(&mut self, node: usize, room: usize) -> RoomReport {
+        let told = self.answer_of_room(node, room, RoomRequest::Show);
+        told.expect("rule rooms: it is one by its rule")
+    }
+
     /// Everything is quiet and nothing fails any more.
     pub(super) fn check_rooms(&mut self) {
         for room in 0..ROOMS {
-            let mut said = Vec::new();
-            for node in 0..self.nodes.len() {
-                let mut answer = self.ask_room(node, room, RoomRequest::Show);
-                self.settle();
-                let told = answer.try_recv().expect("rule rooms: it is answered");
-                said.push(told.expect("rule rooms: it is one by its rule"));
-            }
+            let nodes = 0..self.nodes.len();
+            let said: Vec<RoomReport> = nodes.map(|node| self.shown_room(node, room)).collect();
             let same = said.iter().all(|own| *own == said[0]);
             assert!(same, "rule rooms: nodes do not agree about room {room}: {said:?}");
         }
         // What is said now is known everywhere as soon as that is answered.
         for (node, room) in (0..self.nodes.len()).flat_map(|node| [(node, 0), (node, 1)]) {
-            self.published += 1;
-            let most = self.published as u32;
-            let change = RoomChange { members_max: Some(most), ..RoomChange::default() };
+            let (most, change) = self.next_change();
             let makes = room == 0;
             let what = if makes { RoomRequest::Make(change) } else { RoomRequest::End };
-            let mut answer = self.ask_room(node, room, what);
-            self.settle();
-            let told = answer.try_recv().expect("rule rooms: it is answered");
+            let told = self.answer_of_room(node, room, what);
             let is_done = match told {
                 Ok(_) => true,
                 Err(RoomDenied::NotMade) => !makes,
@@ -103,10 +103,7 @@ impl World {
             };
             assert!(is_done, "rule rooms: n{node} says of room {room}: {told:?}");
             for other in 0..self.nodes.len() {
-                let mut answer = self.ask_room(other, room, RoomRequest::Show);
-                self.settle();
-                let shown = answer.try_recv().expect("rule rooms: it is answered");
-                let shown = shown.expect("rule rooms: it is one by its rule");
+                let shown = self.shown_room(other, room);
                 let expected = if makes { most } else { 0 };
                 let is_it =
                     shown.rules.members_max == expected && shown.ends_when_empty.is_some() == makes;
