@@ -3,6 +3,7 @@
 mod asked;
 mod confirm;
 mod follow;
+mod history;
 mod keyed;
 mod parking;
 mod presence;
@@ -10,7 +11,7 @@ mod redistribute;
 mod rolls;
 pub(super) mod room;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,19 +27,20 @@ use smallvec::SmallVec;
 use self::confirm::Asking;
 pub(in crate::shard) use self::confirm::Confirmed;
 use self::follow::{AWAY, Placed};
+use self::history::ENCODED_ROOM;
 use self::room::Ended;
 use super::idempotency::Keys;
-use super::kept::{Found, Kept, Limits, ReplayMemory};
+use super::kept::{Found, ReplayMemory};
 use super::members::Members;
 use super::news::NewsQueue;
 use super::{Asker, Deliver, Home, HomeLane, Parked, Publisher};
 use crate::access::Entry;
 use crate::clock::Clock;
-use crate::config::{ChannelRule, Config, Distribution};
+use crate::config::{Config, Distribution};
 use crate::ids::{LaneId, SessionId, ShardId};
 use crate::message::{
-    Ack, Caller, ChannelPage, ChannelRow, Forward, HistoryPage, Missing, Outgoing, Receipt, Replay,
-    Request, Start, StoredPayload, ToUpstream,
+    Ack, Caller, ChannelPage, ChannelRow, Forward, Missing, Outgoing, Receipt, Replay, Request,
+    Start, StoredPayload, ToUpstream,
 };
 use crate::names::Names;
 use crate::slab::Slab;
@@ -53,13 +55,9 @@ const PAGE_PLACES: u32 = 2048;
 /// Part of a channel's window that may be appended in one turn, so that readers, and their word that
 /// they are behind, come in between.
 const WINDOW_PARTS_PER_TURN: u32 = 8;
-/// What is encoded of history for replays may take this part of what history may.
-const ENCODED_PARTS: usize = 4;
 /// All of it, also what only outboxes hold any more, may take this part: above it who comes back is told that not
 /// everything could be recovered.
 const REPLAY_PARTS: usize = 2;
-/// Channels of whose history something is encoded, before the list of them is looked through.
-const ENCODED_ROOM: usize = 64;
 /// One channel may take so small a part of the room for what is held back; above it, it is held back
 /// no more.
 const PARKED_PARTS: usize = 8;
@@ -264,11 +262,6 @@ impl Homes {
         self.by_name.len()
     }
 
-    /// Memory of all history, in bytes.
-    pub(in crate::shard) fn history_bytes(&self) -> usize {
-        self.history_bytes + self.replay_memory.bytes()
-    }
-
     /// The home of a channel, made if there is none.
     fn open(&mut self, name: &ChannelName, now_ms: u64) -> Result<u32, Refused> {
         if let Some(&index) = self.by_name.get(name) {
@@ -322,18 +315,6 @@ impl Homes {
         self.by_name.insert(name.clone(), index);
         self.call_roll(index, now_ms);
         index
-    }
-
-    /// What a new home keeps.
-    fn kept_by(&self, rule: Option<&ChannelRule>) -> Option<Box<Kept>> {
-        rule.filter(|rule| rule.history_size > 0).map(|rule| {
-            let limits = Limits {
-                publications: rule.history_size as usize,
-                bytes: usize::try_from(rule.history_bytes).unwrap_or(usize::MAX),
-                age_ms: rule.history_age_ms.into(),
-            };
-            Box::new(Kept::new(limits, self.replay_memory.clone()))
-        })
     }
 
     fn home_mut(&mut self, index: u32) -> &mut Home {
@@ -493,13 +474,6 @@ impl Homes {
         self.forwards.drain(..)
     }
 
-    /// Who adds makes room: other channels' history is not theirs to take.
-    fn bound_history(&mut self, index: u32) {
-        while self.history_bytes() > self.limits.history_bytes_max
-            && self.with_kept(index, Kept::shed) == Some(true)
-        {}
-    }
-
     /// Hands out everything pending: the end of a turn.
     pub(in crate::shard) fn seal_all(&mut self, deliver: Deliver) {
         // In the order in which they were published to, and kept for the next turn: no turn allocates.
@@ -580,38 +554,6 @@ impl Homes {
         }))
     }
 
-    fn list_encoded(&mut self, index: u32) {
-        self.encoded.push_back(index);
-        if self.encoded.len() <= self.encoded_room {
-            return;
-        }
-        // Some have lost it since, and some stand here twice.
-        let mut seen = HashSet::new();
-        let homes = &self.homes;
-        let is_encoded = |index: u32| {
-            let kept = homes.get(index).and_then(|home| home.kept.as_ref());
-            kept.is_some_and(|kept| kept.encoded_bytes() > 0)
-        };
-        self.encoded.retain(|&index| is_encoded(index) && seen.insert(index));
-        self.encoded_room = 2 * self.encoded.len() + ENCODED_ROOM;
-    }
-
-    /// Forgets what is encoded of other channels than this one, longest ago first, until there is room.
-    fn bound_encoded(&mut self, keep: u32) {
-        let most = self.limits.history_bytes_max / ENCODED_PARTS;
-        for _ in 0..self.encoded.len() {
-            if self.encoded_bytes <= most {
-                return;
-            }
-            let Some(index) = self.encoded.pop_front() else { return };
-            if index == keep {
-                self.encoded.push_back(index);
-            } else {
-                self.with_kept(index, Kept::forget_encoded);
-            }
-        }
-    }
-
     /// Counts a subscriber out.
     ///
     /// # Panics
@@ -646,28 +588,6 @@ impl Homes {
         }
     }
 
-    /// A page of history, at least one publication if there is any, else up to `limit` of them and
-    /// `bytes_max` of payload; `None` for a channel that does not exist.
-    pub(in crate::shard) fn history(
-        &mut self,
-        name: &str,
-        after: Option<Offset>,
-        limit: u32,
-        bytes_max: usize,
-        now_ms: u64,
-    ) -> Option<HistoryPage> {
-        let index = *self.by_name.get(name)?;
-        self.forget(index, now_ms);
-        let home = self.homes.get(index)?;
-        let publications = match &home.kept {
-            Some(kept) if limit > 0 => {
-                kept.page(after.unwrap_or(Offset::NONE), limit as usize, bytes_max)
-            }
-            _ => Vec::new(),
-        };
-        Some(HistoryPage { position: home.position(), publications })
-    }
-
     /// Some of the channels, from a place in the table on.
     pub(in crate::shard) fn page(&self, from: u32) -> ChannelPage {
         let end = from.saturating_add(PAGE_PLACES).min(self.homes.slots());
@@ -697,19 +617,6 @@ impl Homes {
     fn forget(&mut self, index: u32, now_ms: u64) {
         self.forget_wanted(index, now_ms);
         self.with_kept(index, |kept| kept.forget(now_ms));
-    }
-
-    /// Changes a channel's history, and keeps count of all of it.
-    fn with_kept<T>(&mut self, index: u32, change: impl FnOnce(&mut Kept) -> T) -> Option<T> {
-        let kept = self.homes.get_mut(index)?.kept.as_mut()?;
-        let (bytes, encoded) = (kept.bytes(), kept.encoded_bytes());
-        let changed = change(kept);
-        self.history_bytes = self.history_bytes - bytes + kept.bytes();
-        self.encoded_bytes = self.encoded_bytes - encoded + kept.encoded_bytes();
-        if encoded == 0 && kept.encoded_bytes() > 0 {
-            self.list_encoded(index);
-        }
-        Some(changed)
     }
 
     /// A channel with neither subscribers, history nor idempotency keys ends; the next life has a new epoch.
