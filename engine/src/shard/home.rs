@@ -35,7 +35,7 @@ use members::Members;
 use parked::{Parked, Parking};
 use rolls::Rolls;
 use table::room::Made;
-pub(super) use table::{Confirmed, HomeLimits, Homes, Subscribe, Subscribed};
+pub(super) use table::{HomeLimits, Homes, Subscribe, Subscribed};
 
 /// What a dialect puts around a payload, at most, besides the channel's name.
 const ENVELOPE_BYTES: usize = 96;

@@ -3,18 +3,18 @@
 use std::collections::VecDeque;
 
 use ringfeed_protocol::command::Payload;
-use ringfeed_protocol::event::{Epoch, Meta};
+use ringfeed_protocol::event::Meta;
 use ringfeed_protocol::refused::Limit;
 use ringfeed_protocol::{ChannelName, Offset, Refused, UserId};
 use ringfeed_wire::Wire;
 use tokio::sync::oneshot;
 
 use super::asks::Awaiting;
-use super::home::{Asker, Batch, Confirmed, Publisher, Subscribe, Subscribed};
+use super::home::{Asker, Batch, Publisher, Subscribe, Subscribed};
 use super::session::{HISTORY_PARTS, TOO_MANY_QUESTIONS};
 use super::{STEP_TIME_MAX, Shard, flush_limits, home_limits, route};
 use crate::config::ChannelRule;
-use crate::ids::{ConnectionId, SessionId, ShardId, Ticket};
+use crate::ids::{ConnectionId, Ticket};
 use crate::message::{
     By, Caller, Delivery, Errand, HistoryPage, Inbox, Order, Origin, Post, PresencePage, Published,
     Question, Reached, Reply, Request, Revocation, Someone, StoredPayload, UserRequest,
@@ -386,32 +386,6 @@ impl<W: Wire> Shard<W> {
         page
     }
 
-    /// Notes that a publication has come to a subscriber.
-    fn serve_confirm(
-        &mut self,
-        seat: (ShardId, SessionId),
-        origin: Option<Origin>,
-        channel: ChannelName,
-        (epoch, offset): (Option<Epoch>, Offset),
-    ) {
-        let answer = match (self.homes.confirm(&channel, seat, (epoch, offset)), origin) {
-            (Ok(Confirmed::Elsewhere(wanted, who)), origin) => {
-                let (place, from) = ((channel, offset), (wanted, who));
-                match self.homes.confirm_elsewhere(place, from, origin, self.work_ms) {
-                    Ok(()) => return,
-                    Err((origin, refused)) => Delivery::Refused { origin, attempt: None, refused },
-                }
-            }
-            (_, None) => return,
-            (Ok(Confirmed::Here(in_time)), Some(origin)) => {
-                Delivery::Confirmed { origin, channel, offset, in_time }
-            }
-            (Err(refused), Some(origin)) => Delivery::Refused { origin, attempt: None, refused },
-        };
-        let mut deliver = route(self.id, &mut self.own, &mut self.links);
-        deliver(seat.0, answer);
-    }
-
     /// Reads a channel's history, for a session that may look and for the application.
     fn serve_history(
         &mut self,
@@ -548,8 +522,8 @@ impl<W: Wire> Shard<W> {
                 self.publish_from_elsewhere(&channel, &payload, Publisher { asker, by }, ask);
             }
             Request::Confirm { shard, session, origin, channel, epoch, offset } => {
-                drop(deliver);
-                self.serve_confirm((shard, session), origin, channel, (epoch, offset));
+                let from = ((shard, session), origin);
+                homes.confirm(from, channel, (epoch, offset), self.work_ms, &mut deliver);
             }
             Request::PublishBatch { items, reply } => {
                 drop(deliver);

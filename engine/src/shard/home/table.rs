@@ -25,7 +25,6 @@ use ringfeed_protocol::{ChannelName, Lane, Offset, Position, Refused};
 use smallvec::SmallVec;
 
 use self::confirm::Asking;
-pub(in crate::shard) use self::confirm::Confirmed;
 use self::follow::{AWAY, Placed};
 use self::history::ENCODED_ROOM;
 use self::room::Ended;

@@ -43,7 +43,7 @@ pub(super) struct Asking {
 
 /// Where it is known whether a confirmation was waited for.
 #[derive(Debug)]
-pub(in crate::shard) enum Confirmed {
+enum Confirmed {
     Here(bool),
     /// There, and who has confirmed.
     Elsewhere(Wanted, Someone),
@@ -250,9 +250,37 @@ impl Homes {
         self.with_each_waiting(index, |waiting| waiting.left(from));
     }
 
-    /// Somebody has got a publication, of this life of the channel where one is said. Returns whether that was waited for, or who has to say
-    /// that; only subscribers confirm.
+    /// Somebody has got a publication, of this life of the channel where one is said. Where they want to know, they are told whether that
+    /// was waited for: at once, or when another node has said it.
     pub(in crate::shard) fn confirm(
+        &mut self,
+        (seat, origin): (Seat, Option<Origin>),
+        channel: ChannelName,
+        (epoch, offset): (Option<Epoch>, Offset),
+        now_ms: u64,
+        deliver: Deliver,
+    ) {
+        let is_full = origin.is_some() && self.confirming.len() >= CONFIRMING_MAX;
+        let told = match self.confirm_here(&channel, seat, (epoch, offset)) {
+            Ok(Confirmed::Here(in_time)) => Ok(in_time),
+            Ok(Confirmed::Elsewhere(..)) if is_full => {
+                Err(Refused::Unavailable { detail: TOO_MANY })
+            }
+            Ok(Confirmed::Elsewhere(wanted, who)) => {
+                return self.confirm_elsewhere((channel, offset), (wanted, who), origin, now_ms);
+            }
+            Err(refused) => Err(refused),
+        };
+        let Some(origin) = origin else { return };
+        let answer = match told {
+            Ok(in_time) => Delivery::Confirmed { origin, channel, offset, in_time },
+            Err(refused) => Delivery::Refused { origin, attempt: None, refused },
+        };
+        deliver(seat.0, answer);
+    }
+
+    /// Returns whether it was waited for here, or who has to say that; only subscribers confirm.
+    fn confirm_here(
         &mut self,
         channel: &ChannelName,
         seat: Seat,
@@ -283,25 +311,20 @@ impl Homes {
     }
 
     /// Tells another node that somebody has got a publication, and who is answered once that has said whether it waits for it.
-    pub(in crate::shard) fn confirm_elsewhere(
+    fn confirm_elsewhere(
         &mut self,
         (channel, offset): (ChannelName, Offset),
         (Wanted { instance: to, number }, who): (Wanted, Someone),
         origin: Option<Origin>,
         now_ms: u64,
-    ) -> Result<(), (Origin, Refused)> {
-        let mut ticket = None;
-        if let Some(origin) = origin {
-            if self.confirming.len() >= CONFIRMING_MAX {
-                return Err((origin, Refused::Unavailable { detail: TOO_MANY }));
-            }
+    ) {
+        let ticket = origin.map(|origin| {
             self.ticket += 1;
-            ticket = Some(self.ticket);
             let (channel, due_ms) = (channel.clone(), now_ms + PATIENCE_MS);
             self.confirming.insert(self.ticket, Asking { origin, channel, offset, due_ms });
-        }
+            self.ticket
+        });
         self.tell_process(channel, to, Confirming::Confirm { number, who, ticket });
-        Ok(())
     }
 
     fn tell_process(&mut self, channel: ChannelName, to: u64, what: Confirming) {
