@@ -174,7 +174,7 @@ pub fn decode_shared(message: &Bytes) -> Option<(u64, u64, Outgoing)> {
 }
 
 /// Writes a text behind its length: names of channels, and ids of users and of tokens, have at most 255 bytes.
-pub(super) fn put_text(out: &mut impl BufMut, text: &str) {
+pub(crate) fn put_text(out: &mut impl BufMut, text: &str) {
     out.put_u8(text.len() as u8);
     out.put_slice(text.as_bytes());
 }
@@ -206,7 +206,7 @@ impl Reader {
     }
 
     /// A channel, as a text is written.
-    pub(super) fn channel(&mut self) -> Option<ChannelName> {
+    pub(crate) fn channel(&mut self) -> Option<ChannelName> {
         ChannelName::new(&self.text()?).ok()
     }
 

@@ -13,7 +13,7 @@ use ringfeed_protocol::{ChannelName, Offset, Position};
 
 use super::store::{Appended, Life, Stands};
 use super::transfer::Transfer;
-use crate::bridge::item::Reader;
+use crate::bridge::item::{Reader, put_text};
 use crate::bridge::{Append, Item, Read};
 use crate::message::KeyDigest;
 use crate::registry::views::View;
@@ -124,12 +124,6 @@ const LIFE: u8 = 41;
 const END: u8 = 42;
 const TAKEN: u8 = 43;
 
-fn put_name(out: &mut BytesMut, name: &ChannelName) {
-    // Names have at most 255 bytes.
-    out.put_u8(name.len() as u8);
-    out.put_slice(name.as_bytes());
-}
-
 fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     out.put_slice(bytes);
@@ -168,7 +162,7 @@ impl Frame {
                 };
                 out.put_u8(kind);
                 if let Some(name) = name {
-                    put_name(out, name);
+                    put_text(out, name);
                 }
                 out.put_slice(bytes);
             }
@@ -193,8 +187,8 @@ impl Frame {
             kind @ HISTORY..=TAKEN => Frame::Transfer(rest.u64()?, read_transfer(kind, &mut rest)?),
             kind => {
                 let topic = match kind {
-                    NUMBERED => Topic::Numbered(name(&mut rest)?),
-                    SHARED => Topic::Shared(name(&mut rest)?),
+                    NUMBERED => Topic::Numbered(rest.channel()?),
+                    SHARED => Topic::Shared(rest.channel()?),
                     BEAT => Topic::Beat,
                     ERRAND => Topic::Errand,
                     ANSWER => Topic::Answer,
@@ -217,10 +211,10 @@ fn write_asked(out: &mut BytesMut, number: u64, asked: &Asked) {
     });
     out.put_u64(number);
     match asked {
-        Asked::Follow(names) => names.iter().for_each(|name| put_name(out, name)),
-        Asked::Unfollow(name) => put_name(out, name),
+        Asked::Follow(names) => names.iter().for_each(|name| put_text(out, name)),
+        Asked::Unfollow(name) => put_text(out, name),
         Asked::Append(Append { channel, instance, items }) => {
-            put_name(out, channel);
+            put_text(out, channel);
             out.put_u64(*instance);
             for Item { number, bytes, key } in items {
                 out.put_u64(*number);
@@ -232,12 +226,12 @@ fn write_asked(out: &mut BytesMut, number: u64, asked: &Asked) {
             }
         }
         Asked::Read(Read { channel, since }) => {
-            put_name(out, channel);
+            put_text(out, channel);
             out.put_u8(since.is_some().into());
             put_position(out, since.unwrap_or_default());
         }
         Asked::PassOn(name, bytes) => {
-            put_name(out, name);
+            put_text(out, name);
             out.put_slice(bytes);
         }
     }
@@ -248,13 +242,13 @@ fn read_asked(kind: u8, rest: &mut Reader) -> Option<Asked> {
         FOLLOW => {
             let mut names = Vec::new();
             while !rest.0.is_empty() {
-                names.push(name(rest)?);
+                names.push(rest.channel()?);
             }
             Asked::Follow(names)
         }
-        UNFOLLOW => Asked::Unfollow(name(rest)?),
+        UNFOLLOW => Asked::Unfollow(rest.channel()?),
         APPEND => {
-            let (channel, instance) = (name(rest)?, rest.u64()?);
+            let (channel, instance) = (rest.channel()?, rest.u64()?);
             let mut items: Vec<Item> = Vec::new();
             while !rest.0.is_empty() {
                 let number = rest.u64()?;
@@ -275,11 +269,11 @@ fn read_asked(kind: u8, rest: &mut Reader) -> Option<Asked> {
             Asked::Append(Append { channel, instance, items })
         }
         READ => {
-            let (channel, has_since) = (name(rest)?, rest.u8()?);
+            let (channel, has_since) = (rest.channel()?, rest.u8()?);
             let since = position(rest)?;
             Asked::Read(Read { channel, since: (has_since == 1).then_some(since) })
         }
-        PASS_ON => Asked::PassOn(name(rest)?, std::mem::take(&mut rest.0)),
+        PASS_ON => Asked::PassOn(rest.channel()?, std::mem::take(&mut rest.0)),
         _ => return None,
     })
 }
@@ -352,14 +346,14 @@ fn write_transfer(out: &mut BytesMut, view: u64, transfer: &Transfer) {
     out.put_u64(view);
     match transfer {
         Transfer::History(channel, entries) => {
-            put_name(out, channel);
+            put_text(out, channel);
             for (age_ms, item) in entries {
                 out.put_u64(*age_ms);
                 put_bytes(out, item);
             }
         }
         Transfer::Life(channel, Life { epoch, offset, done, keys }) => {
-            put_name(out, channel);
+            put_text(out, channel);
             put_position(out, Position { epoch: *epoch, offset: *offset });
             out.put_u32(u32::try_from(done.len()).unwrap_or(u32::MAX));
             for (by, number, age_ms, answer) in done {
@@ -381,7 +375,7 @@ fn write_transfer(out: &mut BytesMut, view: u64, transfer: &Transfer) {
 fn read_transfer(kind: u8, rest: &mut Reader) -> Option<Transfer> {
     Some(match kind {
         HISTORY => {
-            let channel = name(rest)?;
+            let channel = rest.channel()?;
             let mut entries = Vec::new();
             while !rest.0.is_empty() {
                 entries.push((rest.u64()?, bytes(rest)?));
@@ -389,7 +383,7 @@ fn read_transfer(kind: u8, rest: &mut Reader) -> Option<Transfer> {
             Transfer::History(channel, entries)
         }
         LIFE => {
-            let channel = name(rest)?;
+            let channel = rest.channel()?;
             let Position { epoch, offset } = position(rest)?;
             let mut done = Vec::new();
             for _ in 0..rest.u32()? {
@@ -410,10 +404,6 @@ fn read_transfer(kind: u8, rest: &mut Reader) -> Option<Transfer> {
 
 fn digest(rest: &mut Reader) -> Option<KeyDigest> {
     Some(KeyDigest(rest.take(16)?[..].try_into().ok()?))
-}
-
-fn name(rest: &mut Reader) -> Option<ChannelName> {
-    ChannelName::new(&rest.text()?).ok()
 }
 
 fn bytes(rest: &mut Reader) -> Option<Bytes> {
