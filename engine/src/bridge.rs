@@ -31,6 +31,7 @@ mod thread;
 mod told;
 mod way;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -136,8 +137,18 @@ enum UnderWay {
     Kept,
     /// Where it is asked who is there.
     Roll(ChannelName),
+    /// Which channel is not here any more.
+    Left(ChannelName),
     /// Where it is asked who was, when a publication came, and its number.
     Who(ChannelName, u64),
+}
+
+/// That a channel is not here any more, of which nobody has been told yet.
+#[derive(Debug, Clone, Copy)]
+struct Unsaid {
+    numbered: bool,
+    /// By this command they are about to be.
+    command: Option<u64>,
 }
 
 /// Another process.
@@ -208,8 +219,8 @@ pub struct Bridge {
     rooms: Arc<RoomTable>,
     /// There is no room for more of either.
     not_kept: Seldom,
-    /// Channels that have ended here while nobody could be told, and whether they are numbered.
-    unsaid: Vec<(ChannelName, bool)>,
+    /// Channels that have ended here, of which nobody is known to have been told.
+    unsaid: BTreeMap<ChannelName, Unsaid>,
     /// Redis was looked into so often for those whom it keeps, …
     looks: u64,
     /// … the next time then; `None` while that goes on.
@@ -250,7 +261,7 @@ impl Bridge {
             revoked,
             rooms,
             not_kept: Seldom::default(),
-            unsaid: Vec::new(),
+            unsaid: BTreeMap::new(),
             looks: 0,
             look_ms: None,
             was_up: false,
@@ -350,16 +361,17 @@ impl Bridge {
                 self.shared.push_back((channel, shared));
                 self.share();
             }
+            ToUpstream::Roll { channel, numbered, to: None, roll } if !roll.has_it => {
+                self.leave(channel, numbered);
+            }
             ToUpstream::Roll { channel, numbered, to, roll } => {
-                if !self.is_up() {
-                    // What is there is said anew once it can be; that nothing is, nobody would say.
-                    if !roll.has_it && to.is_none() && self.unsaid.len() < UNSAID_MAX {
-                        self.unsaid.push((channel, numbered));
-                    }
-                } else {
+                if to.is_none() {
+                    self.unsaid.remove(&channel);
+                }
+                if self.is_up() {
                     let bytes = rolls::encode(self.instance, &channel, &roll);
                     let command = self.send(whom(&channel, numbered, to), bytes);
-                    if roll.asks {
+                    if roll.asks && to.is_none() {
                         self.under_way.insert(command, UnderWay::Roll(channel));
                     }
                 }
@@ -388,6 +400,27 @@ impl Bridge {
         }
     }
 
+    /// Says that a channel is not here any more, as soon as that can be heard: what is there would be said anew, this by nobody.
+    fn leave(&mut self, channel: ChannelName, numbered: bool) {
+        let command = self.is_up().then(|| {
+            let roll = Roll { whole: true, first: true, ..Roll::default() };
+            let bytes = rolls::encode(self.instance, &channel, &roll);
+            let command = self.send(whom(&channel, numbered, None), bytes);
+            self.under_way.insert(command, UnderWay::Left(channel.clone()));
+            command
+        });
+        if self.unsaid.len() < UNSAID_MAX {
+            self.unsaid.insert(channel, Unsaid { numbered, command });
+        }
+    }
+
+    /// Says what could not be said when it was to be.
+    fn say_unsaid(&mut self) {
+        let unsaid = self.unsaid.iter().filter(|(_, own)| own.command.is_none());
+        let unsaid: Vec<_> = unsaid.map(|(channel, own)| (channel.clone(), own.numbered)).collect();
+        unsaid.into_iter().for_each(|(channel, numbered)| self.leave(channel, numbered));
+    }
+
     /// Says that it is here where it is waited for who has got a publication.
     fn sign(&self, publication: &mut Outgoing) {
         if let Some(wanted) = &mut publication.wanted {
@@ -409,10 +442,7 @@ impl Bridge {
         if !followed.is_empty() {
             self.command(Command::Subscribe(followed));
         }
-        for (channel, numbered) in std::mem::take(&mut self.unsaid) {
-            let roll = Roll { whole: true, first: true, ..Roll::default() };
-            self.wanted(ToUpstream::Roll { channel, numbered, to: None, roll });
-        }
+        self.say_unsaid();
         // Homes ask again, each from where it stands.
         self.told.push(Told::Resume);
         self.look_at_kept();
@@ -437,6 +467,7 @@ impl Bridge {
             self.was_lost = true;
         }
         self.under_way.clear();
+        self.unsaid.values_mut().for_each(|own| own.command = None);
         self.errands.lost();
         self.commands.clear();
         self.ways.values_mut().for_each(Way::lost);
@@ -455,6 +486,7 @@ impl Bridge {
             self.replay_all();
         }
         if self.is_up() {
+            self.say_unsaid();
             self.spool_what_is_late(now_ms);
             if self.look_ms.is_some_and(|at_ms| now_ms >= at_ms) {
                 self.look_at_kept();
@@ -621,6 +653,16 @@ impl Bridge {
                 let heard = FromUpstream::RollHeardBy(count.saturating_sub(1));
                 self.told.push(Told::Home(channel, heard));
             }
+            (Some(UnderWay::Left(channel)), reply) => {
+                let Entry::Occupied(mut own) = self.unsaid.entry(channel) else { return };
+                if own.get().command != Some(command) {
+                    // It was said again meanwhile.
+                } else if matches!(reply, Err(Failed::Unknown | Failed::Moving)) {
+                    own.get_mut().command = None;
+                } else {
+                    own.remove();
+                }
+            }
             (Some(UnderWay::Who(channel, number)), Ok(Reply::HeardBy(count))) => {
                 let count = count.saturating_sub(1);
                 self.told.push(Told::Home(channel, FromUpstream::WhoHeardBy { number, count }));
@@ -719,14 +761,57 @@ impl Bridge {
 mod tests {
     use super::*;
 
-    #[test]
-    fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
+    /// One that is connected, and a channel.
+    fn connected() -> (Bridge, ChannelName) {
         let (revoked, rooms) = (Arc::new(RevokedTable::new(1)), Arc::new(RoomTable::new(1)));
         let (by, patience_ms) = (Numbering::Redis, 1000);
         let process = Process { instance: 1, by, patience_ms, revoked, rooms };
         let mut bridge = Bridge::new(process, 0);
         bridge.connected();
-        let channel = ChannelName::new("a").unwrap();
+        (bridge, ChannelName::new("a").unwrap())
+    }
+
+    #[test]
+    fn that_a_channel_is_not_here_any_more_is_said_until_it_is_heard() {
+        let (mut bridge, channel) = connected();
+        let roll = |has_it: bool| {
+            let roll = Roll { whole: true, first: true, asks: has_it, has_it, ..Roll::default() };
+            ToUpstream::Roll { channel: channel.clone(), numbered: true, to: None, roll }
+        };
+        let said = |bridge: &mut Bridge| -> Vec<u64> {
+            let all = bridge.take_commands();
+            let told = all.filter(|(_, own)| matches!(own, Command::Message(To::Followers(_), _)));
+            told.map(|(number, _)| number).collect()
+        };
+        bridge.wanted(roll(false));
+        let first = said(&mut bridge);
+        bridge.tick(1);
+        assert_eq!((first.len(), said(&mut bridge).len()), (1, 0), "it is under way");
+        bridge.answered(first[0], Err(Failed::Unknown));
+        bridge.tick(2);
+        assert_eq!(said(&mut bridge).len(), 1);
+        bridge.lost(3);
+        bridge.tick(4);
+        assert_eq!(said(&mut bridge).len(), 0, "nobody can be told");
+        bridge.connected();
+        let again = said(&mut bridge);
+        bridge.answered(again[0], Ok(Reply::HeardBy(1)));
+        bridge.tick(5);
+        assert_eq!((again.len(), said(&mut bridge).len()), (1, 0), "it was heard");
+        // Where it is here again, that is what others are told.
+        bridge.wanted(roll(false));
+        let left = said(&mut bridge);
+        bridge.wanted(roll(true));
+        bridge.answered(left[0], Err(Failed::Unknown));
+        assert_eq!(said(&mut bridge).len(), 1);
+        bridge.tick(6);
+        assert_eq!(said(&mut bridge).len(), 0);
+        assert!(bridge.unsaid.is_empty());
+    }
+
+    #[test]
+    fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
+        let (mut bridge, channel) = connected();
         let follow = || ToUpstream::Follow { channel: channel.clone(), since: None, ask: 1 };
         bridge.wanted(follow());
         bridge.wanted(ToUpstream::Unfollow { channel: channel.clone() });

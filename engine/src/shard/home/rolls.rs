@@ -40,6 +40,8 @@ pub(super) struct Rolls {
     asked: Option<Asked>,
     /// Everybody who was asked has answered, or had time to.
     known: bool,
+    /// Nodes that were not among these though they are taken to have the channel.
+    doubted: Vec<u64>,
     /// The others have to be told and asked once they can be.
     pub(super) due: bool,
     /// Something here has changed of which they were not told.
@@ -126,9 +128,17 @@ impl Rolls {
     fn settle(&mut self) {
         let is_done =
             |asked: &Asked| asked.count.is_some_and(|count| asked.answered.len() >= count);
-        if self.asked.as_ref().is_some_and(is_done) {
-            (self.asked, self.known) = (None, true);
+        if let Some(asked) = self.asked.take_if(|asked| is_done(asked)) {
+            self.known = true;
+            let doubted = self.others().filter(|other| !asked.answered.contains(other));
+            self.doubted = doubted.collect();
         }
+    }
+
+    /// Nodes that are to be asked by themselves whether they still have the channel: they may have said that they do not, as that could not
+    /// be heard.
+    pub(super) fn take_doubted(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.doubted)
     }
 
     /// Whether it is known who is there. Who has not answered in time is not waited for.
@@ -195,6 +205,7 @@ mod tests {
         assert_eq!(said, Some(Said::Whole(vec![entry(1), entry(2)])));
         assert!(rolls.is_known(0));
         assert_eq!((rolls.take_waiting(0).len(), rolls.subscribers()), (1, 5));
+        assert_eq!(rolls.take_doubted(), [3], "was not asked, and is taken to have the channel");
         // Nor is what somebody says to all, or the end of what has begun before.
         let to_all = Roll { asks: true, ..roll(true, false, 7, vec![]) };
         assert_eq!(rolls.heard(4, to_all), Some(Said::Whole(vec![])));

@@ -214,6 +214,14 @@ impl Homes {
         if let Some(rolls) = self.home_mut(index).rolls.as_mut() {
             rolls.asked(count);
             self.release_waiting(index, now_ms);
+            self.ask_doubted(index);
+        }
+    }
+
+    fn ask_doubted(&mut self, index: u32) {
+        let rolls = self.home_mut(index).rolls.as_mut();
+        for instance in rolls.map(|own| own.take_doubted()).unwrap_or_default() {
+            self.call_roll_of(index, instance);
         }
     }
 
@@ -237,6 +245,7 @@ impl Homes {
             self.has_left(index, from);
         }
         self.members_changed(index, now_ms);
+        self.ask_doubted(index);
         self.end_if_left(index);
         self.release_waiting(index, now_ms);
     }
@@ -268,17 +277,19 @@ impl Homes {
     /// A process that was taken for gone is there: each says to the other who is there.
     pub(in crate::shard) fn node_is_back(&mut self, instance: u64) {
         for index in 0..self.homes.slots() {
-            let Some(home) = self.homes.get_mut(index).filter(|home| home.rolls.is_some()) else {
-                continue;
-            };
-            let subscribers = u32::try_from(home.subscribers()).unwrap_or(u32::MAX);
-            if let Some(rolls) = &mut home.rolls {
-                rolls.told = rolls.told.filter(|told| *told == subscribers);
-            }
-            let here = home.members.as_ref().map(|members| members.all_here());
-            let said = self::rolls(here.unwrap_or_default(), (true, true), subscribers);
-            self.say(index, Some(instance), said);
+            self.call_roll_of(index, instance);
         }
+    }
+
+    /// Says to one other node who is there, and asks it the same, where there are any.
+    fn call_roll_of(&mut self, index: u32, instance: u64) {
+        let Some(home) = self.homes.get_mut(index) else { return };
+        let subscribers = u32::try_from(home.subscribers()).unwrap_or(u32::MAX);
+        let Some(rolls) = &mut home.rolls else { return };
+        rolls.told = rolls.told.filter(|told| *told == subscribers);
+        let here = home.members.as_ref().map(|members| members.all_here());
+        let said = self::rolls(here.unwrap_or_default(), (true, true), subscribers);
+        self.say(index, Some(instance), said);
     }
 
     /// A process is not there any more; `own` is what this one is called.
