@@ -50,6 +50,8 @@ use transfer::Transfers;
 const SUPPORT_MS: u64 = 2000;
 /// Who hears nothing of the time for so long has stood still.
 const STOOD_STILL_MS: u64 = 1000;
+/// Bytes that a member which no link leads to yet is told later, with 64 for each publication.
+const UNLINKED_BYTES_MAX: usize = 8 << 20;
 /// Channels in one frame.
 const FOLLOW_CHANNELS_MAX: usize = 512;
 
@@ -93,6 +95,26 @@ struct Peer {
     sent_view: u64,
     /// What is asked of each other can be answered: both go by the same view.
     agrees: bool,
+}
+
+/// What is published on bridged channels, as long as no link leads to a member: the oldest is given up, and its beats tell it so.
+#[derive(Debug, Default)]
+struct Unlinked {
+    shared: VecDeque<(ChannelName, Bytes)>,
+    bytes: usize,
+}
+
+impl Unlinked {
+    fn push(&mut self, channel: ChannelName, bytes: Bytes) {
+        let size = |bytes: &Bytes| bytes.len() + 64;
+        self.bytes += size(&bytes);
+        self.shared.push_back((channel, bytes));
+        while self.bytes > UNLINKED_BYTES_MAX
+            && let Some((_, oldest)) = self.shared.pop_front()
+        {
+            self.bytes -= size(&oldest);
+        }
+    }
 }
 
 /// A command that is not answered yet.
@@ -158,6 +180,8 @@ pub struct Mesh {
     /// It can do what it is asked.
     up: bool,
     peers: BTreeMap<Instance, Peer>,
+    /// Members that are not among them.
+    unlinked: BTreeMap<Instance, Unlinked>,
     /// Those of the view before that are members still and are not known to go by this one …
     awaited: BTreeSet<Instance>,
     /// Until then channels that this node did not keep before are not.
@@ -204,6 +228,7 @@ impl Mesh {
             leased_until_ms: 0,
             up: false,
             peers: BTreeMap::new(),
+            unlinked: BTreeMap::new(),
             awaited: BTreeSet::new(),
             begins_ms: None,
             waits_ms: 0,
@@ -329,9 +354,7 @@ impl Mesh {
                 let others = self.tell_all(&Topic::Shared(channel), &bytes);
                 self.heard_by(number, others + 1);
             }
-            Command::Share { channel, bytes } => {
-                self.tell_all(&Topic::Shared(channel), &bytes);
-            }
+            Command::Share { channel, bytes } => self.share(channel, bytes),
             // Everybody knows what this node knows: whom it meets it tells, and is told by.
             Command::AllKept { .. } => {
                 let known = Reply::Kept(self.known(), None);
@@ -350,6 +373,16 @@ impl Mesh {
             self.frames.push((*peer, Frame::Told(topic.clone(), bytes.clone())));
         }
         self.peers.len()
+    }
+
+    /// Tells all members of a publication, those that cannot be reached once they can be.
+    fn share(&mut self, channel: ChannelName, bytes: Bytes) {
+        let is_far = |of: &Instance| *of != self.own.instance && !self.peers.contains_key(of);
+        let members = self.view.members.iter().map(|member| member.instance);
+        for member in members.filter(is_far) {
+            self.unlinked.entry(member).or_default().push(channel.clone(), bytes.clone());
+        }
+        self.tell_all(&Topic::Shared(channel), &bytes);
     }
 
     fn send(&mut self, to: Instance, frame: Frame) {
@@ -442,6 +475,9 @@ impl Mesh {
         self.peers.insert(peer, Peer::default());
         let alive = self.alive(peer);
         self.send(peer, alive);
+        for (channel, bytes) in self.unlinked.remove(&peer).unwrap_or_default().shared {
+            self.send(peer, Frame::Told(Topic::Shared(channel), bytes));
+        }
         self.said.push_back(Said::Met(peer));
         self.tell_known(&[peer]);
     }
@@ -584,6 +620,7 @@ impl Mesh {
         self.awaited = others.copied().filter(is_member).collect();
         let to = members.iter().map(|member| member.instance);
         let to = to.filter(|of| *of != own && before.contains(&own));
+        self.unlinked.retain(|of, _| is_member(of));
         self.transfers.begin(lives, to, self.awaited.iter().copied(), self.now_ms);
         // Whoever was waited for by the view before is, by this one.
         let waited_ms = self.begins_ms.unwrap_or(self.now_ms.saturating_add(waits_ms));

@@ -238,3 +238,43 @@ fn more_history_than_there_ever_was_is_refused() {
     assert!(store::Kept::of(life(3), history(4), 0).is_none());
     assert!(store::Kept::of(life(u64::MAX), history(0), 0).is_none());
 }
+
+#[test]
+fn what_is_published_before_a_link_is_there_comes_over_it() {
+    let mut nodes = Nodes::new(&[1, 2]);
+    for (own, other) in [(1, 2), (2, 1)] {
+        nodes.mesh(own).closed(Instance(other));
+    }
+    nodes.go_by(&[1, 2], &[]);
+    let channel = ChannelName::new("b").unwrap();
+    let share = |number: u8, size: usize| Command::Share {
+        channel: channel.clone(),
+        bytes: Bytes::from(vec![number; size]),
+    };
+    // More than is kept: the oldest is given up.
+    for number in 0..10 {
+        nodes.ask(1, share(number, 1 << 20));
+    }
+    let told = |nodes: &mut Nodes| -> Vec<u8> {
+        nodes.hand_on(|_, _| false);
+        let mesh = nodes.mesh(2);
+        let said = std::iter::from_fn(|| mesh.take_said());
+        said.filter_map(|said| match said {
+            Said::Told(Topic::Shared(_), bytes) => Some(bytes[0]),
+            _ => None,
+        })
+        .collect()
+    };
+    assert!(told(&mut nodes).is_empty());
+    for (own, other) in [(1, 2), (2, 1)] {
+        nodes.mesh(own).opened(Instance(other));
+    }
+    nodes.ask(1, share(10, 1));
+    assert_eq!(told(&mut nodes), [3, 4, 5, 6, 7, 8, 9, 10]);
+    // Who is no member any more is told nothing.
+    nodes.mesh(1).closed(Instance(2));
+    nodes.ask(1, share(11, 1));
+    nodes.go_by(&[1], &[]);
+    nodes.mesh(1).opened(Instance(2));
+    assert!(told(&mut nodes).is_empty());
+}

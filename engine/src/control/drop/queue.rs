@@ -90,9 +90,9 @@ impl Taking {
         looked.err().map_or(Look::Done, |e| {
             (self.queue, self.held) = (None, Held::default());
             if let Some(kept_back) = self.failed_log.due(FAILED_EVERY) {
-                tracing::error!(
+                tracing::warn!(
                     kept_back,
-                    "messages that are left in Redis are not published: {e}"
+                    "Redis is not asked for what programs leave there (drop.redis) until it answers again: {e}"
                 );
             }
             Look::Stuck
