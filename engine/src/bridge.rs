@@ -414,6 +414,18 @@ impl Bridge {
         }
     }
 
+    /// That a channel is not here was said by this command, or has to be said again.
+    fn has_left(&mut self, channel: ChannelName, command: u64, again: bool) {
+        let Entry::Occupied(mut own) = self.unsaid.entry(channel) else { return };
+        if own.get().command != Some(command) {
+            // It was said once more since.
+        } else if again {
+            own.get_mut().command = None;
+        } else {
+            own.remove();
+        }
+    }
+
     /// Says what could not be said when it was to be.
     fn say_unsaid(&mut self) {
         let unsaid = self.unsaid.iter().filter(|(_, own)| own.command.is_none());
@@ -654,14 +666,8 @@ impl Bridge {
                 self.told.push(Told::Home(channel, heard));
             }
             (Some(UnderWay::Left(channel)), reply) => {
-                let Entry::Occupied(mut own) = self.unsaid.entry(channel) else { return };
-                if own.get().command != Some(command) {
-                    // It was said again meanwhile.
-                } else if matches!(reply, Err(Failed::Unknown | Failed::Moving)) {
-                    own.get_mut().command = None;
-                } else {
-                    own.remove();
-                }
+                let again = matches!(reply, Err(Failed::Unknown | Failed::Moving));
+                self.has_left(channel, command, again);
             }
             (Some(UnderWay::Who(channel, number)), Ok(Reply::HeardBy(count))) => {
                 let count = count.saturating_sub(1);
