@@ -304,11 +304,14 @@ impl Link {
         let turn = self.written.map_or(0, |written| written.turn);
         let (conn, who) = (self.conn, self.who.clone());
         let Some(own) = self.channels.get_mut(&channel) else { return };
-        if own.view == View::Off && !own.raw.silent {
+        let is_new = own.view == View::Off;
+        if is_new && !own.raw.silent {
             own.raw.begin(channel, conn, &who, scene.judge);
+        }
+        // Of one that the server has begun by itself nobody is told, of what comes behind its end everybody.
+        if is_new && (!own.raw.silent || own.subscribed > 0) {
             own.subscribed = turn;
         }
-        let is_new = own.view == View::Off;
         // Where its end is not told this may be a new subscription.
         if !is_new && may_have_ended {
             own.raw.subscribes += 1;
