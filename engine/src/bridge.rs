@@ -409,7 +409,7 @@ impl Bridge {
             self.under_way.insert(command, UnderWay::Left(channel.clone()));
             command
         });
-        if self.unsaid.len() < UNSAID_MAX {
+        if self.unsaid.len() < UNSAID_MAX || self.unsaid.contains_key(&channel) {
             self.unsaid.insert(channel, Unsaid { numbered, command });
         }
     }
@@ -813,6 +813,25 @@ mod tests {
         bridge.tick(6);
         assert_eq!(said(&mut bridge).len(), 0);
         assert!(bridge.unsaid.is_empty());
+    }
+
+    #[test]
+    fn that_very_many_channels_are_not_here_is_said_once() {
+        let (mut bridge, _) = connected();
+        bridge.lost(1);
+        for number in 0..UNSAID_MAX {
+            let channel = ChannelName::new(&number.to_string()).unwrap();
+            let roll = Roll { whole: true, first: true, ..Roll::default() };
+            bridge.wanted(ToUpstream::Roll { channel, numbered: true, to: None, roll });
+        }
+        bridge.connected();
+        let said = |bridge: &mut Bridge| {
+            let all = bridge.take_commands();
+            all.filter(|(_, own)| matches!(own, Command::Message(To::Followers(_), _))).count()
+        };
+        assert_eq!(said(&mut bridge), UNSAID_MAX);
+        bridge.tick(2);
+        assert_eq!(said(&mut bridge), 0);
     }
 
     #[test]
