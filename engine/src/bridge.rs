@@ -31,7 +31,6 @@ mod thread;
 mod told;
 mod way;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -39,7 +38,7 @@ use bytes::Bytes;
 use ringfeed_protocol::{ChannelName, Position, Refused};
 
 use crate::message::{
-    Confirming, ErrandId, FromUpstream, Missing, Outgoing, Post, Roll, Stored, ToUpstream,
+    Confirming, ErrandId, FromUpstream, Missing, Outgoing, Post, Stored, ToUpstream,
 };
 use crate::revoked::RevokedTable;
 use crate::rooms::RoomTable;
@@ -48,7 +47,7 @@ pub use command::{Append, Command, Failed, Item, Read, Reply, To};
 use errands::Errands;
 pub use figures::Figures;
 pub(crate) use handover::Handover;
-use nodes::RESTORED;
+use nodes::{RESTORED, Unsaid};
 pub use script::Keep;
 use spooling::Spooling;
 pub use spooling::{SpoolDone, SpoolOrder, Spooled};
@@ -65,9 +64,6 @@ const LOOK_MS: u64 = 20_000;
 
 /// Other processes that are remembered.
 const HEARD_MAX: usize = 4096;
-
-/// Channels that have ended while Redis is away, of which others are told later.
-const UNSAID_MAX: usize = 1 << 20;
 
 /// Who says nothing while so many beats of this process are heard is not there any more …
 const SILENT_BEATS: u64 = 4;
@@ -141,14 +137,6 @@ enum UnderWay {
     Left(ChannelName),
     /// Where it is asked who was, when a publication came, and its number.
     Who(ChannelName, u64),
-}
-
-/// That a channel is not here any more, of which nobody has been told yet.
-#[derive(Debug, Clone, Copy)]
-struct Unsaid {
-    numbered: bool,
-    /// By this command they are about to be.
-    command: Option<u64>,
 }
 
 /// Another process.
@@ -398,39 +386,6 @@ impl Bridge {
                 }
             }
         }
-    }
-
-    /// Says that a channel is not here any more, as soon as that can be heard: what is there would be said anew, this by nobody.
-    fn leave(&mut self, channel: ChannelName, numbered: bool) {
-        let command = self.is_up().then(|| {
-            let roll = Roll { whole: true, first: true, ..Roll::default() };
-            let bytes = rolls::encode(self.instance, &channel, &roll);
-            let command = self.send(whom(&channel, numbered, None), bytes);
-            self.under_way.insert(command, UnderWay::Left(channel.clone()));
-            command
-        });
-        if self.unsaid.len() < UNSAID_MAX || self.unsaid.contains_key(&channel) {
-            self.unsaid.insert(channel, Unsaid { numbered, command });
-        }
-    }
-
-    /// That a channel is not here was said by this command, or has to be said again.
-    fn has_left(&mut self, channel: ChannelName, command: u64, again: bool) {
-        let Entry::Occupied(mut own) = self.unsaid.entry(channel) else { return };
-        if own.get().command != Some(command) {
-            // It was said once more since.
-        } else if again {
-            own.get_mut().command = None;
-        } else {
-            own.remove();
-        }
-    }
-
-    /// Says what could not be said when it was to be.
-    fn say_unsaid(&mut self) {
-        let unsaid = self.unsaid.iter().filter(|(_, own)| own.command.is_none());
-        let unsaid: Vec<_> = unsaid.map(|(channel, own)| (channel.clone(), own.numbered)).collect();
-        unsaid.into_iter().for_each(|(channel, numbered)| self.leave(channel, numbered));
     }
 
     /// Says that it is here where it is waited for who has got a publication.
@@ -764,94 +719,4 @@ impl Bridge {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One that is connected, and a channel.
-    fn connected() -> (Bridge, ChannelName) {
-        let (revoked, rooms) = (Arc::new(RevokedTable::new(1)), Arc::new(RoomTable::new(1)));
-        let (by, patience_ms) = (Numbering::Redis, 1000);
-        let process = Process { instance: 1, by, patience_ms, revoked, rooms };
-        let mut bridge = Bridge::new(process, 0);
-        bridge.connected();
-        (bridge, ChannelName::new("a").unwrap())
-    }
-
-    #[test]
-    fn that_a_channel_is_not_here_any_more_is_said_until_it_is_heard() {
-        let (mut bridge, channel) = connected();
-        let roll = |has_it: bool| {
-            let roll = Roll { whole: true, first: true, asks: has_it, has_it, ..Roll::default() };
-            ToUpstream::Roll { channel: channel.clone(), numbered: true, to: None, roll }
-        };
-        let said = |bridge: &mut Bridge| -> Vec<u64> {
-            let all = bridge.take_commands();
-            let told = all.filter(|(_, own)| matches!(own, Command::Message(To::Followers(_), _)));
-            told.map(|(number, _)| number).collect()
-        };
-        bridge.wanted(roll(false));
-        let first = said(&mut bridge);
-        bridge.tick(1);
-        assert_eq!((first.len(), said(&mut bridge).len()), (1, 0), "it is under way");
-        bridge.answered(first[0], Err(Failed::Unknown));
-        bridge.tick(2);
-        assert_eq!(said(&mut bridge).len(), 1);
-        bridge.lost(3);
-        bridge.tick(4);
-        assert_eq!(said(&mut bridge).len(), 0, "nobody can be told");
-        bridge.connected();
-        let again = said(&mut bridge);
-        bridge.answered(again[0], Ok(Reply::HeardBy(1)));
-        bridge.tick(5);
-        assert_eq!((again.len(), said(&mut bridge).len()), (1, 0), "it was heard");
-        // Where it is here again, that is what others are told.
-        bridge.wanted(roll(false));
-        let left = said(&mut bridge);
-        bridge.wanted(roll(true));
-        bridge.answered(left[0], Err(Failed::Unknown));
-        assert_eq!(said(&mut bridge).len(), 1);
-        bridge.tick(6);
-        assert_eq!(said(&mut bridge).len(), 0);
-        assert!(bridge.unsaid.is_empty());
-    }
-
-    #[test]
-    fn that_very_many_channels_are_not_here_is_said_once() {
-        let (mut bridge, _) = connected();
-        bridge.lost(1);
-        for number in 0..UNSAID_MAX {
-            let channel = ChannelName::new(&number.to_string()).unwrap();
-            let roll = Roll { whole: true, first: true, ..Roll::default() };
-            bridge.wanted(ToUpstream::Roll { channel, numbered: true, to: None, roll });
-        }
-        bridge.connected();
-        let said = |bridge: &mut Bridge| {
-            let all = bridge.take_commands();
-            all.filter(|(_, own)| matches!(own, Command::Message(To::Followers(_), _))).count()
-        };
-        assert_eq!(said(&mut bridge), UNSAID_MAX);
-        bridge.tick(2);
-        assert_eq!(said(&mut bridge), 0);
-    }
-
-    #[test]
-    fn who_follows_no_more_before_it_is_confirmed_leaves_nothing_behind() {
-        let (mut bridge, channel) = connected();
-        let follow = || ToUpstream::Follow { channel: channel.clone(), since: None, ask: 1 };
-        bridge.wanted(follow());
-        bridge.wanted(ToUpstream::Unfollow { channel: channel.clone() });
-        bridge.subscribed(&channel);
-        assert!(bridge.ways.is_empty(), "{:?}", bridge.ways);
-        // Followed again in between, it is asked about once both are confirmed.
-        for what in [follow(), ToUpstream::Unfollow { channel: channel.clone() }, follow()] {
-            bridge.wanted(what);
-        }
-        let reads = |bridge: &mut Bridge| {
-            bridge.take_commands().filter(|(_, own)| matches!(own, Command::Read(_))).count()
-        };
-        bridge.subscribed(&channel);
-        assert_eq!(reads(&mut bridge), 0);
-        bridge.subscribed(&channel);
-        assert_eq!(reads(&mut bridge), 1);
-    }
-}
+mod tests;

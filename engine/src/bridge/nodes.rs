@@ -1,18 +1,20 @@
 //! What nodes say to one another beside publications: what they ask of all, what all are to know, who is on channels, and that
 //! they live.
 
+use std::collections::btree_map::Entry;
 use std::time::Instant;
 
 use bytes::Bytes;
+use ringfeed_protocol::ChannelName;
 
 use super::command::{Command, To};
 use super::errands::{self, Asker};
 use super::{
     Alive, BEATS_FIRST, Bridge, HEARD_MAX, LOOK_MS, Numbering, SILENT_BEATS, Told, UnderWay,
-    confirming, item, rolls,
+    confirming, item, rolls, whom,
 };
 use crate::message::{
-    Errand, ErrandId, FromUpstream, Kept, Missing, Outcome, Revocation, RoomWord, Shards,
+    Errand, ErrandId, FromUpstream, Kept, Missing, Outcome, Revocation, Roll, RoomWord, Shards,
     ToUpstream,
 };
 use crate::revoked::Added;
@@ -26,7 +28,51 @@ const RESTORED_AT_ONCE: usize = 1000;
 /// … and if that was not all, it is looked into again so soon.
 const RESTORED_EVERY_MS: u64 = 1000;
 
+/// Channels that have ended while Redis is away, of which others are told later.
+pub(super) const UNSAID_MAX: usize = 1 << 20;
+
+/// That a channel is not here any more, of which nobody has been told yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unsaid {
+    numbered: bool,
+    /// By this command they are about to be.
+    pub(super) command: Option<u64>,
+}
+
 impl Bridge {
+    /// Says that a channel is not here any more, as soon as that can be heard: what is there would be said anew, this by nobody.
+    pub(super) fn leave(&mut self, channel: ChannelName, numbered: bool) {
+        let command = self.is_up().then(|| {
+            let roll = Roll { whole: true, first: true, ..Roll::default() };
+            let bytes = rolls::encode(self.instance, &channel, &roll);
+            let command = self.send(whom(&channel, numbered, None), bytes);
+            self.under_way.insert(command, UnderWay::Left(channel.clone()));
+            command
+        });
+        if self.unsaid.len() < UNSAID_MAX || self.unsaid.contains_key(&channel) {
+            self.unsaid.insert(channel, Unsaid { numbered, command });
+        }
+    }
+
+    /// That a channel is not here was said by this command, or has to be said again.
+    pub(super) fn has_left(&mut self, channel: ChannelName, command: u64, again: bool) {
+        let Entry::Occupied(mut own) = self.unsaid.entry(channel) else { return };
+        if own.get().command != Some(command) {
+            // It was said once more since.
+        } else if again {
+            own.get_mut().command = None;
+        } else {
+            own.remove();
+        }
+    }
+
+    /// Says what could not be said when it was to be.
+    pub(super) fn say_unsaid(&mut self) {
+        let unsaid = self.unsaid.iter().filter(|(_, own)| own.command.is_none());
+        let unsaid: Vec<_> = unsaid.map(|(channel, own)| (channel.clone(), own.numbered)).collect();
+        unsaid.into_iter().for_each(|(channel, numbered)| self.leave(channel, numbered));
+    }
+
     /// Asks something of all other nodes.
     pub(super) fn ask_nodes(&mut self, asker: Asker, errand: Errand) {
         if let Errand::Keep(Kept::Room(word)) = &errand {
