@@ -43,8 +43,7 @@ impl Bridge {
     /// Says that a channel is not here any more, as soon as that can be heard: what is there would be said anew, this by nobody.
     pub(super) fn leave(&mut self, channel: ChannelName, numbered: bool) {
         let command = self.is_up().then(|| {
-            let roll = Roll { whole: true, first: true, ..Roll::default() };
-            let bytes = rolls::encode(self.instance, &channel, &roll);
+            let bytes = rolls::encode(self.instance, &channel, &Roll::not_there());
             let command = self.send(whom(&channel, numbered, None), bytes);
             self.under_way.insert(command, UnderWay::Left(channel.clone()));
             command

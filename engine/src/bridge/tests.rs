@@ -56,7 +56,7 @@ fn that_very_many_channels_are_not_here_is_said_once() {
     bridge.lost(1);
     for number in 0..UNSAID_MAX {
         let channel = ChannelName::new(&number.to_string()).unwrap();
-        let roll = Roll { whole: true, first: true, ..Roll::default() };
+        let roll = Roll::not_there();
         bridge.wanted(ToUpstream::Roll { channel, numbered: true, to: None, roll });
     }
     bridge.connected();

@@ -149,6 +149,11 @@ pub struct Roll {
 }
 
 impl Roll {
+    /// That the channel is not there.
+    pub(crate) fn not_there() -> Roll {
+        Roll { whole: true, first: true, ..Roll::default() }
+    }
+
     /// Bytes that it holds while it waits.
     pub(crate) fn cost(&self) -> usize {
         let entries = self.entries.iter().map(RollEntry::cost).sum::<usize>();

@@ -261,8 +261,7 @@ impl Homes {
             let here = home.members.as_ref().map(|members| members.all_here());
             Some(self::rolls(here.unwrap_or_default(), (true, false), subscribers))
         });
-        let nothing = || vec![Roll { whole: true, first: true, ..Roll::default() }];
-        for roll in answer.unwrap_or_else(nothing) {
+        for roll in answer.unwrap_or_else(|| vec![Roll::not_there()]) {
             let (channel, to) = (channel.clone(), Some(to));
             self.outgoing.push(ToUpstream::Roll { channel, numbered: false, to, roll });
         }
@@ -270,7 +269,7 @@ impl Homes {
 
     /// A home with a roll closes: others need not reckon with it.
     pub(super) fn close_roll(&mut self, channel: ChannelName, numbered: bool) {
-        let roll = Roll { whole: true, first: true, ..Roll::default() };
+        let roll = Roll::not_there();
         self.outgoing.push(ToUpstream::Roll { channel, numbered, to: None, roll });
     }
 
